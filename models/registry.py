@@ -1,0 +1,265 @@
+"""Keep bundles as versions of a name in MLflow; `champion` is the version that scores.
+
+To promote a version or to roll back is one move of an alias. MLflow is imported by the calls, not with this
+module: that takes seconds, and nothing that scores needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from models.bundle import Bundle
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+_SQLITE = "sqlite:///"
+_FOLDER = "bundle"  # of a run's artifacts
+_BUNDLE_ID = "bundle_id"  # tag of a run and of a version
+_BATCH = 100  # MLflow's limit of one call
+
+
+class RegistryError(Exception):
+    """A name, version or alias that is not there; the message says what is."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered bundle."""
+
+    version: int
+    bundle_id: str
+    aliases: tuple[str, ...]  # sorted
+    created: datetime  # UTC
+    run_id: str
+
+
+def register(
+    bundle: Bundle,
+    name: str,
+    tracking_uri: str,
+    *,
+    aliases: Sequence[str] = (),
+    promote: bool = False,
+) -> int:
+    """Keep a bundle as the next version of a name, and return the version.
+
+    A name's first version becomes champion, a later one challenger, or champion with `promote`. A bundle
+    whose id the name already has keeps its version, and only the aliases asked for are moved to it. What
+    metadata holds under "metrics" becomes the run's metrics, all else its parameters, both by dotted path.
+
+    Args:
+        bundle: what to keep; it is loaded and proven on its golden rows first.
+        name: letters, digits, `_`, `.` and `-`.
+        tracking_uri: MLflow's, such as sqlite:///folder/registry.db, which is made if missing, with the
+            artifacts next to it.
+        aliases: more aliases for this version.
+        promote: make it champion.
+
+    Raises:
+        RegistryError: if the name or an alias is malformed.
+        ModelError: if the bundle's model does not load or does not give its golden scores.
+        mlflow.exceptions.MlflowException: if MLflow refuses otherwise.
+    """
+    from models.booster import Scorer
+
+    _require_plain("name", name)
+    for alias in aliases:
+        _require_alias(alias)
+    Scorer.from_bundle(bundle)
+    with _client(tracking_uri, create=True) as client:
+        versions = _versions(client, name)
+        version = next((known.version for known in versions if known.bundle_id == bundle.bundle_id), None)
+        moves = [*aliases, *([CHAMPION] if promote else [])]
+        if version is None:
+            if not versions and not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            version = _create_version(client, bundle, name, _artifacts(tracking_uri))
+            if not promote:
+                moves.append(CHALLENGER if versions else CHAMPION)
+        for alias in moves:
+            client.set_registered_model_alias(name, alias, str(version))
+        return version
+
+
+def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
+    """Return a registered bundle, with every digest checked and the id it was registered with.
+
+    Raises:
+        RegistryError: if there is no such registry, name, version or alias.
+        BundleError: if the stored files are missing or damaged.
+    """
+    with _client(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+        from mlflow.exceptions import MlflowException
+
+        found = _find(client, name, version_or_alias)
+        try:
+            path = client.download_artifacts(found.run_id, _FOLDER, folder)
+        except (OSError, MlflowException) as error:
+            raise RegistryError(
+                f"{name} version {found.version}: its files cannot be read: {error}"
+            ) from error
+        return Bundle.load(Path(path), expected_id=found.bundle_id)
+
+
+def set_alias(name: str, alias: str, version_or_alias: int | str, tracking_uri: str) -> int:
+    """Move an alias to a version and return that version: champion moves to promote or to roll back.
+
+    Raises:
+        RegistryError: if there is no such registry, name, version or alias to move to, or the alias is
+            malformed.
+    """
+    _require_alias(alias)
+    with _client(tracking_uri) as client:
+        version = _find(client, name, version_or_alias).version
+        client.set_registered_model_alias(name, alias, str(version))
+        return version
+
+
+def list_versions(name: str, tracking_uri: str) -> list[Version]:
+    """Return the versions of a name, ascending.
+
+    Raises:
+        RegistryError: if there is no such registry or name.
+    """
+    with _client(tracking_uri) as client:
+        return _existing(client, name)
+
+
+@contextmanager
+def _client(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
+    """Open MLflow without its reports to its makers, its notices and its progress bars."""
+    if tracking_uri.startswith(_SQLITE):
+        database = Path(tracking_uri.removeprefix(_SQLITE))
+        if create:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        elif not database.is_file():  # MLflow would make an empty one
+            raise RegistryError(f"no registry at {database}")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
+        import mlflow
+
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        yield mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+
+def _versions(client: Any, name: str) -> list[Version]:
+    """Return the versions of a name, ascending; of a name that is not there, none."""
+    models = client.search_registered_models(f"name = '{name}'")
+    aliases: dict[str, list[str]] = {}
+    for alias, version in (models[0].aliases if models else {}).items():
+        aliases.setdefault(str(version), []).append(alias)
+    found: list[Version] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        for known in page:
+            created = datetime.fromtimestamp(known.creation_timestamp / 1000, UTC)
+            names = tuple(sorted(aliases.get(str(known.version), ())))
+            bundle_id = known.tags.get(_BUNDLE_ID, "")
+            found.append(Version(int(known.version), bundle_id, names, created, known.run_id))
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda known: known.version)
+
+
+def _existing(client: Any, name: str) -> list[Version]:
+    """Return the versions of a name, ascending, at least one."""
+    _require_plain("name", name)
+    versions = _versions(client, name)
+    if not versions:
+        names = sorted(model.name for model in client.search_registered_models())
+        raise RegistryError(f"no bundle is registered as {name!r}; there are: {', '.join(names) or 'none'}")
+    return versions
+
+
+def _find(client: Any, name: str, version_or_alias: int | str) -> Version:
+    versions = _existing(client, name)
+    for known in versions:
+        if str(version_or_alias) in (str(known.version), *known.aliases):
+            return known
+    there = ", ".join(" ".join([str(known.version), *known.aliases]) for known in versions)
+    raise RegistryError(f"{name} has no version or alias {str(version_or_alias)!r}; there are: {there}")
+
+
+def _create_version(client: Any, bundle: Bundle, name: str, artifacts: str | None) -> int:
+    """Log a bundle as a run with its files and make the run's files a version; return the version."""
+    from mlflow.entities import Metric, Param
+
+    known = client.get_experiment_by_name(name)
+    experiment = known.experiment_id if known else client.create_experiment(name, artifact_location=artifacts)
+    run = client.create_run(experiment, run_name=bundle.bundle_id, tags={_BUNDLE_ID: bundle.bundle_id})
+    status = "FAILED"
+    try:
+        metrics: dict[str, float] = {}
+        params: dict[str, str] = {}
+        for path, value in _leaves(bundle.metadata):
+            if not path.startswith("metrics."):
+                params[_key(path)] = str(value)[:6000]
+            elif isinstance(value, int | float):
+                metrics[_key(path)] = float(value)
+        all_metrics = [Metric(key, value, run.info.start_time, 0) for key, value in metrics.items()]
+        all_params = [Param(key, value) for key, value in params.items()]
+        for first in range(0, max(len(metrics), len(params)), _BATCH):
+            some = slice(first, first + _BATCH)
+            client.log_batch(run.info.run_id, metrics=all_metrics[some], params=all_params[some])
+        with tempfile.TemporaryDirectory() as folder:
+            bundle.save(Path(folder) / _FOLDER)
+            client.log_artifacts(run.info.run_id, folder)
+        created = client.create_model_version(
+            name,
+            source=f"{run.info.artifact_uri}/{_FOLDER}",
+            run_id=run.info.run_id,
+            tags={_BUNDLE_ID: bundle.bundle_id},
+        )
+        status = "FINISHED"
+        return int(created.version)
+    finally:
+        client.set_terminated(run.info.run_id, status)
+
+
+def _artifacts(tracking_uri: str) -> str | None:
+    """Return where the files of an SQLite registry go, next to it; a server knows its own place."""
+    if not tracking_uri.startswith(_SQLITE):
+        return None
+    database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
+    return (database.parent / "artifacts").as_uri()
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is not None in nested mappings, by dotted path."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    elif value is not None:
+        yield path, value
+
+
+def _key(path: str) -> str:
+    """Return a path as MLflow lets a key be written."""
+    return re.sub(r"[^\w. :/-]", "_", path, flags=re.ASCII)[:250]
+
+
+def _require_plain(kind: str, text: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
+        raise RegistryError(f"{kind} {text!r}: letters, digits, '_', '.' and '-' are allowed, at most 100")
+
+
+def _require_alias(alias: str) -> None:
+    _require_plain("alias", alias)
+    if re.fullmatch(r"v?\d+|latest", alias, flags=re.IGNORECASE):
+        raise RegistryError(f"alias {alias!r}: reads as a version")

@@ -1,0 +1,47 @@
+"""The refusals of the emulator; each carries the gRPC status it is answered with.
+
+    BrokerError
+    ├── InvalidArgument      the request can never be right
+    ├── NotFound             a topic, subscription or snapshot it names does not exist
+    ├── AlreadyExists        a name it wants to create is taken
+    ├── FailedPrecondition   right in itself, not in the present state
+    ├── ResourceExhausted    a bound of the emulator is reached; try again later
+    ├── Unavailable          the broker is (or pretends to be) down; try again later
+    └── Unimplemented        Google's service does it, the emulator does not
+"""
+
+from typing import ClassVar
+
+
+class BrokerError(Exception):
+    """A request was refused; `status` is the name of its gRPC status code."""
+
+    status: ClassVar[str]
+
+
+class InvalidArgument(BrokerError):
+    status = "INVALID_ARGUMENT"
+
+
+class NotFound(BrokerError):
+    status = "NOT_FOUND"
+
+
+class AlreadyExists(BrokerError):
+    status = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(BrokerError):
+    status = "FAILED_PRECONDITION"
+
+
+class ResourceExhausted(BrokerError):
+    status = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(BrokerError):
+    status = "UNAVAILABLE"
+
+
+class Unimplemented(BrokerError):
+    status = "UNIMPLEMENTED"

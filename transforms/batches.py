@@ -1,0 +1,181 @@
+"""What flows between the transforms: Arrow record batches, their coder, and how they are split and joined.
+
+Columns whose names start with `__` are headrace's own:
+
+- `__event_time` timestamp[us, UTC]: when the event happened
+- `__source` dictionary of string, `__position` int64: where the event came from (a file and a row or byte
+  offset in it, a subscription and a message, ...)
+- `__payload` binary: the record's original bytes, before validation only; null where a source has rows
+- `__history` bool: the event is past already: it fills windows and is not scored
+
+The element timestamp of a batch after decoding is the end of its slice: event time is cut into slices of a
+length that the source chooses (`SLICE` in the schema's metadata), and a batch holds events of one slice only.
+So whoever waits until the watermark passes a slice's end has all of its events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.utils.timestamp import Timestamp
+
+EVENT_TIME = "__event_time"
+SOURCE = "__source"
+POSITION = "__position"
+PAYLOAD = "__payload"
+HISTORY = "__history"
+
+# Keys of a batch's schema metadata.
+FORMAT = b"headrace.format"
+COLUMNS = b"headrace.columns"
+SLICE = b"headrace.slice_us"
+
+SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
+SYSTEM_FIELDS = {
+    EVENT_TIME: pa.field(EVENT_TIME, pa.timestamp("us", tz="UTC")),
+    SOURCE: pa.field(SOURCE, SOURCE_TYPE),
+    POSITION: pa.field(POSITION, pa.int64()),
+    PAYLOAD: pa.field(PAYLOAD, pa.binary()),
+    HISTORY: pa.field(HISTORY, pa.bool_()),
+}
+
+Keys = np.ndarray[Any, Any]
+
+
+class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
+    """A record batch as an Arrow IPC stream: a slice costs its own rows, not its parent's buffers."""
+
+    def encode(self, value: pa.RecordBatch) -> bytes:
+        """The stream's bytes: schema, dictionaries, one batch."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as writer:
+            writer.write_batch(value)
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+    def decode(self, encoded: bytes) -> pa.RecordBatch:
+        """The batch; its buffers are views of `encoded`."""
+        with pa.ipc.open_stream(pa.py_buffer(encoded)) as reader:
+            return reader.read_next_batch()
+
+    def is_deterministic(self) -> bool:
+        """Equal batches have equal bytes."""
+        return True
+
+    def to_type_hint(self) -> type:
+        """pa.RecordBatch."""
+        return pa.RecordBatch  # type: ignore[no-any-return]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
+
+
+def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """All rows of `batches`, of one schema, one after another."""
+    if len(batches) == 1:
+        return batches[0]
+    table = pa.Table.from_batches(batches)
+    if any(pa.types.is_dictionary(field.type) for field in table.schema):
+        table = table.unify_dictionaries()
+    return as_batch(table)
+
+
+def as_batch(table: pa.Table) -> pa.RecordBatch:
+    """A table as one batch."""
+    columns = [_one_chunk(column) for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def take_rows(batch: pa.RecordBatch, rows: Keys) -> pa.RecordBatch:
+    """The given rows, in that order."""
+    indices = pa.array(rows)
+    return pa.RecordBatch.from_arrays([c.take(indices) for c in batch.columns], schema=batch.schema)
+
+
+def partition(batch: pa.RecordBatch, keys: Keys) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Split a batch by an integer key per row: (key, its rows in their order) for every key that occurs."""
+    if not len(keys):
+        return
+    if (keys[0] == keys).all():
+        yield int(keys[0]), batch
+        return
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(keys)]])
+    sorted_batch = take_rows(batch, order)
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        yield int(ordered[start]), sorted_batch.slice(start, stop - start)
+
+
+def times_us(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The event times of a batch, int64[n], microseconds since 1970 UTC."""
+    return batch.column(batch.schema.get_field_index(EVENT_TIME)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+
+
+def column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column by its name."""
+    return batch.column(batch.schema.get_field_index(name))
+
+
+def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
+    """The end of the slice that each event lies in: the least multiple of `slice_us` not before it."""
+    return -(-event_time_us // slice_us) * slice_us
+
+
+def shard_of(keys: pa.Array, shards: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """A shard int16[n] in [0, shards) for each key, by a hash that is the same everywhere and always."""
+    if shards == 1:
+        return np.zeros(len(keys), np.int16)
+    if pa.types.is_integer(keys.type):
+        hashes = np.asarray(keys.to_numpy(zero_copy_only=False)).astype(np.uint64)
+    else:
+        hashes = _hash_strings(keys)
+    # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
+    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return ((hashes ^ (hashes >> np.uint64(33))) % np.uint64(shards)).astype(np.int16)
+
+
+def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A polynomial hash of each string's bytes modulo 2**64."""
+    keys = keys.cast(pa.binary()) if not pa.types.is_binary(keys.type) else keys
+    _, offsets_buffer, data_buffer = keys.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
+    if not len(keys) or offsets[-1] == offsets[0]:
+        return np.zeros(len(keys), np.uint64)
+    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    offsets = offsets - offsets[0]
+    lengths = np.diff(offsets)
+    place = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
+    powers = np.cumprod(np.full(int(lengths.max()), 0x9E3779B97F4A7C15, np.uint64))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(data * powers[place])])
+    return sums[offsets[1:]] - sums[offsets[:-1]]
+
+
+def timestamp_of(event_time_us: int) -> Timestamp:
+    """A Beam timestamp."""
+    return Timestamp(micros=event_time_us)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """So many events had this outcome."""
+
+    outcome: str
+    events: int

@@ -1,0 +1,80 @@
+"""Validate: every row against the contract; what stays goes on with only the columns that are read later."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+
+from models.contract import check_event_time, check_fixed_point
+from models.faults import RowFaults
+from models.project import Project
+from transforms.batches import (
+    EVENT_TIME,
+    HISTORY,
+    POSITION,
+    SLICE,
+    SOURCE,
+    SYSTEM_FIELDS,
+    partition,
+    slice_ends,
+    times_us,
+    timestamp_of,
+)
+from transforms.dead_letters import make_dead_letters, split_good
+from transforms.decode import DEAD
+
+_CARRIED_SYSTEM = (EVENT_TIME, SOURCE, POSITION, HISTORY)
+
+
+@dataclasses.dataclass(eq=False)
+class Validate(beam.PTransform):  # type: ignore[misc]
+    """Decoded batches → valid batches of one slice of event time each, and dead letters."""
+
+    project: Project
+
+    def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
+        """Main output: valid batches, timestamped with their slice's end; output `dead`: dead letters."""
+        return pcoll | "Validate" >> beam.FlatMap(self._validate).with_outputs(DEAD, main="rows").with_output_types(
+            pa.RecordBatch
+        )
+
+    def _validate(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        event_id = self.project.event.id
+        faults = validate_batch(batch, self.project)
+        if faults.bad.any():
+            dead = make_dead_letters(batch, faults.rows, faults.reasons(), "Validate", event_id)
+            yield beam.pvalue.TaggedOutput(DEAD, dead)
+        valid = carry(split_good(batch, faults.bad), self.project)
+        slice_us = int(batch.schema.metadata[SLICE])
+        for end, part in partition(valid, slice_ends(times_us(valid), slice_us)):
+            yield beam.window.TimestampedValue(part, timestamp_of(end))
+
+
+def validate_batch(batch: pa.RecordBatch, project: Project) -> RowFaults:
+    """All that is wrong with each row: presence, domains, finiteness, event time, size of what is summed."""
+    faults = RowFaults(batch.num_rows)
+    columns = {name: batch.column(batch.schema.get_field_index(name)) for name in project.contract.fields}
+    project.contract.check(columns, faults)
+    event = project.event
+    earliest, latest = (round(t.timestamp() * 1_000_000) for t in (event.earliest, event.latest))
+    check_event_time(columns[event.time], event.time, earliest, latest, faults)
+    summed = {f.field for f in project.rolling_features if f.field and f.aggregate in ("sum", "mean")}
+    check_fixed_point(columns, {name: project.fixed_point.get(name, 0) for name in sorted(summed)}, faults)
+    return faults
+
+
+def carry(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
+    """The columns that later steps read, with the event time field as the event time column."""
+    names = batch.schema.names
+    arrays, fields = [], []
+    for name in project.carried_fields:
+        arrays.append(batch.column(names.index(name)))
+        fields.append(pa.field(name, project.contract.fields[name].arrow_type))
+    for name in _CARRIED_SYSTEM:
+        arrays.append(batch.column(names.index(project.event.time if name == EVENT_TIME else name)))
+        fields.append(SYSTEM_FIELDS[name])
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
