@@ -51,13 +51,7 @@ def predict(booster: xgboost.Booster, features: npt.NDArray[np.float32]) -> npt.
     Raises:
         ValueError: on another dtype, layout or number of features.
     """
-    count = booster.num_features()
-    if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != count:
-        raise ValueError(
-            f"features are {features.dtype} {list(features.shape)}, float32 [n, {count}] is needed"
-        )
-    if not features.flags.c_contiguous:
-        raise ValueError("features are not C-contiguous")
+    _check(booster, features)
     if not len(features):
         return np.empty(0, dtype=np.float32)
     # In place: 1.2 to 1.4 times as fast as through a DMatrix, with the same bits.
@@ -154,7 +148,7 @@ class Scorer:
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}, at least 1 is needed")
-        predict(self._booster, features[:0])  # the same checks, on no rows
+        _check(self._booster, features)
         if not len(features):
             shape = (0, min(top_k, len(self._names)))
             return Contributions(np.empty(shape, np.int32), np.empty(shape, np.float32))
@@ -212,6 +206,16 @@ class Scorer:
         if len(wrong):
             row = int(wrong[0])
             raise ModelMismatch(
-                f"{len(wrong)} of {len(expected)} golden scores differ; row {row} scores {scores[row]!r}, "
-                f"{expected[row]!r} is expected"
+                f"{len(wrong)} of {len(expected)} golden scores differ; row {row} scores {scores[row]:.9g}, "
+                f"{expected[row]:.9g} is expected"
             )
+
+
+def _check(booster: xgboost.Booster, features: npt.NDArray[np.float32]) -> None:
+    count = booster.num_features()
+    if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != count:
+        raise ValueError(
+            f"features are {features.dtype} {list(features.shape)}, float32 [n, {count}] is needed"
+        )
+    if not features.flags.c_contiguous:
+        raise ValueError("features are not C-contiguous")

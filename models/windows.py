@@ -211,18 +211,21 @@ def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:
     return np.asarray(of_unique, dtype=np.int64)[encoded.indices.to_numpy()]
 
 
-def _sort_order(events: Events) -> Int64:
-    """Row numbers that sort by (entity, time, id); ids are looked at only where entity and time tie."""
-    order = np.lexsort((events.time, events.entity))
-    entity, time = events.entity[order], events.time[order]
-    tied = (entity[1:] == entity[:-1]) & (time[1:] == time[:-1])
+def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
+    """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
+    order = np.lexsort(keys[::-1])
+    tied = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
     if tied.any():
         edges = np.flatnonzero(np.diff(np.concatenate([[False], tied, [False]]).astype(np.int8)))
         for start, stop in zip(edges[::2].tolist(), (edges[1::2] + 1).tolist(), strict=True):
             rows = order[start:stop]
-            ids = events.ids.take(pa.array(rows)).to_pylist()
-            order[start:stop] = rows[sorted(range(len(ids)), key=ids.__getitem__)]
+            texts = ids.take(pa.array(rows)).to_pylist()
+            order[start:stop] = rows[sorted(range(len(texts)), key=texts.__getitem__)]
     return order
+
+
+def _sort_order(events: Events) -> Int64:
+    return sort_order(events.ids, events.entity, events.time)
 
 
 def _is_sorted(order: Int64) -> bool:

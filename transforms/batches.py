@@ -15,7 +15,6 @@ So whoever waits until the watermark passes a slice's end has all of its events.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -138,18 +137,34 @@ def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
     return -(-event_time_us // slice_us) * slice_us
 
 
+def without(batch: pa.RecordBatch, *names: str) -> pa.RecordBatch:
+    """The batch without some of its columns."""
+    kept = [field for field in batch.schema if field.name not in names]
+    return pa.RecordBatch.from_arrays([column(batch, f.name) for f in kept], schema=pa.schema(kept))
+
+
 def shard_of(keys: pa.Array, shards: int) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """A shard int16[n] in [0, shards) for each key, by a hash that is the same everywhere and always."""
+    """A shard int16[n] in [0, shards) for each key, the same everywhere and always."""
     if shards == 1:
         return np.zeros(len(keys), np.int16)
-    if pa.types.is_integer(keys.type):
-        hashes = np.asarray(keys.to_numpy(zero_copy_only=False)).astype(np.uint64)
-    else:
+    return (hash_keys(keys) % np.uint64(shards)).astype(np.int16)
+
+
+def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A hash uint64[n] of integers, floats, times or strings that is the same everywhere and always; null is 0."""
+    if pa.types.is_dictionary(keys.type):
+        hashes = hash_keys(keys.dictionary)[keys.indices.to_numpy(zero_copy_only=False)]
+        return np.asarray(hashes)
+    if pa.types.is_string(keys.type) or pa.types.is_binary(keys.type):
         hashes = _hash_strings(keys)
+    elif pa.types.is_floating(keys.type):
+        hashes = np.asarray(keys.to_numpy(zero_copy_only=False)).view(np.uint64)
+    else:
+        hashes = keys.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
     # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return ((hashes ^ (hashes >> np.uint64(33))) % np.uint64(shards)).astype(np.int16)
+    return hashes ^ (hashes >> np.uint64(33))
 
 
 def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -171,11 +186,3 @@ def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
 def timestamp_of(event_time_us: int) -> Timestamp:
     """A Beam timestamp."""
     return Timestamp(micros=event_time_us)
-
-
-@dataclasses.dataclass(frozen=True)
-class Counted:
-    """So many events had this outcome."""
-
-    outcome: str
-    events: int

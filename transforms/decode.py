@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from models.codecs import RECORD, decode_avro, decode_csv, decode_json, decode_rows
 from models.contract import Contract
 from models.faults import RowFaults
+from models.project import Project
 from transforms.batches import (
     COLUMNS,
     FORMAT,
@@ -42,10 +43,7 @@ class Decode(beam.PTransform):  # type: ignore[misc]
     file that its source could not read; each row of it becomes a dead letter).
     """
 
-    contract: Contract
-    event_id: str
-    max_bytes: int
-    refuse_unknown: bool
+    project: Project
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: decoded batches; output `dead`: dead letters."""
@@ -54,12 +52,14 @@ class Decode(beam.PTransform):  # type: ignore[misc]
         )
 
     def _decode(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        decoded, faults = decode_batch(batch, self.contract, self.max_bytes, self.refuse_unknown)
+        event = self.project.event
+        refuse = event.unknown_fields == "refuse"
+        decoded, faults = decode_batch(batch, self.project.contract, event.max_bytes, refuse)
         if faults.bad.any():
             reported = batch
             if PAYLOAD in decoded.schema.names and column(decoded, PAYLOAD).null_count == 0:
                 reported = decoded
-            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", self.event_id)
+            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", event.id)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         good = split_good(decoded, faults.bad)
         if good.num_rows:
@@ -81,7 +81,7 @@ def decode_batch(
         too_large = np.flatnonzero(lengths > max_bytes)
         if kind != "unreadable" and len(too_large):
             faults.add(too_large, RECORD, f"larger than {max_bytes} bytes", [str(n) for n in lengths[too_large]])
-            payloads = pc.if_else(pa.array(lengths > max_bytes), b"{}" if kind == "json" else b"", payloads)
+            payloads = pc.if_else(pa.array(lengths > max_bytes), _blank(kind, metadata), payloads)
         columns = _decode_payloads(kind, payloads, metadata, contract, refuse_unknown, faults)
     arrays = [columns[name] for name in contract.fields]
     fields = list(contract.arrow_schema)
@@ -92,6 +92,13 @@ def decode_batch(
     fields.append(SYSTEM_FIELDS[PAYLOAD])
     schema = pa.schema(fields, {FORMAT: metadata[FORMAT], SLICE: metadata[SLICE]})
     return pa.RecordBatch.from_arrays(arrays, schema=schema), faults
+
+
+def _blank(kind: str, metadata: dict[bytes, bytes]) -> bytes:
+    """A record without values, in place of one that is too large to parse."""
+    if kind == "csv":
+        return b"," * (len(json.loads(metadata[COLUMNS])) - 1) + b"\n"
+    return b"{}\n"
 
 
 def _decode_payloads(

@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.contract import check_event_time, check_fixed_point
 from models.faults import RowFaults
@@ -19,6 +20,7 @@ from transforms.batches import (
     SLICE,
     SOURCE,
     SYSTEM_FIELDS,
+    column,
     partition,
     slice_ends,
     times_us,
@@ -32,9 +34,13 @@ _CARRIED_SYSTEM = (EVENT_TIME, SOURCE, POSITION, HISTORY)
 
 @dataclasses.dataclass(eq=False)
 class Validate(beam.PTransform):  # type: ignore[misc]
-    """Decoded batches → valid batches of one slice of event time each, and dead letters."""
+    """Decoded batches → valid batches of one slice of event time each, and dead letters.
+
+    Events before `score_from_us` (microseconds since 1970 UTC) are marked as history.
+    """
 
     project: Project
+    score_from_us: int | None = None
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: valid batches, timestamped with their slice's end; output `dead`: dead letters."""
@@ -48,7 +54,7 @@ class Validate(beam.PTransform):  # type: ignore[misc]
         if faults.bad.any():
             dead = make_dead_letters(batch, faults.rows, faults.reasons(), "Validate", event_id)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
-        valid = carry(split_good(batch, faults.bad), self.project)
+        valid = carry(split_good(batch, faults.bad), self.project, self.score_from_us)
         slice_us = int(batch.schema.metadata[SLICE])
         for end, part in partition(valid, slice_ends(times_us(valid), slice_us)):
             yield beam.window.TimestampedValue(part, timestamp_of(end))
@@ -67,7 +73,7 @@ def validate_batch(batch: pa.RecordBatch, project: Project) -> RowFaults:
     return faults
 
 
-def carry(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
+def carry(batch: pa.RecordBatch, project: Project, score_from_us: int | None) -> pa.RecordBatch:
     """The columns that later steps read, with the event time field as the event time column."""
     names = batch.schema.names
     arrays, fields = [], []
@@ -75,6 +81,9 @@ def carry(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
         arrays.append(batch.column(names.index(name)))
         fields.append(pa.field(name, project.contract.fields[name].arrow_type))
     for name in _CARRIED_SYSTEM:
-        arrays.append(batch.column(names.index(project.event.time if name == EVENT_TIME else name)))
+        values = batch.column(names.index(project.event.time if name == EVENT_TIME else name))
+        if name == HISTORY and score_from_us is not None:
+            values = pc.or_(values, pc.less(column(batch, project.event.time).cast(pa.int64()), score_from_us))
+        arrays.append(values)
         fields.append(SYSTEM_FIELDS[name])
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

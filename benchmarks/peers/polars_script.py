@@ -6,7 +6,7 @@ It knows the whole file in advance and trusts it: no validation, no dead letters
 
 Every rolling window ending at a row is a difference of two running totals of the row's entity. The rows are
 laid out entity after entity, each in (time, id) order, with the key `entity's number * span + time`; the span
-is wider than the file plus the widest window, so a key less any window still lies after the entity before. The
+is wider than the file plus the widest window, so a key less any window still lies past the entity before. The
 totals at the start of a window are then one backward as-of join on the key: a linear merge without groups.
 """
 
@@ -47,22 +47,20 @@ def running_totals(rows: pl.DataFrame, entity: str, value: str, ages: list[int])
     """For each row, the count n and the sum s of `value` over its entity, up to the row itself (n0, s0) and
     up to each of `ages` days before it (n7, s7, ...). Totals run on across entities: only differences count.
     """
+    groups = rows.group_by(entity).agg("TIME", "ROW", value)  # rows keep their order within a group
     first, last = rows["TIME"].min(), rows["TIME"].max()
     span = last - first + (WIDEST + 1) * DAY
-    if rows[entity].n_unique() * span >= 2**63:
+    if groups.height * span >= 2**63:
         raise OverflowError(f"too many values of {entity} over too long a time for a 64-bit key")
     by_entity = (
-        rows.lazy()
-        .group_by(entity)  # rows keep their order within a group
-        .agg("TIME", "ROW", value)
+        groups.lazy()
+        .select("TIME", "ROW", value, START=pl.int_range(pl.len()) * span - first)
         .explode("TIME", "ROW", value)
         .select(
             "ROW",
-            (pl.col(entity).rle_id().cast(pl.Int64) * span + pl.col("TIME") - first)
-            .set_sorted()
-            .alias("KEY"),
-            pl.int_range(1, pl.len() + 1).alias("n"),
-            pl.col(value).cum_sum().alias("s"),
+            KEY=(pl.col("START") + pl.col("TIME")).set_sorted(),
+            n=pl.int_range(1, pl.len() + 1),
+            s=pl.col(value).cum_sum(),
         )
         .collect()
         .lazy()

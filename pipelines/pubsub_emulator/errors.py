@@ -1,13 +1,13 @@
 """The refusals of the emulator; each carries the gRPC status it is answered with.
 
-    BrokerError
-    ├── InvalidArgument      the request can never be right
-    ├── NotFound             a topic, subscription or snapshot it names does not exist
-    ├── AlreadyExists        a name it wants to create is taken
-    ├── FailedPrecondition   right in itself, not in the present state
-    ├── ResourceExhausted    a bound of the emulator is reached; try again later
-    ├── Unavailable          the broker is (or pretends to be) down; try again later
-    └── Unimplemented        Google's service does it, the emulator does not
+BrokerError
+├── InvalidArgument      the request can never be right
+├── NotFound             a topic, subscription or snapshot it names does not exist
+├── AlreadyExists        a name it wants to create is taken
+├── FailedPrecondition   right in itself, not in the present state
+├── ResourceExhausted    a bound of the emulator is reached; try again later
+├── Unavailable          the broker is (or pretends to be) down; try again later
+└── Unimplemented        Google's service does it, the emulator does not
 """
 
 from typing import ClassVar

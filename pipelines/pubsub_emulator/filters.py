@@ -52,6 +52,6 @@ def _parse_term(text: str, position: int) -> tuple[Filter, int]:
 
 def _unsupported(text: str) -> Unimplemented:
     return Unimplemented(
-        f"The emulator cannot read the filter {text!r}. It knows attributes.k = \"v\", attributes.k != \"v\", "
+        f'The emulator cannot read the filter {text!r}. It knows attributes.k = "v", attributes.k != "v", '
         'attributes:k and hasPrefix(attributes.k, "v"), joined by AND.'
     )

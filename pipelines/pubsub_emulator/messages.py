@@ -76,7 +76,7 @@ class Lane:
 
 
 class Batch:
-    """Deliveries picked for one response: at most `count`, and `room` bytes but for a `first_room` large one."""
+    """Deliveries picked for one response: at most `count` and `room` bytes, the first up to `first_room`."""
 
     __slots__ = ("_bytes", "_count", "_first_room", "_room", "deliveries", "full")
 

@@ -25,6 +25,7 @@ class DeliveryQueue:
         self._parked: dict[Consumer, OrderedDict[Lane, None]] = {}
         self._delayed: list[tuple[float, int, Delivery | Lane]] = []
         self._tie = itertools.count()
+        self._turn = 0
         self._lanes: dict[str, Lane] = {}
 
     def add(self, delivery: Delivery) -> None:
@@ -44,17 +45,19 @@ class DeliveryQueue:
 
     def take(self, consumer: Consumer, batch: Batch, now: float) -> None:
         """Move messages that are due to `batch`, until it is full or none is left for `consumer`."""
-        self._end_delays(now)
+        self.end_delays(now)
         while not batch.full:
-            parked = self._parked.get(consumer)
-            sources = [source for source in (self._again, self._open) if source]
-            parts = len(sources) + (parked is not None)
-            if not parts:
+            sources = [source for source in (self._parked.get(consumer), self._again, self._open) if source]
+            if not sources:
                 break
-            if parked is not None:
-                self._take_parked(parked, consumer, batch, batch.share(parts))
-            for number, source in enumerate(sources):
-                self._take_open(source, consumer, batch, batch.share(len(sources) - number))
+            self._turn += 1
+            for place in range(len(sources)):
+                source = sources[(self._turn + place) % len(sources)]
+                end = batch.share(len(sources) - place)
+                if isinstance(source, OrderedDict):
+                    self._take_parked(source, consumer, batch, end)
+                else:
+                    self._take_open(source, consumer, batch, end)
         self.waiting -= len(batch.deliveries)
 
     def settle(self, delivery: Delivery) -> list[Delivery]:
@@ -110,6 +113,19 @@ class DeliveryQueue:
                 self._offer(lane)
         return newest_first
 
+    def end_delays(self, now: float) -> bool:
+        """Have what waited for a backoff to end delivered; whether there was any."""
+        ended = False
+        while self._delayed and self._delayed[0][0] <= now:
+            _, _, item = heapq.heappop(self._delayed)
+            ended = True
+            if isinstance(item, Delivery):
+                self._again.append(item)
+            else:
+                item.place = ""
+                self._offer(item)
+        return ended
+
     def unsettled(self) -> Iterator[Delivery]:
         """Every message it knows: the waiting ones, and those outstanding that have a key."""
         for item in itertools.chain(self._open, self._again, (item for _, _, item in self._delayed)):
@@ -134,7 +150,9 @@ class DeliveryQueue:
             else:
                 return
 
-    def _take_parked(self, lanes: OrderedDict[Lane, None], consumer: Consumer, batch: Batch, end: int) -> None:
+    def _take_parked(
+        self, lanes: OrderedDict[Lane, None], consumer: Consumer, batch: Batch, end: int
+    ) -> None:
         while lanes and len(batch.deliveries) < end:
             lane = next(iter(lanes))
             if not batch.fits(lane.waiting[0]):
@@ -180,12 +198,3 @@ class DeliveryQueue:
             self._offer(lane)
         else:
             del self._lanes[lane.key]
-
-    def _end_delays(self, now: float) -> None:
-        while self._delayed and self._delayed[0][0] <= now:
-            _, _, item = heapq.heappop(self._delayed)
-            if isinstance(item, Delivery):
-                self._again.append(item)
-            else:
-                item.place = ""
-                self._offer(item)

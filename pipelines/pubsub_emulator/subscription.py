@@ -62,6 +62,7 @@ class Subscription:
         self._dead_letter = dead_letter
         self._unsettled = 0
         self._retained: deque[Message] = deque()
+        self._leases: dict[str, Delivery] = {}
         self._reset([])
 
     def publish(self, messages: Iterable[Message]) -> None:
@@ -110,7 +111,8 @@ class Subscription:
                     self._retained.append(settled.message)
                 else:
                     self.bytes -= settled.message.cost
-        self.changed.notify_all()
+        if self._queue.waiting:  # for a stream whose flow control was exhausted
+            self.changed.notify_all()
 
     def modify_deadline(self, ack_ids: Sequence[str], seconds: int, now: float) -> None:
         """Have leases end `seconds` from now; at once, with redelivery, for 0."""
@@ -145,9 +147,13 @@ class Subscription:
                     self._fail(delivery, now)
             self.changed.notify_all()
 
-    def forget_retained(self, before_ns: int) -> None:
-        """Drop acked messages that were published before a time."""
-        while self._retained and self._retained[0].published_ns < before_ns:
+    def tick(self, now: float, wall_ns: int) -> None:
+        """Let time have its effects: missed deadlines, ended backoffs, the end of retention."""
+        self.expire(now)
+        if self._queue.end_delays(now):
+            self.changed.notify_all()
+        retention_ns = self.settings.message_retention_duration.ToNanoseconds() if self._retained else 0
+        while self._retained and self._retained[0].published_ns < wall_ns - retention_ns:
             self.bytes -= self._retained.popleft().cost
 
     def unacked(self) -> list[Message]:
@@ -171,15 +177,20 @@ class Subscription:
         self._retained = deque(sorted(acked, key=lambda message: message.number))
         self._reset(messages)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._retained.clear()
+        self._reset([])
+
     def backlog(self) -> Backlog:
         undelivered = self._queue.waiting
         return Backlog(undelivered, self._unsettled - undelivered, len(self._retained), self.bytes)
 
     def _reset(self, messages: list[Message]) -> None:
         """Have these messages undelivered and no others; all leases end."""
-        for delivery in self._leases.values() if self._unsettled else ():
+        for delivery in self._leases.values():
             _let_go(delivery)
-        self._leases: dict[str, Delivery] = {}
+        self._leases.clear()
         self._buckets: dict[int, set[str]] = {}
         self._ticks: list[int] = []
         self._queue = DeliveryQueue(self.settings.enable_message_ordering)

@@ -1,7 +1,6 @@
-"""The raw protobuf classes of google.pubsub.v1: its proto-plus wrappers cost several times the work per message."""
+"""The raw protobuf classes of google.pubsub.v1; its proto-plus wrappers would cost several times the work."""
 
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf import empty_pb2, timestamp_pb2
 from google.pubsub_v1 import types
 
 AcknowledgeRequest = types.AcknowledgeRequest.pb()
@@ -11,6 +10,7 @@ DeleteSubscriptionRequest = types.DeleteSubscriptionRequest.pb()
 DeleteTopicRequest = types.DeleteTopicRequest.pb()
 DetachSubscriptionRequest = types.DetachSubscriptionRequest.pb()
 DetachSubscriptionResponse = types.DetachSubscriptionResponse.pb()
+Empty = empty_pb2.Empty
 GetSnapshotRequest = types.GetSnapshotRequest.pb()
 GetSubscriptionRequest = types.GetSubscriptionRequest.pb()
 GetTopicRequest = types.GetTopicRequest.pb()
@@ -36,8 +36,7 @@ Snapshot = types.Snapshot.pb()
 StreamingPullRequest = types.StreamingPullRequest.pb()
 StreamingPullResponse = types.StreamingPullResponse.pb()
 Subscription = types.Subscription.pb()
+Timestamp = timestamp_pb2.Timestamp
 Topic = types.Topic.pb()
 UpdateSubscriptionRequest = types.UpdateSubscriptionRequest.pb()
 UpdateTopicRequest = types.UpdateTopicRequest.pb()
-
-__all__ = ["Empty", "Timestamp", *(name for name in dir(types) if name in globals())]

@@ -1,0 +1,1 @@
+"""Where scores and dead letters go."""

@@ -1,0 +1,183 @@
+"""Score rows and dead letters to files: complete and the same again, or not there at all.
+
+Rows are spread over a fixed number of files by a hash, sorted in each, written under a staging folder and
+moved into place once all are written and the job's count of events is right. `_SUCCESS.json`, written last,
+lists what was written.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
+from models.codecs import encode_json_lines
+from models.windows import sort_order
+from transforms.batches import column, concat_batches, partition, shard_of, take_rows
+from transforms.deduplicate import DUPLICATE
+
+SUCCESS = "_SUCCESS.json"
+SCORES = "scores"
+DEAD_LETTERS = "dead_letters"
+ENDS = ("scored", "dead-lettered", "duplicate", "history")
+
+
+class CountMismatch(RuntimeError):
+    """Not every event that was read came out as one score, dead letter or duplicate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A file that was written, not yet moved into place, and how many of its rows had which outcome."""
+
+    kind: str
+    name: str
+    rows: int
+    sha256: str
+    outcomes: dict[str, int]
+
+
+@dataclasses.dataclass(eq=False)
+class WriteFiles(beam.PTransform):  # type: ignore[misc]
+    """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`."""
+
+    directory: str
+    event_id: str
+    event_time: str
+    format: Literal["parquet", "jsonl"] = "parquet"
+    files: int = 4
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
+        """One element, what `_SUCCESS.json` says, when all is in place."""
+        scores = self._write(pcolls["scores"], SCORES, (self.event_time, self.event_id))
+        dead = self._write(pcolls["dead_letters"], DEAD_LETTERS, ("position", "source"))
+        counts = pcolls["counts"] | "Sum counts" >> beam.CombinePerKey(sum)
+        once = scores.pipeline | "Once" >> beam.Create([None])
+        return once | "Commit" >> beam.Map(
+            self._commit,
+            beam.pvalue.AsList(scores),
+            beam.pvalue.AsList(dead),
+            beam.pvalue.AsDict(counts),
+        )
+
+    def _write(self, pcoll: beam.PCollection, kind: str, order: tuple[str, str]) -> beam.PCollection:
+        return (
+            pcoll
+            | f"Spread {kind}" >> beam.FlatMap(self._spread, order[1]).with_output_types(tuple[int, pa.RecordBatch])
+            | f"Gather {kind}" >> beam.GroupByKey()
+            | f"Write {kind}" >> beam.Map(self._write_file, kind, order)
+        )
+
+    def _spread(self, batch: pa.RecordBatch, key: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield from partition(batch, shard_of(column(batch, key), self.files))
+
+    def _write_file(
+        self, element: tuple[int, Iterable[pa.RecordBatch]], kind: str, order: tuple[str, str]
+    ) -> Written:
+        number, batches = element
+        batch = _sorted(concat_batches(list(batches)), *order)
+        name = f"part-{number:05d}-of-{self.files:05d}.{self.format}"
+        data = _encode(batch, self.format)
+        with FileSystems.create(FileSystems.join(self._staging, kind, name), compression_type="uncompressed") as file:
+            file.write(data)
+        outcomes = {"scored": batch.num_rows} if kind == SCORES else count_reasons(batch)
+        return Written(kind, name, batch.num_rows, hashlib.sha256(data).hexdigest(), outcomes)
+
+    @property
+    def _staging(self) -> str:
+        return str(FileSystems.join(self.directory, f".staging-{self.run_id}"))
+
+    def _commit(self, _: None, scores: list[Written], dead: list[Written], counts: dict[str, int]) -> str:
+        written = sorted([*scores, *dead], key=lambda file: (file.kind, file.name))
+        outcomes = collections.Counter(counts)
+        for file in written:
+            outcomes.update(file.outcomes)
+        check_counts(outcomes)
+        success = FileSystems.join(self.directory, SUCCESS)
+        if FileSystems.exists(success):
+            FileSystems.delete([success])
+        for kind in (SCORES, DEAD_LETTERS):
+            self._publish(kind, [file.name for file in written if file.kind == kind])
+        said = {
+            **self.facts,
+            "events": dict(sorted(outcomes.items())),
+            "files": [dataclasses.asdict(file) for file in written],
+        }
+        text = json.dumps(said, indent=2)
+        staged = FileSystems.join(self._staging, SUCCESS)
+        with FileSystems.create(staged, compression_type="uncompressed") as file:
+            file.write(text.encode())
+        FileSystems.rename([staged], [success])
+        FileSystems.delete([self._staging])
+        return text
+
+    def _publish(self, kind: str, names: list[str]) -> None:
+        """Put the staged files of one kind in the place of what is there."""
+        staged, target = (FileSystems.join(folder, kind) for folder in (self._staging, self.directory))
+        if "://" not in self.directory:
+            # One rename of a folder: a reader never sees some of the files. If it is gone, this was done before.
+            if names and not os.path.isdir(staged) and os.path.isdir(target):
+                return
+            os.makedirs(staged, exist_ok=True)
+            if os.path.isdir(target):
+                os.rename(target, FileSystems.join(self._staging, f"former-{kind}"))
+            os.rename(staged, target)
+            return
+        present = [m.path for m in FileSystems.match([FileSystems.join(target, "*")])[0].metadata_list]
+        moves = [(FileSystems.join(staged, n), FileSystems.join(target, n)) for n in names]
+        moves = [(source, final) for source, final in moves if FileSystems.exists(source)]
+        if moves:
+            FileSystems.rename([m[0] for m in moves], [m[1] for m in moves])
+        stale = [path for path in present if path.rsplit("/", 1)[-1] not in names]
+        if stale:
+            FileSystems.delete(stale)
+
+
+def check_counts(outcomes: collections.Counter[str]) -> None:
+    """Raise CountMismatch unless every event that was read has one outcome."""
+    ended = sum(count for outcome, count in outcomes.items() if outcome in ENDS)
+    if outcomes["read"] != ended:
+        parts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ENDS)
+        raise CountMismatch(f"{outcomes['read']} events were read, but {ended} came out: {parts}")
+
+
+def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
+    """Dead letters by outcome, and the others than duplicates by step, field and rule of their first reason."""
+    counts: collections.Counter[str] = collections.Counter()
+    steps = column(dead, "step").to_pylist()
+    for step, text in zip(steps, column(dead, "reasons").to_pylist(), strict=True):
+        reason = json.loads(text)[0]
+        if reason["rule"] == DUPLICATE:
+            counts["duplicate"] += 1
+        else:
+            counts["dead-lettered"] += 1
+            counts[f"dead-lettered: {step}: {reason['field']}: {reason['rule']}"] += 1
+    return dict(counts)
+
+
+def _sorted(batch: pa.RecordBatch, first: str, second: str) -> pa.RecordBatch:
+    numbers = np.asarray(column(batch, first).cast(pa.int64()).to_numpy(zero_copy_only=False))
+    return take_rows(batch, sort_order(column(batch, second), numbers))
+
+
+def _encode(batch: pa.RecordBatch, kind: str) -> bytes:
+    if kind == "jsonl":
+        return encode_json_lines(batch)
+    plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    table = pa.Table.from_arrays(plain, names=batch.schema.names)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="snappy")
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]

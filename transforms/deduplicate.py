@@ -1,0 +1,72 @@
+"""Deduplicate: of the events with one id, the first in event time goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from models.project import Project, RollingFeature
+from models.windows import RollingKernel
+from transforms.batches import HISTORY, POSITION, SOURCE, column, hash_keys, without
+from transforms.dead_letters import make_dead_letters, split_good
+from transforms.decode import DEAD
+from transforms.rolling import RollingWindows
+
+DUPLICATE = "duplicate event id"
+EARLIER = "__earlier"
+CONTENT = "__content"
+
+
+@dataclasses.dataclass(eq=False)
+class Deduplicate(beam.PTransform):  # type: ignore[misc]
+    """Valid batches → batches of first events, and dead letters for the others.
+
+    An event is a duplicate if one with its id came before it, at most `event.deduplicate_within` earlier in
+    event time. That is a rolling window over the entity "event id", so it is computed as one. Events with the
+    same id and time are ordered by their content, then by where they came from.
+    """
+
+    project: Project
+    shards: int
+
+    def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
+        """Main output: batches of first events; output `dead`: dead letters."""
+        event = self.project.event
+        earlier = RollingFeature(EARLIER, "event", "count", None, event.deduplicate_within, 0, False, 0.0)
+        return (
+            pcoll
+            | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
+            | "Count earlier" >> RollingWindows(event.id, CONTENT, RollingKernel((earlier,), {}), self.shards)
+            | "Split" >> beam.FlatMap(self._split).with_outputs(DEAD, main="rows").with_output_types(pa.RecordBatch)
+        )
+
+    def _split(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        repeated = column(batch, EARLIER).to_numpy() > 0
+        events = without(batch, EARLIER, CONTENT)
+        if repeated.any():
+            rows = np.flatnonzero(repeated)
+            event_id = self.project.event.id
+            ids = column(events, event_id).take(pa.array(rows)).to_pylist()
+            reasons = [json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids]
+            yield beam.pvalue.TaggedOutput(DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", event_id))
+        first = split_good(events, repeated)
+        if first.num_rows:
+            yield first
+
+
+def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with a hash of each row's content in the high 32 bits and of its origin in the low ones."""
+    content = np.zeros(batch.num_rows, np.uint64)
+    for name, values in zip(batch.schema.names, batch.columns, strict=True):
+        if name not in (SOURCE, POSITION, HISTORY):
+            content = hash_keys(values) + content * np.uint64(31)
+    origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
+    both = (content & np.uint64(0xFFFFFFFF00000000)) | (origin >> np.uint64(32))
+    schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
+    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)

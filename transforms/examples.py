@@ -1,0 +1,31 @@
+"""Examples for training: what a model learns from, taken from the same features that it will score."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import apache_beam as beam
+import pyarrow as pa
+
+from models.project import Project
+from transforms.batches import column
+from transforms.score import output_columns
+
+
+@dataclasses.dataclass(eq=False)
+class CollectExamples(beam.PTransform):  # type: ignore[misc]
+    """Batches with features → the same events with id, time, entities, features, label and model inputs."""
+
+    project: Project
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Batches of examples."""
+        return pcoll | "Examples" >> beam.Map(self._examples).with_output_types(pa.RecordBatch)
+
+    def _examples(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        project = self.project
+        columns = output_columns(batch, project)
+        label = [project.label.field] if project.label else []
+        for name in (*label, *project.model.inputs, *project.training.slices):
+            columns[name] = column(batch, name)
+        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))

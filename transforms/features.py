@@ -1,0 +1,57 @@
+"""Features: everything a project declares about an event, as columns beside its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from models.project import Project
+from models.windows import RollingKernel
+from transforms.batches import column, times_us
+from transforms.rolling import RollingWindows, as_float64
+
+
+@dataclasses.dataclass(eq=False)
+class ComputeFeatures(beam.PTransform):  # type: ignore[misc]
+    """Batches of unique events → the same rows with a column for each feature, in declared order at the end."""
+
+    project: Project
+    shards: int
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """The rolling features of one entity after another, then the row features."""
+        for entity, kernel in rolling_kernels(self.project).items():
+            windows = RollingWindows(self.project.entities[entity], self.project.event.id, kernel, self.shards)
+            pcoll = pcoll | f"Windows of {entity}" >> windows
+        return pcoll | "Row features" >> beam.Map(with_row_features, self.project).with_output_types(pa.RecordBatch)
+
+
+def rolling_kernels(project: Project) -> dict[str, RollingKernel]:
+    """Entity → its kernel, for entities that have rolling features."""
+    by_entity = {e: tuple(f for f in project.rolling_features if f.entity == e) for e in project.entities}
+    return {e: RollingKernel(features, project.fixed_point) for e, features in by_entity.items() if features}
+
+
+def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
+    """The batch with its row features added: int64 or float64."""
+    added: dict[str, pa.Array] = {}
+    for name, expression in project.row_features.items():
+        columns = {n: _operand(batch, n, project) for n in expression.names or {project.event.time}}
+        added[name] = pa.array(np.ascontiguousarray(expression.evaluate(columns)))
+    fields = [pa.field(name, values.type) for name, values in added.items()]
+    schema = pa.schema([*batch.schema, *fields])
+    return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], schema=schema)
+
+
+def _operand(batch: pa.RecordBatch, name: str, project: Project) -> np.ndarray:  # type: ignore[type-arg]
+    if name == project.event.time:
+        return times_us(batch)
+    values = column(batch, name)
+    if values.null_count or pa.types.is_floating(values.type):
+        return as_float64(values)
+    return np.asarray(values.to_numpy())
+
+

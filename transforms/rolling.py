@@ -1,0 +1,219 @@
+"""Rolling windows over an entity's events, event by event, in event time, whatever order they arrive in.
+
+Events are spread over shards by a hash of the entity. A shard keeps events until the watermark has passed
+the end of their slice, so that all earlier ones are there, and then hands a slice to the kernel at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.coders import BytesCoder, TupleCoder, VarIntCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.util import ReshufflePerKey
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from models.windows import Events, History, RollingKernel, encode_entities
+from transforms.batches import (
+    RecordBatchCoder,
+    column,
+    concat_batches,
+    partition,
+    shard_of,
+    times_us,
+    timestamp_of,
+)
+
+# So many small segments of a shard's history are joined into one; a join rewrites only those.
+MAX_RECENT_SEGMENTS = 128
+
+_CODER = RecordBatchCoder()
+
+
+@dataclasses.dataclass(eq=False)
+class RollingWindows(beam.PTransform):  # type: ignore[misc]
+    """Batches → the same rows with one more column for each feature of `kernel`.
+
+    `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`.
+    The result of a row depends on the set of events alone, not on shards, batches or slices.
+    """
+
+    entity: str
+    tie_breaker: str
+    kernel: RollingKernel
+    shards: int
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Batches of one slice in, timestamped with its end; the same out."""
+        return (
+            pcoll
+            | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
+            # Without this, in-process Beam fuses two stateful steps and loses what the first one's timer emits.
+            | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, pa.RecordBatch])
+            | "Advance" >> beam.ParDo(_Advance(self.entity, self.tie_breaker, self.kernel))
+        )
+
+    def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield from partition(batch, shard_of(column(batch, self.entity), self.shards))
+
+
+@dataclasses.dataclass
+class _Shard:
+    """The small part of a shard's state: when its timer is set, and what its history segments are."""
+
+    timer_us: int | None = None
+    token: str = ""
+    recent: int = 0
+    base: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # last event time, rows; a segment each
+
+    @staticmethod
+    def from_bytes(data: bytes | None) -> _Shard:
+        return _Shard(**json.loads(data)) if data else _Shard()
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+
+@dataclasses.dataclass
+class _Memory:
+    """A shard's history as the kernel wants it, kept between bundles; `token` says of which state."""
+
+    token: str
+    history: History
+    codes: dict[Any, int]
+
+
+class _Advance(beam.DoFn):  # type: ignore[misc]
+    PENDING = BagStateSpec("pending", TupleCoder((VarIntCoder(), _CODER)))
+    BASE = BagStateSpec("base", BytesCoder())
+    RECENT = BagStateSpec("recent", BytesCoder())
+    SHARD = ReadModifyWriteStateSpec("shard", BytesCoder())
+    RELEASE = TimerSpec("release", TimeDomain.WATERMARK)
+
+    def __init__(self, entity: str, tie_breaker: str, kernel: RollingKernel) -> None:
+        self._entity = entity
+        self._tie_breaker = tie_breaker
+        self._kernel = kernel
+
+    def setup(self) -> None:
+        self._memories: dict[int, _Memory] = {}
+
+    def process(
+        self,
+        element: tuple[int, pa.RecordBatch],
+        slice_end: Timestamp = beam.DoFn.TimestampParam,
+        pending: Any = beam.DoFn.StateParam(PENDING),
+        shard_state: Any = beam.DoFn.StateParam(SHARD),
+        release: Any = beam.DoFn.TimerParam(RELEASE),
+    ) -> None:
+        pending.add((slice_end.micros, element[1]))
+        shard = _Shard.from_bytes(shard_state.read())
+        if shard.timer_us is None or slice_end.micros < shard.timer_us:
+            shard.timer_us = slice_end.micros
+            shard_state.write(shard.to_bytes())
+            release.set(slice_end)
+
+    @on_timer(RELEASE)
+    def release(
+        self,
+        key: int = beam.DoFn.KeyParam,
+        fired: Timestamp = beam.DoFn.TimestampParam,
+        pending: Any = beam.DoFn.StateParam(PENDING),
+        base: Any = beam.DoFn.StateParam(BASE),
+        recent: Any = beam.DoFn.StateParam(RECENT),
+        shard_state: Any = beam.DoFn.StateParam(SHARD),
+        release: Any = beam.DoFn.TimerParam(RELEASE),
+    ) -> Iterator[TimestampedValue]:
+        due: dict[int, list[pa.RecordBatch]] = {}
+        waiting = []
+        for end, batch in pending.read():
+            if end <= fired.micros:
+                due.setdefault(end, []).append(batch)
+            else:
+                waiting.append((end, batch))
+        pending.clear()
+        for item in waiting:
+            pending.add(item)
+
+        shard = _Shard.from_bytes(shard_state.read())
+        memory = self._recall(key, shard, base, recent)
+        for end in sorted(due):
+            batch = concat_batches(due[end])
+            columns, memory.history = self._kernel.advance(memory.history, self._events(batch, memory))
+            self._remember(batch, shard, base, recent)
+            yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(end))
+        memory.token = shard.token
+        shard.timer_us = min((end for end, _ in waiting), default=None)
+        if shard.timer_us is not None:
+            release.set(timestamp_of(shard.timer_us))
+        shard_state.write(shard.to_bytes())
+
+    def _recall(self, key: int, shard: _Shard, base: Any, recent: Any) -> _Memory:
+        """The shard's history in memory; read from state where memory is not of this state."""
+        memory = self._memories.get(key)
+        forgotten = memory is not None and len(memory.codes) > 2 * len(memory.history) + 10_000
+        if memory is None or memory.token != shard.token or forgotten:
+            memory = _Memory(shard.token, History(), {})
+            segments = [_CODER.decode(data) for state in (base, recent) for data in state.read()]
+            if segments:
+                events = self._events(concat_batches(segments), memory)
+                memory.history = self._kernel.extend(memory.history, events)
+            self._memories[key] = memory
+        return memory
+
+    def _remember(self, batch: pa.RecordBatch, shard: _Shard, base: Any, recent: Any) -> None:
+        """Append a batch's part of the history to the state."""
+        names = dict.fromkeys([self._entity, "__event_time", self._tie_breaker, *self._kernel.fields])
+        segment = _CODER.encode(
+            pa.RecordBatch.from_arrays([column(batch, name) for name in names], names=list(names))
+        )
+        recent.add(segment)
+        shard.recent += 1
+        shard.token = hashlib.blake2b(shard.token.encode() + segment, digest_size=16).hexdigest()
+        if shard.recent > MAX_RECENT_SEGMENTS:
+            joined = concat_batches([_CODER.decode(data) for data in recent.read()])
+            recent.clear()
+            shard.recent = 0
+            self._add_base(joined, shard, base)
+
+    def _add_base(self, joined: pa.RecordBatch, shard: _Shard, base: Any) -> None:
+        """Add a large segment; once most of what is there has passed every window, keep only the rest."""
+        last = int(times_us(joined).max())
+        oldest_needed = last - self._kernel.horizon_us
+        shard.base.append((last, joined.num_rows))
+        base.add(_CODER.encode(joined))
+        passed = sum(rows for time, rows in shard.base if time <= oldest_needed)
+        if 2 * passed > sum(rows for _, rows in shard.base):
+            kept = [s for s in map(_CODER.decode, base.read()) if times_us(s).max() > oldest_needed]
+            base.clear()
+            for segment in kept:
+                base.add(_CODER.encode(segment))
+            shard.base = [(int(times_us(s).max()), s.num_rows) for s in kept]
+
+    def _events(self, batch: pa.RecordBatch, memory: _Memory) -> Events:
+        return Events(
+            entity=encode_entities(column(batch, self._entity), memory.codes),
+            time=times_us(batch),
+            ids=column(batch, self._tie_breaker),
+            values={name: as_float64(column(batch, name)) for name in self._kernel.fields},
+        )
+
+
+def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A column of numbers as float64[n], missing ones as NaN."""
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _with_columns(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any]) -> pa.RecordBatch:
+    added = [pa.field(f.name, pa.int64() if f.aggregate == "count" else pa.float64()) for f in kernel.features]
+    arrays = [pa.array(values) for values in columns]
+    return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=pa.schema([*batch.schema, *added]))

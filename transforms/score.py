@@ -1,0 +1,100 @@
+"""Score and Decide: features to a score by the bundle's model, and the score to an action by the bands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from models.booster import Scorer
+from models.project import Decision, Project
+from transforms.batches import EVENT_TIME, HISTORY, column, take_rows
+from transforms.rolling import as_float64
+
+SCORE = "score"
+DECISION = "decision"
+REASONS = "reason_codes"
+BUNDLE_ID = "bundle_id"
+
+
+@dataclasses.dataclass(eq=False)
+class Score(beam.PTransform):  # type: ignore[misc]
+    """Batches with features → score rows; events that are history only are left out.
+
+    `reason_codes` is how many of the features that moved a score most are named with it; 0 for none.
+    """
+
+    project: Project
+    scorer: Scorer
+    bundle_id: str
+    reason_codes: int = 0
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Batches of score rows, see `score_batch`."""
+        return pcoll | "Score" >> beam.FlatMap(self._score).with_output_types(pa.RecordBatch)
+
+    def _score(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        current = live_rows(batch)
+        if current.num_rows:
+            yield score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
+
+
+def live_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows that are to be scored: those that are not history."""
+    past = column(batch, HISTORY).to_numpy(zero_copy_only=False).astype(bool)
+    return take_rows(batch, np.flatnonzero(~past)) if past.any() else batch
+
+
+def score_batch(
+    batch: pa.RecordBatch, project: Project, scorer: Scorer, bundle_id: str, reason_codes: int
+) -> pa.RecordBatch:
+    """Score rows: id, event time, entities, output fields, features, score float32, decision, bundle id."""
+    inputs = model_inputs(batch, project.model.inputs)
+    scores = scorer.score(inputs)
+    result = output_columns(batch, project)
+    result[SCORE] = pa.array(scores)
+    if project.decisions:
+        result[DECISION] = decide(scores, project.decisions)
+    if reason_codes:
+        result[REASONS] = _reasons(scorer, inputs, reason_codes)
+    same = pa.array(np.zeros(batch.num_rows, np.int32))
+    result[BUNDLE_ID] = pa.DictionaryArray.from_arrays(same, pa.array([bundle_id]))
+    return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
+
+
+def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Array]:
+    """What of an event goes out: its id, event time, entities, declared output fields and features."""
+    result = {project.event.id: column(batch, project.event.id)}
+    result[project.event.time] = column(batch, EVENT_TIME)
+    for name in (*project.entities.values(), *project.output, *project.feature_names):
+        result[name] = column(batch, name)
+    return result
+
+
+def model_inputs(batch: pa.RecordBatch, names: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """The model's inputs float32[n, k] in the model's order, missing values as NaN."""
+    matrix = np.empty((batch.num_rows, len(names)), np.float32)
+    for place, name in enumerate(names):
+        values = column(batch, name)
+        matrix[:, place] = as_float64(values) if values.null_count else values.to_numpy()
+    return matrix
+
+
+def decide(scores: np.ndarray[tuple[int], np.dtype[np.float32]], bands: Sequence[Decision]) -> pa.DictionaryArray:
+    """The action of the first band whose bound a score reaches; bands stand from the highest bound down."""
+    rising = np.array([band.at_least for band in reversed(bands)], np.float32)
+    reached = np.maximum(np.searchsorted(rising, scores, side="right") - 1, 0)
+    actions = pa.array([band.action for band in reversed(bands)])
+    return pa.DictionaryArray.from_arrays(pa.array(reached.astype(np.int32)), actions)
+
+
+def _reasons(scorer: Scorer, inputs: np.ndarray[tuple[int, int], np.dtype[np.float32]], top_k: int) -> pa.Array:
+    """For each row a JSON list of [feature, contribution in log-odds], strongest first."""
+    contributions = scorer.contributions(inputs, top_k)
+    names = np.array(scorer.feature_names, object)[contributions.feature]
+    rows = zip(names.tolist(), contributions.value.tolist(), strict=True)
+    return pa.array([json.dumps(list(zip(n, v, strict=True))) for n, v in rows], pa.string())
