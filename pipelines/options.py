@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from models.project import Project
@@ -34,9 +33,8 @@ def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
     Beam's DirectRunner would choose between three engines by what it finds in the graph, one of which can't
     run unbounded splittable DoFns and one of which is a program to be downloaded.
     """
-    options = PipelineOptions([*beam_args, f"--runner={runner}"])
-    engine: Any = runner
-    if runner == DIRECT:
-        options.view_as(StandardOptions).runner = None
-        engine = FnApiRunner()
-    return beam.Pipeline(runner=engine, options=options)
+    if runner != DIRECT:
+        return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
+    # Beam's own cache of state weighs every value it holds; transforms.rolling keeps what it needs itself.
+    options = PipelineOptions(["--max_cache_memory_usage_mb=0", *beam_args])
+    return beam.Pipeline(runner=FnApiRunner(), options=options)

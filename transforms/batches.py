@@ -171,7 +171,9 @@ def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A polynomial hash of each string's bytes modulo 2**64."""
     keys = keys.cast(pa.binary()) if not pa.types.is_binary(keys.type) else keys
     _, offsets_buffer, data_buffer = keys.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
+    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(
+        np.int64
+    )
     if not len(keys) or offsets[-1] == offsets[0]:
         return np.zeros(len(keys), np.uint64)
     data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)

@@ -39,7 +39,11 @@ def make_dead_letters(
         dicts = pa.Table.from_batches([bad]).select(kept).to_pylist()
         payloads = [row_as_json(row) if p is None else p for p, row in zip(payloads, dicts, strict=True)]
     formats = [known_format if PAYLOAD in columns and p is not None else "row" for p in payloads]
-    ids = [None if value is None else str(value) for value in columns[event_id].to_pylist()] if event_id in own else None
+    ids = (
+        [None if value is None else str(value) for value in columns[event_id].to_pylist()]
+        if event_id in own
+        else None
+    )
     return pa.RecordBatch.from_arrays(
         [
             pa.array([payload.rstrip(b"\r\n") for payload in payloads], pa.binary()),

@@ -43,7 +43,10 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             pcoll
             | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
             | "Count earlier" >> RollingWindows(event.id, CONTENT, RollingKernel((earlier,), {}), self.shards)
-            | "Split" >> beam.FlatMap(self._split).with_outputs(DEAD, main="rows").with_output_types(pa.RecordBatch)
+            | "Split"
+            >> beam.FlatMap(self._split)
+            .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
+            .with_outputs(DEAD, main="rows")
         )
 
     def _split(self, batch: pa.RecordBatch) -> Iterator[Any]:
@@ -53,8 +56,12 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             rows = np.flatnonzero(repeated)
             event_id = self.project.event.id
             ids = column(events, event_id).take(pa.array(rows)).to_pylist()
-            reasons = [json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids]
-            yield beam.pvalue.TaggedOutput(DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", event_id))
+            reasons = [
+                json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids
+            ]
+            yield beam.pvalue.TaggedOutput(
+                DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", event_id)
+            )
         first = split_good(events, repeated)
         if first.num_rows:
             yield first

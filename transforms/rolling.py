@@ -59,7 +59,10 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
             | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
             # Without this, in-process Beam fuses two stateful steps and loses what the first one's timer emits.
             | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, pa.RecordBatch])
-            | "Advance" >> beam.ParDo(_Advance(self.entity, self.tie_breaker, self.kernel))
+            | "Advance"
+            >> beam.ParDo(_Advance(self.entity, self.tie_breaker, self.kernel)).with_output_types(
+                pa.RecordBatch
+            )
         )
 
     def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -73,7 +76,9 @@ class _Shard:
     timer_us: int | None = None
     token: str = ""
     recent: int = 0
-    base: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # last event time, rows; a segment each
+    base: list[tuple[int, int]] = dataclasses.field(
+        default_factory=list
+    )  # last event time, rows; a segment each
 
     @staticmethod
     def from_bytes(data: bytes | None) -> _Shard:
@@ -214,6 +219,8 @@ def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _with_columns(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any]) -> pa.RecordBatch:
-    added = [pa.field(f.name, pa.int64() if f.aggregate == "count" else pa.float64()) for f in kernel.features]
+    added = [
+        pa.field(f.name, pa.int64() if f.aggregate == "count" else pa.float64()) for f in kernel.features
+    ]
     arrays = [pa.array(values) for values in columns]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=pa.schema([*batch.schema, *added]))

@@ -76,7 +76,8 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     def _write(self, pcoll: beam.PCollection, kind: str, order: tuple[str, str]) -> beam.PCollection:
         return (
             pcoll
-            | f"Spread {kind}" >> beam.FlatMap(self._spread, order[1]).with_output_types(tuple[int, pa.RecordBatch])
+            | f"Spread {kind}"
+            >> beam.FlatMap(self._spread, order[1]).with_output_types(tuple[int, pa.RecordBatch])
             | f"Gather {kind}" >> beam.GroupByKey()
             | f"Write {kind}" >> beam.Map(self._write_file, kind, order)
         )
@@ -91,7 +92,9 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         batch = _sorted(concat_batches(list(batches)), *order)
         name = f"part-{number:05d}-of-{self.files:05d}.{self.format}"
         data = _encode(batch, self.format)
-        with FileSystems.create(FileSystems.join(self._staging, kind, name), compression_type="uncompressed") as file:
+        with FileSystems.create(
+            FileSystems.join(self._staging, kind, name), compression_type="uncompressed"
+        ) as file:
             file.write(data)
         outcomes = {"scored": batch.num_rows} if kind == SCORES else count_reasons(batch)
         return Written(kind, name, batch.num_rows, hashlib.sha256(data).hexdigest(), outcomes)

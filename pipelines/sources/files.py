@@ -21,7 +21,14 @@ from apache_beam.io.filesystems import FileSystems
 from models.codecs import MAX_BLOCK_ROWS
 from transforms.batches import COLUMNS, FORMAT, HISTORY, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".avro": "avro"}
+FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".avro": "avro",
+}
 SPLIT_BYTES = 32 << 20
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
@@ -98,7 +105,9 @@ def format_of(path: str) -> str:
     for ending, kind in FORMATS.items():
         if name.endswith(ending):
             return kind
-    raise SourceError(f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format")
+    raise SourceError(
+        f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format"
+    )
 
 
 def split_file(path: str, kind: str) -> Iterator[Split]:
@@ -171,7 +180,9 @@ def _read_parquet(split: Split) -> Iterator[pa.RecordBatch]:
 def _unreadable(why: str, payload: bytes, position: int) -> pa.RecordBatch:
     metadata = {FORMAT: b"unreadable", COLUMNS: why.encode()}
     schema = pa.schema([SYSTEM_FIELDS[PAYLOAD], SYSTEM_FIELDS[POSITION]], metadata)
-    return pa.RecordBatch.from_arrays([pa.array([payload[:KEPT_BYTES]], pa.binary()), pa.array([position])], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [pa.array([payload[:KEPT_BYTES]], pa.binary()), pa.array([position])], schema=schema
+    )
 
 
 def _read_lines(split: Split) -> Iterator[pa.RecordBatch]:
@@ -237,7 +248,16 @@ def _read_avro(split: Split) -> Iterator[pa.RecordBatch]:
     try:
         start = fastavro.reader(io.BytesIO(content))
         sync = start._header["sync"]
-    except (ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, OSError, zlib.error) as error:
+    except (
+        ValueError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OverflowError,
+        OSError,
+        zlib.error,
+    ) as error:
         yield _unreadable(f"not an Avro container: {error}", content, 0)
         return
     header_end = content.index(sync) + len(sync)
@@ -248,7 +268,16 @@ def _read_avro(split: Split) -> Iterator[pa.RecordBatch]:
         block = content[at:stop]
         try:
             rows = list(fastavro.reader(io.BytesIO(content[:header_end] + block)))
-        except (ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, OSError, zlib.error) as error:
+        except (
+            ValueError,
+            EOFError,
+            KeyError,
+            IndexError,
+            TypeError,
+            OverflowError,
+            OSError,
+            zlib.error,
+        ) as error:
             yield _unreadable(f"a broken Avro block at byte {at}: {type(error).__name__} {error}", block, row)
             rows = []
         if rows:
@@ -262,7 +291,11 @@ def _rows_to_batch(rows: list[Any], first: int) -> pa.RecordBatch:
         table = pa.RecordBatch.from_pylist(rows)
         schema = pa.schema([*table.schema, SYSTEM_FIELDS[POSITION]], {FORMAT: b"rows"})
         return pa.RecordBatch.from_arrays([*table.columns, positions], schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, AttributeError):  # a union of types, or records that are no mappings
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        AttributeError,
+    ):  # a union of types, or records that are no mappings
         payloads = pa.array([json.dumps(row, default=str).encode() for row in rows], pa.binary())
         schema = pa.schema([SYSTEM_FIELDS[PAYLOAD], SYSTEM_FIELDS[POSITION]], {FORMAT: b"json"})
         return pa.RecordBatch.from_arrays([payloads, positions], schema=schema)
