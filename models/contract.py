@@ -24,7 +24,12 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
     "time": TIMESTAMP,
 }
-UNIX_UNITS = {"UNIX_SECONDS": 1_000_000, "UNIX_MILLISECONDS": 1_000, "UNIX_MICROSECONDS": 1, "UNIX_NANOSECONDS": -1_000}
+UNIX_UNITS = {
+    "UNIX_SECONDS": 1_000_000,
+    "UNIX_MILLISECONDS": 1_000,
+    "UNIX_MICROSECONDS": 1,
+    "UNIX_NANOSECONDS": -1_000,
+}
 
 # A value times its decimal scale must stay below this, so that 2**19 of them sum without overflow in 64 bits.
 FIXED_POINT_LIMIT = 1 << 44
@@ -156,7 +161,9 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         if bad.any():
             faults.add(np.flatnonzero(bad), field.name, "not finite", column)
     if field.minimum is not None:
-        faults.add(_rows(pc.less(column, field.minimum)), field.name, f"below {_number(field.minimum)}", column)
+        faults.add(
+            _rows(pc.less(column, field.minimum)), field.name, f"below {_number(field.minimum)}", column
+        )
     if field.maximum is not None:
         too_high = pc.greater(column, field.maximum)
         if field.kind == "float":
@@ -179,7 +186,9 @@ def check_fixed_point(columns: dict[str, pa.Array], places: dict[str, int], faul
             faults.add(np.flatnonzero(bad), name, f"beyond {_number(limit)} of exact sums", columns[name])
 
 
-def check_event_time(column: pa.Array, name: str, earliest_us: int, latest_us: int, faults: RowFaults) -> None:
+def check_event_time(
+    column: pa.Array, name: str, earliest_us: int, latest_us: int, faults: RowFaults
+) -> None:
     """Add to `faults` the rows whose event time lies outside [earliest, latest)."""
     values = column.cast(pa.int64())
     for bad, rule in (

@@ -100,13 +100,21 @@ class Expression:
         """Raise ExpressionError where a field's kind (int, float, string, time) does not fit its use."""
         in_time = set()
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _TIME_FUNCTIONS:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in _TIME_FUNCTIONS
+            ):
                 argument = node.args[0]
                 if not isinstance(argument, ast.Name) or kinds.get(argument.id, "time") != "time":
                     raise ExpressionError(f"{node.func.id}() takes the event time field")
                 in_time.add(id(argument))
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Name) and id(node) not in in_time and kinds.get(node.id) in ("time", "string"):
+            if (
+                isinstance(node, ast.Name)
+                and id(node) not in in_time
+                and kinds.get(node.id) in ("time", "string")
+            ):
                 raise ExpressionError(f"{node.id} is not a number")
 
     def evaluate(self, columns: Mapping[str, Column]) -> Column:
@@ -133,7 +141,9 @@ def _check_syntax(node: ast.expr) -> None:
             parts = [left, right]
         case ast.BoolOp(values=values):
             parts = values
-        case ast.Compare(ops=ops, left=left, comparators=comparators) if all(type(o) in _COMPARE for o in ops):
+        case ast.Compare(ops=ops, left=left, comparators=comparators) if all(
+            type(o) in _COMPARE for o in ops
+        ):
             parts = [left, *comparators]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             arity = 1 if name in _TIME_FUNCTIONS else _NUMBER_FUNCTIONS.get(name, (-1, None))[0]
@@ -181,4 +191,6 @@ def _evaluate(node: ast.expr, columns: Mapping[str, Column]) -> Any:
 
 
 def _number(value: Any) -> Any:
-    return value.astype(np.int64) if isinstance(value, np.ndarray | np.bool_) and value.dtype == bool else value
+    return (
+        value.astype(np.int64) if isinstance(value, np.ndarray | np.bool_) and value.dtype == bool else value
+    )

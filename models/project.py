@@ -47,7 +47,9 @@ def parse_duration(text: object) -> int:
     """Read a duration such as `7d`, `36h` or `500ms` and give it in microseconds."""
     match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"{text!r} is not a duration: write a whole number and us, ms, s, m, h or d, as in 7d")
+        raise ValueError(
+            f"{text!r} is not a duration: write a whole number and us, ms, s, m, h or d, as in 7d"
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -164,7 +166,13 @@ class Project(_Declaration):
     @property
     def carried_fields(self) -> tuple[str, ...]:
         """The schema's fields that go on past validation: those that something later reads."""
-        wanted = {self.event.id, *self.entities.values(), *self.output, *self.model.inputs, *self.training.slices}
+        wanted = {
+            self.event.id,
+            *self.entities.values(),
+            *self.output,
+            *self.model.inputs,
+            *self.training.slices,
+        }
         wanted |= {self.label.field} if self.label else set()
         wanted |= {name for e in self.row_features.values() for name in e.names}
         wanted |= {f.field for f in self.rolling_features if f.field}
@@ -173,7 +181,9 @@ class Project(_Declaration):
 
     def feature_definitions(self) -> bytes:
         """Canonical JSON of all that decides what a feature's or a decision's value is."""
-        parts = self.model_dump(mode="json", include={"event", "entities", "label", "fixed_point", "features"})
+        parts = self.model_dump(
+            mode="json", include={"event", "entities", "label", "fixed_point", "features"}
+        )
         parts["inputs"] = self.model.inputs
         parts["decisions"] = self.model_dump(mode="json")["decisions"]
         return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
@@ -194,7 +204,9 @@ class RollingFeature:
 
 
 def _expand(rolling: Rolling) -> Iterator[RollingFeature]:
-    for (window, length), (name, text) in itertools.product(rolling.windows.items(), rolling.features.items()):
+    for (window, length), (name, text) in itertools.product(
+        rolling.windows.items(), rolling.features.items()
+    ):
         match = _AGGREGATE.fullmatch(text.strip())
         if match is None or (match[1] == "count") != (match[2] is None):
             raise ValueError(
@@ -233,7 +245,9 @@ def check_project(folder: pathlib.Path) -> tuple[Project | None, list[Fault]]:
     return parse_project(text, lambda name: _read_bounded(folder / name), str(path))
 
 
-def parse_project(text: bytes, read_schema: Any, place: str = PROJECT_FILE) -> tuple[Project | None, list[Fault]]:
+def parse_project(
+    text: bytes, read_schema: Any, place: str = PROJECT_FILE
+) -> tuple[Project | None, list[Fault]]:
     """Parse declarations; `read_schema` maps the schema's file name to its bytes."""
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -258,7 +272,10 @@ def parse_project(text: bytes, read_schema: Any, place: str = PROJECT_FILE) -> t
     try:
         project._contract = Contract.parse(read_schema(project.schema_file))
     except OSError as error:
-        return None, [*faults, Fault(at("schema"), f"{project.schema_file} cannot be read: {error.strerror or error}")]
+        return None, [
+            *faults,
+            Fault(at("schema"), f"{project.schema_file} cannot be read: {error.strerror or error}"),
+        ]
     except (SchemaError, ValueError) as error:
         return None, [
             *faults,
@@ -332,12 +349,18 @@ def _cross_check(project: Project) -> Iterator[tuple[_At, str]]:
     except ValueError:
         names, features_ok = [*project.features.row], False
     for name in sorted({n for n in names if names.count(n) > 1}):
-        yield ("features",), f"{name} is declared more than once; a name with several windows needs {{window}} in it"
+        yield (
+            ("features",),
+            f"{name} is declared more than once; a name with several windows needs {{window}} in it",
+        )
     for name in names:
         if name in fields:
             yield ("features",), f"{name} is the name of a field already"
         if not re.fullmatch(r"[A-Za-z_]\w*", name) or name.startswith("__"):
-            yield ("features",), f"{name!r} is not a name: letters, digits and single underscores, no digit first"
+            yield (
+                ("features",),
+                f"{name!r} is not a name: letters, digits and single underscores, no digit first",
+            )
     if features_ok:
         yield from _check_model(project, names)
 
@@ -348,7 +371,10 @@ def _cross_check(project: Project) -> Iterator[tuple[_At, str]]:
         yield ("decisions", len(project.decisions) - 1, "at_least"), "the last band must start at 0.0"
     group = project.training.group
     if group is not None and group not in project.entities:
-        yield ("training", "group"), f"{group!r} is not an entity; there are {', '.join(project.entities) or 'none'}"
+        yield (
+            ("training", "group"),
+            f"{group!r} is not an entity; there are {', '.join(project.entities) or 'none'}",
+        )
     for part in ("train", "test"):
         if getattr(project.training, part) % _UNITS["d"] or getattr(project.training, part) == 0:
             yield ("training", part), "must be whole days"
@@ -365,7 +391,10 @@ def _check_rolling(project: Project, needs_field: Any) -> Iterator[tuple[_At, st
             if length == 0:
                 yield (*loc, "windows", window), "a window must be longer than zero"
         if not rolling.include_current and rolling.delay:
-            yield (*loc, "include_current"), "a delayed window never includes the current event: leave this out"
+            yield (
+                (*loc, "include_current"),
+                "a delayed window never includes the current event: leave this out",
+            )
         for name, text in rolling.features.items():
             at = (*loc, "features", name)
             if len(rolling.windows) > 1 and "{window}" not in name:
@@ -383,10 +412,17 @@ def _check_rolling(project: Project, needs_field: Any) -> Iterator[tuple[_At, st
             kind = fields[feature.field].kind
             if kind not in ("int", "float"):
                 yield at, f"{feature.field} is not a number"
-            if feature.aggregate in ("sum", "mean") and kind == "float" and feature.field not in project.fixed_point:
+            if (
+                feature.aggregate in ("sum", "mean")
+                and kind == "float"
+                and feature.field not in project.fixed_point
+            ):
                 yield at, f"sums are exact: declare the decimal places of {feature.field} under fixed_point"
             if feature.aggregate == "rate" and not fields[feature.field].is_boolean:
-                yield at, f"rate needs a field of 0 and 1: give {feature.field} int_domain {{ min: 0 max: 1 }}"
+                yield (
+                    at,
+                    f"rate needs a field of 0 and 1: give {feature.field} int_domain {{ min: 0 max: 1 }}",
+                )
             if label and feature.field == label.field and feature.delay_us < label.delay:
                 yield (
                     at,

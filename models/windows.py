@@ -132,7 +132,10 @@ class RollingKernel:
             middle = entities[len(entities) // 2]
             halves = [
                 self._compute(past.take(np.flatnonzero(p)), new.take(np.flatnonzero(n)))
-                for p, n in ((past.entity < middle, new.entity < middle), (past.entity >= middle, new.entity >= middle))
+                for p, n in (
+                    (past.entity < middle, new.entity < middle),
+                    (past.entity >= middle, new.entity >= middle),
+                )
             ]
             return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
 

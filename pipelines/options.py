@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -10,8 +12,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from models.project import Project
+from pipelines.engine import LocalRunner
 
 DIRECT = "DirectRunner"
+FN_API = "FnApiRunner"
 DEFAULT_SHARDS = 4
 
 
@@ -28,13 +32,21 @@ class GraphConfig:
 
 
 def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
-    """A pipeline for `runner` with Beam's own options; DirectRunner is the in-process FnApiRunner.
+    """A pipeline for `runner` with Beam's own options; DirectRunner is headrace's in-process engine."""
+    if runner == DIRECT:
+        return beam.Pipeline(runner=LocalRunner(), options=PipelineOptions(list(beam_args)))
+    if runner == FN_API:
+        # Beam's own cache of state weighs every value it holds; transforms.rolling keeps what it needs itself.
+        options = PipelineOptions(["--max_cache_memory_usage_mb=0", *beam_args])
+        return beam.Pipeline(runner=FnApiRunner(), options=options)
+    return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
 
-    Beam's DirectRunner would choose between three engines by what it finds in the graph, one of which can't
-    run unbounded splittable DoFns and one of which is a program to be downloaded.
-    """
-    if runner != DIRECT:
-        return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
-    # Beam's own cache of state weighs every value it holds; transforms.rolling keeps what it needs itself.
-    options = PipelineOptions(["--max_cache_memory_usage_mb=0", *beam_args])
-    return beam.Pipeline(runner=FnApiRunner(), options=options)
+
+def unknown_options(args: Sequence[str]) -> list[str]:
+    """Those of `args` that no option class of Beam's defines."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for kind in PipelineOptions.__subclasses__():
+        if hasattr(kind, "_add_argparse_args"):
+            with contextlib.suppress(argparse.ArgumentError):
+                kind._add_argparse_args(parser)
+    return parser.parse_known_args(list(args))[1]

@@ -1,4 +1,4 @@
-"""The emulator: its state machine under a fake clock, then Google's client against it and against Google's fake."""
+"""The emulator: its state machine under a fake clock, then Google's client against it and Google's fake."""
 
 import contextlib
 import hashlib
@@ -28,6 +28,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
     from google.api_core import exceptions
     from google.cloud import pubsub_v1
+    from google.pubsub_v1 import PublisherClient as PlainPublisherClient
     from google.pubsub_v1.types import PubsubMessage
 
     from pipelines.pubsub_emulator import Broker, Clock, PubsubEmulator, wire
@@ -464,6 +465,10 @@ class Server:
         futures = [self.publisher.publish(topic, text.encode(), **attributes) for text in texts]
         return [future.result(20) for future in futures]
 
+    def publish_once(self, topic: str, messages: list[dict[str, object]]) -> None:
+        """The plain call below the client's batches and retries."""
+        PlainPublisherClient.publish(self.publisher, topic=topic, messages=messages, retry=None)
+
     def pull(self, subscription: str, count: int, seconds: float = 10) -> dict[str, str]:
         """Pull until `count` distinct texts have come; texts with their last ack ids."""
         found: dict[str, str] = {}
@@ -492,6 +497,17 @@ class Server:
             future.result(20)
 
 
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that prints its address, ended at the end."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="session")
 def google_fake() -> Iterator[str]:
     """The address of Google's own fake, built once and kept in the user's cache."""
@@ -512,11 +528,8 @@ def google_fake() -> Iterator[str]:
         if built.returncode:
             pytest.skip(f"Google's fake could not be built: {built.stderr.strip()[-300:]}")
         part.rename(binary)
-    with subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.stdin.close()
+    with started([str(binary)]) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -537,7 +550,7 @@ def connect(kind: str, address: str, emulator: PubsubEmulator | None) -> Iterato
         ordering = pubsub_v1.types.PublisherOptions(enable_message_ordering=True)
         publisher = pubsub_v1.PublisherClient(batch_settings=batching, publisher_options=ordering)
         subscriber = pubsub_v1.SubscriberClient()
-    with subscriber, publisher.transport:
+    with subscriber, publisher:
         yield Server(kind, address, emulator, publisher, subscriber, next(PREFIXES))
         publisher.stop()
 
@@ -728,9 +741,9 @@ def test_requests_that_google_refuses_are_refused(server: Server) -> None:
     for call in (
         lambda: server.publisher.create_topic(name="orders"),
         lambda: server.publisher.create_topic(name="projects/test/topics/x"),
-        lambda: server.publisher.api.publish(topic=topic, messages=[{}]),
-        lambda: server.publisher.api.publish(topic=topic, messages=[{"data": b"x"}] * 1001),
-        lambda: server.publisher.api.publish(topic=topic, messages=[{"data": bytes(10_000_001)}]),
+        lambda: server.publish_once(topic, [{}]),
+        lambda: server.publish_once(topic, [{"data": b"x"}] * 1001),
+        lambda: server.publish_once(topic, [{"data": bytes(10_000_001)}]),
         lambda: server.subscription(topic, "short", ack_deadline_seconds=9),
         lambda: server.subscriber.acknowledge(subscription=subscription, ack_ids=["nonsense"]),
         lambda: server.subscriber.modify_ack_deadline(
@@ -974,7 +987,7 @@ def test_delivery_pauses_and_publishing_fails_as_told(own: Server) -> None:
     assert list(own.pull(subscription, 1)) == ["a"]
     own.emulator.fail_publishing(60)
     with pytest.raises(exceptions.ServiceUnavailable):
-        own.publisher.api.publish(topic=topic, messages=[{"data": b"b"}], retry=None)
+        own.publish_once(topic, [{"data": b"b"}])
     later = own.publisher.publish(topic, b"c")
     time.sleep(0.2)
     assert not later.done()
@@ -1018,7 +1031,7 @@ def test_a_full_backlog_pushes_back() -> None:
         with connect("embedded", emulator.address, emulator) as server:
             server.publish(topic, "a" * 90_000)
             with pytest.raises(exceptions.ResourceExhausted, match="reader holds 90"):
-                server.publisher.api.publish(topic=topic, messages=[{"data": bytes(20_000)}], retry=None)
+                server.publish_once(topic, [{"data": bytes(20_000)}])
             later = server.publisher.publish(topic, bytes(20_000))  # the client tries again
             [ack_id] = server.pull(subscription, 1).values()
             server.subscriber.acknowledge(subscription=subscription, ack_ids=[ack_id])
@@ -1055,16 +1068,13 @@ def test_the_command_serves_until_it_is_told_to_stop(number: signal.Signals) -> 
         "serve(port=0, on_start=lambda emulator: print(emulator.address, flush=True))"
     )
     command = [sys.executable, "-W", "ignore", "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        with connect("external", address, None) as server:
-            topic = server.topic()
-            subscription = server.subscription(topic)
-            with server.streaming(subscription, lambda message: message.ack()):
-                server.publish(topic, "a")
-                process.send_signal(number)
-                assert process.wait(20) == 0
+    with started(command) as (process, address), connect("external", address, None) as server:
+        topic = server.topic()
+        subscription = server.subscription(topic)
+        with server.streaming(subscription, lambda message: message.ack()):
+            server.publish(topic, "a")
+            process.send_signal(number)
+            assert process.wait(20) == 0
 
 
 def test_the_raw_classes_are_those_of_the_client() -> None:

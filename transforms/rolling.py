@@ -22,6 +22,7 @@ from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from models import progress
 from models.windows import Events, History, RollingKernel, encode_entities
 from transforms.batches import (
     RecordBatchCoder,
@@ -153,6 +154,7 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         memory = self._recall(key, shard, base, recent)
         for end in sorted(due):
             batch = concat_batches(due[end])
+            progress.advance("windowed", batch.num_rows)
             columns, memory.history = self._kernel.advance(memory.history, self._events(batch, memory))
             self._remember(batch, shard, base, recent)
             yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(end))

@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from models import progress
 from models.booster import Scorer
 from models.project import Decision, Project
 from transforms.batches import EVENT_TIME, HISTORY, column, take_rows
@@ -40,6 +41,7 @@ class Score(beam.PTransform):  # type: ignore[misc]
     def _score(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         current = live_rows(batch)
         if current.num_rows:
+            progress.advance("scored", current.num_rows)
             yield score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
+from models import progress
 from models.codecs import encode_json_lines
 from models.windows import sort_order
 from transforms.batches import column, concat_batches, partition, shard_of, take_rows
@@ -96,6 +97,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
             FileSystems.join(self._staging, kind, name), compression_type="uncompressed"
         ) as file:
             file.write(data)
+        progress.advance("written", batch.num_rows)
         outcomes = {"scored": batch.num_rows} if kind == SCORES else count_reasons(batch)
         return Written(kind, name, batch.num_rows, hashlib.sha256(data).hexdigest(), outcomes)
 

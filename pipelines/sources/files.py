@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from models import progress
 from models.codecs import MAX_BLOCK_ROWS
 from transforms.batches import COLUMNS, FORMAT, HISTORY, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 
@@ -79,6 +80,7 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
 
     def _read(self, split: Split) -> Iterator[pa.RecordBatch]:
         for batch in read_split(split):
+            progress.advance("read", batch.num_rows)
             yield _with_origin(batch, split.path, self.history, self.slice_us)
 
 

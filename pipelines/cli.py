@@ -1,0 +1,380 @@
+"""The `headrace` command. What takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import pathlib
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+
+from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project
+
+app = typer.Typer(
+    help="One Apache Beam graph for features, validation and scoring, over files or streams.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ProjectFolder = Annotated[
+    pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")
+]
+Source = Annotated[
+    list[str], typer.Option("--source", help="Path or glob of event files; may stand more than once.")
+]
+SourceFormat = Annotated[
+    str | None, typer.Option(help="parquet, csv, json or avro, where a file's name does not tell.")
+]
+Runner = Annotated[str, typer.Option(help="DirectRunner (in this process), or a Beam runner's name.")]
+Registry = Annotated[
+    str, typer.Option(envvar="HEADRACE_REGISTRY", help="Where bundles are kept: an MLflow tracking URI.")
+]
+Shards = Annotated[
+    int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
+DEFAULT_REGISTRY = "sqlite:///.headrace/registry.db"
+
+
+@app.command(context_settings=_BEAM)
+def run(
+    context: typer.Context,
+    project: ProjectFolder,
+    source: Source,
+    sink: Annotated[str, typer.Option(help="Folder that the scores and dead letters go to.")],
+    source_format: SourceFormat = None,
+    sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    score_from: Annotated[
+        datetime.datetime | None,
+        typer.Option(help="Score events from this time (UTC) on; earlier ones fill windows."),
+    ] = None,
+    reason_codes: Annotated[int, typer.Option(min=0, help="Features to name with each score; slow.")] = 0,
+    runner: Runner = "DirectRunner",
+    registry: Registry = DEFAULT_REGISTRY,
+    shards: Shards = 4,
+    threads: Threads = 2,
+) -> None:
+    """Score the events of a source. Options that are not listed go to Beam."""
+    with _clear_errors():
+        from pipelines import run as running
+        from pipelines.display import console, outcome_table
+        from pipelines.train import to_us
+
+        declared = load_project(project)
+        _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
+        _check_source_format(source_format)
+        beam_args = _beam_args(context, runner)
+        events = running.open_source(source, source_format)
+        bundle = running.load_bundle(declared, project, model, registry)
+        result = running.score(
+            declared,
+            bundle,
+            events,
+            sink,
+            runner=runner,
+            sink_format=sink_format,
+            shards=shards,
+            reason_codes=reason_codes,
+            score_from_us=to_us(score_from) if score_from else None,
+            threads=threads,
+            beam_args=beam_args,
+        )
+        console.print(outcome_table(result.outcomes, result.seconds))
+        if sink_format == "parquet":
+            _print_scores(sink, declared)
+        console.print(f"bundle {bundle.bundle_id}, output in {sink}")
+
+
+@app.command(context_settings=_BEAM)
+def train(
+    context: typer.Context,
+    project: ProjectFolder,
+    source: Source,
+    source_format: SourceFormat = None,
+    start: Annotated[datetime.datetime | None, typer.Option(help="First day of training (UTC).")] = None,
+    examples: Annotated[str | None, typer.Option(help="Folder to keep the computed examples in.")] = None,
+    promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
+    runner: Runner = "DirectRunner",
+    registry: Registry = DEFAULT_REGISTRY,
+    shards: Shards = 4,
+    threads: Threads = 2,
+) -> None:
+    """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
+    with _clear_errors():
+        from pipelines import train as training
+        from pipelines.run import open_source
+
+        declared = load_project(project)
+        _check_source_format(source_format)
+        beam_args = _beam_args(context, runner)
+        trained = training.train(
+            declared,
+            project,
+            open_source(source, source_format),
+            start=start,
+            examples=examples,
+            runner=runner,
+            shards=shards,
+            threads=threads,
+            beam_args=beam_args,
+        )
+        version = training.register(trained, declared, registry, promote)
+        _print_training(trained, declared, version, registry)
+
+
+@app.command()
+def check(project: ProjectFolder) -> None:
+    """List all faults of a project; nothing is run."""
+    declared, faults = check_project(project)
+    for fault in faults:
+        typer.echo(str(fault), err=True)
+    if faults or declared is None:
+        raise typer.Exit(1)
+    features = len(declared.feature_names)
+    typer.echo(
+        f"{project / PROJECT_FILE}: no fault; {len(declared.contract.fields)} fields, {features} features"
+    )
+
+
+@app.command()
+def init(directory: Annotated[pathlib.Path, typer.Argument(help="Folder to make.")]) -> None:
+    """Make a new project that runs: card fraud, to be changed into your own."""
+    with _clear_errors():
+        name = re.sub(r"\W+", "_", directory.resolve().name.lower()).strip("_")
+        _require(
+            re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None,
+            f"{directory}: a project's name starts with a letter",
+        )
+        _require(
+            not directory.exists() or not any(directory.iterdir()), f"{directory}: is there and not empty"
+        )
+        template = pathlib.Path(__file__).parent / "template"
+        directory.mkdir(parents=True, exist_ok=True)
+        for file in sorted(template.iterdir()):
+            shutil.copyfile(file, directory / file.name)
+        path = directory / PROJECT_FILE
+        path.write_text(
+            re.sub(r"(?m)^name: .*$", f"name: {name}", path.read_text()).replace(
+                "examples/card_fraud", str(directory)
+            )
+        )
+        typer.echo(f"{directory}: made. Next: headrace sample {directory}/data --rows 100000")
+
+
+@app.command()
+def sample(
+    directory: Annotated[pathlib.Path, typer.Argument(help="Folder to write to.")],
+    rows: Annotated[int, typer.Option(min=0, help="Transactions to make.")] = 300_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other transactions.")] = 0,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days that they spread over, a file each.")] = 75,
+    format: Annotated[str, typer.Option(help="parquet, csv, jsonl or avro.")] = "parquet",
+) -> None:
+    """Write card transactions with three patterns of fraud, the same for the same seed."""
+    with _clear_errors():
+        _require(
+            format in ("parquet", "csv", "jsonl", "avro"),
+            f"--format is parquet, csv, jsonl or avro, not {format}",
+        )
+        _write_sample(directory, rows, seed, days, format)
+
+
+@app.command()
+def models(project: ProjectFolder, registry: Registry = DEFAULT_REGISTRY) -> None:
+    """List the registered bundles of a project."""
+    with _clear_errors():
+        from models.registry import list_versions
+        from pipelines.display import console, facts_table
+
+        versions = list_versions(load_project(project).name, registry)
+        console.print(
+            facts_table(
+                [(f"version {v.version}", f"{v.bundle_id}  {', '.join(v.aliases)}") for v in versions]
+            )
+        )
+
+
+@app.command()
+def promote(
+    project: ProjectFolder,
+    version: Annotated[str, typer.Argument(help="Version or alias of the bundle.")] = "challenger",
+    registry: Registry = DEFAULT_REGISTRY,
+) -> None:
+    """Make a bundle champion; promoting an earlier version rolls back."""
+    with _clear_errors():
+        from models.registry import CHAMPION, set_alias
+
+        name = load_project(project).name
+        number = set_alias(name, CHAMPION, int(version) if version.isdigit() else version, registry)
+        typer.echo(f"{name}: version {number} is champion")
+
+
+@app.command()
+def demo(
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for everything that is made.")] = pathlib.Path(
+        "demo-output"
+    ),
+    data: Annotated[str | None, typer.Option(help="Card transactions to take instead of a sample.")] = None,
+    rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
+    project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path(
+        "examples/card_fraud"
+    ),
+) -> None:
+    """Make a sample, train on its training days, register the model, and score the days that follow."""
+    with _clear_errors():
+        from pipelines import run as running
+        from pipelines import train as training
+        from pipelines.display import console, outcome_table
+
+        declared = load_project(project)
+        if data is None:
+            _write_sample(output / "events", rows, 0, 75, "parquet")
+            data = f"{output}/events/*.parquet"
+        events = running.open_source([data], None)
+        registry = f"sqlite:///{output}/registry.db"
+        trained = training.train(declared, project, events)
+        version = training.register(trained, declared, registry, promote=True)
+        _print_training(trained, declared, version, registry)
+        result = running.score(
+            declared, trained.bundle, events, f"{output}/run", shards=4, score_from_us=trained.test_from_us
+        )
+        console.print(outcome_table(result.outcomes, result.seconds))
+        _print_scores(f"{output}/run", declared)
+        console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters")
+
+
+def main() -> None:
+    """The console script."""
+    # Google's libraries say at import that this Python will not be supported for ever, Beam that it would
+    # like another checksum library.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\..*")
+    logging.getLogger().addFilter(lambda record: "crcmod package not found" not in record.getMessage())
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    app()
+
+
+def _write_sample(directory: pathlib.Path, rows: int, seed: int, days: int, format: Any) -> None:
+    from models import progress
+    from models.sample import write_sample
+    from pipelines.display import console, working
+
+    with working(f"writing {rows:,} transactions"):
+        paths = write_sample(
+            directory, rows, seed, days, format=format, on_rows=lambda n: progress.advance("written", n)
+        )
+    console.print(f"{rows:,} transactions of {days} days in {directory} ({len(paths)} files)")
+
+
+def _print_training(trained: Any, project: Project, version: int, registry: str) -> None:
+    from pipelines.display import console, evaluation_table
+    from pipelines.train import to_iso
+
+    title = f"{project.name} {version}, tested from {to_iso(trained.test_from_us)[:10]}"
+    console.print(evaluation_table(trained.evaluation, title))
+    start = to_iso(trained.start_us)[:10]
+    console.print(
+        f"trained on {trained.train_rows:,} events from {start}; bundle {trained.bundle.bundle_id} in {registry}"
+    )
+
+
+def _print_scores(directory: str, project: Project) -> None:
+    from pipelines import run as running
+    from pipelines.display import console, decision_table, evaluation_table
+
+    decisions = running.count_decisions(directory, project)
+    if sum(decisions.values()):
+        console.print(decision_table(decisions))
+    evaluation = running.evaluate_scores(directory, project)
+    if evaluation is not None:
+        console.print(evaluation_table(evaluation, "Scores against labels"))
+
+
+def _check_source_format(kind: str | None) -> None:
+    _require(
+        kind in (None, "parquet", "csv", "json", "avro"),
+        f"--source-format is parquet, csv, json or avro, not {kind}",
+    )
+
+
+def _beam_args(context: typer.Context, runner: str) -> list[str]:
+    """What is left over for Beam; for the in-process runner, only what some option of Beam's names."""
+    from pipelines.options import DIRECT, unknown_options
+
+    unknown = unknown_options(context.args) if runner == DIRECT else []
+    _require(not unknown, f"unknown: {' '.join(unknown)}; neither headrace nor Beam has it")
+    return context.args
+
+
+class UsageError(ValueError):
+    """Something on the command line that can't be."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn errors that a user can mend into one clear line and exit code 1; all others keep their traceback."""
+    try:
+        yield
+    except ProjectError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        _fail(f"headrace: {_line_of(error)}")
+
+
+def _fail(message: str, code: int = 1) -> None:
+    typer.echo(message, err=True)
+    raise typer.Exit(code) from None
+
+
+_USERS_ERRORS = (
+    "UsageError",
+    "RunError",
+    "TrainingError",
+    "SourceError",
+    "RegistryError",
+    "BundleError",
+    "ModelCorrupt",
+    "ModelMismatch",
+    "CountMismatch",
+)
+
+
+def _is_users(error: BaseException) -> bool:
+    return (
+        isinstance(error, OSError)
+        or any(c.__name__ in _USERS_ERRORS for c in type(error).__mro__)
+        or bool(_in_beam(error))
+    )
+
+
+def _in_beam(error: BaseException) -> re.Match[str] | None:
+    """In-process Beam raises RuntimeError with a worker's traceback as its text: the error's own line in it."""
+    names = "|".join((*_USERS_ERRORS, "OSError", "PermissionError", "BeamIOError"))
+    return re.search(rf"(?m)^(?:[\w.]+\.)?(?:{names}): (.*?)(?: \[while running.*)?$", str(error))
+
+
+def _line_of(error: BaseException) -> str:
+    match = _in_beam(error) if isinstance(error, RuntimeError) else None
+    return match[1] if match else str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What people see of a run: a live line while it works, where there is a terminal, and tables at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from models import progress
+from models.evaluation import Evaluation, Metrics
+
+console = Console(highlight=False)
+_REFRESH_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show a spinner, the time and the events through each step; nothing where the output is no terminal."""
+    progress.reset()
+    if not console.is_terminal:
+        yield
+        return
+    over = threading.Event()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title)
+
+        def refresh() -> None:
+            while not over.wait(_REFRESH_SECONDS):
+                done = progress.done()
+                parts = [f"{done[step]:,} {step}" for step in progress.STEPS if step in done]
+                bar.update(task, description=" · ".join([title, *parts]))
+
+        thread = threading.Thread(target=refresh, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
+    """How many events were read, and what became of them."""
+    table = Table("events", "number", title="Outcome", title_justify="left")
+    table.columns[1].justify = "right"
+    for name in ("read", "history", "scored", "duplicate", "dead-lettered"):
+        if outcomes.get(name) or name in ("read", "scored", "dead-lettered"):
+            table.add_row(name, f"{outcomes.get(name, 0):,}")
+    for name, count in sorted(outcomes.items()):
+        if name.startswith("dead-lettered: "):
+            table.add_row("  " + name.removeprefix("dead-lettered: "), f"{count:,}")
+    table.add_row("read a second", f"{outcomes.get('read', 0) / seconds:,.0f}")
+    return table
+
+
+def decision_table(decisions: Mapping[str, int]) -> Table:
+    """How many events got which decision."""
+    table = Table("decision", "events", "share", title="Decisions", title_justify="left")
+    total = sum(decisions.values())
+    for name, count in decisions.items():
+        table.add_row(name, f"{count:,}", f"{count / total:.2%}")
+    return table
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+    """The figures of a model, overall and by slice."""
+    table = Table("events", "rows", "positives", "ROC AUC", "average precision", "precision@100", title=title)
+    table.title_justify = "left"
+
+    def add(name: str, metrics: Metrics) -> None:
+        figures = (metrics.roc_auc, metrics.average_precision, metrics.card_precision)
+        shown = ["–" if figure is None else f"{figure:.3f}" for figure in figures]
+        table.add_row(name, f"{metrics.rows:,}", f"{metrics.positives:,}", *shown)
+
+    add("all", evaluation.overall)
+    for column, values in evaluation.slices.items():
+        for value, metrics in values.items():
+            add(f"{column} = {value}", metrics)
+    return table
+
+
+def facts_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values, without a frame."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,155 @@
+"""`headrace run`: score the events of a source with a registered bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models import registry
+from models.booster import Scorer
+from models.bundle import Bundle
+from models.evaluation import Evaluation, evaluate
+from models.project import Project
+from pipelines.display import working
+from pipelines.options import DIRECT, GraphConfig, make_pipeline
+from pipelines.score import build
+from pipelines.sinks.files import SCORES, WriteFiles
+from pipelines.sources.files import ReadFiles, format_of, match_files
+from transforms.score import DECISION, SCORE, Score
+
+DAY_US = 86_400_000_000
+
+
+class RunError(ValueError):
+    """A run that can't start as it is asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a finished run left: where, how many events of which outcome, and how long the graph ran."""
+
+    directory: str
+    outcomes: dict[str, int]
+    seconds: float
+
+
+def open_source(uris: Sequence[str], kind: str | None) -> ReadFiles:
+    """The source for `uris`; SourceError if one of them matches nothing or has no known format."""
+    for uri in uris:
+        for path in match_files(uri):
+            if kind is None:
+                format_of(path)
+    return ReadFiles(tuple(uris), kind)
+
+
+def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:
+    """The registered bundle; RunError if the project's features or schema are no longer those it was made with."""
+    bundle = registry.load(project.name, int(version) if version.isdigit() else version, tracking_uri)
+    differing = []
+    if bundle.schema != project.contract.text:
+        differing.append(project.schema_file)
+    if bundle.feature_definitions != project.feature_definitions():
+        differing.append("the features, decisions or event declarations of project.yaml")
+    if differing:
+        raise RunError(
+            f"{folder}: {' and '.join(differing)} changed since {project.name} {version} "
+            f"(bundle {bundle.bundle_id}) was trained: train again, or take the changes back"
+        )
+    return bundle
+
+
+def score(
+    project: Project,
+    bundle: Bundle,
+    source: ReadFiles,
+    directory: str,
+    *,
+    runner: str = DIRECT,
+    sink_format: Any = "parquet",
+    shards: int,
+    reason_codes: int = 0,
+    score_from_us: int | None = None,
+    threads: int = 2,
+    beam_args: Sequence[str] = (),
+) -> RunResult:
+    """Run the graph and wait for its end."""
+    scorer = Scorer.from_bundle(bundle, nthread=threads)
+    config = GraphConfig(
+        project=project,
+        source=source,
+        score=Score(project, scorer, bundle.bundle_id, reason_codes),
+        sink=WriteFiles(
+            directory,
+            event_id=project.event.id,
+            event_time=project.event.time,
+            format=sink_format,
+            files=shards,
+            facts={"project": project.name, "bundle_id": bundle.bundle_id},
+        ),
+        shards=shards,
+        score_from_us=score_from_us,
+    )
+    return run_graph(config, directory, runner, beam_args, "scoring")
+
+
+def run_graph(
+    config: GraphConfig, directory: str, runner: str, beam_args: Sequence[str], title: str
+) -> RunResult:
+    """Build the graph, run it to its end, and read what it says of itself."""
+    pipeline = make_pipeline(runner, beam_args)
+    build(pipeline, config)
+    started = time.monotonic()
+    with working(title):
+        pipeline.run().wait_until_finish()
+    seconds = time.monotonic() - started
+    return RunResult(directory, read_success(directory)["events"], seconds)
+
+
+def read_success(directory: str) -> dict[str, Any]:
+    """What the sink wrote at the end of a run."""
+    from apache_beam.io.filesystems import FileSystems
+
+    with FileSystems.open(FileSystems.join(directory, "_SUCCESS.json")) as file:
+        return dict(json.loads(file.read()))
+
+
+def read_columns(directory: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a run's score files, in the files' order."""
+    paths = match_files(f"{directory.rstrip('/')}/{SCORES}/*.parquet")
+    return pa.concat_tables([pq.read_table(path, columns=list(columns)) for path in paths])
+
+
+def count_decisions(directory: str, project: Project) -> dict[str, int]:
+    """Events by decision, in the order of the bands."""
+    values = read_columns(directory, [DECISION]).column(DECISION).combine_chunks().value_counts().to_pylist()
+    counts = {value["values"]: value["counts"] for value in values}
+    return {band.action: counts.get(band.action, 0) for band in project.decisions}
+
+
+def evaluate_scores(directory: str, project: Project) -> Evaluation | None:
+    """How good the scores were, where the label is among the output fields and known; else None."""
+    label = project.label.field if project.label else None
+    if label not in project.output:
+        return None
+    group = project.entities[project.training.group] if project.training.group else None
+    names = [label, SCORE, project.event.time, *([group] if group else []), *project.training.slices]
+    table = read_columns(directory, list(dict.fromkeys(names)))
+    table = table.filter(pa.compute.is_valid(table.column(label)))
+    if not table.num_rows:
+        return None
+    days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
+    return evaluate(
+        table.column(label).to_numpy(),
+        table.column(SCORE).to_numpy(),
+        day=days if group else None,
+        card=np.asarray(table.column(group).to_numpy()) if group else None,
+        slices={name: table.column(name).to_numpy() for name in project.training.slices},
+    )

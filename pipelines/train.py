@@ -1,0 +1,204 @@
+"""`headrace train`: the same graph up to features, then a model, its figures, and a registered bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from models import registry, training
+from models.booster import predict
+from models.bundle import Bundle, library_versions
+from models.evaluation import Evaluation, evaluate
+from models.project import PROJECT_FILE, Project
+from pipelines.display import working
+from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
+from pipelines.run import RunResult, read_columns, run_graph
+from pipelines.sinks.files import WriteFiles
+from pipelines.sources.files import ReadFiles
+from transforms.examples import CollectExamples
+from transforms.rolling import as_float64
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+class TrainingError(ValueError):
+    """Events that no model can be trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A bundle with the figures of its test, and the time from which it may score without having seen it."""
+
+    bundle: Bundle
+    evaluation: Evaluation
+    examples: RunResult
+    train_rows: int
+    start_us: int
+    test_from_us: int
+
+
+def train(
+    project: Project,
+    folder: pathlib.Path,
+    source: ReadFiles,
+    *,
+    start: datetime.datetime | None = None,
+    examples: str | None = None,
+    runner: str = DIRECT,
+    shards: int = DEFAULT_SHARDS,
+    threads: int = 2,
+    beam_args: Sequence[str] = (),
+) -> Trained:
+    """Train and evaluate on the source's events; the examples stay in `examples`, if it is given."""
+    if project.label is None:
+        raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
+    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+        directory = examples or scratch
+        sink = WriteFiles(directory, project.event.id, project.event.time, files=shards)
+        config = GraphConfig(project, source, CollectExamples(project), sink, shards)
+        result = run_graph(config, directory, runner, beam_args, "computing features")
+        if not result.outcomes.get("scored"):
+            raise TrainingError(
+                "no event is left to train on; see the dead letters of `headrace run` for why"
+            )
+        table = _ordered(_read_examples(directory, project), project)
+    with working("training"):
+        return _fit(project, folder, table, result, start, threads)
+
+
+def _read_examples(directory: str, project: Project) -> pa.Table:
+    assert project.label is not None
+    entity = [project.entities[project.training.group]] if project.training.group else []
+    names = [project.event.id, project.event.time, project.label.field, *entity]
+    return read_columns(
+        directory, list(dict.fromkeys([*names, *project.model.inputs, *project.training.slices]))
+    )
+
+
+def _ordered(table: pa.Table, project: Project) -> pa.Table:
+    """By event time, then id: a model depends on the order of its examples."""
+    return table.sort_by([(project.event.time, "ascending"), (project.event.id, "ascending")])
+
+
+def _fit(
+    project: Project,
+    folder: pathlib.Path,
+    table: pa.Table,
+    result: RunResult,
+    start: datetime.datetime | None,
+    threads: int,
+) -> Trained:
+    assert project.label is not None
+    split = project.training
+    time_us = table.column(project.event.time).cast(pa.int64()).to_numpy()
+    label = table.column(project.label.field).fill_null(-1).to_numpy().astype(np.int64)
+    group = table.column(project.entities[split.group]).to_numpy() if split.group else None
+    start_us = _start_us(start or split.start, time_us, split.train + split.delay + split.test)
+    test_from_us = start_us + split.train + split.delay
+    train_rows, test_rows = training.split_by_time(
+        time_us,
+        group,
+        label,
+        start_us=start_us,
+        train_us=split.train,
+        delay_us=split.delay,
+        test_us=split.test,
+    )
+    _require_both_classes(label[train_rows], "train on", start_us, start_us + split.train)
+    _require_both_classes(label[test_rows], "test on", test_from_us, test_from_us + split.test)
+
+    inputs = np.column_stack(
+        [_as_float32(table.column(name)) for name in project.model.inputs],
+    )
+    booster = training.fit(
+        inputs[train_rows],
+        label[train_rows],
+        project.model.params,
+        feature_names=project.model.inputs,
+        nthread=threads,
+    )
+    evaluation = evaluate(
+        label[test_rows],
+        predict(booster, np.ascontiguousarray(inputs[test_rows])),
+        day=(time_us[test_rows] - start_us) // training.DAY_US,
+        card=group[test_rows] if group is not None else None,
+        slices={name: table.column(name).to_numpy()[test_rows] for name in split.slices},
+    )
+    model = training.model_bytes(booster)
+    golden_features, golden_scores = training.golden(model, inputs[train_rows])
+    bundle = Bundle(
+        schema=project.contract.text,
+        project=(folder / PROJECT_FILE).read_bytes(),
+        feature_definitions=project.feature_definitions(),
+        model=model,
+        feature_names=tuple(project.model.inputs),
+        golden_features=golden_features,
+        golden_scores=golden_scores,
+        metadata={
+            "metrics": {"test": _plain(evaluation.as_dict()["overall"])},
+            "slices": evaluation.as_dict()["slices"],
+            "train_from": to_iso(start_us),
+            "test_from": to_iso(test_from_us),
+            "train_rows": len(train_rows),
+            "test_rows": len(test_rows),
+            "versions": library_versions(),
+        },
+    )
+    return Trained(bundle, evaluation, result, len(train_rows), start_us, test_from_us)
+
+
+def register(trained: Trained, project: Project, tracking_uri: str, promote: bool) -> int:
+    """Register a trained bundle; the version, which an equal bundle already registered keeps."""
+    return registry.register(trained.bundle, project.name, tracking_uri, promote=promote)
+
+
+def to_iso(time_us: int) -> str:
+    """A time in ISO 8601, UTC."""
+    return (_EPOCH + datetime.timedelta(microseconds=time_us)).isoformat().replace("+00:00", "Z")
+
+
+def to_us(time: datetime.datetime) -> int:
+    """A time in microseconds since 1970 UTC; without an offset it is UTC."""
+    time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time
+    return (time - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+def _start_us(
+    start: datetime.datetime | None, time_us: np.ndarray[Any, np.dtype[np.int64]], length_us: int
+) -> int:
+    """The declared start, or else the latest midnight UTC whose test ends with the last day of events."""
+    if start is not None:
+        return to_us(start)
+    after_last_day = (int(time_us.max()) // training.DAY_US + 1) * training.DAY_US
+    first_day = int(time_us.min()) // training.DAY_US * training.DAY_US
+    if after_last_day - length_us < first_day:
+        days = (after_last_day - first_day) // training.DAY_US
+        raise TrainingError(
+            f"the events span {days} days, the declared training needs {length_us // training.DAY_US}: "
+            "give more events, or shorten training.train, .delay or .test"
+        )
+    return after_last_day - length_us
+
+
+def _require_both_classes(label: np.ndarray[Any, Any], purpose: str, start_us: int, stop_us: int) -> None:
+    positives = int(label.sum())
+    if positives in (0, len(label)):
+        raise TrainingError(
+            f"no events of both classes to {purpose}: {len(label)} labelled events, {positives} positive, "
+            f"from {to_iso(start_us)} to {to_iso(stop_us)}"
+        )
+
+
+def _as_float32(values: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return as_float64(values.combine_chunks()).astype(np.float32)
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if value is not None}
