@@ -5,17 +5,23 @@ them. Order within an entity is (event time, event id). A window of length w and
 at time t, holds the entity's events with time in (t - d - w, t - d]; without a delay it ends at the event
 itself, in that order. The result for an event depends on the set of events only, never on how it was split
 into calls: sums are 64-bit integers of declared decimal places, with one division at the end.
+
+That holds for calls in the order of event time. An event that comes late, after a call with later ones, finds
+all events of its windows if it is no more than `lateness_us` older than the newest; it stands after those of
+its own time that came before it. What was already computed does not change.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.project import RollingFeature
 
@@ -23,10 +29,12 @@ Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
 # A run is merged into the one before it once that is no longer this many times longer.
-_RUN_RATIO = 4
+_RUN_RATIO = 8
+# A search key of (entity, time) has no more bits than this, so that 64 hold it and what is added to it.
+_KEY_BITS = 62
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Events:
     """Rows of one entity kind: entity codes int64[n], times int64[n] in us, ids, numbers float64[n] (NaN: none)."""
 
@@ -38,32 +46,124 @@ class Events:
     def __len__(self) -> int:
         return len(self.time)
 
-    def take(self, rows: Int64) -> Events:
-        """The given rows, in that order."""
-        ids = self.ids.take(pa.array(rows))
-        return Events(self.entity[rows], self.time[rows], ids, {k: v[rows] for k, v in self.values.items()})
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """At least one event, sorted by (entity, time), with what it takes to look windows up in them."""
+
+    entity: Int64
+    time: Int64
+    values: dict[str, Float64]
+    _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
 
     @staticmethod
-    def concat(parts: Sequence[Events]) -> Events:
-        """All rows of `parts`, one after another; no copy of a single part."""
-        if len(parts) == 1:
-            return parts[0]
-        return Events(
-            np.concatenate([p.entity for p in parts]),
-            np.concatenate([p.time for p in parts]),
-            pa.concat_arrays([p.ids for p in parts]),
-            {k: np.concatenate([p.values[k] for p in parts]) for k in parts[0].values},
-        )
+    def of(events: Events, order: Int64) -> Run:
+        """The given rows of `events`, in that order, which sorts them."""
+        return Run(events.entity[order], events.time[order], {k: v[order] for k, v in events.values.items()})
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @functools.cached_property
+    def first(self) -> int:
+        """The earliest time."""
+        return int(self.time.min())
+
+    @functools.cached_property
+    def last(self) -> int:
+        """The latest time."""
+        return int(self.time.max())
+
+    @functools.cached_property
+    def _starts(self) -> Int64:
+        """The row that each entity starts at, and the number of rows."""
+        return np.flatnonzero(np.concatenate([[True], self.entity[1:] != self.entity[:-1], [True]]))
+
+    @functools.cached_property
+    def _entities(self) -> Int64:
+        return self.entity[self._starts[:-1]]
+
+    @functools.cached_property
+    def _tick_bits(self) -> int:
+        """The low bits of a time that a key has no room for: none, unless entities times span are very many."""
+        return max(0, (len(self._entities) * (self.last - self.first + 1)).bit_length() - _KEY_BITS)
+
+    @functools.cached_property
+    def _span(self) -> int:
+        return ((self.last - self.first) >> self._tick_bits) + 1
+
+    @functools.cached_property
+    def _key(self) -> Int64:
+        """One ascending number a row for entity and time, so that one search finds both."""
+        base = np.arange(len(self._entities)) * self._span
+        return np.repeat(base, np.diff(self._starts)) + ((self.time - self.first) >> self._tick_bits)
+
+    def rows_until(self, events: Run, ages: Sequence[int], passed: int) -> Int64:
+        """How many rows stand at or before each event's time less each age, all of the entities before it included.
+
+        int64[ages, events]; no time is taken to be before `passed`.
+        """
+        place = np.searchsorted(self._entities, events.entity)
+        known = self._entities[np.minimum(place, len(self._entities) - 1)] == events.entity
+        start, end = self._starts[place], self._starts[place + known]
+        rows = np.empty((len(ages), len(events)), np.int64)
+        for age, found in zip(ages, rows, strict=True):
+            if max(events.first - age, passed) >= self.last:
+                found[:] = end
+            elif max(events.last - age, passed) < self.first:
+                found[:] = start
+            else:
+                until = np.maximum(events.time - age, passed)
+                key = place * self._span + ((until - self.first) >> self._tick_bits)
+                np.clip(np.searchsorted(self._key, key, side="right"), start, end, out=found)
+                # Where a key has no room for a time's low bits, the last rows found may be later than it.
+                while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
+                    found -= later
+        return rows
+
+    def known_until(self, field: str, rows: Int64) -> Int64:
+        """How many of the first `rows` rows have a number in `field`."""
+        if ("known", field) not in self._totals:
+            self._totals["known", field] = _running_total(~np.isnan(self.values[field]))
+        return self._totals["known", field][rows]
+
+    def sum_until(self, field: str, decimals: int, rows: Int64) -> Int64:
+        """The sum of `field` over the first `rows` rows, in units of its last decimal place."""
+        if ("sum", field) not in self._totals:
+            scaled = np.rint(self.values[field] * 10**decimals)
+            self._totals["sum", field] = _running_total(np.where(np.isnan(scaled), 0, scaled))
+        return self._totals["sum", field][rows]
+
+    def merge(self, later: Run) -> Run:
+        """The rows of both, those of `later` after this run's rows of the same entity and time."""
+        there = self.rows_until(later, [0], later.first)[0] + np.arange(len(later))
+        here = np.ones(len(self) + len(later), bool)
+        here[there] = False
+
+        def both(mine: Any, others: Any) -> Any:
+            merged = np.empty(len(here), mine.dtype)
+            merged[here], merged[there] = mine, others
+            return merged
+
+        values = {name: both(mine, later.values[name]) for name, mine in self.values.items()}
+        return Run(both(self.entity, later.entity), both(self.time, later.time), values)
+
+    def after(self, time: int) -> Run:
+        """The rows later than `time`, of which there must be one."""
+        if self.first > time:
+            return self
+        kept = self.time > time
+        return Run(self.entity[kept], self.time[kept], {k: v[kept] for k, v in self.values.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """Past events that windows still need: runs sorted by (entity, time, id), each much longer than the next.
+    """Past events that windows still need: runs, oldest first, each much longer than the next.
 
     So an append rewrites few rows, however long the history is, and a look-up reads few runs.
     """
 
-    runs: tuple[Events, ...] = ()
+    runs: tuple[Run, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.runs))
@@ -74,10 +174,13 @@ class RollingKernel:
     """The rolling features of one entity kind.
 
     `decimals` gives a field's decimal places; a field without them is summed as integers.
+    A feature's delay may be negative: then its window also holds events of earlier calls that are so much later
+    in time, which only an event that comes late can have.
     """
 
     features: tuple[RollingFeature, ...]
     decimals: Mapping[str, int]
+    lateness_us: int = 0
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -86,121 +189,94 @@ class RollingKernel:
 
     @property
     def horizon_us(self) -> int:
-        """How long an event is still seen by some window, in microseconds."""
-        return max(f.delay_us + f.window_us for f in self.features)
+        """How much older than the newest event one may be and still be seen by some window, in microseconds."""
+        return max(f.delay_us + f.window_us for f in self.features) + self.lateness_us
 
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
-        events_order = _sort_order(events)
-        new = events if _is_sorted(events_order) else events.take(events_order)
-        past = _seen_by(history, new)
-        in_order = self._compute(Events.concat(past) if past else new.take(np.empty(0, np.int64)), new)
+        if not len(events):
+            return [
+                np.empty(0, np.int64 if f.aggregate == "count" else np.float64) for f in self.features
+            ], history
+        order = sort_order(events.ids, events.entity, events.time)
+        new = Run.of(events, order)
         columns: list[Int64 | Float64] = []
-        for column in in_order:
-            restored = np.empty_like(column)
-            restored[events_order] = column
-            columns.append(restored)
+        for in_order in self._compute(history, new):
+            column = np.empty_like(in_order)
+            column[order] = in_order
+            columns.append(column)
         return columns, self._append(history, new)
 
     def extend(self, history: History, events: Events) -> History:
-        """The history after `events`, without computing their features."""
-        return self._append(history, events.take(_sort_order(events)))
-
-    def _append(self, history: History, new: Events) -> History:
-        if not len(new):
+        """The history after `events`, without computing their features; their ids are not looked at."""
+        if not len(events):
             return history
-        runs = [*history.runs, new]
+        return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
+
+    def _oldest_needed(self, *runs: Run) -> int:
+        """The time up to which events are out of every window. Whether they are still there makes no difference."""
+        return max(run.last for run in runs) - self.horizon_us
+
+    def _append(self, history: History, new: Run) -> History:
+        passed = self._oldest_needed(*history.runs, new)
+        runs = [run for run in (*history.runs, new) if run.last > passed]
         while len(runs) > 1 and len(runs[-2]) < _RUN_RATIO * len(runs[-1]):
             last = runs.pop()
-            runs[-1] = _merge(runs[-1], last)
+            runs[-1] = runs[-1].merge(last)
             if len(runs) == 1:
-                needed = np.flatnonzero(runs[0].time > new.time.max() - self.horizon_us)
-                runs = [runs[0] if len(needed) == len(runs[0]) else runs[0].take(needed)]
+                runs = [runs[0].after(passed)]
         return History(tuple(runs))
 
-    def _compute(self, past: Events, new: Events) -> list[Int64 | Float64]:
-        """Features of sorted `new`, given all of their entities' sorted `past`, in the order of `new`."""
-        if not len(new):
-            return [np.empty(0, np.int64 if f.aggregate == "count" else np.float64) for f in self.features]
-        entities = np.unique(new.entity)
-        first = int(min(new.time.min(), past.time.min() if len(past) else new.time.min()))
-        last = int(max(new.time.max(), past.time.max() if len(past) else new.time.max()))
-        span = last - first + self.horizon_us + 1
-        if span * len(entities) >= 1 << 62:  # the search key would overflow: halve the entities
-            if len(entities) == 1:
-                raise OverflowError(f"events of one entity lie {span} us apart, too far for a 64-bit key")
-            middle = entities[len(entities) // 2]
-            halves = [
-                self._compute(past.take(np.flatnonzero(p)), new.take(np.flatnonzero(n)))
-                for p, n in (
-                    (past.entity < middle, new.entity < middle),
-                    (past.entity >= middle, new.entity >= middle),
-                )
-            ]
-            return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
+    def _compute(self, history: History, new: Run) -> list[Int64 | Float64]:
+        """The features of `new`, in its order.
 
-        if len(past):
-            seen = Events.concat([past, new])
-            order = _sort_order(seen)
-            position = np.empty(len(order), np.int64)
-            position[order] = np.arange(len(order))
-            seen, position = seen.take(order), position[len(past) :]
-        else:
-            seen, position = new, np.arange(len(new))
-        # One sorted key for all entities; `span` keeps a window from reaching into the entity before.
-        key = np.searchsorted(entities, seen.entity) * span + (seen.time - first)
-        return self._aggregate(seen, key, position)
+        A window's count or sum is the difference of two running ones, up to its upper and its lower edge. An edge
+        is (how long before the event, whether the event itself is below it).
+        """
+        lower = [(f.delay_us + f.window_us, False) for f in self.features]
+        upper = [(f.delay_us, f.delay_us <= 0 and f.include_current) for f in self.features]
+        edges = sorted({*lower, *upper})
+        ages = [age for age, _ in edges]
+        at_event = [np.arange(len(new)) + current for age, current in edges if age <= 0]
+        seen = [(new, np.vstack([*at_event, new.rows_until(new, ages[len(at_event) :], new.first - 1)]))]
+        if history.runs:
+            passed = self._oldest_needed(*history.runs)
+            seen += [(run, run.rows_until(new, ages, passed)) for run in history.runs]
 
-    def _aggregate(self, seen: Events, key: Int64, position: Int64) -> list[Int64 | Float64]:
-        here = key if len(position) == len(key) else key[position]
-        bounds: dict[int, Int64] = {}
-        prefixes: dict[tuple[str, str], Int64] = {}
+        @functools.cache
+        def rows() -> Int64:
+            return functools.reduce(np.add, [rows for _, rows in seen])
 
-        def bound(shift: int) -> Int64:
-            """For each event, how many sorted rows lie at or before (its time - shift)."""
-            if shift not in bounds:
-                bounds[shift] = np.searchsorted(key, here - shift, side="right")
-            return bounds[shift]
+        @functools.cache
+        def known(field: str) -> Int64:
+            return functools.reduce(np.add, [run.known_until(field, rows) for run, rows in seen])
 
-        def prefix(kind: str, field: str) -> Int64:
-            if (kind, field) not in prefixes:
-                values = seen.values[field]
-                known = ~np.isnan(values)
-                if kind == "known":
-                    numbers: Int64 = known.astype(np.int64)
-                else:
-                    scaled = np.rint(values * 10 ** self.decimals.get(field, 0))
-                    numbers = np.where(known, scaled, 0).astype(np.int64)
-                prefixes[kind, field] = np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers)])
-            return prefixes[kind, field]
+        @functools.cache
+        def total(field: str) -> Int64:
+            decimals = self.decimals.get(field, 0)
+            return functools.reduce(np.add, [run.sum_until(field, decimals, rows) for run, rows in seen])
 
         columns: list[Int64 | Float64] = []
-        for f in self.features:
-            low = bound(f.delay_us + f.window_us)
-            if f.delay_us:
-                high = bound(f.delay_us)
-            else:
-                high = position + 1 if f.include_current else position
-            count = high - low
+        for f, low, high in zip(self.features, map(edges.index, lower), map(edges.index, upper), strict=True):
             if f.aggregate == "count":
-                columns.append(count)
+                columns.append(rows()[high] - rows()[low])
                 continue
             assert f.field is not None
             if f.aggregate in ("min", "max"):
-                columns.append(_extreme(f.aggregate, seen.values[f.field], low, high, f.empty))
+                columns.append(
+                    _extreme(f, [(run.values[f.field], rows[low], rows[high]) for run, rows in seen])
+                )
                 continue
-            sums = prefix("sum", f.field)
-            total = sums[high] - sums[low]
+            summed = total(f.field)[high] - total(f.field)[low]
             scale = 10 ** self.decimals.get(f.field, 0)
             if f.aggregate == "sum":
-                columns.append(total / float(scale))
+                columns.append(summed / float(scale))
                 continue
-            if f.aggregate == "mean" and np.isnan(seen.values[f.field]).any():
-                known = prefix("known", f.field)
-                count = known[high] - known[low]
             # rate: an unknown value counts as not true, as a label that never came does
+            counted = known(f.field) if f.aggregate == "mean" else rows()
+            count = counted[high] - counted[low]
             result = np.full(len(count), f.empty)
-            np.divide(total, count * scale, out=result, where=count > 0)
+            np.divide(summed, count * scale, out=result, where=count > 0)
             columns.append(result)
         return columns
 
@@ -217,59 +293,43 @@ def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:
 def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
     """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
     order = np.lexsort(keys[::-1])
-    tied = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
-    if tied.any():
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], tied, [False]]).astype(np.int8)))
-        for start, stop in zip(edges[::2].tolist(), (edges[1::2] + 1).tolist(), strict=True):
-            rows = order[start:stop]
-            texts = ids.take(pa.array(rows)).to_pylist()
-            order[start:stop] = rows[sorted(range(len(texts)), key=texts.__getitem__)]
+    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+    if same.any():
+        as_before = np.concatenate([[False], same])
+        places = np.flatnonzero(as_before | np.concatenate([same, [False]]))
+        group = np.cumsum(~as_before)[places]
+        rows = order[places]
+        by_id = pc.array_sort_indices(ids.take(pa.array(rows))).to_numpy()
+        order[places] = rows[by_id[np.argsort(group[by_id], kind="stable")]]
     return order
 
 
-def _sort_order(events: Events) -> Int64:
-    return sort_order(events.ids, events.entity, events.time)
+def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:
+    """The sum int64[n + 1] of the first 0 .. n numbers; it may wrap around, and differences are still right."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers.astype(np.int64))])
 
 
-def _is_sorted(order: Int64) -> bool:
-    return bool((order[1:] > order[:-1]).all())
+def _extreme(feature: RollingFeature, parts: list[tuple[Float64, Int64, Int64]]) -> Float64:
+    """min or max, row by row, over all parts' values[low:high], NaN left out."""
+    pick, neutral = (np.fmin, np.inf) if feature.aggregate == "min" else (np.fmax, -np.inf)
+    result: Float64 = functools.reduce(pick, [_extreme_of_ranges(pick, neutral, *part) for part in parts])
+    result[~np.isfinite(result)] = feature.empty
+    return result
 
 
-def _merge(a: Events, b: Events) -> Events:
-    both = Events.concat([a, b])
-    return both.take(_sort_order(both))
-
-
-def _seen_by(history: History, new: Events) -> list[Events]:
-    """The rows of `history` of the entities in `new`, run by run."""
-    entities = np.unique(new.entity)
-    parts = []
-    for run in history.runs:
-        start = np.searchsorted(run.entity, entities, side="left")
-        length = np.searchsorted(run.entity, entities, side="right") - start
-        if length.any():
-            parts.append(run.take(_ranges(start, length)))
-    return parts
-
-
-def _ranges(start: Int64, length: Int64) -> Int64:
-    """The numbers start[i] .. start[i] + length[i] - 1 of every i, one range after another."""
-    before = np.cumsum(length) - length
-    return np.repeat(start - before, length) + np.arange(int(length.sum()))
-
-
-def _extreme(kind: str, values: Float64, low: Int64, high: Int64, empty: float) -> Float64:
-    """min or max of values[low:high], row by row, NaN left out; a sparse table, one level in memory at a time."""
-    pick, neutral = (np.fmin, np.inf) if kind == "min" else (np.fmax, -np.inf)
-    level = np.where(np.isnan(values), neutral, values)
+def _extreme_of_ranges(pick: np.ufunc, neutral: float, values: Float64, low: Int64, high: Int64) -> Float64:
+    """`pick` over values[low:high], row by row; a sparse table, one level in memory at a time."""
     length = high - low
     result = np.full(len(low), neutral)
+    if (rows := int(length.sum())) < len(values):  # few of the values: first put each range by itself
+        high = np.cumsum(length)
+        values, low = values[np.repeat(low - high + length, length) + np.arange(rows)], high - length
+    level = np.where(np.isnan(values), neutral, values + 0.0)  # -0.0 is 0.0, whichever comes first
     for power in itertools.count():
         width = 1 << power
-        rows = np.flatnonzero((length >= width) & (length < 2 * width))
-        result[rows] = pick(level[low[rows]], level[high[rows] - width])
+        rows_here = np.flatnonzero((length >= width) & (length < 2 * width))
+        result[rows_here] = pick(level[low[rows_here]], level[high[rows_here] - width])
         if not (length >= 2 * width).any():
             break
         level = pick(level[:-width], level[width:])
-    result[~np.isfinite(result)] = empty
     return result

@@ -62,7 +62,7 @@ def run(
     reason_codes: Annotated[int, typer.Option(min=0, help="Features to name with each score; slow.")] = 0,
     runner: Runner = "DirectRunner",
     registry: Registry = DEFAULT_REGISTRY,
-    shards: Shards = 4,
+    shards: Shards = 1,
     threads: Threads = 2,
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
@@ -107,7 +107,7 @@ def train(
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = "DirectRunner",
     registry: Registry = DEFAULT_REGISTRY,
-    shards: Shards = 4,
+    shards: Shards = 1,
     threads: Threads = 2,
 ) -> None:
     """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
@@ -240,13 +240,16 @@ def demo(
         if data is None:
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
-        events = running.open_source([data], None)
         registry = f"sqlite:///{output}/registry.db"
-        trained = training.train(declared, project, events)
+        trained = training.train(declared, project, running.open_source([data], None))
         version = training.register(trained, declared, registry, promote=True)
         _print_training(trained, declared, version, registry)
         result = running.score(
-            declared, trained.bundle, events, f"{output}/run", shards=4, score_from_us=trained.test_from_us
+            declared,
+            trained.bundle,
+            running.open_source([data], None),
+            f"{output}/run",
+            score_from_us=trained.test_from_us,
         )
         console.print(outcome_table(result.outcomes, result.seconds))
         _print_scores(f"{output}/run", declared)

@@ -13,7 +13,7 @@ from rich.table import Table
 from models import progress
 from models.evaluation import Evaluation, Metrics
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=False)
 _REFRESH_SECONDS = 0.2
 
 
@@ -68,9 +68,8 @@ def decision_table(decisions: Mapping[str, int]) -> Table:
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
-    """The figures of a model, overall and by slice."""
-    table = Table("events", "rows", "positives", "ROC AUC", "average precision", "precision@100", title=title)
-    table.title_justify = "left"
+    """ROC AUC, average precision and card precision@100 of a model, overall and by slice."""
+    table = Table("events", "rows", "frauds", "AUC", "AP", "CP@100", title=title, title_justify="left")
 
     def add(name: str, metrics: Metrics) -> None:
         figures = (metrics.roc_auc, metrics.average_precision, metrics.card_precision)

@@ -172,7 +172,10 @@ class _GroupByKey(_Node):
         return min((self._time_of(window) for window in self._groups), default=MAX_US)
 
     def _time_of(self, window: Any) -> int:
-        if self._combiner in (TimestampCombiner.OUTPUT_AT_EARLIEST, TimestampCombiner.OUTPUT_AT_EARLIEST_TRANSFORMED):
+        if self._combiner in (
+            TimestampCombiner.OUTPUT_AT_EARLIEST,
+            TimestampCombiner.OUTPUT_AT_EARLIEST_TRANSFORMED,
+        ):
             return self._earliest[window]
         return int(window.max_timestamp().micros)
 
@@ -212,13 +215,19 @@ class _ParDo(_Node):
         self._windowing = self.outputs[0].windowing if self.outputs else self.inputs[0].windowing
         signature = common.DoFnSignature(self._fn)
         self._state = _State() if signature.is_stateful_dofn() else None
-        self._timers = {spec.name: spec for spec in userstate.get_dofn_specs(self._fn)[1]} if self._state else {}
+        self._timers = (
+            {spec.name: spec for spec in userstate.get_dofn_specs(self._fn)[1]} if self._state else {}
+        )
         self._splittable = signature.is_splittable_dofn()
         self._signature = signature
-        self._residuals: list[tuple[WindowedValue, int, float]] = []  # element, watermark, not before this clock
+        self._residuals: list[
+            tuple[WindowedValue, int, float]
+        ] = []  # element, watermark, not before this clock
         self._waiting: list[WindowedValue] = []
         self._runner: Any = None
         self._open = False
+        # What such a DoFn emits at its bundle's end is still to come: until then the watermark stays.
+        self._emits_late = type(self._fn).finish_bundle is not beam.DoFn.finish_bundle
         if not self._side_views:
             self._make_runner([])
 
@@ -250,9 +259,10 @@ class _ParDo(_Node):
             self._runner.start()
 
     def _start_restriction(self, element: WindowedValue) -> None:
-        invoker = self._runner.do_fn_invoker
-        restriction = invoker.invoke_initial_restriction(element.value)
-        estimator = invoker.invoke_initial_watermark_estimator_state(element.value, restriction)
+        restriction = self._signature.get_restriction_provider().initial_restriction(element.value)
+        estimator = self._signature.get_watermark_estimator_provider().initial_estimator_state(
+            element.value, restriction
+        )
         sized = element.with_value(((element.value, (restriction, estimator)), 0))
         self._residuals.append((sized, MIN_US, 0.0))
 
@@ -274,7 +284,9 @@ class _ParDo(_Node):
                     resume = deferred.micros / 1e6
                 elif deferred is not None:
                     resume = time.time() + deferred.micros / 1e6
-                self._residuals.append((residual.residual_value, watermark.micros if watermark else MIN_US, resume))
+                self._residuals.append(
+                    (residual.residual_value, watermark.micros if watermark else MIN_US, resume)
+                )
         return True
 
     def wakes_at(self) -> float | None:
@@ -285,7 +297,7 @@ class _ParDo(_Node):
         return min(times, default=None)
 
     def hold(self) -> int:
-        if self._runner is None:
+        if self._runner is None or (self._open and self._emits_late):
             return MIN_US
         holds = [watermark for _, watermark, _ in self._residuals]
         if self._state is not None:
@@ -376,7 +388,9 @@ class _Run:
         for transform, node in kinds:
             if isinstance(applied.transform, transform):
                 return node(applied, self)
-        raise UnsupportedGraph(f"{applied.full_label}: the in-process engine does not run {applied.transform!r}")
+        raise UnsupportedGraph(
+            f"{applied.full_label}: the in-process engine does not run {applied.transform!r}"
+        )
 
     def watermark_of(self, collection: pvalue.PCollection) -> int:
         """How far a PCollection's watermark is, in microseconds."""
@@ -427,7 +441,9 @@ class _Run:
         wakes = [node.wakes_at() for node in self._nodes if isinstance(node, _ParDo)]
         soonest = min((wake for wake in wakes if wake is not None), default=None)
         if soonest is None:
-            raise RuntimeError("the graph waits for a watermark that nothing moves on; this is a bug of the engine")
+            raise RuntimeError(
+                "the graph waits for a watermark that nothing moves on; this is a bug of the engine"
+            )
         time.sleep(min(max(soonest - time.time(), 0.0), IDLE_SECONDS))
 
 
@@ -553,5 +569,3 @@ def _make_cell(spec: Any) -> Any:
     if isinstance(spec, userstate.CombiningValueStateSpec):
         return _Combining(spec.combine_fn)
     raise UnsupportedGraph(f"the in-process engine does not keep {type(spec).__name__} {spec.name}")
-
-

@@ -16,7 +16,7 @@ from pipelines.engine import LocalRunner
 
 DIRECT = "DirectRunner"
 FN_API = "FnApiRunner"
-DEFAULT_SHARDS = 4
+DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from models.bundle import Bundle
 from models.evaluation import Evaluation, evaluate
 from models.project import Project
 from pipelines.display import working
-from pipelines.options import DIRECT, GraphConfig, make_pipeline
+from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import SCORES, WriteFiles
 from pipelines.sources.files import ReadFiles, format_of, match_files
@@ -74,7 +74,7 @@ def score(
     *,
     runner: str = DIRECT,
     sink_format: Any = "parquet",
-    shards: int,
+    shards: int = DEFAULT_SHARDS,
     reason_codes: int = 0,
     score_from_us: int | None = None,
     threads: int = 2,
@@ -91,7 +91,6 @@ def score(
             event_id=project.event.id,
             event_time=project.event.time,
             format=sink_format,
-            files=shards,
             facts={"project": project.name, "bundle_id": bundle.bundle_id},
         ),
         shards=shards,

@@ -61,7 +61,7 @@ def train(
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         directory = examples or scratch
-        sink = WriteFiles(directory, project.event.id, project.event.time, files=shards)
+        sink = WriteFiles(directory, project.event.id, project.event.time)
         config = GraphConfig(project, source, CollectExamples(project), sink, shards)
         result = run_graph(config, directory, runner, beam_args, "computing features")
         if not result.outcomes.get("scored"):

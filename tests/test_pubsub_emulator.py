@@ -583,8 +583,8 @@ def test_futures_publish_and_streams_deliver(server: Server) -> None:
     topic = server.topic()
     subscription = server.subscription(topic)
     start = time.time()
-    ids = server.publish(topic, *(str(number) for number in range(500)), colour="red")
-    assert len(set(ids)) == 500
+    ids = server.publish(topic, *(str(number) for number in range(100)), colour="red")
+    assert len(set(ids)) == 100
     received: dict[str, pubsub_v1.subscriber.message.Message] = {}
 
     def callback(message: pubsub_v1.subscriber.message.Message) -> None:
@@ -592,8 +592,8 @@ def test_futures_publish_and_streams_deliver(server: Server) -> None:
         message.ack()
 
     with server.streaming(subscription, callback):
-        eventually(lambda: len(received) == 500)
-    assert {message.data.decode() for message in received.values()} == {str(number) for number in range(500)}
+        eventually(lambda: len(received) == 100)
+    assert {message.data.decode() for message in received.values()} == {str(number) for number in range(100)}
     assert set(received) == set(ids)
     one = received[ids[0]]
     assert dict(one.attributes) == {"colour": "red"}
@@ -696,7 +696,7 @@ def test_messages_of_a_key_come_in_order_and_start_over_at_a_nack(server: Server
         message.ack()
 
     with server.streaming(subscription, callback):
-        eventually(lambda: all(numbers[-1:] == [count - 1] for numbers in seen.values()))
+        eventually(lambda: 7 in seen["k"] and all(each[-1:] == [count - 1] for each in seen.values()))
     assert seen["l"] == list(range(count))
     # What the client had already been given after the nacked message may have been handled before it.
     restart = len(seen["k"]) - 1 - seen["k"][::-1].index(7)
@@ -861,10 +861,11 @@ def test_a_filter_passes_only_what_it_says(server: Server) -> None:
 
 
 def test_a_large_message_travels(server: Server) -> None:
+    # With an emulator Google's client keeps gRPC's default: it receives at most 4 MB at once.
     topic = server.topic()
     subscription = server.subscription(topic)
-    server.publish(topic, "x" * 9_000_000)
-    assert [len(text) for text in server.pull(subscription, 1)] == [9_000_000]
+    server.publish(topic, "x" * 3_500_000)
+    assert [len(text) for text in server.pull(subscription, 1)] == [3_500_000]
 
 
 # The emulator's own ----------------------------------------------------------------------------------------
@@ -1071,10 +1072,12 @@ def test_the_command_serves_until_it_is_told_to_stop(number: signal.Signals) -> 
     with started(command) as (process, address), connect("external", address, None) as server:
         topic = server.topic()
         subscription = server.subscription(topic)
-        with server.streaming(subscription, lambda message: message.ack()):
+        with contextlib.closing(RawStream(address, subscription=subscription)) as stream:
             server.publish(topic, "a")
+            assert list(stream.next()) == ["a"]
             process.send_signal(number)
             assert process.wait(20) == 0
+            assert stream.arrived.get(timeout=10) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_the_raw_classes_are_those_of_the_client() -> None:

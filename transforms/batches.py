@@ -114,17 +114,23 @@ def partition(batch: pa.RecordBatch, keys: Keys) -> Iterator[tuple[int, pa.Recor
     if (keys[0] == keys).all():
         yield int(keys[0]), batch
         return
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
+    ordered, sorted_batch = keys, batch
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        ordered, sorted_batch = keys[order], take_rows(batch, order)
     edges = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(keys)]])
-    sorted_batch = take_rows(batch, order)
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         yield int(ordered[start]), sorted_batch.slice(start, stop - start)
 
 
 def times_us(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The event times of a batch, int64[n], microseconds since 1970 UTC."""
-    return batch.column(batch.schema.get_field_index(EVENT_TIME)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+    return as_int64(column(batch, EVENT_TIME))
+
+
+def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A column of integers or times without nulls as int64[n]; times are microseconds since 1970 UTC."""
+    return np.asarray(values.cast(pa.int64()).to_numpy(zero_copy_only=False))
 
 
 def column(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -20,6 +20,7 @@ from pipelines.pubsub_emulator.subscription import Backlog
 DEFAULT_MAX_BACKLOG_BYTES = 1 << 30
 _MAX_STREAMS = 64
 _TICK_SECONDS = 0.1
+_GOODBYE_SECONDS = 0.1
 _OTHER_THREADS = 16
 _REBIND_SECONDS = 5.0
 # A publish of more than 10 MB must reach the handler, to be refused there with a reason.
@@ -81,8 +82,13 @@ class PubsubEmulator:
         """Stop serving, keep the state: streams end with UNAVAILABLE, other calls within `grace` seconds."""
         if self._server is None:
             return
+        stopped = self._server.stop(grace)
+        # By now the server takes no new calls, and its clients are being told. Only then end their streams:
+        # a stream reopened at once, on a connection about to close, would end as CANCELLED, which Google's
+        # subscriber does not retry.
+        time.sleep(_GOODBYE_SECONDS)
         self._service.go_down()
-        self._server.stop(grace).wait()
+        stopped.wait()
         self._server = None
         self._stopped.set()
         if self._ticker is not None:

@@ -1,6 +1,6 @@
 """Score rows and dead letters to files: complete and the same again, or not there at all.
 
-Rows are spread over a fixed number of files by a hash, sorted in each, written under a staging folder and
+Scores go to a file for each month of event time (or several, by a hash of the id), sorted, written under a staging folder and
 moved into place once all are written and the job's count of events is right. `_SUCCESS.json`, written last,
 lists what was written.
 """
@@ -8,10 +8,13 @@ lists what was written.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
+import pathlib
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -21,16 +24,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.timestamp import MAX_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
 from models.codecs import encode_json_lines
 from models.windows import sort_order
-from transforms.batches import column, concat_batches, partition, shard_of, take_rows
+from transforms.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from transforms.deduplicate import DUPLICATE
 
 SUCCESS = "_SUCCESS.json"
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
+WRITERS = 2  # files encoded at once
 ENDS = ("scored", "dead-lettered", "duplicate", "history")
 
 
@@ -57,7 +64,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     event_id: str
     event_time: str
     format: Literal["parquet", "jsonl"] = "parquet"
-    files: int = 4
+    files: int = 1
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -75,27 +82,34 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         )
 
     def _write(self, pcoll: beam.PCollection, kind: str, order: tuple[str, str]) -> beam.PCollection:
+        spread = self._by_month if kind == SCORES else self._by_position
         return (
             pcoll
-            | f"Spread {kind}"
-            >> beam.FlatMap(self._spread, order[1]).with_output_types(tuple[int, pa.RecordBatch])
+            | f"Spread {kind}" >> beam.FlatMap(spread).with_output_types(tuple[int, pa.RecordBatch])
             | f"Gather {kind}" >> beam.GroupByKey()
-            | f"Write {kind}" >> beam.Map(self._write_file, kind, order)
+            | f"Write {kind}" >> beam.ParDo(_WriteFile(self, kind, order))
         )
 
-    def _spread(self, batch: pa.RecordBatch, key: str) -> Iterator[tuple[int, pa.RecordBatch]]:
-        yield from partition(batch, shard_of(column(batch, key), self.files))
+    def _by_month(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Scores by month of event time, and within a month by a hash of the id if there are several files."""
+        months = as_int64(column(batch, self.event_time)).astype("M8[us]").astype("M8[M]").astype(np.int64)
+        shards = shard_of(column(batch, self.event_id), self.files)
+        yield from partition(batch, months * self.files + shards)
 
-    def _write_file(
-        self, element: tuple[int, Iterable[pa.RecordBatch]], kind: str, order: tuple[str, str]
+    def _by_position(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield from partition(batch, shard_of(column(batch, "position"), self.files).astype(np.int64))
+
+    def write_file(
+        self, number: int, batches: list[pa.RecordBatch], kind: str, order: tuple[str, str]
     ) -> Written:
-        number, batches = element
-        batch = _sorted(concat_batches(list(batches)), *order)
-        name = f"part-{number:05d}-of-{self.files:05d}.{self.format}"
+        """Write one file of one kind to the staging folder."""
+        batch = _sorted(concat_batches(batches), *order)
+        month, shard = divmod(number, self.files)
+        prefix = str(np.datetime64(month, "M")) if kind == SCORES else "part"
+        name = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
         data = _encode(batch, self.format)
-        with FileSystems.create(
-            FileSystems.join(self._staging, kind, name), compression_type="uncompressed"
-        ) as file:
+        path = FileSystems.join(self._staging, kind, name)
+        with FileSystems.create(path, compression_type="uncompressed") as file:
             file.write(data)
         progress.advance("written", batch.num_rows)
         outcomes = {"scored": batch.num_rows} if kind == SCORES else count_reasons(batch)
@@ -126,8 +140,19 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         with FileSystems.create(staged, compression_type="uncompressed") as file:
             file.write(text.encode())
         FileSystems.rename([staged], [success])
-        FileSystems.delete([self._staging])
+        self._clean_up()
         return text
+
+    def _clean_up(self) -> None:
+        """Remove staging folders: this run's, and those of runs into this folder that were killed."""
+        pattern = FileSystems.join(self.directory, ".staging-*", "**")
+        if "://" not in self.directory:
+            for folder in pathlib.Path(self.directory).glob(".staging-*"):
+                shutil.rmtree(folder)
+            return
+        left = [m.path for m in FileSystems.match([pattern])[0].metadata_list]
+        if left:
+            FileSystems.delete(left)
 
     def _publish(self, kind: str, names: list[str]) -> None:
         """Put the staged files of one kind in the place of what is there."""
@@ -149,6 +174,33 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         stale = [path for path in present if path.rsplit("/", 1)[-1] not in names]
         if stale:
             FileSystems.delete(stale)
+
+
+class _WriteFile(beam.DoFn):  # type: ignore[misc]
+    """Writes the files of a bundle side by side: encoding a file leaves Python's lock to others."""
+
+    def __init__(self, sink: WriteFiles, kind: str, order: tuple[str, str]) -> None:
+        self._sink = sink
+        self._kind = kind
+        self._order = order
+
+    def setup(self) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(WRITERS)
+
+    def start_bundle(self) -> None:
+        self._writing: list[concurrent.futures.Future[Written]] = []
+
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
+        number, batches = element
+        job = self._pool.submit(self._sink.write_file, number, list(batches), self._kind, self._order)
+        self._writing.append(job)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for job in self._writing:
+            yield GlobalWindows.windowed_value(job.result(), MAX_TIMESTAMP)
+
+    def teardown(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def check_counts(outcomes: collections.Counter[str]) -> None:
@@ -174,8 +226,11 @@ def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
 
 
 def _sorted(batch: pa.RecordBatch, first: str, second: str) -> pa.RecordBatch:
-    numbers = np.asarray(column(batch, first).cast(pa.int64()).to_numpy(zero_copy_only=False))
-    return take_rows(batch, sort_order(column(batch, second), numbers))
+    numbers = as_int64(column(batch, first))
+    if (numbers[1:] > numbers[:-1]).all():
+        return batch
+    order = sort_order(column(batch, second), numbers)
+    return batch if (order[1:] > order[:-1]).all() else take_rows(batch, order)
 
 
 def _encode(batch: pa.RecordBatch, kind: str) -> bytes:
