@@ -36,7 +36,9 @@ _KEY_BITS = 62
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Events:
-    """Rows of one entity kind: entity codes int64[n], times int64[n] in us, ids, numbers float64[n] (NaN: none)."""
+    """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids, and numbers
+    float64[n] by field, NaN where there is none.
+    """
 
     entity: Int64
     time: Int64
@@ -77,7 +79,8 @@ class Run:
     @functools.cached_property
     def _starts(self) -> Int64:
         """The row that each entity starts at, and the number of rows."""
-        return np.flatnonzero(np.concatenate([[True], self.entity[1:] != self.entity[:-1], [True]]))
+        starts: Int64 = np.flatnonzero(np.concatenate([[True], self.entity[1:] != self.entity[:-1], [True]]))
+        return starts
 
     @functools.cached_property
     def _entities(self) -> Int64:
@@ -85,7 +88,7 @@ class Run:
 
     @functools.cached_property
     def _tick_bits(self) -> int:
-        """The low bits of a time that a key has no room for: none, unless entities times span are very many."""
+        """How many low bits of a time a key has no room for: 0, but for very many entities over a long time."""
         return max(0, (len(self._entities) * (self.last - self.first + 1)).bit_length() - _KEY_BITS)
 
     @functools.cached_property
@@ -96,12 +99,14 @@ class Run:
     def _key(self) -> Int64:
         """One ascending number a row for entity and time, so that one search finds both."""
         base = np.arange(len(self._entities)) * self._span
-        return np.repeat(base, np.diff(self._starts)) + ((self.time - self.first) >> self._tick_bits)
+        key: Int64 = np.repeat(base, np.diff(self._starts)) + ((self.time - self.first) >> self._tick_bits)
+        return key
 
     def rows_until(self, events: Run, ages: Sequence[int], passed: int) -> Int64:
-        """How many rows stand at or before each event's time less each age, all of the entities before it included.
+        """How many rows stand at or before each event's time less each age, as int64[ages, events].
 
-        int64[ages, events]; no time is taken to be before `passed`.
+        Rows stand in order, so those of the entities before an event's are counted too. A time before `passed`
+        is taken as `passed`.
         """
         place = np.searchsorted(self._entities, events.entity)
         known = self._entities[np.minimum(place, len(self._entities) - 1)] == events.entity
@@ -116,7 +121,7 @@ class Run:
                 until = np.maximum(events.time - age, passed)
                 key = place * self._span + ((until - self.first) >> self._tick_bits)
                 np.clip(np.searchsorted(self._key, key, side="right"), start, end, out=found)
-                # Where a key has no room for a time's low bits, the last rows found may be later than it.
+                # Where a key has no room for all of a time, the last rows found may be later than it.
                 while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
                     found -= later
         return rows
@@ -173,9 +178,9 @@ class History:
 class RollingKernel:
     """The rolling features of one entity kind.
 
-    `decimals` gives a field's decimal places; a field without them is summed as integers.
-    A feature's delay may be negative: then its window also holds events of earlier calls that are so much later
-    in time, which only an event that comes late can have.
+    `decimals` gives a field's decimal places; a field without them is summed as integers. A feature's delay may
+    be negative: its window then also holds events of earlier calls that are later by no more than that, which
+    are there only for an event that comes late itself.
     """
 
     features: tuple[RollingFeature, ...]
@@ -189,18 +194,19 @@ class RollingKernel:
 
     @property
     def horizon_us(self) -> int:
-        """How much older than the newest event one may be and still be seen by some window, in microseconds."""
+        """How much older than the newest event one is that no window holds any more, in microseconds."""
         return max(f.delay_us + f.window_us for f in self.features) + self.lateness_us
 
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
+        columns: list[Int64 | Float64] = []
         if not len(events):
-            return [
+            columns += [
                 np.empty(0, np.int64 if f.aggregate == "count" else np.float64) for f in self.features
-            ], history
+            ]
+            return columns, history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
-        columns: list[Int64 | Float64] = []
         for in_order in self._compute(history, new):
             column = np.empty_like(in_order)
             column[order] = in_order
@@ -214,7 +220,7 @@ class RollingKernel:
         return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
 
     def _oldest_needed(self, *runs: Run) -> int:
-        """The time up to which events are out of every window. Whether they are still there makes no difference."""
+        """The time up to which events are out of every window; whether they are still there changes nothing."""
         return max(run.last for run in runs) - self.horizon_us
 
     def _append(self, history: History, new: Run) -> History:
@@ -230,8 +236,8 @@ class RollingKernel:
     def _compute(self, history: History, new: Run) -> list[Int64 | Float64]:
         """The features of `new`, in its order.
 
-        A window's count or sum is the difference of two running ones, up to its upper and its lower edge. An edge
-        is (how long before the event, whether the event itself is below it).
+        A window's count or sum is the difference of two running ones, up to its upper and up to its lower edge.
+        An edge is (how long before the event, whether the event itself is below it).
         """
         lower = [(f.delay_us + f.window_us, False) for f in self.features]
         upper = [(f.delay_us, f.delay_us <= 0 and f.include_current) for f in self.features]
@@ -244,55 +250,48 @@ class RollingKernel:
             seen += [(run, run.rows_until(new, ages, passed)) for run in history.runs]
 
         @functools.cache
-        def rows() -> Int64:
+        def rows_until() -> Int64:
             return functools.reduce(np.add, [rows for _, rows in seen])
 
         @functools.cache
-        def known(field: str) -> Int64:
+        def known_until(field: str) -> Int64:
             return functools.reduce(np.add, [run.known_until(field, rows) for run, rows in seen])
 
         @functools.cache
-        def total(field: str) -> Int64:
+        def sum_until(field: str) -> Int64:
             decimals = self.decimals.get(field, 0)
             return functools.reduce(np.add, [run.sum_until(field, decimals, rows) for run, rows in seen])
 
         columns: list[Int64 | Float64] = []
         for f, low, high in zip(self.features, map(edges.index, lower), map(edges.index, upper), strict=True):
-            if f.aggregate == "count":
-                columns.append(rows()[high] - rows()[low])
-                continue
-            assert f.field is not None
-            if f.aggregate in ("min", "max"):
-                columns.append(
-                    _extreme(f, [(run.values[f.field], rows[low], rows[high]) for run, rows in seen])
-                )
-                continue
-            summed = total(f.field)[high] - total(f.field)[low]
-            scale = 10 ** self.decimals.get(f.field, 0)
-            if f.aggregate == "sum":
-                columns.append(summed / float(scale))
-                continue
-            # rate: an unknown value counts as not true, as a label that never came does
-            counted = known(f.field) if f.aggregate == "mean" else rows()
-            count = counted[high] - counted[low]
-            result = np.full(len(count), f.empty)
-            np.divide(summed, count * scale, out=result, where=count > 0)
-            columns.append(result)
+            if f.field is None:
+                columns.append(rows_until()[high] - rows_until()[low])
+            elif f.aggregate in ("min", "max"):
+                parts = [(run.values[f.field], rows[low], rows[high]) for run, rows in seen]
+                columns.append(_extreme(f, parts))
+            else:
+                # An unknown value counts in a rate as not true, as does a label that never came.
+                counts = rows_until() if f.aggregate == "rate" else known_until(f.field)
+                count = counts[high] - counts[low]
+                divisor = 10 ** self.decimals.get(f.field, 0) * (1 if f.aggregate == "sum" else count)
+                sums = sum_until(f.field)
+                column = np.full(len(new), f.empty)
+                columns.append(np.divide(sums[high] - sums[low], divisor, out=column, where=count > 0))
         return columns
 
 
 def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:
-    """Codes int64[n] of entity keys: integers stand for themselves, strings get the next free number in `codes`."""
+    """Codes int64[n] of entity keys: integers are their own, strings get the next free number in `codes`."""
     if pa.types.is_integer(values.type):
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)
     encoded = values.dictionary_encode()
     of_unique = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
-    return np.asarray(of_unique, dtype=np.int64)[encoded.indices.to_numpy()]
+    return np.asarray(of_unique, np.int64).take(encoded.indices.to_numpy())
 
 
 def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
     """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
-    order = np.lexsort(keys[::-1])
+    order: Int64 = np.lexsort(keys[::-1])
     same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
     if same.any():
         as_before = np.concatenate([[False], same])
@@ -305,7 +304,7 @@ def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
 
 
 def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:
-    """The sum int64[n + 1] of the first 0 .. n numbers; it may wrap around, and differences are still right."""
+    """The sums int64[n + 1] of the first 0 .. n numbers; they may wrap around, and differences stay right."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers.astype(np.int64))])
 
 

@@ -7,8 +7,8 @@ the end of their slice, so that all earlier ones are there, and then hands a sli
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +25,7 @@ from apache_beam.utils.timestamp import Timestamp
 from models import progress
 from models.windows import Events, History, RollingKernel, encode_entities
 from transforms.batches import (
+    EVENT_TIME,
     RecordBatchCoder,
     column,
     concat_batches,
@@ -100,8 +101,8 @@ class _Memory:
 
 class _Advance(beam.DoFn):  # type: ignore[misc]
     PENDING = BagStateSpec("pending", TupleCoder((VarIntCoder(), _CODER)))
-    BASE = BagStateSpec("base", BytesCoder())
-    RECENT = BagStateSpec("recent", BytesCoder())
+    BASE = BagStateSpec("base", _CODER)
+    RECENT = BagStateSpec("recent", _CODER)
     SHARD = ReadModifyWriteStateSpec("shard", BytesCoder())
     RELEASE = TimerSpec("release", TimeDomain.WATERMARK)
 
@@ -155,7 +156,8 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         for end in sorted(due):
             batch = concat_batches(due[end])
             progress.advance("windowed", batch.num_rows)
-            columns, memory.history = self._kernel.advance(memory.history, self._events(batch, memory))
+            events = self._events(batch, memory, column(batch, self._tie_breaker))
+            columns, memory.history = self._kernel.advance(memory.history, events)
             self._remember(batch, shard, base, recent)
             yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(end))
         memory.token = shard.token
@@ -170,47 +172,45 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         forgotten = memory is not None and len(memory.codes) > 2 * len(memory.history) + 10_000
         if memory is None or memory.token != shard.token or forgotten:
             memory = _Memory(shard.token, History(), {})
-            segments = [_CODER.decode(data) for state in (base, recent) for data in state.read()]
+            segments = [*base.read(), *recent.read()]
             if segments:
-                events = self._events(concat_batches(segments), memory)
+                past = concat_batches(segments)
+                events = self._events(past, memory, pa.nulls(past.num_rows))
                 memory.history = self._kernel.extend(memory.history, events)
             self._memories[key] = memory
         return memory
 
     def _remember(self, batch: pa.RecordBatch, shard: _Shard, base: Any, recent: Any) -> None:
         """Append a batch's part of the history to the state."""
-        names = dict.fromkeys([self._entity, "__event_time", self._tie_breaker, *self._kernel.fields])
-        segment = _CODER.encode(
-            pa.RecordBatch.from_arrays([column(batch, name) for name in names], names=list(names))
-        )
-        recent.add(segment)
+        names = dict.fromkeys([self._entity, EVENT_TIME, *self._kernel.fields])
+        recent.add(pa.RecordBatch.from_arrays([column(batch, name) for name in names], names=list(names)))
         shard.recent += 1
-        shard.token = hashlib.blake2b(shard.token.encode() + segment, digest_size=16).hexdigest()
+        # A mark of this very state: one that was restored and went on otherwise has another.
+        shard.token = os.urandom(16).hex()
         if shard.recent > MAX_RECENT_SEGMENTS:
-            joined = concat_batches([_CODER.decode(data) for data in recent.read()])
+            joined = concat_batches(list(recent.read()))
             recent.clear()
             shard.recent = 0
             self._add_base(joined, shard, base)
 
     def _add_base(self, joined: pa.RecordBatch, shard: _Shard, base: Any) -> None:
         """Add a large segment; once most of what is there has passed every window, keep only the rest."""
-        last = int(times_us(joined).max())
-        oldest_needed = last - self._kernel.horizon_us
-        shard.base.append((last, joined.num_rows))
-        base.add(_CODER.encode(joined))
-        passed = sum(rows for time, rows in shard.base if time <= oldest_needed)
+        shard.base.append((int(times_us(joined).max()), joined.num_rows))
+        base.add(joined)
+        oldest_needed = max(last for last, _ in shard.base) - self._kernel.horizon_us
+        passed = sum(rows for last, rows in shard.base if last <= oldest_needed)
         if 2 * passed > sum(rows for _, rows in shard.base):
-            kept = [s for s in map(_CODER.decode, base.read()) if times_us(s).max() > oldest_needed]
+            kept = [segment for segment in base.read() if times_us(segment).max() > oldest_needed]
             base.clear()
             for segment in kept:
-                base.add(_CODER.encode(segment))
-            shard.base = [(int(times_us(s).max()), s.num_rows) for s in kept]
+                base.add(segment)
+            shard.base = [(int(times_us(segment).max()), segment.num_rows) for segment in kept]
 
-    def _events(self, batch: pa.RecordBatch, memory: _Memory) -> Events:
+    def _events(self, batch: pa.RecordBatch, memory: _Memory, ids: pa.Array) -> Events:
         return Events(
             entity=encode_entities(column(batch, self._entity), memory.codes),
             time=times_us(batch),
-            ids=column(batch, self._tie_breaker),
+            ids=ids,
             values={name: as_float64(column(batch, name)) for name in self._kernel.fields},
         )
 
