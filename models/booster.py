@@ -190,11 +190,7 @@ class Scorer:
                 f"is at {first}: {names[first : first + 1]} for {self._names[first : first + 1]}"
             )
         expected = self._golden_scores
-        if (
-            not len(expected)
-            or expected.dtype != np.float32
-            or expected.shape != self._golden_features.shape[:1]
-        ):
+        if not len(expected) or expected.dtype != np.float32 or expected.shape != self._golden_features.shape[:1]:
             raise ModelMismatch("golden scores must be float32, one for each of at least one golden row")
         try:
             scores = predict(booster, self._golden_features)
@@ -214,8 +210,6 @@ class Scorer:
 def _check(booster: xgboost.Booster, features: npt.NDArray[np.float32]) -> None:
     count = booster.num_features()
     if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != count:
-        raise ValueError(
-            f"features are {features.dtype} {list(features.shape)}, float32 [n, {count}] is needed"
-        )
+        raise ValueError(f"features are {features.dtype} {list(features.shape)}, float32 [n, {count}] is needed")
     if not features.flags.c_contiguous:
         raise ValueError("features are not C-contiguous")

@@ -77,9 +77,7 @@ class Bundle:
     def __post_init__(self) -> None:
         features, scores = np.array(self.golden_features), np.array(self.golden_scores)
         if features.dtype != np.float32 or scores.dtype != np.float32:
-            raise BundleError(
-                f"golden.json: features and scores are {features.dtype} and {scores.dtype}, not float32"
-            )
+            raise BundleError(f"golden.json: features and scores are {features.dtype} and {scores.dtype}, not float32")
         if not len(scores) or features.shape != (len(scores), len(self.feature_names)):
             raise BundleError(
                 f"golden.json: {list(features.shape)} features for {list(scores.shape)} scores and "
@@ -143,10 +141,7 @@ class Bundle:
                 "format": FORMAT,
                 "bundle_id": self.bundle_id,
                 "digest": self.digest,
-                "files": {
-                    name: {"bytes": len(content), "sha256": _sha256(content)}
-                    for name, content in files.items()
-                },
+                "files": {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()},
             }
         )
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -198,9 +193,7 @@ class Bundle:
             metadata,
         )
         if (manifest.get("bundle_id"), manifest.get("digest")) != (bundle.bundle_id, bundle.digest):
-            raise BundleError(
-                f"{MANIFEST}: the bundle id of these files is {bundle.bundle_id}, not the stated one"
-            )
+            raise BundleError(f"{MANIFEST}: the bundle id of these files is {bundle.bundle_id}, not the stated one")
         if expected_id is not None and expected_id != bundle.bundle_id:
             raise BundleError(f"{directory}: holds bundle {bundle.bundle_id}, {expected_id} is expected")
         return bundle
@@ -241,9 +234,7 @@ def _parse(name: str, content: bytes) -> Any:
         raise BundleError(f"{name}: {error}") from error
 
 
-def _golden_json(
-    names: Sequence[str], features: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
-) -> bytes:
+def _golden_json(names: Sequence[str], features: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> bytes:
     # A float32 as a Python float is written in full, so it comes back with the same bits.
     rows = [[None if value != value else value for value in row] for row in features.tolist()]
     golden = {"feature_names": list(names), "features": rows, "scores": scores.tolist()}

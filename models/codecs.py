@@ -35,9 +35,7 @@ _FLOAT_TEXT = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:nan|inf|
 _OBJECT_LINE = r"^[ \t]*\{[^\n\r]*\}[ \t]*\r?\n?$"
 
 
-def decode_json(
-    payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults
-) -> Columns:
+def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
     """Decode one JSON object a payload; a trailing newline of a payload is no part of it."""
     fast = None if refuse_unknown else _json_block(payloads, contract)
     if fast is not None:
@@ -74,11 +72,7 @@ def _json_block(payloads: pa.BinaryArray, contract: Contract) -> Columns | None:
     except pa.ArrowInvalid:
         return None
     # Every line starts with { and ends with }, so holds a record at least: as many records as lines, one in each.
-    return (
-        {name: _chunk(table.column(name)) for name in contract.fields}
-        if table.num_rows == len(text)
-        else None
-    )
+    return {name: _chunk(table.column(name)) for name in contract.fields} if table.num_rows == len(text) else None
 
 
 def _loose_json_type(field: Field) -> pa.DataType:
@@ -91,9 +85,7 @@ def _as_lines(payloads: pa.BinaryArray) -> pa.Buffer | None:
     """The payloads as lines of one buffer, without a copy where they are that already; None if they can't be."""
     if not len(payloads) or payloads.null_count:
         return None
-    offsets = np.frombuffer(payloads.buffers()[1], np.int32)[
-        payloads.offset : payloads.offset + len(payloads) + 1
-    ]
+    offsets = np.frombuffer(payloads.buffers()[1], np.int32)[payloads.offset : payloads.offset + len(payloads) + 1]
     block = payloads.buffers()[2].slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     data = np.frombuffer(block, np.uint8)
     newlines = np.flatnonzero(data == ord("\n"))
@@ -216,9 +208,7 @@ def decode_avro(
     return decode_dicts(rows, contract, refuse_unknown, faults)
 
 
-def decode_rows(
-    table: pa.RecordBatch, contract: Contract, refuse_unknown: bool, faults: RowFaults
-) -> Columns:
+def decode_rows(table: pa.RecordBatch, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
     """Decode typed columns, as a Parquet file has them; system columns are passed over."""
     names = table.schema.names
     unknown = [name for name in names if name not in contract.fields and not name.startswith("__")]
@@ -236,9 +226,7 @@ def decode_dicts(
         for number, row in enumerate(rows):
             for name in row.keys() - contract.fields.keys():
                 faults.add(_one(number), name, "unknown field", [str(row[name])])
-    return {
-        name: _from_values([row.get(name) for row in rows], f, faults) for name, f in contract.fields.items()
-    }
+    return {name: _from_values([row.get(name) for row in rows], f, faults) for name, f in contract.fields.items()}
 
 
 def _from_values(values: list[Any], field: Field, faults: RowFaults) -> pa.Array:
@@ -263,11 +251,7 @@ def _from_values(values: list[Any], field: Field, faults: RowFaults) -> pa.Array
     if field.kind == "time" and field.time_format in UNIX_UNITS:
         values = [_to_unix(v, field) if isinstance(v, datetime.datetime) else v for v in values]
     good = [value if value is not None and fits(value) else None for value in values]
-    wrong = [
-        n
-        for n, (value, kept) in enumerate(zip(values, good, strict=True))
-        if value is not None and kept is None
-    ]
+    wrong = [n for n, (value, kept) in enumerate(zip(values, good, strict=True)) if value is not None and kept is None]
     if wrong:
         faults.add(np.asarray(wrong), field.name, f"not {_article(field)}", [str(values[n]) for n in wrong])
     return _coerce(pa.array(good, target), field, faults)
@@ -308,9 +292,7 @@ def _as_text(value: bytes) -> str | bytes:
 
 def _to_unix(value: datetime.datetime, field: Field) -> int:
     value = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
-    micros = (value - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(
-        microseconds=1
-    )
+    micros = (value - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
     unit = UNIX_UNITS[str(field.time_format)]
     return micros // unit if unit > 0 else micros * -unit
 
@@ -334,9 +316,7 @@ def _coerce(column: pa.Array, field: Field, faults: RowFaults) -> pa.Array:
     if pa.types.is_null(source):
         return pa.nulls(len(column), target)
     result: pa.Array | None = None
-    if field.kind == "int" and (
-        pa.types.is_integer(source) or (pa.types.is_boolean(source) and field.is_boolean)
-    ):
+    if field.kind == "int" and (pa.types.is_integer(source) or (pa.types.is_boolean(source) and field.is_boolean)):
         result = column.cast(target, safe=not pa.types.is_uint64(source))
         if pa.types.is_uint64(source):
             result = pc.if_else(pc.greater_equal(result, 0), result, None)
@@ -371,9 +351,7 @@ def _coerce_time(column: pa.Array, field: Field) -> pa.Array | None:
     source = column.type
     if pa.types.is_timestamp(source) or pa.types.is_date(source):
         try:
-            micros = column.cast(pa.timestamp("us", tz=getattr(source, "tz", None)), safe=False).cast(
-                pa.int64()
-            )
+            micros = column.cast(pa.timestamp("us", tz=getattr(source, "tz", None)), safe=False).cast(pa.int64())
         except pa.ArrowInvalid:
             return None
         return micros.cast(TIMESTAMP)
@@ -479,9 +457,7 @@ def _json_texts(values: pa.Array) -> pa.Array:
     else:
         encoded = values if pa.types.is_dictionary(kind) else values.dictionary_encode()
         distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
-        texts = pa.DictionaryArray.from_arrays(
-            encoded.indices, pa.array(distinct, pa.string())
-        ).dictionary_decode()
+        texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()
     return texts.fill_null("null")
 
 

@@ -161,9 +161,7 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         if bad.any():
             faults.add(np.flatnonzero(bad), field.name, "not finite", column)
     if field.minimum is not None:
-        faults.add(
-            _rows(pc.less(column, field.minimum)), field.name, f"below {_number(field.minimum)}", column
-        )
+        faults.add(_rows(pc.less(column, field.minimum)), field.name, f"below {_number(field.minimum)}", column)
     if field.maximum is not None:
         too_high = pc.greater(column, field.maximum)
         if field.kind == "float":
@@ -186,9 +184,7 @@ def check_fixed_point(columns: dict[str, pa.Array], places: dict[str, int], faul
             faults.add(np.flatnonzero(bad), name, f"beyond {_number(limit)} of exact sums", columns[name])
 
 
-def check_event_time(
-    column: pa.Array, name: str, earliest_us: int, latest_us: int, faults: RowFaults
-) -> None:
+def check_event_time(column: pa.Array, name: str, earliest_us: int, latest_us: int, faults: RowFaults) -> None:
     """Add to `faults` the rows whose event time lies outside [earliest, latest)."""
     values = column.cast(pa.int64())
     for bad, rule in (

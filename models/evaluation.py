@@ -113,9 +113,7 @@ def card_precision_top_k(
     days, day_code = np.unique(np.asarray(day), return_inverse=True)
     cards, card_code = np.unique(np.asarray(card), return_inverse=True)
     if not len(labels) == len(day_code) == len(card_code):
-        raise ValueError(
-            f"day, card and label differ in length: {len(day_code)}, {len(card_code)}, {len(labels)}"
-        )
+        raise ValueError(f"day, card and label differ in length: {len(day_code)}, {len(card_code)}, {len(labels)}")
     if not len(labels):
         raise ValueError("card precision needs at least one row")
     if k < 1:
@@ -195,9 +193,7 @@ def evaluate(
     return Evaluation(measure(everything), by_column)
 
 
-def _check(
-    label: npt.ArrayLike, score: npt.ArrayLike
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def _check(label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     labels = np.asarray(label)
     scores = np.asarray(score, dtype=np.float64)  # float32 fits exactly: no tie is made or broken
     if labels.ndim != 1 or labels.shape != scores.shape:

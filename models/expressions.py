@@ -1,8 +1,9 @@
 """Row features: arithmetic over one event's fields, evaluated on whole columns.
 
 The language is a small part of Python's: numbers, field names, `+ - * / // %`, comparisons, `and or not`,
-`abs min max where`, and, of the event time, `hour weekday day month`. Booleans become 0 and 1. All of it is exact IEEE 754
-arithmetic: there is no function, such as a logarithm, whose last bits depend on the processor.
+`abs min max where`, and, of the event time, `hour weekday day month`. Booleans become 0 and 1.
+All of it is exact IEEE 754 arithmetic: there is no function, such as a logarithm, whose last bits depend on
+the processor.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _month(time_us: Column) -> Column:
 
 def _day(time_us: Column) -> Column:
     days = time_us.astype("M8[us]")
-    return (days.astype("M8[D]") - days.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1
+    return np.asarray(days.astype("M8[D]") - days.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1
 
 
 _TIME_FUNCTIONS: dict[str, Callable[[Column], Column]] = {
@@ -92,29 +93,19 @@ class Expression:
     def names(self) -> frozenset[str]:
         """The fields it reads."""
         functions = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
-        return frozenset(
-            n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name) and id(n) not in functions
-        )
+        return frozenset(n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name) and id(n) not in functions)
 
     def check(self, kinds: Mapping[str, str]) -> None:
         """Raise ExpressionError where a field's kind (int, float, string, time) does not fit its use."""
         in_time = set()
         for node in ast.walk(self._tree):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id in _TIME_FUNCTIONS
-            ):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _TIME_FUNCTIONS:
                 argument = node.args[0]
                 if not isinstance(argument, ast.Name) or kinds.get(argument.id, "time") != "time":
                     raise ExpressionError(f"{node.func.id}() takes the event time field")
                 in_time.add(id(argument))
         for node in ast.walk(self._tree):
-            if (
-                isinstance(node, ast.Name)
-                and id(node) not in in_time
-                and kinds.get(node.id) in ("time", "string")
-            ):
+            if isinstance(node, ast.Name) and id(node) not in in_time and kinds.get(node.id) in ("time", "string"):
                 raise ExpressionError(f"{node.id} is not a number")
 
     def evaluate(self, columns: Mapping[str, Column]) -> Column:
@@ -141,9 +132,7 @@ def _check_syntax(node: ast.expr) -> None:
             parts = [left, right]
         case ast.BoolOp(values=values):
             parts = values
-        case ast.Compare(ops=ops, left=left, comparators=comparators) if all(
-            type(o) in _COMPARE for o in ops
-        ):
+        case ast.Compare(ops=ops, left=left, comparators=comparators) if all(type(o) in _COMPARE for o in ops):
             parts = [left, *comparators]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             arity = 1 if name in _TIME_FUNCTIONS else _NUMBER_FUNCTIONS.get(name, (-1, None))[0]
@@ -191,6 +180,4 @@ def _evaluate(node: ast.expr, columns: Mapping[str, Column]) -> Any:
 
 
 def _number(value: Any) -> Any:
-    return (
-        value.astype(np.int64) if isinstance(value, np.ndarray | np.bool_) and value.dtype == bool else value
-    )
+    return value.astype(np.int64) if isinstance(value, np.ndarray | np.bool_) and value.dtype == bool else value

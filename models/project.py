@@ -47,9 +47,7 @@ def parse_duration(text: object) -> int:
     """Read a duration such as `7d`, `36h` or `500ms` and give it in microseconds."""
     match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(
-            f"{text!r} is not a duration: write a whole number and us, ms, s, m, h or d, as in 7d"
-        )
+        raise ValueError(f"{text!r} is not a duration: write a whole number and us, ms, s, m, h or d, as in 7d")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -181,9 +179,7 @@ class Project(_Declaration):
 
     def feature_definitions(self) -> bytes:
         """Canonical JSON of all that decides what a feature's or a decision's value is."""
-        parts = self.model_dump(
-            mode="json", include={"event", "entities", "label", "fixed_point", "features"}
-        )
+        parts = self.model_dump(mode="json", include={"event", "entities", "label", "fixed_point", "features"})
         parts["inputs"] = self.model.inputs
         parts["decisions"] = self.model_dump(mode="json")["decisions"]
         return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
@@ -204,9 +200,7 @@ class RollingFeature:
 
 
 def _expand(rolling: Rolling) -> Iterator[RollingFeature]:
-    for (window, length), (name, text) in itertools.product(
-        rolling.windows.items(), rolling.features.items()
-    ):
+    for (window, length), (name, text) in itertools.product(rolling.windows.items(), rolling.features.items()):
         match = _AGGREGATE.fullmatch(text.strip())
         if match is None or (match[1] == "count") != (match[2] is None):
             raise ValueError(
@@ -245,9 +239,7 @@ def check_project(folder: pathlib.Path) -> tuple[Project | None, list[Fault]]:
     return parse_project(text, lambda name: _read_bounded(folder / name), str(path))
 
 
-def parse_project(
-    text: bytes, read_schema: Any, place: str = PROJECT_FILE
-) -> tuple[Project | None, list[Fault]]:
+def parse_project(text: bytes, read_schema: Any, place: str = PROJECT_FILE) -> tuple[Project | None, list[Fault]]:
     """Parse declarations; `read_schema` maps the schema's file name to its bytes."""
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -256,7 +248,7 @@ def parse_project(
         mark = getattr(error, "problem_mark", None)
         where = f"{place}:{mark.line + 1}" if mark else place
         return None, [Fault(where, f"not YAML: {getattr(error, 'problem', None) or error}")]
-    if not isinstance(raw, dict):
+    if tree is None or not isinstance(raw, dict):
         return None, [Fault(place, "is empty or not a mapping of declarations")]
 
     def at(*loc: str | int) -> str:
@@ -314,10 +306,14 @@ def _cross_check(project: Project) -> Iterator[tuple[_At, str]]:
     for loc, name in named:
         yield from needs_field(loc, name)
     for loc, name in named[: 2 + len(project.entities)]:
+        kind = fields[name].kind if name in fields else None
+        if loc == ("event", "time"):
+            if kind not in (None, "time"):
+                yield loc, f"{name} must be a time: give it a time_domain in the schema"
+        elif kind in ("float", "time"):
+            yield loc, f"{name} must be a plain INT or BYTES field"
         if name in fields and not fields[name].required:
             yield loc, f"{name} must be required in the schema: give it presence {{ min_fraction: 1.0 }}"
-        if name in fields and fields[name].kind == "float":
-            yield loc, f"{name} must be INT or BYTES, not FLOAT"
     for name, field in fields.items():
         if name.startswith("__"):
             yield ("schema",), f"the field name {name} is reserved: names starting with __ are headrace's own"
@@ -331,7 +327,7 @@ def _cross_check(project: Project) -> Iterator[tuple[_At, str]]:
         yield ("label", "field"), f"{label.field} must be an INT field of 0 and 1"
 
     for name, text in project.features.row.items():
-        loc: _At = ("features", "row", name)
+        loc = ("features", "row", name)
         try:
             expression = Expression.parse(text)
             for operand in sorted(expression.names):
@@ -412,11 +408,7 @@ def _check_rolling(project: Project, needs_field: Any) -> Iterator[tuple[_At, st
             kind = fields[feature.field].kind
             if kind not in ("int", "float"):
                 yield at, f"{feature.field} is not a number"
-            if (
-                feature.aggregate in ("sum", "mean")
-                and kind == "float"
-                and feature.field not in project.fixed_point
-            ):
+            if feature.aggregate in ("sum", "mean") and kind == "float" and feature.field not in project.fixed_point:
                 yield at, f"sums are exact: declare the decimal places of {feature.field} under fixed_point"
             if feature.aggregate == "rate" and not fields[feature.field].is_boolean:
                 yield (
@@ -426,7 +418,7 @@ def _check_rolling(project: Project, needs_field: Any) -> Iterator[tuple[_At, st
             if label and feature.field == label.field and feature.delay_us < label.delay:
                 yield (
                     at,
-                    f"reads the label {label.field} before it is known: the window's delay must be at least label.delay",
+                    f"reads the label {label.field} before it is known: its delay must be at least label.delay",
                 )
 
 

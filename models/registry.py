@@ -106,9 +106,7 @@ def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
         try:
             path = client.download_artifacts(found.run_id, _FOLDER, folder)
         except (OSError, MlflowException) as error:
-            raise RegistryError(
-                f"{name} version {found.version}: its files cannot be read: {error}"
-            ) from error
+            raise RegistryError(f"{name} version {found.version}: its files cannot be read: {error}") from error
         return Bundle.load(Path(path), expected_id=found.bundle_id)
 
 

@@ -124,9 +124,7 @@ def fit(
     """
     unknown = sorted(set(params) - PARAMETERS)
     if unknown:
-        raise ValueError(
-            f"unknown model parameter {', '.join(unknown)}; known are {', '.join(sorted(PARAMETERS))}"
-        )
+        raise ValueError(f"unknown model parameter {', '.join(unknown)}; known are {', '.join(sorted(PARAMETERS))}")
     if features.dtype != np.float32 or features.shape != (len(label), len(feature_names)):
         raise ValueError(
             f"features are {features.dtype} {list(features.shape)}, "

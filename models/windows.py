@@ -84,7 +84,7 @@ class Run:
 
     @functools.cached_property
     def _entities(self) -> Int64:
-        return self.entity[self._starts[:-1]]
+        return np.asarray(self.entity[self._starts[:-1]])
 
     @functools.cached_property
     def _tick_bits(self) -> int:
@@ -201,9 +201,8 @@ class RollingKernel:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
         columns: list[Int64 | Float64] = []
         if not len(events):
-            columns += [
-                np.empty(0, np.int64 if f.aggregate == "count" else np.float64) for f in self.features
-            ]
+            for f in self.features:
+                columns.append(np.empty(0, np.int64) if f.aggregate == "count" else np.empty(0))
             return columns, history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
@@ -286,7 +285,7 @@ def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)
     encoded = values.dictionary_encode()
     of_unique = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
-    return np.asarray(of_unique, np.int64).take(encoded.indices.to_numpy())
+    return np.asarray(np.asarray(of_unique, np.int64)[encoded.indices.to_numpy()])
 
 
 def sort_order(ids: pa.Array, *keys: Int64) -> Int64:

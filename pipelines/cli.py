@@ -8,10 +8,9 @@ import logging
 import pathlib
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -26,12 +25,8 @@ app = typer.Typer(
 )
 _BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-ProjectFolder = Annotated[
-    pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")
-]
-Source = Annotated[
-    list[str], typer.Option("--source", help="Path or glob of event files; may stand more than once.")
-]
+ProjectFolder = Annotated[pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")]
+Source = Annotated[list[str], typer.Option("--source", help="Path or glob of event files; may stand more than once.")]
 SourceFormat = Annotated[
     str | None, typer.Option(help="parquet, csv, json or avro, where a file's name does not tell.")
 ]
@@ -39,9 +34,7 @@ Runner = Annotated[str, typer.Option(help="DirectRunner (in this process), or a 
 Registry = Annotated[
     str, typer.Option(envvar="HEADRACE_REGISTRY", help="Where bundles are kept: an MLflow tracking URI.")
 ]
-Shards = Annotated[
-    int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")
-]
+Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
 DEFAULT_REGISTRY = "sqlite:///.headrace/registry.db"
 
@@ -142,9 +135,7 @@ def check(project: ProjectFolder) -> None:
     if faults or declared is None:
         raise typer.Exit(1)
     features = len(declared.feature_names)
-    typer.echo(
-        f"{project / PROJECT_FILE}: no fault; {len(declared.contract.fields)} fields, {features} features"
-    )
+    typer.echo(f"{project / PROJECT_FILE}: no fault; {len(declared.contract.fields)} fields, {features} features")
 
 
 @app.command()
@@ -156,18 +147,14 @@ def init(directory: Annotated[pathlib.Path, typer.Argument(help="Folder to make.
             re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None,
             f"{directory}: a project's name starts with a letter",
         )
-        _require(
-            not directory.exists() or not any(directory.iterdir()), f"{directory}: is there and not empty"
-        )
+        _require(not directory.exists() or not any(directory.iterdir()), f"{directory}: is there and not empty")
         template = pathlib.Path(__file__).parent / "template"
         directory.mkdir(parents=True, exist_ok=True)
         for file in sorted(template.iterdir()):
             shutil.copyfile(file, directory / file.name)
         path = directory / PROJECT_FILE
         path.write_text(
-            re.sub(r"(?m)^name: .*$", f"name: {name}", path.read_text()).replace(
-                "examples/card_fraud", str(directory)
-            )
+            re.sub(r"(?m)^name: .*$", f"name: {name}", path.read_text()).replace("examples/card_fraud", str(directory))
         )
         typer.echo(f"{directory}: made. Next: headrace sample {directory}/data --rows 100000")
 
@@ -198,9 +185,7 @@ def models(project: ProjectFolder, registry: Registry = DEFAULT_REGISTRY) -> Non
 
         versions = list_versions(load_project(project).name, registry)
         console.print(
-            facts_table(
-                [(f"version {v.version}", f"{v.bundle_id}  {', '.join(v.aliases)}") for v in versions]
-            )
+            facts_table([(f"version {v.version}", f"{v.bundle_id}  {', '.join(v.aliases)}") for v in versions])
         )
 
 
@@ -226,9 +211,7 @@ def demo(
     ),
     data: Annotated[str | None, typer.Option(help="Card transactions to take instead of a sample.")] = None,
     rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
-    project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path(
-        "examples/card_fraud"
-    ),
+    project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
 ) -> None:
     """Make a sample, train on its training days, register the model, and score the days that follow."""
     with _clear_errors():
@@ -380,4 +363,4 @@ def _line_of(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

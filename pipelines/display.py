@@ -73,7 +73,7 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
 
     def add(name: str, metrics: Metrics) -> None:
         figures = (metrics.roc_auc, metrics.average_precision, metrics.card_precision)
-        shown = ["–" if figure is None else f"{figure:.3f}" for figure in figures]
+        shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
         table.add_row(name, f"{metrics.rows:,}", f"{metrics.positives:,}", *shown)
 
     add("all", evaluation.overall)

@@ -38,8 +38,8 @@ from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
 
-MIN_US = MIN_TIMESTAMP.micros
-MAX_US = MAX_TIMESTAMP.micros
+MIN_US: int = MIN_TIMESTAMP.micros
+MAX_US: int = MAX_TIMESTAMP.micros
 IDLE_SECONDS = 0.002
 
 Receive = Callable[[WindowedValue], None]
@@ -206,23 +206,17 @@ class _ParDo(_Node):
         self._transform = applied.transform
         self._fn = pickler.loads(pickler.dumps(self._transform.fn))
         self._side_views = list(applied.side_inputs)
-        self._receivers = {
-            tag: _Receiver(run.consumers[collection]) for tag, collection in applied.outputs.items()
-        }
+        self._receivers = {tag: _Receiver(run.consumers[collection]) for tag, collection in applied.outputs.items()}
         self._receivers.setdefault(None, _Receiver([]))
         for tag in self._transform.output_tags if hasattr(self._transform, "output_tags") else ():
             self._receivers.setdefault(tag, _Receiver([]))
         self._windowing = self.outputs[0].windowing if self.outputs else self.inputs[0].windowing
         signature = common.DoFnSignature(self._fn)
         self._state = _State() if signature.is_stateful_dofn() else None
-        self._timers = (
-            {spec.name: spec for spec in userstate.get_dofn_specs(self._fn)[1]} if self._state else {}
-        )
+        self._timers = {spec.name: spec for spec in userstate.get_dofn_specs(self._fn)[1]} if self._state else {}
         self._splittable = signature.is_splittable_dofn()
         self._signature = signature
-        self._residuals: list[
-            tuple[WindowedValue, int, float]
-        ] = []  # element, watermark, not before this clock
+        self._residuals: list[tuple[WindowedValue, int, float]] = []  # element, watermark, not before this clock
         self._waiting: list[WindowedValue] = []
         self._runner: Any = None
         self._open = False
@@ -284,9 +278,7 @@ class _ParDo(_Node):
                     resume = deferred.micros / 1e6
                 elif deferred is not None:
                     resume = time.time() + deferred.micros / 1e6
-                self._residuals.append(
-                    (residual.residual_value, watermark.micros if watermark else MIN_US, resume)
-                )
+                self._residuals.append((residual.residual_value, watermark.micros if watermark else MIN_US, resume))
         return True
 
     def wakes_at(self) -> float | None:
@@ -388,9 +380,7 @@ class _Run:
         for transform, node in kinds:
             if isinstance(applied.transform, transform):
                 return node(applied, self)
-        raise UnsupportedGraph(
-            f"{applied.full_label}: the in-process engine does not run {applied.transform!r}"
-        )
+        raise UnsupportedGraph(f"{applied.full_label}: the in-process engine does not run {applied.transform!r}")
 
     def watermark_of(self, collection: pvalue.PCollection) -> int:
         """How far a PCollection's watermark is, in microseconds."""
@@ -441,9 +431,7 @@ class _Run:
         wakes = [node.wakes_at() for node in self._nodes if isinstance(node, _ParDo)]
         soonest = min((wake for wake in wakes if wake is not None), default=None)
         if soonest is None:
-            raise RuntimeError(
-                "the graph waits for a watermark that nothing moves on; this is a bug of the engine"
-            )
+            raise RuntimeError("the graph waits for a watermark that nothing moves on; this is a bug of the engine")
         time.sleep(min(max(soonest - time.time(), 0.0), IDLE_SECONDS))
 
 

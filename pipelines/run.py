@@ -99,9 +99,7 @@ def score(
     return run_graph(config, directory, runner, beam_args, "scoring")
 
 
-def run_graph(
-    config: GraphConfig, directory: str, runner: str, beam_args: Sequence[str], title: str
-) -> RunResult:
+def run_graph(config: GraphConfig, directory: str, runner: str, beam_args: Sequence[str], title: str) -> RunResult:
     """Build the graph, run it to its end, and read what it says of itself."""
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)

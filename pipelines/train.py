@@ -65,9 +65,7 @@ def train(
         config = GraphConfig(project, source, CollectExamples(project), sink, shards)
         result = run_graph(config, directory, runner, beam_args, "computing features")
         if not result.outcomes.get("scored"):
-            raise TrainingError(
-                "no event is left to train on; see the dead letters of `headrace run` for why"
-            )
+            raise TrainingError("no event is left to train on; see the dead letters of `headrace run` for why")
         table = _ordered(_read_examples(directory, project), project)
     with working("training"):
         return _fit(project, folder, table, result, start, threads)
@@ -77,9 +75,7 @@ def _read_examples(directory: str, project: Project) -> pa.Table:
     assert project.label is not None
     entity = [project.entities[project.training.group]] if project.training.group else []
     names = [project.event.id, project.event.time, project.label.field, *entity]
-    return read_columns(
-        directory, list(dict.fromkeys([*names, *project.model.inputs, *project.training.slices]))
-    )
+    return read_columns(directory, list(dict.fromkeys([*names, *project.model.inputs, *project.training.slices])))
 
 
 def _ordered(table: pa.Table, project: Project) -> pa.Table:
@@ -170,9 +166,7 @@ def to_us(time: datetime.datetime) -> int:
     return (time - _EPOCH) // datetime.timedelta(microseconds=1)
 
 
-def _start_us(
-    start: datetime.datetime | None, time_us: np.ndarray[Any, np.dtype[np.int64]], length_us: int
-) -> int:
+def _start_us(start: datetime.datetime | None, time_us: np.ndarray[Any, np.dtype[np.int64]], length_us: int) -> int:
     """The declared start, or else the latest midnight UTC whose test ends with the last day of events."""
     if start is not None:
         return to_us(start)

@@ -135,9 +135,7 @@ def test_damage_is_named(saved, name):
     with pytest.raises(BundleError, match=f"{name}: is .*sha256"):
         Bundle.load(saved)
     path.write_bytes(content[:-1])
-    with pytest.raises(
-        BundleError, match=f"{name}: is .*'bytes': {len(content) - 1}.* says .*{len(content)}"
-    ):
+    with pytest.raises(BundleError, match=f"{name}: is .*'bytes': {len(content) - 1}.* says .*{len(content)}"):
         Bundle.load(saved)
     path.unlink()
     with pytest.raises(BundleError, match=f"{name}: no such file"):

@@ -64,9 +64,7 @@ class Bench:
         return self.broker.registry.subscription(name)
 
     def publish(self, *texts: str, key: str = "", **attributes: str) -> None:
-        messages = [
-            wire.PubsubMessage(data=text.encode(), ordering_key=key, attributes=attributes) for text in texts
-        ]
+        messages = [wire.PubsubMessage(data=text.encode(), ordering_key=key, attributes=attributes) for text in texts]
         self.broker.publish(wire.PublishRequest(topic=TOPIC, messages=messages))
 
     def take(self, count: int = 1000, *, by: Consumer | None = None, name: str = READER) -> dict[str, str]:
@@ -826,9 +824,7 @@ def test_seek_to_a_time_drops_what_is_older(server: Server) -> None:
     if server.kind != "google_fake":  # which forgets the content of what it brings back
         server.publish(topic, "new")
     server.subscriber.seek(request={"subscription": subscription, "time": target})
-    assert list(server.pull(subscription, 2, seconds=0.5)) == (
-        ["new"] if server.kind != "google_fake" else []
-    )
+    assert list(server.pull(subscription, 2, seconds=0.5)) == (["new"] if server.kind != "google_fake" else [])
 
 
 def test_snapshots(server: Server) -> None:
@@ -924,9 +920,7 @@ def test_a_stream_holds_no_more_than_its_flow_control(own: Server) -> None:
     topic = own.topic()
     subscription = own.subscription(topic)
     own.publish(topic, *"abcde")
-    with contextlib.closing(
-        RawStream(own.address, subscription=subscription, max_outstanding_messages=2)
-    ) as stream:
+    with contextlib.closing(RawStream(own.address, subscription=subscription, max_outstanding_messages=2)) as stream:
         leased = stream.next()
         assert len(leased) == 2
         time.sleep(0.3)
@@ -945,9 +939,7 @@ def test_a_stream_holds_no_more_bytes_than_its_flow_control(own: Server) -> None
     topic = own.topic()
     subscription = own.subscription(topic)
     own.publish(topic, *(letter * 1000 for letter in "abcde"))
-    with contextlib.closing(
-        RawStream(own.address, subscription=subscription, max_outstanding_bytes=3500)
-    ) as stream:
+    with contextlib.closing(RawStream(own.address, subscription=subscription, max_outstanding_bytes=3500)) as stream:
         assert len(stream.next()) == 3
         time.sleep(0.3)
         assert stream.arrived.empty()

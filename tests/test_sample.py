@@ -63,9 +63,7 @@ READERS = {"parquet": pq.read_table, "csv": read_csv, "jsonl": read_jsonl, "avro
     days=st.integers(1, 400),
     start=st.dates(datetime.date(1900, 1, 1), datetime.date(2100, 1, 1)),
 )
-def test_rows_of_any_size_hold_what_is_promised(
-    rows: int, seed: int, days: int, start: datetime.date
-) -> None:
+def test_rows_of_any_size_hold_what_is_promised(rows: int, seed: int, days: int, start: datetime.date) -> None:
     table = sample.generate_transactions(rows, seed, days, start)
 
     assert table.schema == sample.SCHEMA
@@ -200,9 +198,7 @@ def test_whole_amounts_keep_their_decimal_point(tmp_path: pathlib.Path) -> None:
     assert all("." in amount for amount in amounts)
 
 
-def test_a_failed_write_leaves_nothing_half_written(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_nothing_half_written(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (kept,) = sample.write_sample(tmp_path, 100, days=1)
     before = kept.read_bytes()
 

@@ -21,9 +21,7 @@ def split_by_sets(day, group, label, train, delay, test):
     testing = []
     for today in range(test):
         known |= {g for d, g, y in rows if d == train + today - 1 and y == 1}
-        testing += [
-            i for i, (d, g, y) in enumerate(rows) if d == train + delay + today and y >= 0 and g not in known
-        ]
+        testing += [i for i, (d, g, y) in enumerate(rows) if d == train + delay + today and y >= 0 and g not in known]
     return training, sorted(testing)
 
 
@@ -82,9 +80,7 @@ def rows():
 
 def test_same_rows_give_the_same_bytes_on_any_number_of_threads(rows):
     params = {"n_estimators": 5, "max_depth": 3, "subsample": 0.5}
-    one, again, two = (
-        model_bytes(fit(*rows, params, feature_names=NAMES, seed=1, nthread=n)) for n in (1, 1, 2)
-    )
+    one, again, two = (model_bytes(fit(*rows, params, feature_names=NAMES, seed=1, nthread=n)) for n in (1, 1, 2))
     assert one == again == two
     assert one != model_bytes(fit(*rows, params, feature_names=NAMES, seed=2))
     assert one == model_bytes(fit(*rows, {**params, "seed": 1}, feature_names=NAMES))

@@ -170,16 +170,14 @@ def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return hashes ^ (hashes >> np.uint64(33))
+    return np.asarray(hashes ^ (hashes >> np.uint64(33)))
 
 
 def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A polynomial hash of each string's bytes modulo 2**64."""
     keys = keys.cast(pa.binary()) if not pa.types.is_binary(keys.type) else keys
     _, offsets_buffer, data_buffer = keys.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(
-        np.int64
-    )
+    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
     if not len(keys) or offsets[-1] == offsets[0]:
         return np.zeros(len(keys), np.uint64)
     data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
@@ -188,7 +186,7 @@ def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     place = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
     powers = np.cumprod(np.full(int(lengths.max()), 0x9E3779B97F4A7C15, np.uint64))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(data * powers[place])])
-    return sums[offsets[1:]] - sums[offsets[:-1]]
+    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])
 
 
 def timestamp_of(event_time_us: int) -> Timestamp:

@@ -34,19 +34,17 @@ def make_dead_letters(
     known_format = (bad.schema.metadata or {}).get(FORMAT, b"row").decode()
     payloads = columns[PAYLOAD].to_pylist() if PAYLOAD in columns else [None] * len(rows)
     own = [name for name in names if not name.startswith("__")]
-    if any(payload is None for payload in payloads):
+    if None in payloads:
         kept = [*own, EVENT_TIME] if EVENT_TIME in columns else own
         dicts = pa.Table.from_batches([bad]).select(kept).to_pylist()
         payloads = [row_as_json(row) if p is None else p for p, row in zip(payloads, dicts, strict=True)]
     formats = [known_format if PAYLOAD in columns and p is not None else "row" for p in payloads]
     ids = (
-        [None if value is None else str(value) for value in columns[event_id].to_pylist()]
-        if event_id in own
-        else None
+        [None if value is None else str(value) for value in columns[event_id].to_pylist()] if event_id in own else None
     )
     return pa.RecordBatch.from_arrays(
         [
-            pa.array([payload.rstrip(b"\r\n") for payload in payloads], pa.binary()),
+            pa.array([(payload or b"").rstrip(b"\r\n") for payload in payloads], pa.binary()),
             pa.array(formats, pa.string()),
             pa.array(reasons, pa.string()),
             pa.array([step] * len(rows), pa.string()),

@@ -80,9 +80,7 @@ def decode_batch(
         lengths = pc.binary_length(payloads).to_numpy(zero_copy_only=False)
         too_large = np.flatnonzero(lengths > max_bytes)
         if kind != "unreadable" and len(too_large):
-            faults.add(
-                too_large, RECORD, f"larger than {max_bytes} bytes", [str(n) for n in lengths[too_large]]
-            )
+            faults.add(too_large, RECORD, f"larger than {max_bytes} bytes", [str(n) for n in lengths[too_large]])
             payloads = pc.if_else(pa.array(lengths > max_bytes), _blank(kind, metadata), payloads)
         columns = _decode_payloads(kind, payloads, metadata, contract, refuse_unknown, faults)
     arrays = [columns[name] for name in contract.fields]
@@ -90,9 +88,7 @@ def decode_batch(
     for name in (SOURCE, POSITION, HISTORY):
         arrays.append(column(batch, name))
         fields.append(SYSTEM_FIELDS[name])
-    arrays.append(
-        column(batch, PAYLOAD) if PAYLOAD in batch.schema.names else pa.nulls(batch.num_rows, pa.binary())
-    )
+    arrays.append(column(batch, PAYLOAD) if PAYLOAD in batch.schema.names else pa.nulls(batch.num_rows, pa.binary()))
     fields.append(SYSTEM_FIELDS[PAYLOAD])
     schema = pa.schema(fields, {FORMAT: metadata[FORMAT], SLICE: metadata[SLICE]})
     return pa.RecordBatch.from_arrays(arrays, schema=schema), faults

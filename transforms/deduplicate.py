@@ -56,12 +56,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             rows = np.flatnonzero(repeated)
             event_id = self.project.event.id
             ids = column(events, event_id).take(pa.array(rows)).to_pylist()
-            reasons = [
-                json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids
-            ]
-            yield beam.pvalue.TaggedOutput(
-                DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", event_id)
-            )
+            reasons = [json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids]
+            yield beam.pvalue.TaggedOutput(DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", event_id))
         first = split_good(events, repeated)
         if first.num_rows:
             yield first

@@ -24,13 +24,9 @@ class ComputeFeatures(beam.PTransform):  # type: ignore[misc]
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """The rolling features of one entity after another, then the row features."""
         for entity, kernel in rolling_kernels(self.project).items():
-            windows = RollingWindows(
-                self.project.entities[entity], self.project.event.id, kernel, self.shards
-            )
+            windows = RollingWindows(self.project.entities[entity], self.project.event.id, kernel, self.shards)
             pcoll = pcoll | f"Windows of {entity}" >> windows
-        return pcoll | "Row features" >> beam.Map(with_row_features, self.project).with_output_types(
-            pa.RecordBatch
-        )
+        return pcoll | "Row features" >> beam.Map(with_row_features, self.project).with_output_types(pa.RecordBatch)
 
 
 def rolling_kernels(project: Project) -> dict[str, RollingKernel]:

@@ -62,9 +62,7 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
             # Without this, in-process Beam fuses two stateful steps and loses what the first one's timer emits.
             | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, pa.RecordBatch])
             | "Advance"
-            >> beam.ParDo(_Advance(self.entity, self.tie_breaker, self.kernel)).with_output_types(
-                pa.RecordBatch
-            )
+            >> beam.ParDo(_Advance(self.entity, self.tie_breaker, self.kernel)).with_output_types(pa.RecordBatch)
         )
 
     def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -78,9 +76,7 @@ class _Shard:
     timer_us: int | None = None
     token: str = ""
     recent: int = 0
-    base: list[tuple[int, int]] = dataclasses.field(
-        default_factory=list
-    )  # last event time, rows; a segment each
+    base: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # last event time, rows; a segment each
 
     @staticmethod
     def from_bytes(data: bytes | None) -> _Shard:
@@ -129,7 +125,7 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
             shard_state.write(shard.to_bytes())
             release.set(slice_end)
 
-    @on_timer(RELEASE)
+    @on_timer(RELEASE)  # type: ignore[untyped-decorator]
     def release(
         self,
         key: int = beam.DoFn.KeyParam,
@@ -221,8 +217,6 @@ def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _with_columns(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any]) -> pa.RecordBatch:
-    added = [
-        pa.field(f.name, pa.int64() if f.aggregate == "count" else pa.float64()) for f in kernel.features
-    ]
+    added = [pa.field(f.name, pa.int64() if f.aggregate == "count" else pa.float64()) for f in kernel.features]
     arrays = [pa.array(values) for values in columns]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=pa.schema([*batch.schema, *added]))

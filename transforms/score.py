@@ -77,9 +77,7 @@ def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Arra
     return result
 
 
-def model_inputs(
-    batch: pa.RecordBatch, names: Sequence[str]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def model_inputs(batch: pa.RecordBatch, names: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """The model's inputs float32[n, k] in the model's order, missing values as NaN."""
     matrix = np.empty((batch.num_rows, len(names)), np.float32)
     for place, name in enumerate(names):
@@ -88,9 +86,7 @@ def model_inputs(
     return matrix
 
 
-def decide(
-    scores: np.ndarray[tuple[int], np.dtype[np.float32]], bands: Sequence[Decision]
-) -> pa.DictionaryArray:
+def decide(scores: np.ndarray[tuple[int], np.dtype[np.float32]], bands: Sequence[Decision]) -> pa.DictionaryArray:
     """The action of the first band whose bound a score reaches; bands stand from the highest bound down."""
     rising = np.array([band.at_least for band in reversed(bands)], np.float32)
     reached = np.maximum(np.searchsorted(rising, scores, side="right") - 1, 0)
@@ -98,9 +94,7 @@ def decide(
     return pa.DictionaryArray.from_arrays(pa.array(reached.astype(np.int32)), actions)
 
 
-def _reasons(
-    scorer: Scorer, inputs: np.ndarray[tuple[int, int], np.dtype[np.float32]], top_k: int
-) -> pa.Array:
+def _reasons(scorer: Scorer, inputs: np.ndarray[tuple[int, int], np.dtype[np.float32]], top_k: int) -> pa.Array:
     """For each row a JSON list of [feature, contribution in log-odds], strongest first."""
     contributions = scorer.contributions(inputs, top_k)
     names = np.array(scorer.feature_names, object)[contributions.feature]

@@ -44,9 +44,9 @@ class Validate(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: valid batches, timestamped with their slice's end; output `dead`: dead letters."""
-        return pcoll | "Validate" >> beam.FlatMap(self._validate).with_output_types(
-            pa.RecordBatch
-        ).with_outputs(DEAD, main="rows")
+        return pcoll | "Validate" >> beam.FlatMap(self._validate).with_output_types(pa.RecordBatch).with_outputs(
+            DEAD, main="rows"
+        )
 
     def _validate(self, batch: pa.RecordBatch) -> Iterator[Any]:
         event_id = self.project.event.id
@@ -83,9 +83,7 @@ def carry(batch: pa.RecordBatch, project: Project, score_from_us: int | None) ->
     for name in _CARRIED_SYSTEM:
         values = batch.column(names.index(project.event.time if name == EVENT_TIME else name))
         if name == HISTORY and score_from_us is not None:
-            values = pc.or_(
-                values, pc.less(column(batch, project.event.time).cast(pa.int64()), score_from_us)
-            )
+            values = pc.or_(values, pc.less(column(batch, project.event.time).cast(pa.int64()), score_from_us))
         arrays.append(values)
         fields.append(SYSTEM_FIELDS[name])
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

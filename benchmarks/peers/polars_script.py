@@ -109,10 +109,7 @@ def add_features(transactions: pl.DataFrame) -> pl.DataFrame:
     plans = [
         calendar,
         running_totals(rows, "CUSTOMER_ID", "CENTS", ages).select("ROW", *customer).sort("ROW").drop("ROW"),
-        running_totals(rows, "TERMINAL_ID", "TX_FRAUD", delayed)
-        .select("ROW", *terminal)
-        .sort("ROW")
-        .drop("ROW"),
+        running_totals(rows, "TERMINAL_ID", "TX_FRAUD", delayed).select("ROW", *terminal).sort("ROW").drop("ROW"),
     ]
     return pl.concat(pl.collect_all(plans), how="horizontal")
 

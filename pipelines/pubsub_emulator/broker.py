@@ -67,9 +67,7 @@ class Broker:
         )
         return request
 
-    def take(
-        self, subscription: Subscription, consumer: Consumer, count: int, deadline: int
-    ) -> list[Received]:
+    def take(self, subscription: Subscription, consumer: Consumer, count: int, deadline: int) -> list[Received]:
         """Lease messages for `deadline` seconds to a consumer."""
         if self.paused:
             return []
@@ -103,9 +101,7 @@ class Broker:
             snapshot = self.registry.snapshot(request.snapshot)
             if snapshot.settings.topic != subscription.settings.topic:
                 raise InvalidArgument(f"{request.snapshot} is of another topic than {request.subscription}.")
-            subscription.seek_messages(
-                [message for message in snapshot.messages if _passes(subscription, message)]
-            )
+            subscription.seek_messages([message for message in snapshot.messages if _passes(subscription, message)])
         else:
             raise InvalidArgument("A seek needs a time or a snapshot.")
         return wire.SeekResponse()
@@ -130,9 +126,7 @@ class Broker:
             number = next(self._numbers)
             content.message_id = str(number)
             content.publish_time.CopyFrom(stamp)
-            messages.append(
-                Message(number, self._published_ns, content.ordering_key, content.SerializeToString())
-            )
+            messages.append(Message(number, self._published_ns, content.ordering_key, content.SerializeToString()))
         self._check_room(topic, sum(message.cost for message in messages))
         for subscription in topic.subscriptions.values():
             passes = subscription.filter

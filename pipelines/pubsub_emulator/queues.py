@@ -150,9 +150,7 @@ class DeliveryQueue:
             else:
                 return
 
-    def _take_parked(
-        self, lanes: OrderedDict[Lane, None], consumer: Consumer, batch: Batch, end: int
-    ) -> None:
+    def _take_parked(self, lanes: OrderedDict[Lane, None], consumer: Consumer, batch: Batch, end: int) -> None:
         while lanes and len(batch.deliveries) < end:
             lane = next(iter(lanes))
             if not batch.fits(lane.waiting[0]):

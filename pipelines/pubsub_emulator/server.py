@@ -103,9 +103,7 @@ class PubsubEmulator:
     ) -> None:
         self.stop()
 
-    def create(
-        self, project: str, topic: str, subscription: str | None = None, **settings: Any
-    ) -> tuple[str, str]:
+    def create(self, project: str, topic: str, subscription: str | None = None, **settings: Any) -> tuple[str, str]:
         """Create a topic, unless it exists, and a subscription; returns their full names.
 
         `settings` are fields of google.pubsub.v1.Subscription.

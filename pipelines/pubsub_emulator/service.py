@@ -105,18 +105,14 @@ class Service:
                     context.add_callback(stream.close)
                     self._waiting += 1
                     try:
-                        received = stream.wait(
-                            request.max_messages, self._wait_seconds(context), self._check_up
-                        )
+                        received = stream.wait(request.max_messages, self._wait_seconds(context), self._check_up)
                     finally:
                         self._waiting -= 1
         response = wire.PullResponse()
         stream.write(received, response)
         return response
 
-    def _streaming_pull(
-        self, requests: Iterator[PbMessage], context: grpc.ServicerContext
-    ) -> Iterator[PbMessage]:
+    def _streaming_pull(self, requests: Iterator[PbMessage], context: grpc.ServicerContext) -> Iterator[PbMessage]:
         with _refusing(context):
             first = next(requests, None)
             if first is None:
@@ -130,9 +126,7 @@ class Service:
                 self._waiting += 1
             try:
                 context.add_callback(stream.close)
-                threading.Thread(
-                    target=stream.read, args=(requests,), name="pubsub-stream", daemon=True
-                ).start()
+                threading.Thread(target=stream.read, args=(requests,), name="pubsub-stream", daemon=True).start()
                 yield from self._responses(stream)
             finally:
                 with broker.lock:

@@ -68,9 +68,7 @@ def complete_subscription(subscription: PbMessage) -> None:
         raise InvalidArgument(
             f"ack_deadline_seconds is 10 to 600, or 0 for 10; got {subscription.ack_deadline_seconds}."
         )
-    _complete_duration(
-        subscription, "message_retention_duration", default=7 * 86400, least=600, most=31 * 86400
-    )
+    _complete_duration(subscription, "message_retention_duration", default=7 * 86400, least=600, most=31 * 86400)
     if subscription.HasField("retry_policy"):
         _complete_duration(subscription.retry_policy, "minimum_backoff", default=10, least=0, most=600)
         _complete_duration(subscription.retry_policy, "maximum_backoff", default=600, least=0, most=600)
@@ -79,9 +77,7 @@ def complete_subscription(subscription: PbMessage) -> None:
         check_name(policy.dead_letter_topic, "topics")
         policy.max_delivery_attempts = policy.max_delivery_attempts or 5
         if not 5 <= policy.max_delivery_attempts <= 100:
-            raise InvalidArgument(
-                f"max_delivery_attempts is 5 to 100, or 0 for 5; got {policy.max_delivery_attempts}."
-            )
+            raise InvalidArgument(f"max_delivery_attempts is 5 to 100, or 0 for 5; got {policy.max_delivery_attempts}.")
     subscription.state = type(subscription).State.Value("ACTIVE")
 
 
@@ -108,18 +104,14 @@ def check_messages(messages: PbMessage, size: int) -> None:
             f"A publish request has at most {MAX_REQUEST_MESSAGES} messages; this one has {len(messages)}."
         )
     if size > MAX_REQUEST_BYTES:
-        raise InvalidArgument(
-            f"A publish request has at most {MAX_REQUEST_BYTES} bytes; this one has {size}."
-        )
+        raise InvalidArgument(f"A publish request has at most {MAX_REQUEST_BYTES} bytes; this one has {size}.")
     for index, message in enumerate(messages):
         attributes = message.attributes
         if not attributes:
             if not message.data:
                 raise InvalidArgument(f"Message {index} has neither data nor attributes.")
         elif len(attributes) > MAX_ATTRIBUTES:
-            raise InvalidArgument(
-                f"Message {index} has {len(attributes)} attributes; {MAX_ATTRIBUTES} is the most."
-            )
+            raise InvalidArgument(f"Message {index} has {len(attributes)} attributes; {MAX_ATTRIBUTES} is the most.")
         for key in attributes:
             if not 0 < len(key.encode()) <= MAX_ATTRIBUTE_KEY_BYTES or key.startswith("goog"):
                 raise InvalidArgument(
@@ -131,9 +123,7 @@ def check_messages(messages: PbMessage, size: int) -> None:
                     f"Message {index}: attribute {key!r} has more than {MAX_ATTRIBUTE_VALUE_BYTES} bytes."
                 )
         if len(message.ordering_key.encode()) > MAX_ORDERING_KEY_BYTES:
-            raise InvalidArgument(
-                f"Message {index}: its ordering key has more than {MAX_ORDERING_KEY_BYTES} bytes."
-            )
+            raise InvalidArgument(f"Message {index}: its ordering key has more than {MAX_ORDERING_KEY_BYTES} bytes.")
 
 
 def _refuse_unsupported(subscription: PbMessage) -> None:

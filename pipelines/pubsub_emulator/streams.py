@@ -95,9 +95,7 @@ class Stream:
         if len(request.modify_deadline_ack_ids) != len(request.modify_deadline_seconds):
             raise InvalidArgument("modify_deadline_ack_ids and modify_deadline_seconds differ in length.")
         by_seconds: dict[int, list[str]] = {}
-        for ack_id, seconds in zip(
-            request.modify_deadline_ack_ids, request.modify_deadline_seconds, strict=True
-        ):
+        for ack_id, seconds in zip(request.modify_deadline_ack_ids, request.modify_deadline_seconds, strict=True):
             by_seconds.setdefault(seconds, []).append(ack_id)
         for seconds, ack_ids in by_seconds.items():
             self._subscription.modify_deadline(ack_ids, seconds, self._broker.clock.monotonic())

@@ -1,8 +1,8 @@
 """Score rows and dead letters to files: complete and the same again, or not there at all.
 
-Scores go to a file for each month of event time (or several, by a hash of the id), sorted, written under a staging folder and
-moved into place once all are written and the job's count of events is right. `_SUCCESS.json`, written last,
-lists what was written.
+Scores go to a file for each month of event time (or several, by a hash of the id), sorted, written under a
+staging folder and moved into place once all are written and the job's count of events is right. `_SUCCESS.json`,
+written last, lists what was written.
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     def _by_position(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
         yield from partition(batch, shard_of(column(batch, "position"), self.files).astype(np.int64))
 
-    def write_file(
-        self, number: int, batches: list[pa.RecordBatch], kind: str, order: tuple[str, str]
-    ) -> Written:
+    def write_file(self, number: int, batches: list[pa.RecordBatch], kind: str, order: tuple[str, str]) -> Written:
         """Write one file of one kind to the staging folder."""
         batch = _sorted(concat_batches(batches), *order)
         month, shard = divmod(number, self.files)

@@ -107,9 +107,7 @@ def format_of(path: str) -> str:
     for ending, kind in FORMATS.items():
         if name.endswith(ending):
             return kind
-    raise SourceError(
-        f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format"
-    )
+    raise SourceError(f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format")
 
 
 def split_file(path: str, kind: str) -> Iterator[Split]:
@@ -172,9 +170,7 @@ def _read_parquet(split: Split) -> Iterator[pa.RecordBatch]:
             positions = pa.array(np.arange(position, position + batch.num_rows))
             fields = [*batch.schema, SYSTEM_FIELDS[POSITION]]
             position += batch.num_rows
-            yield pa.RecordBatch.from_arrays(
-                [*batch.columns, positions], schema=pa.schema(fields, {FORMAT: b"rows"})
-            )
+            yield pa.RecordBatch.from_arrays([*batch.columns, positions], schema=pa.schema(fields, {FORMAT: b"rows"}))
     except (pa.ArrowInvalid, pa.ArrowIOError, OSError, pa.ArrowNotImplementedError) as error:
         yield _unreadable(f"a broken row group: {error}", b"", position)
 
