@@ -1013,8 +1013,8 @@ def test_clients_sit_out_an_outage() -> None:
         assert emulator.address == address
         emulator.resume_delivery()
         during.result(30)
-        # Google's subscriber reopens a stream ten times in ten seconds, and has done so in the first moments of
-        # the outage; a connection found good by then spares it another ten.
+        # Google's subscriber reopens a stream at most ten times in ten seconds, and has done so in the first
+        # moments of the outage; a connection found good by then spares it another ten seconds.
         server.subscriber.get_subscription(subscription=subscription, timeout=30)
         eventually(lambda: set(received) == {b"before", b"kept", b"during"}, seconds=40)
         eventually(lambda: emulator.backlog(subscription).bytes == 0)
@@ -1042,7 +1042,6 @@ def test_streams_beyond_the_bound_are_refused_and_acks_still_work() -> None:
             stack.enter_context(contextlib.closing(RawStream(emulator.address, subscription=subscription)))
             for _ in range(3)
         ]
-        refused = [None]
         eventually(lambda: any(not stream.arrived.empty() for stream in streams))
         [refused] = [stream for stream in streams if not stream.arrived.empty()]
         assert refused.arrived.get() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,0 +1,132 @@
+"""Records of JSON, one object each."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from models.codecs.columns import RECORD, Columns, coerce_all
+from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
+from models.codecs.values import decode_dicts
+from models.contract import UNIX_UNITS, Contract, Field
+from models.faults import RowFaults
+
+MAX_DEPTH = 100  # of objects and lists in one another
+
+_OBJECT_LINE = r"^[ \t]*\{[^\n\r]*\}[ \t]*\r?\n?$"
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_NEGATIVE_ZERO = re.compile(rb"-0[\s,}\]]")
+
+
+def decode_json(
+    payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults
+) -> Columns:
+    """Decode one JSON object a payload: UTF-8, with white space and a byte order mark if it likes."""
+
+    def decode_block(part: pa.BinaryArray, found: RowFaults) -> Columns:
+        columns = _read_block(part, contract, refuse_unknown)
+        return decode_each(part, found) if columns is None else coerce_all(columns, contract, found)
+
+    def decode_each(part: pa.BinaryArray, found: RowFaults) -> Columns:
+        rows = [_read_object(payload, number, found) for number, payload in enumerate(part.to_pylist())]
+        return decode_dicts(rows, contract, refuse_unknown, found)
+
+    return decode_apart(payloads, _are_plain(payloads), faults, decode_block, decode_each)
+
+
+def _are_plain(payloads: pa.BinaryArray) -> Mask:
+    """Which payloads are UTF-8, one line that starts with { and ends with }, and surely not deep."""
+    plain = _to_mask(pc.match_substring_regex(payloads, _OBJECT_LINE))
+    try:
+        payloads.cast(pa.string())
+    except pa.ArrowInvalid:
+        plain &= [_is_utf8(payload) for payload in payloads.to_pylist()]
+    starts, block = offsets_and_bytes(payloads)
+    opening = block | 0x20 == ord("{")  # [ differs from { in that bit only
+    if np.count_nonzero(opening) > len(payloads) + MAX_DEPTH:
+        plain &= np.diff(np.searchsorted(np.flatnonzero(opening), starts)) <= MAX_DEPTH
+    return plain
+
+
+def _read_block(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool) -> Columns | None:
+    """Plain payloads by Arrow's reader; None if one is broken or has a value of another type.
+
+    The reader stops silently at a stray bracket behind a record, and takes several records on a line. So an
+    end mark that no payload can know is put behind them: if it is read as the last of n + 1 records, then all
+    n lines were read, and as no record can go over a line's end, each line holds one record and nothing else.
+    """
+    end = f"__end_{secrets.token_hex(8)}"
+    lines = b"".join([as_lines(payloads), b'\n{"%s":1}\n' % end.encode()])
+    schema = pa.schema([*((f.name, _loose_type(f)) for f in contract.fields.values()), (end, pa.int8())])
+    try:
+        table = pa.json.read_json(
+            pa.BufferReader(lines),
+            parse_options=pa.json.ParseOptions(
+                explicit_schema=schema, unexpected_field_behavior="error" if refuse_unknown else "ignore"
+            ),
+            read_options=pa.json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
+        ).combine_chunks()
+    except pa.ArrowInvalid:
+        return None
+    count = len(payloads)
+    if table.num_rows != count + 1 or not table.column(end)[count].is_valid:
+        return None
+    return {name: table.column(name).chunk(0).slice(0, count) for name in contract.fields}
+
+
+def _loose_type(field: Field) -> pa.DataType:
+    if field.kind == "time":
+        return pa.int64() if field.time_format in UNIX_UNITS else pa.string()
+    return field.arrow_type
+
+
+def _read_object(payload: bytes, number: int, faults: RowFaults) -> dict[str, Any]:
+    row = np.array([number])
+    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+        faults.add(row, RECORD, f"nested deeper than {MAX_DEPTH} levels", [payload])
+        return {}
+    exact = len(payload) > 1000 or _NEGATIVE_ZERO.search(payload)
+    try:
+        found = json.loads(
+            payload.decode("utf-8-sig"), parse_constant=float, parse_int=_parse_int if exact else int
+        )
+    except ValueError as error:
+        faults.add(row, RECORD, "not JSON", [str(error)])
+        return {}
+    if not isinstance(found, dict):
+        faults.add(row, RECORD, "not a JSON object", [payload])
+        return {}
+    return found
+
+
+def _parse_int(text: str) -> int | float:
+    """A whole number as one with a fraction where that says more (-0), or where nothing needs it exactly."""
+    return int(text) if len(text) <= 20 and text != "-0" else float(text)
+
+
+def _depth(payload: bytes) -> int:
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", payload)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _to_mask(condition: pa.BooleanArray) -> Mask:
+    return np.array(condition.to_numpy(zero_copy_only=False), dtype=bool)
