@@ -23,6 +23,12 @@ $(VENV)/.installed: requirements/lock.txt requirements/overrides.txt setup.py $(
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+demo: setup
+	$(BIN)/headrace demo --output demo-output $(if $(DATA),--data $(DATA))
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ setup(
         "rich",
         "mlflow",
         "fastavro",
+        "confluent-kafka",
     ],
     package_data={"pipelines": ["template/*", "template/.*"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli:main"]},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -40,6 +42,18 @@ class SchemaError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class FieldFault:
+    """What is wrong with a field of a schema."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        shown = self.field if self.field.isprintable() and self.field else repr(self.field)
+        return f"field {shown}: {self.message}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Field:
     """One field of an event, of one value a row."""
 
@@ -68,21 +82,30 @@ class Contract:
     @staticmethod
     def parse(text: bytes) -> Contract:
         """Read a schema.pbtxt; raise SchemaError naming every part that can't be used."""
+        contract, faults = Contract.read(text)
+        if faults:
+            raise SchemaError("\n".join(str(fault) for fault in faults))
+        return contract
+
+    @staticmethod
+    def read(text: bytes) -> tuple[Contract, list[FieldFault]]:
+        """Read a schema.pbtxt as far as it can be used, and what of it can't; SchemaError if it is none."""
         try:
             schema = text_format.Parse(text.decode(), schema_pb2.Schema())
         except (text_format.ParseError, UnicodeDecodeError) as error:
-            raise SchemaError(f"not a TensorFlow Metadata schema: {error}") from None
-        faults: list[str] = []
+            why = " ".join(str(error).split())
+            raise SchemaError(f"not a TensorFlow Metadata schema: {why}") from None
+        except RecursionError:
+            raise SchemaError("not a TensorFlow Metadata schema: nested too deep") from None
+        faults: list[FieldFault] = []
         fields: dict[str, Field] = {}
         for feature in schema.feature:
             if feature.name in fields:
-                faults.append(f"field {feature.name}: stands twice")
+                faults.append(FieldFault(feature.name, "stands twice"))
             fields[feature.name] = _read_field(feature, schema, faults)
         if not fields:
-            faults.append("has no feature")
-        if faults:
-            raise SchemaError("\n".join(faults))
-        return Contract(fields, text)
+            raise SchemaError("has no feature")
+        return Contract(fields, text), faults
 
     @functools.cached_property
     def arrow_schema(self) -> pa.Schema:
@@ -95,9 +118,9 @@ class Contract:
             _check_field(field, columns[field.name], faults)
 
 
-def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: list[str]) -> Field:
+def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: list[FieldFault]) -> Field:
     def fault(message: str) -> None:
-        faults.append(f"field {feature.name or '(no name)'}: {message}")
+        faults.append(FieldFault(feature.name, message))
 
     kind: Kind = "string"
     if feature.type == schema_pb2.INT:
@@ -106,9 +129,10 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
         kind = "float"
     elif feature.type != schema_pb2.BYTES:
         fault("needs a type of INT, FLOAT or BYTES")
-    if not feature.name:
-        fault("needs a name")
-    if feature.HasField("value_count") and (feature.value_count.max or 1) != 1:
+    if not feature.name or not feature.name.isprintable():
+        fault("needs a name, of characters that can be seen")
+    several = feature.HasField("value_count") and (feature.value_count.max or 1) != 1
+    if several or any(dimension.size != 1 for dimension in feature.shape.dim):
         fault("has more than one value a row, which headrace does not read")
 
     minimum: float | None = None
@@ -116,27 +140,24 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
     domain: tuple[str, ...] | None = None
     time_format: str | None = None
     info = feature.WhichOneof("domain_info")
-    if info == "int_domain" and kind == "int":
-        minimum = feature.int_domain.min if feature.int_domain.HasField("min") else None
-        maximum = feature.int_domain.max if feature.int_domain.HasField("max") else None
-    elif info == "float_domain" and kind == "float":
-        minimum = feature.float_domain.min if feature.float_domain.HasField("min") else None
-        maximum = feature.float_domain.max if feature.float_domain.HasField("max") else None
-    elif info == "string_domain" and kind == "string":
-        domain = tuple(feature.string_domain.value)
-    elif info == "domain" and kind == "string":
+    if (info == "int_domain" and kind == "int") or (info == "float_domain" and kind == "float"):
+        bounds = getattr(feature, info)
+        minimum = bounds.min if bounds.HasField("min") and bounds.min != -math.inf else None
+        maximum = bounds.max if bounds.HasField("max") and bounds.max != math.inf else None
+        if not (-math.inf if minimum is None else minimum) <= (math.inf if maximum is None else maximum):
+            fault(f"no number is in its {info}, from {minimum} to {maximum}")
+            minimum = maximum = None
+    elif info in ("string_domain", "domain") and kind == "string":
         named = {d.name: tuple(d.value) for d in schema.string_domain}
-        if feature.domain not in named:
-            fault(f"its domain {feature.domain} is not in the schema")
-        domain = named.get(feature.domain)
+        domain = tuple(feature.string_domain.value) if info == "string_domain" else named.get(feature.domain)
+        if domain is None:
+            fault(f"its domain {feature.domain!r} is not in the schema")
+        elif not domain:
+            fault("no text is in its domain")
     elif info == "bool_domain" and kind == "int":
         minimum, maximum = 0, 1
     elif info == "time_domain":
-        time_format = feature.time_domain.string_format or None
-        if time_format is None:
-            time_format = schema_pb2.TimeDomain.IntegerTimeFormat.Name(feature.time_domain.integer_format)
-            if time_format not in UNIX_UNITS:
-                fault(f"its integer_format {time_format} is not one of {', '.join(UNIX_UNITS)}")
+        time_format = _read_time_format(feature, kind, fault)
         kind = "time"
     elif info is not None:
         fault(f"its {info} is not one that headrace checks for its type")
@@ -152,6 +173,28 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
     )
 
 
+def _read_time_format(feature: schema_pb2.Feature, kind: Kind, fault: Callable[[str], None]) -> str:
+    text = feature.time_domain.string_format
+    if not text:
+        unit: str = schema_pb2.TimeDomain.IntegerTimeFormat.Name(feature.time_domain.integer_format)
+        if unit not in UNIX_UNITS:
+            fault(f"its integer_format {unit} is not one of {', '.join(UNIX_UNITS)}")
+        elif kind != "int":
+            fault("its integer_format needs the type INT")
+        return unit
+    if kind != "string":
+        fault("its string_format needs the type BYTES")
+    sample = datetime.datetime(2024, 2, 29, 13, tzinfo=datetime.UTC)
+    try:
+        read_back = datetime.datetime.strptime(sample.strftime(text), text)  # noqa: DTZ007
+    except ValueError as error:
+        fault(f"its string_format {text!r} can't be read: {error}")
+    else:
+        if read_back.date() != sample.date() or "%Z" in text:
+            fault(f"its string_format {text!r} does not say year, month and day, or has %Z, which says no offset")
+    return str(text)
+
+
 def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
     if field.required and column.null_count:
         faults.add(_rows(pc.is_null(column)), field.name, "missing")
@@ -160,13 +203,13 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         bad = ~np.isfinite(values) & _mask(pc.is_valid(column))
         if bad.any():
             faults.add(np.flatnonzero(bad), field.name, "not finite", column)
-    if field.minimum is not None:
-        faults.add(_rows(pc.less(column, field.minimum)), field.name, f"below {_number(field.minimum)}", column)
-    if field.maximum is not None:
-        too_high = pc.greater(column, field.maximum)
+    for bound, breaks, side in ((field.minimum, pc.less, "below"), (field.maximum, pc.greater, "above")):
+        if bound is None:
+            continue
+        outside = breaks(column, bound)
         if field.kind == "float":
-            too_high = pc.and_(too_high, pc.is_finite(column))
-        faults.add(_rows(too_high), field.name, f"above {_number(field.maximum)}", column)
+            outside = pc.and_(outside, pc.is_finite(column))
+        faults.add(_rows(outside), field.name, f"{side} {_number(bound)}", column)
     if field.domain is not None:
         known = pc.is_in(column, value_set=pa.array(field.domain, pa.string()))
         faults.add(_rows(pc.and_(pc.invert(known), pc.is_valid(column))), field.name, "not in domain", column)
@@ -176,11 +219,9 @@ def check_fixed_point(columns: dict[str, pa.Array], places: dict[str, int], faul
     """Add to `faults` the rows whose summed values are too large for exact 64-bit sums."""
     for name, decimals in places.items():
         limit = FIXED_POINT_LIMIT / 10**decimals
-        values = columns[name].to_numpy(zero_copy_only=False)
-        with np.errstate(invalid="ignore"):
-            bad = np.abs(values) > limit
+        values = columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        bad = (np.abs(values) > limit) & np.isfinite(values)
         if bad.any():
-            bad &= np.isfinite(values.astype(np.float64))
             faults.add(np.flatnonzero(bad), name, f"beyond {_number(limit)} of exact sums", columns[name])
 
 
@@ -206,9 +247,3 @@ def _rows(condition: pa.BooleanArray) -> np.ndarray[tuple[int], np.dtype[np.int6
 
 def _number(value: float) -> str:
     return f"{value:g}" if value != int(value) else str(int(value))
-
-
-def fields_of(names: Sequence[str], contract: Contract) -> Iterator[pa.Field]:
-    """Arrow fields of `names`, in their order."""
-    for name in names:
-        yield pa.field(name, contract.fields[name].arrow_type)

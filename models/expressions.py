@@ -1,9 +1,9 @@
 """Row features: arithmetic over one event's fields, evaluated on whole columns.
 
 The language is a small part of Python's: numbers, field names, `+ - * / // %`, comparisons, `and or not`,
-`abs min max where`, and, of the event time, `hour weekday day month`. Booleans become 0 and 1.
-All of it is exact IEEE 754 arithmetic: there is no function, such as a logarithm, whose last bits depend on
-the processor.
+`abs min max where`, and, of the event time, `hour weekday day month`. Booleans become 0 and 1,
+integers have 64 bits and wrap, `/ // %` give floats. All of it is exact IEEE 754 arithmetic: there is no
+function, such as a logarithm, whose last bits depend on the processor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+MAX_CHARS = 1000
+MAX_DEPTH = 100  # of operations in one another; deeper ones could overflow the stack where they are evaluated
 
 _DAY_US = 86_400_000_000
 Column = np.ndarray[Any, Any]
@@ -39,6 +42,21 @@ _TIME_FUNCTIONS: dict[str, Callable[[Column], Column]] = {
     "day": _day,
     "month": _month,
 }
+
+
+def _whole(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`//` or `%` as Python means it; of integers exact, too, beyond the 53 bits of a float."""
+
+    def apply(a: Any, b: Any) -> Any:
+        a, b = np.asarray(a), np.asarray(b)
+        result = operation(a.astype(np.float64), b.astype(np.float64))
+        if a.dtype.kind == b.dtype.kind == "i":
+            result = np.where(b == 0, result, operation(a, np.where(b == 0, 1, b)).astype(np.float64))
+        return result
+
+    return apply
+
+
 _NUMBER_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "abs": (1, np.abs),
     "min": (2, np.minimum),
@@ -50,8 +68,8 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Sub: np.subtract,
     ast.Mult: np.multiply,
     ast.Div: lambda a, b: np.true_divide(np.asarray(a, np.float64), b),
-    ast.FloorDiv: lambda a, b: np.floor(np.true_divide(np.asarray(a, np.float64), b)),
-    ast.Mod: lambda a, b: np.mod(np.asarray(a, np.float64), b),
+    ast.FloorDiv: _whole(np.floor_divide),
+    ast.Mod: _whole(np.mod),
 }
 _COMPARE: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Lt: np.less,
@@ -77,13 +95,13 @@ class Expression:
     def parse(text: str) -> Expression:
         """Parse `text`; raise ExpressionError, saying what of it is not of the language."""
         expression = Expression(text)
-        _check_syntax(expression._tree)
+        _check_syntax(expression._tree, text)
         return expression
 
     @functools.cached_property
     def _tree(self) -> ast.expr:
-        if len(self.text) > 1000:
-            raise ExpressionError("is longer than 1000 characters")
+        if len(self.text) > MAX_CHARS:
+            raise ExpressionError(f"is longer than {MAX_CHARS} characters")
         try:
             return ast.parse(self.text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -111,7 +129,8 @@ class Expression:
     def evaluate(self, columns: Mapping[str, Column]) -> Column:
         """Evaluate on columns of n rows: event time as int64 microseconds, numbers as int64 or float64.
 
-        A missing number is NaN and stays NaN. Gives int64 (comparisons as 0 and 1) or float64, n rows.
+        Gives int64 (comparisons as 0 and 1) or float64, n rows. A missing number is NaN and stays NaN in
+        arithmetic; as in Python, no comparison with it is true but `!=`, and as a condition it is true itself.
         Division by zero gives inf or NaN, which a model reads as it reads any number.
         """
         rows = len(next(iter(columns.values())))
@@ -121,11 +140,16 @@ class Expression:
         return np.broadcast_to(value, (rows,)) if value.ndim == 0 else value
 
 
-def _check_syntax(node: ast.expr) -> None:
+def _check_syntax(node: ast.expr, text: str, depth: int = 1) -> None:
     """Refuse whatever is not of the language, at any depth."""
+    if depth > MAX_DEPTH:
+        raise ExpressionError(f"has more than {MAX_DEPTH} operations in one another")
+    parts: list[ast.expr] = []
     match node:
+        case ast.Constant(value=int() as value) if value >= 1 << 63:
+            raise ExpressionError(f"{value} is more than an integer of 64 bits holds: write it with a point")
         case ast.Constant(value=int() | float()) | ast.Name():
-            parts: list[ast.expr] = []
+            pass
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() | ast.Not(), operand=operand):
             parts = [operand]
         case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
@@ -143,9 +167,10 @@ def _check_syntax(node: ast.expr) -> None:
                 raise ExpressionError(f"{name}() takes {arity} argument{'s' * (arity > 1)}, not {len(args)}")
             parts = args
         case _:
-            raise ExpressionError(f"{ast.unparse(node)!r} is not of the language of row features")
+            shown = ast.get_source_segment(text, node) or type(node).__name__
+            raise ExpressionError(f"{shown!r} is not of the language of row features")
     for part in parts:
-        _check_syntax(part)
+        _check_syntax(part, text, depth + 1)
 
 
 def _evaluate(node: ast.expr, columns: Mapping[str, Column]) -> Any:
@@ -154,7 +179,7 @@ def _evaluate(node: ast.expr, columns: Mapping[str, Column]) -> Any:
 
     match node:
         case ast.Constant(value=constant):
-            return constant
+            return int(constant) if isinstance(constant, bool) else constant
         case ast.Name(id=name):
             return columns[name]
         case ast.UnaryOp(op=ast.Not(), operand=operand):

@@ -205,6 +205,58 @@ def promote(
 
 
 @app.command()
+def parity(
+    project: ProjectFolder,
+    source: Source,
+    allowance: Annotated[str, typer.Option(help="How far events may be out of order, such as 10m.")] = "10m",
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of the events that comes twice.")] = 0.02,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another order of arrival.")] = 0,
+    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    registry: Registry = DEFAULT_REGISTRY,
+    threads: Threads = 2,
+) -> None:
+    """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
+    with _clear_errors():
+        from models.booster import Scorer
+        from models.project import parse_duration
+        from pipelines import parity as comparing
+        from pipelines import run as running
+
+        declared = load_project(project)
+        running.open_source(source, None)
+        bundle = running.load_bundle(declared, project, model, registry)
+        scorer = Scorer.from_bundle(bundle, nthread=threads)
+        found = comparing.check_parity(declared, bundle, scorer, source, parse_duration(allowance), seed, duplicates)
+        comparing.show(found)
+        typer.echo("equal" if found.equal else "NOT EQUAL")
+        if not found.equal:
+            raise typer.Exit(1)
+
+
+@app.command()
+def pubsub(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost.")] = 8085,
+    topic: Annotated[
+        list[str],
+        typer.Option(help="PROJECT/TOPIC, or PROJECT/TOPIC:SUBSCRIPTION, to create; may stand more than once."),
+    ] = [],  # noqa: B006
+) -> None:
+    """Serve an embedded Pub/Sub for development; it keeps nothing when it ends."""
+    with _clear_errors():
+        from pipelines.pubsub_emulator import serve
+
+        def started(server: Any) -> None:
+            for name in topic:
+                match = re.fullmatch(r"([^/:]+)/([^/:]+)(?::([^/:]+))?", name)
+                _require(match is not None, f"--topic is PROJECT/TOPIC:SUBSCRIPTION, not {name}")
+                assert match is not None
+                server.create(match[1], match[2], match[3])
+            typer.echo(f"for development only. In other terminals: export PUBSUB_EMULATOR_HOST={server.address}")
+
+        serve(port=port, on_start=started)
+
+
+@app.command()
 def demo(
     output: Annotated[pathlib.Path, typer.Option(help="Folder for everything that is made.")] = pathlib.Path(
         "demo-output"

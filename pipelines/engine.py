@@ -1,17 +1,14 @@
 """The in-process engine: runs a Beam graph, bounded or unbounded, in one thread of this process.
 
-Why headrace has one: of the engines in Beam 2.72's DirectRunner, one can't run unbounded splittable DoFns,
-one is another program, and the third (FnApiRunner) fires event-time timers without waiting for the watermark
-and hands nothing on to the step after a GroupByKey while its source still runs. See docs/engine.md.
+Beam's own in-process engines don't run a stream right (docs/engine.md says how). Here an element is handed from
+step to step by a plain call, without being encoded, and a run is made of rounds. In a round each step takes one
+turn, in topological order: it learns how far its input's watermark has come, emits if it is a source, fires the
+timers that are due, finishes its bundle and moves its output's watermark on. Then all finalizers are called.
+Beam's own DoFnRunner calls the DoFns, so that their parameters mean what they mean everywhere.
 
-How it works: an element is handed from step to step by a plain call, without being encoded. A round lets each
-source emit for a moment, moves the watermarks on, in topological order, fires the timers they pass, finishes
-the bundles and calls their finalizers. Beam's own DoFnRunner calls the DoFns, so that their parameters mean
-what they mean everywhere.
-
-What it runs: Impulse, ParDo with side inputs, tags, state, timers and finalizers, splittable DoFns, Flatten,
-GroupByKey with the default trigger or, as in Reshuffle, with one that always fires. State lives in memory:
-who needs it after a crash replays the journal.
+It runs Impulse, ParDo with bounded side inputs, tags, state, timers and finalizers, splittable DoFns, Flatten,
+GroupByKey with the default trigger or one that always fires, as in Reshuffle. All else is an UnsupportedGraph
+before anything has run. State lives in memory: who needs it after a crash replays the journal.
 """
 
 from __future__ import annotations
@@ -20,27 +17,34 @@ import collections
 import heapq
 import itertools
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam import pvalue
+from apache_beam import coders
 from apache_beam.internal import pickler
+from apache_beam.metrics.execution import MetricResult, MetricsContainer
+from apache_beam.metrics.metric import MetricResults
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.runners import common
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
+from apache_beam.runners.worker import statesampler
 from apache_beam.transforms import core, sideinputs, userstate
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.trigger import AfterCount, Always, DefaultTrigger, Repeatedly
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Always, DefaultTrigger, Repeatedly
 from apache_beam.transforms.window import GlobalWindows, TimestampCombiner
+from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
-from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
 
 MIN_US: int = MIN_TIMESTAMP.micros
 MAX_US: int = MAX_TIMESTAMP.micros
-IDLE_SECONDS = 0.002
+SLEEP_SECONDS = 0.02  # at most, before looking again whether to stop
+BUNDLE_SECONDS = 1.0  # after so long an unbounded source that goes on emitting is interrupted
+SIDE_INPUT_WINDOWS = 64  # so many windows' views of a side input are kept
+STEP_NOTE = "while running the step "
 
 Receive = Callable[[WindowedValue], None]
 
@@ -48,73 +52,122 @@ Receive = Callable[[WindowedValue], None]
 class UnsupportedGraph(NotImplementedError):
     """A graph with a part that this engine does not run."""
 
+    def __init__(self, label: str, what: str) -> None:
+        super().__init__(f"{label}: the in-process engine does not {what}")
+
 
 class LocalRunner(PipelineRunner):  # type: ignore[misc]
     """Runs a pipeline in this process and thread, and returns when it has ended or `stop` was called."""
 
     def __init__(self) -> None:
-        self.stopping = threading.Event()
+        self.stopped = False  # not an Event: a signal handler may run while its own thread holds an Event's lock
 
     def stop(self) -> None:
-        """Let sources emit no more; what is under way is finished, what waits for a watermark is left."""
-        self.stopping.set()
+        """End the run (or the next one) after the round under way; what waits for a watermark or clock is left.
+
+        May be called by another thread, a signal handler or a step.
+        """
+        self.stopped = True
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: Any) -> LocalResult:
-        """Run to the end; an exception of a step ends the run and is raised."""
-        # A step's exception is raised to the caller; that it is also logged, with a traceback, is once too often.
-        logger = logging.getLogger("apache_beam.runners.common")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
+        """Run to the end; an exception of a step ends the run and is raised as it is, with the step in a note."""
+        run = _Run(self, pipeline)
         try:
-            _Run(pipeline, self.stopping).run()
+            run.run()
         finally:
-            logger.setLevel(level)
-        return LocalResult()
+            self.stopped = False
+        return LocalResult(run.metrics)
 
 
 class LocalResult(PipelineResult):  # type: ignore[misc]
     """A run that has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: MetricResults) -> None:
         super().__init__(PipelineState.DONE)
+        self._metrics = metrics
 
     def wait_until_finish(self, duration: int | None = None) -> str:
         """DONE, at once."""
         return str(self._state)
 
+    def metrics(self) -> MetricResults:
+        """The metrics of all steps: counters, distributions, gauges, sets."""
+        return self._metrics
+
+
+class _Metrics(MetricResults):  # type: ignore[misc]
+    """Metrics by step; while a run lasts, what Beam's Metrics report to in its thread."""
+
+    def __init__(self) -> None:
+        self.steps: list[MetricsContainer] = []
+        self.metrics_container = MetricsContainer("")  # of the step that is being called
+
+    def update_metric(self, name: Any, value: Any) -> None:
+        self.metrics_container.get_metric_cell(name).update(value)
+
+    def current_state(self) -> _Metrics:
+        return self
+
+    def query(self, filter: Any = None) -> dict[str, list[MetricResult]]:
+        kinds = (self.COUNTERS, self.DISTRIBUTIONS, self.GAUGES, self.STRINGSETS, self.BOUNDED_TRIES)
+        found: dict[str, list[MetricResult]] = {kind: [] for kind in kinds}
+        for kind, step in itertools.product(kinds, self.steps):
+            for key, data in getattr(step.get_cumulative(), kind).items():
+                value = data.get_result() if hasattr(data, "get_result") else data
+                found[kind] += [MetricResult(key, value, value)] if self.matches(filter, key) else []
+        return found
+
+
+def _passed(time_us: int, watermark_us: int) -> bool:
+    """Whether all elements up to and at a time are there: a watermark promises that none before it will come."""
+    return time_us < watermark_us or watermark_us >= MAX_US
+
+
+class _Receiver(common.Receiver):  # type: ignore[misc]
+    """Hands what is emitted on one output to that output's consumers."""
+
+    def __init__(self, consumers: list[Receive]) -> None:
+        self.consumers = consumers
+
+    def receive(self, windowed_value: WindowedValue) -> None:
+        for consume in self.consumers:
+            consume(windowed_value)
+
 
 class _Node:
-    """One primitive transform: receives elements, emits to the consumers of its outputs."""
+    """One primitive transform. As it is, a Flatten."""
 
     def __init__(self, applied: AppliedPTransform, run: _Run) -> None:
         self.label = applied.full_label
-        self.inputs = [source for source in applied.inputs if isinstance(source, pvalue.PCollection)]
-        self.outputs: list[pvalue.PCollection] = list(applied.outputs.values())
+        self.input_watermark = self.output_watermark = MIN_US
         self._run = run
-        self.input_watermark = MIN_US
+        self._producers = [run.producers[source] for source in applied.inputs if source in run.producers]
+        self.emit: Receive = _Receiver(run.consumers[next(iter(applied.outputs.values()), None)]).receive
+
+    def start(self) -> None:
+        """The run begins."""
+
+    def receive(self, element: WindowedValue) -> None:
+        self.emit(element)
+
+    def take_turn(self) -> bool:
+        """Do all that can be done now and move the output watermark on; whether anything was done."""
+        self.input_watermark = min([node.output_watermark for node in self._producers], default=MAX_US)
+        worked = self.work()
+        self.output_watermark = max(self.output_watermark, min(self.input_watermark, self.hold()))
+        return worked
+
+    def work(self) -> bool:
+        """Do what input watermark and clock allow now, and finish the bundle; whether there was anything to do."""
+        return False
 
     def hold(self) -> int:
         """The time that the output watermark may not pass yet, whatever the input's."""
         return MAX_US
 
-    def receive(self, element: WindowedValue) -> None:
-        self.emit(element)
-
-    def emit(self, element: WindowedValue) -> None:
-        for consumer in self._run.consumers[self.outputs[0]]:
-            consumer(element)
-
-    def advance(self) -> bool:
-        """Do what the input watermark now allows; whether anything was done."""
-        return False
-
-    def poll(self) -> bool:
-        """Emit from a source, or fire what is due by the clock; whether anything was done."""
-        return False
-
-    def finish_bundle(self) -> bool:
-        """End a bundle if one is open; whether one was."""
-        return False
+    def rest_seconds(self) -> float:
+        """How long there will be nothing to do by the clock."""
+        return math.inf
 
     def finalize(self) -> None:
         """Call the finalizers of the bundle that has ended."""
@@ -124,19 +177,14 @@ class _Node:
 
 
 class _Impulse(_Node):
-    def __init__(self, applied: AppliedPTransform, run: _Run) -> None:
-        super().__init__(applied, run)
-        self._fired = False
+    _fired = False
 
-    def poll(self) -> bool:
-        if self._fired:
-            return False
-        self._fired = True
-        self.emit(GlobalWindows.windowed_value(b""))
-        return True
-
-    def hold(self) -> int:
-        return MAX_US if self._fired else MIN_US
+    def work(self) -> bool:
+        if not self._fired:
+            self._fired = True
+            self.emit(GlobalWindows.windowed_value(b""))
+            return True
+        return False
 
 
 class _GroupByKey(_Node):
@@ -144,416 +192,496 @@ class _GroupByKey(_Node):
 
     def __init__(self, applied: AppliedPTransform, run: _Run) -> None:
         super().__init__(applied, run)
-        windowing = self.inputs[0].windowing
+        windowing = _check_windowing(applied)
         trigger = windowing.triggerfn
         self._at_once = isinstance(trigger, Always) or trigger == Repeatedly(AfterCount(1))
         if not self._at_once and not isinstance(trigger, DefaultTrigger):
-            raise UnsupportedGraph(f"{self.label}: the in-process engine does not run the trigger {trigger}")
-        if windowing.windowfn.is_merging():
-            raise UnsupportedGraph(f"{self.label}: the in-process engine does not merge windows")
-        self._combiner = windowing.timestamp_combiner
+            raise UnsupportedGraph(self.label, f"run the trigger {trigger}")
+        if windowing.accumulation_mode != AccumulationMode.DISCARDING and (self._at_once or windowing.allowed_lateness):
+            raise UnsupportedGraph(self.label, "accumulate what a trigger has fired already")
+        self._encode_key = _key_coder(applied).get_impl().encode
+        self._times = TimestampCombiner.get_impl(windowing.timestamp_combiner, windowing.windowfn)
         self._lateness = windowing.allowed_lateness.micros
-        self._groups: dict[Any, dict[Any, list[Any]]] = {}
-        self._earliest: dict[Any, int] = {}
+        self._is_global = isinstance(windowing.windowfn, GlobalWindows)
+        self._pane = PaneInfo(True, self._is_global, PaneInfoTiming.ON_TIME, 0, 0)
+        self._windows: dict[Any, dict[bytes, list[Any]]] = {}  # each group is a key, its output time and values
+        self._ends: dict[Any, int] = {}
+        self._first_end = self._hold = MAX_US
 
     def receive(self, element: WindowedValue) -> None:
         key, value = element.value
-        if self._at_once:
-            self.emit(element.with_value((key, [value])))
-            return
         for window in element.windows:
-            end = window.max_timestamp().micros
-            if end + self._lateness < self.input_watermark:
-                continue  # later than allowed: Beam's rule is to drop it
-            self._groups.setdefault(window, {}).setdefault(key, []).append(value)
-            self._earliest[window] = min(self._earliest.get(window, MAX_US), element.timestamp.micros)
+            if window not in self._windows and not (self._at_once and self._is_global):
+                end = window.max_timestamp().micros
+                if _passed(end + self._lateness, self.input_watermark):
+                    continue  # later than allowed
+                if not self._at_once:
+                    self._windows[window], self._ends[window] = {}, end
+                    self._first_end = min(self._first_end, end)
+            output_time = self._times.assign_output_time(window, element.timestamp)
+            if self._at_once:
+                self.emit(WindowedValue((key, [value]), output_time, (window,)))
+                continue
+            self._hold = min(self._hold, output_time.micros)
+            group = self._windows[window].setdefault(self._encode_key(key), [key, output_time, []])
+            group[1] = self._times.combine(group[1], output_time)
+            group[2].append(value)
+
+    def work(self) -> bool:
+        if not self._windows or not _passed(self._first_end, self.input_watermark):
+            return False
+        due = [window for window, end in self._ends.items() if _passed(end, self.input_watermark)]
+        for window in sorted(due, key=self._ends.__getitem__):
+            del self._ends[window]
+            for key, output_time, values in self._windows.pop(window).values():
+                self.emit(WindowedValue((key, values), output_time, (window,), self._pane))
+        self._first_end = min(self._ends.values(), default=MAX_US)
+        times = (group[1].micros for groups in self._windows.values() for group in groups.values())
+        self._hold = min(times, default=MAX_US)
+        return True
 
     def hold(self) -> int:
-        return min((self._time_of(window) for window in self._groups), default=MAX_US)
-
-    def _time_of(self, window: Any) -> int:
-        if self._combiner in (
-            TimestampCombiner.OUTPUT_AT_EARLIEST,
-            TimestampCombiner.OUTPUT_AT_EARLIEST_TRANSFORMED,
-        ):
-            return self._earliest[window]
-        return int(window.max_timestamp().micros)
-
-    def advance(self) -> bool:
-        due = [w for w in self._groups if w.max_timestamp().micros < self.input_watermark]
-        for window in sorted(due, key=lambda w: w.max_timestamp()):
-            time_us = self._time_of(window)
-            for key, values in self._groups.pop(window).items():
-                self.emit(WindowedValue((key, values), Timestamp(micros=time_us), (window,)))
-            del self._earliest[window]
-        return bool(due)
-
-
-class _Receiver(common.Receiver):  # type: ignore[misc]
-    """Hands what a DoFn emits on one output to that output's consumers."""
-
-    def __init__(self, consumers: list[Receive]) -> None:
-        self._consumers = consumers
-
-    def receive(self, windowed_value: WindowedValue) -> None:
-        for consumer in self._consumers:
-            consumer(windowed_value)
+        return self._hold
 
 
 class _ParDo(_Node):
     def __init__(self, applied: AppliedPTransform, run: _Run) -> None:
         super().__init__(applied, run)
-        self._transform = applied.transform
-        self._fn = pickler.loads(pickler.dumps(self._transform.fn))
-        self._side_views = list(applied.side_inputs)
-        self._receivers = {tag: _Receiver(run.consumers[collection]) for tag, collection in applied.outputs.items()}
-        self._receivers.setdefault(None, _Receiver([]))
-        for tag in self._transform.output_tags if hasattr(self._transform, "output_tags") else ():
-            self._receivers.setdefault(tag, _Receiver([]))
-        self._windowing = self.outputs[0].windowing if self.outputs else self.inputs[0].windowing
-        signature = common.DoFnSignature(self._fn)
-        self._state = _State() if signature.is_stateful_dofn() else None
-        self._timers = {spec.name: spec for spec in userstate.get_dofn_specs(self._fn)[1]} if self._state else {}
-        self._splittable = signature.is_splittable_dofn()
-        self._signature = signature
-        self._residuals: list[tuple[WindowedValue, int, float]] = []  # element, watermark, not before this clock
-        self._waiting: list[WindowedValue] = []
+        do = applied.transform
+        self._fn, *self._static = pickler.loads(pickler.dumps((do.fn, do.args, do.kwargs)))  # each run has its own
+        if self._fn._process_yields_batches or not self._fn._process_defined:
+            raise UnsupportedGraph(self.label, "run DoFns over Beam's own batches")
+        self._signature = common.DoFnSignature(self._fn)
+        self._windowing = next(iter(applied.outputs.values()), applied.inputs[0]).windowing
+        self._receivers: dict[Any, _Receiver] = collections.defaultdict(
+            lambda: _Receiver([])
+        )  # what nobody asked for is dropped
+        self._receivers.update({tag: _Receiver(run.consumers[output]) for tag, output in applied.outputs.items()})
+        self._views = list(applied.side_inputs)
+        if not all(view.pvalue.is_bounded for view in self._views):
+            raise UnsupportedGraph(self.label, "run unbounded side inputs")
+        self._side_nodes = [run.producers[view.pvalue] for view in self._views]
+        self._metrics = MetricsContainer(self.label)
+        run.metrics.steps.append(self._metrics)
+        self._user_state: _State | None = None
+        self._waiting: list[WindowedValue] = []  # for the side inputs
         self._runner: Any = None
         self._open = False
-        # What such a DoFn emits at its bundle's end is still to come: until then the watermark stays.
-        self._emits_late = type(self._fn).finish_bundle is not beam.DoFn.finish_bundle
-        if not self._side_views:
-            self._make_runner([])
 
-    def _make_runner(self, side_inputs: list[Any]) -> None:
-        self._runner = common.DoFnRunner(
-            self._fn,
-            self._transform.args,
-            self._transform.kwargs,
-            side_inputs,
-            self._windowing,
-            self._receivers,
-            step_name=self.label,
-            user_state_context=self._state,
-        )
-        self._runner.setup()
+    def start(self) -> None:
+        if not self._views:
+            self._make_runner()
+
+    def _make_runner(self) -> None:
+        sides = [_SideInput(type(view), view._view_options(), self._run.kept[view.pvalue]) for view in self._views]
+        rest = (*self._static, sides, self._windowing, self._receivers)
+        runner = common.DoFnRunner(self._fn, *rest, user_state_context=self._user_state)
+        self.call(runner.setup)
+        self._runner = runner
+
+    def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Call a method of the DoFn's; its metrics are this step's, and its exceptions name the step."""
+        metrics = self._run.metrics
+        outer, metrics.metrics_container = metrics.metrics_container, self._metrics
+        try:
+            return method(*args)
+        except BaseException as error:
+            if not any(note.startswith(STEP_NOTE) for note in getattr(error, "__notes__", ())):
+                error.add_note(f"{STEP_NOTE}{self.label}")
+            raise
+        finally:
+            metrics.metrics_container = outer
 
     def receive(self, element: WindowedValue) -> None:
         if self._runner is None:
             self._waiting.append(element)
-        elif self._splittable:
-            self._start_restriction(element)
         else:
-            self._open_bundle()
-            self._runner.process(element)
+            self.accept(element)
 
-    def _open_bundle(self) -> None:
+    def accept(self, element: WindowedValue) -> None:
+        """Take an element now that the side inputs are there."""
+        self.open_bundle()
+        self.call(self._runner.process, element)
+
+    def open_bundle(self) -> None:
         if not self._open:
             self._open = True
-            self._runner.start()
+            self.call(self._runner.start)
 
-    def _start_restriction(self, element: WindowedValue) -> None:
-        restriction = self._signature.get_restriction_provider().initial_restriction(element.value)
-        estimator = self._signature.get_watermark_estimator_provider().initial_estimator_state(
-            element.value, restriction
-        )
-        sized = element.with_value(((element.value, (restriction, estimator)), 0))
-        self._residuals.append((sized, MIN_US, 0.0))
+    def work(self) -> bool:
+        if self._runner is None:
+            if any(node.output_watermark < MAX_US for node in self._side_nodes):
+                return False
+            self._make_runner()
+            waiting, self._waiting = self._waiting, []
+            for element in waiting:
+                self.accept(element)
+        worked = self.process_due()
+        if self._open:
+            self._open = False
+            self.call(self._runner.finish)
+        return worked
 
-    def poll(self) -> bool:
-        if self._state is not None:
-            return self._fire(TimeDomain.REAL_TIME, round(time.time() * 1_000_000))
-        now = time.time()
-        due = [residual for residual in self._residuals if residual[2] <= now]
-        if not due or self._run.stopping.is_set():
-            return False
-        self._residuals = [residual for residual in self._residuals if residual[2] > now]
-        for element, _, _ in due:
-            self._open_bundle()
-            for residual in self._runner.process_with_sized_restriction(element) or ():
-                watermark = residual.current_watermark
-                deferred = residual.deferred_timestamp
-                resume = 0.0
-                if isinstance(deferred, Timestamp):
-                    resume = deferred.micros / 1e6
-                elif deferred is not None:
-                    resume = time.time() + deferred.micros / 1e6
-                self._residuals.append((residual.residual_value, watermark.micros if watermark else MIN_US, resume))
-        return True
-
-    def wakes_at(self) -> float | None:
-        """The clock time at which there is something to do again; None if never."""
-        times = [resume for _, _, resume in self._residuals]
-        if self._state is not None:
-            times += [t / 1e6 for t in self._state.times(TimeDomain.REAL_TIME)]
-        return min(times, default=None)
+    def process_due(self) -> bool:
+        """Do what there is to do beside the elements received; whether there was anything."""
+        return False
 
     def hold(self) -> int:
-        if self._runner is None or (self._open and self._emits_late):
-            return MIN_US
-        holds = [watermark for _, watermark, _ in self._residuals]
-        if self._state is not None:
-            holds.append(self._state.hold())
-        return min(holds, default=MAX_US)
-
-    def advance(self) -> bool:
-        if self._runner is None:
-            if any(self._run.watermark_of(view.pvalue) < MAX_US for view in self._side_views):
-                return False
-            self._make_runner([_side_input(view, self._run.kept[view.pvalue]) for view in self._side_views])
-            for element in self._waiting:
-                self.receive(element)
-            self._waiting = []
-            return True
-        return self._state is not None and self._fire(TimeDomain.WATERMARK, self.input_watermark)
-
-    def _fire(self, domain: str, until_us: int) -> bool:
-        assert self._state is not None
-        fired = False
-        while (timer := self._state.pop_due(domain, until_us)) is not None:
-            fired = True
-            self._open_bundle()
-            name, key, window, tag, time_us = timer
-            self._runner.process_user_timer(
-                self._timers[name], key, window, Timestamp(micros=time_us), PANE_INFO_UNKNOWN, tag
-            )
-        return fired
-
-    def finish_bundle(self) -> bool:
-        if not self._open:
-            return False
-        self._open = False
-        self._runner.finish()
-        return True
+        return MIN_US if self._runner is None else MAX_US
 
     def finalize(self) -> None:
         finalizer = self._runner.bundle_finalizer_param if self._runner is not None else None
         if finalizer is not None and finalizer.has_callbacks():
-            finalizer.finalize_bundle()
+            self.call(finalizer.finalize_bundle)  # logs what a callback raises and goes on
             finalizer.reset()
 
     def teardown(self) -> None:
         if self._runner is not None:
-            self._runner.teardown()
+            self.call(self._runner.teardown)
 
 
-def _side_input(view: Any, values: list[WindowedValue]) -> Any:
-    return sideinputs.SideInputMap(type(view), view._view_options(), values)
+class _SideInput(sideinputs.SideInputMap):  # type: ignore[misc]
+    """A side input whose views by ever new windows do not pile up."""
+
+    def __getitem__(self, window: Any) -> Any:
+        if len(self._cache) > SIDE_INPUT_WINDOWS:
+            self._cache.clear()
+        return super().__getitem__(window)
+
+
+class _Splittable(_ParDo):
+    """An element waits as a residual; each turn goes on with those that are due."""
+
+    def __init__(self, applied: AppliedPTransform, run: _Run) -> None:
+        super().__init__(applied, run)
+        self._residuals: list[tuple[float, int, WindowedValue]] = []  # when by the clock, watermark, what
+        self._interrupt_at = 0.0
+        if self._signature.is_unbounded_per_element():
+            for receiver in self._receivers.values():
+                receiver.consumers.append(self._interrupt)
+
+    def accept(self, element: WindowedValue) -> None:
+        restriction = self._signature.get_restriction_provider().initial_restriction(element.value)
+        estimator = self._signature.get_watermark_estimator_provider()
+        state = estimator.initial_estimator_state(element.value, restriction)
+        sized = element.with_value(((element.value, (restriction, state)), 0))
+        self._residuals.append((0.0, element.timestamp.micros, sized))
+
+    def process_due(self) -> bool:
+        now = time.monotonic()
+        due = [residual for residual in self._residuals if residual[0] <= now]
+        self._residuals = [residual for residual in self._residuals if residual[0] > now]
+        for _, _, element in due:
+            self.open_bundle()
+            self._interrupt_at = time.monotonic() + BUNDLE_SECONDS
+            self._keep(self.call(self._runner.process_with_sized_restriction, element))
+        return bool(due)
+
+    def _keep(self, residuals: Iterable[Any]) -> None:
+        for element, watermark, deferred in residuals:
+            at = time.monotonic() + deferred.micros / 1e6 if deferred is not None else 0.0
+            self._residuals.append((at, (watermark or element.timestamp).micros, element))
+
+    def _interrupt(self, _: WindowedValue) -> None:
+        """Split off what is not claimed yet of an element that has gone on for long, or if the run is to stop."""
+        now = time.monotonic()
+        if now >= self._interrupt_at or self._run.runner.stopped:
+            self._interrupt_at = now + BUNDLE_SECONDS
+            split = self._runner.try_split(0.0)
+            self._keep(split[1] if split is not None else ())
+
+    def hold(self) -> int:
+        return min([super().hold(), *(watermark for _, watermark, _ in self._residuals)])
+
+    def rest_seconds(self) -> float:
+        return min((at for at, _, _ in self._residuals), default=math.inf) - time.monotonic()
+
+
+class _Stateful(_ParDo):
+    """Has state and timers by key and window; late elements are dropped, as their window's state is gone."""
+
+    def __init__(self, applied: AppliedPTransform, run: _Run) -> None:
+        super().__init__(applied, run)
+        windowing = _check_windowing(applied)
+        self._lateness = windowing.allowed_lateness.micros
+        self._is_global = isinstance(windowing.windowfn, GlobalWindows)
+        states, timers = userstate.get_dofn_specs(self._fn)
+        for spec in states:
+            if type(spec) not in _CELLS:
+                raise UnsupportedGraph(self.label, f"keep a {type(spec).__name__}")
+        self._timers = {spec.name: spec for spec in timers}
+        self._state = self._user_state = _State(_key_coder(applied))
+
+    def accept(self, element: WindowedValue) -> None:
+        if not self._is_global:
+            over = self.input_watermark
+            windows = [w for w in element.windows if not _passed(w.max_timestamp().micros + self._lateness, over)]
+            if not windows:
+                return
+            element = WindowedValue(element.value, element.timestamp, windows, element.pane_info)
+        super().accept(element)
+
+    def process_due(self) -> bool:
+        now_us = round(time.time() * 1_000_000)
+        fired = self._fire(TimeDomain.REAL_TIME, lambda time_us: time_us <= now_us)
+        fired |= self._fire(TimeDomain.WATERMARK, lambda time_us: _passed(time_us, self.input_watermark))
+        if not self._is_global:
+            watermark = min(self.input_watermark, self.hold())  # so that a window outlives the timers set in it
+            while (end := self._state.ends.first()) is not None and _passed(end.time_us + self._lateness, watermark):
+                self._state.forget(end.place)
+        return fired
+
+    def _fire(self, domain: str, is_due: Callable[[int], bool]) -> bool:
+        agenda = self._state.agendas[domain]
+        fired = False
+        while (first := agenda.first()) is not None and is_due(first.time_us):
+            fired = True
+            self._state.clear_timer(domain, first.place)
+            self.open_bundle()
+            name, _, window, tag = first.place
+            timer = (self._timers[name], first.key, window, Timestamp(micros=first.time_us), PANE_INFO_UNKNOWN, tag)
+            self.call(self._runner.process_user_timer, *timer)
+        return fired
+
+    def hold(self) -> int:
+        return min(super().hold(), self._state.hold())
+
+    def rest_seconds(self) -> float:
+        first = self._state.agendas[TimeDomain.REAL_TIME].first()
+        return math.inf if first is None else first.time_us / 1e6 - time.time()
+
+
+class _Entry(NamedTuple):
+    time_us: int
+    number: int  # in order of setting, where times are equal
+    place: Any
+    key: Any
+
+
+class _Agenda:
+    """Places by time, the earliest first. An entry that was moved or removed is passed over when it comes up."""
+
+    def __init__(self) -> None:
+        self._heap: list[_Entry] = []
+        self._live: dict[Any, _Entry] = {}
+        self._numbers = itertools.count()
+
+    def put(self, place: Any, time_us: int, key: Any = None) -> None:
+        """Add or move."""
+        entry = self._live[place] = _Entry(time_us, next(self._numbers), place, key)
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) > 2 * len(self._live) + 100:
+            self._heap = sorted(self._live.values())
+
+    def remove(self, place: Any) -> None:
+        """Take away if it is there."""
+        self._live.pop(place, None)
+
+    def first(self) -> _Entry | None:
+        """The earliest."""
+        while self._heap and self._live.get(self._heap[0].place) is not self._heap[0]:
+            heapq.heappop(self._heap)
+        return self._heap[0] if self._heap else None
+
+
+class _State(userstate.UserStateContext):  # type: ignore[misc]
+    """State and timers of one step, in memory. As on other engines, keys are the same if their encodings are."""
+
+    def __init__(self, key_coder: Any) -> None:
+        self._encode_key = key_coder.get_impl().encode
+        self._last: tuple[Any, bytes] = (object(), b"")
+        self._windows: dict[Any, dict[Any, Any]] = {}  # window → (cell's name, encoded key) → what the cell holds
+        self.ends = _Agenda()  # of windows
+        self.agendas = {TimeDomain.WATERMARK: _Agenda(), TimeDomain.REAL_TIME: _Agenda()}
+        self._clock_holds = _Agenda()  # where timers by the clock hold the watermark
+
+    def get_state(self, state_spec: Any, key: Any, window: Any) -> Any:
+        """The cell of a key and window."""
+        cells = self._windows.get(window)
+        if cells is None:
+            cells = self._windows[window] = {}
+            self.ends.put(window, window.max_timestamp().micros)
+        return _CELLS[type(state_spec)](cells, (state_spec.name, self._encode(key)), state_spec)
+
+    def forget(self, window: Any) -> None:
+        """Drop the cells of a window."""
+        self.ends.remove(window)
+        del self._windows[window]
+
+    def get_timer(self, timer_spec: Any, key: Any, window: Any, timestamp: Timestamp, pane: Any) -> _Timer:
+        """A timer that can be set or cleared."""
+        return _Timer(self, timer_spec, key, (timer_spec.name, self._encode(key), window), timestamp)
+
+    def _encode(self, key: Any) -> bytes:
+        if self._last[0] is not key:
+            self._last = (key, self._encode_key(key))
+        return self._last[1]
+
+    def set_timer(self, domain: str, place: Any, time_us: int, hold_us: int, key: Any) -> None:
+        """Set or move a timer; a place is (name, encoded key, window, tag)."""
+        self.agendas[domain].put(place, time_us, key)
+        if domain == TimeDomain.REAL_TIME:
+            self._clock_holds.put(place, hold_us)
+
+    def clear_timer(self, domain: str, place: Any) -> None:
+        """Take a timer back if it is set."""
+        self.agendas[domain].remove(place)
+        self._clock_holds.remove(place)
+
+    def hold(self) -> int:
+        """The least time that a timer holds the watermark at."""
+        firsts = (self.agendas[TimeDomain.WATERMARK].first(), self._clock_holds.first())
+        return min([first.time_us for first in firsts if first is not None], default=MAX_US)
+
+
+class _Timer(userstate.BaseTimer):  # type: ignore[misc]
+    def __init__(self, state: _State, spec: Any, key: Any, place: tuple[str, bytes, Any], at: Timestamp) -> None:
+        self._state, self._domain, self._key, self._place, self._at = state, spec.time_domain, key, place, at
+
+    def set(self, timestamp: Any, dynamic_timer_tag: str = "") -> None:
+        time_us = Timestamp.of(timestamp).micros
+        # As everywhere in Beam, a timer by the clock holds the watermark at its element's time.
+        self._state.set_timer(self._domain, (*self._place, dynamic_timer_tag), time_us, self._at.micros, self._key)
+
+    def clear(self, dynamic_timer_tag: str = "") -> None:
+        self._state.clear_timer(self._domain, (*self._place, dynamic_timer_tag))
+
+
+class _Value(userstate.RuntimeState):  # type: ignore[misc]
+    """A view of one place in `cells`; an empty place is not there."""
+
+    def __init__(self, cells: dict[Any, Any], place: Any, spec: Any) -> None:
+        self._cells, self._place, self._spec = cells, place, spec
+
+    def clear(self) -> None:
+        self._cells.pop(self._place, None)
+
+    def read(self) -> Any:
+        return self._cells.get(self._place)
+
+    def write(self, value: Any) -> None:
+        self._cells[self._place] = value
+
+
+class _Bag(_Value):
+    def read(self) -> list[Any]:
+        return list(self._cells.get(self._place, ()))
+
+    def add(self, value: Any) -> None:
+        self._cells.setdefault(self._place, []).append(value)
+
+
+class _Set(_Bag):
+    def add(self, value: Any) -> None:
+        self._cells.setdefault(self._place, {})[value] = None
+
+
+class _Combining(_Value):
+    def _accumulator(self) -> Any:
+        fresh = self._spec.combine_fn.create_accumulator
+        return self._cells[self._place] if self._place in self._cells else fresh()
+
+    def read(self) -> Any:
+        return self._spec.combine_fn.extract_output(self._accumulator())
+
+    def add(self, value: Any) -> None:
+        self.write(self._spec.combine_fn.add_input(self._accumulator(), value))
+
+
+_CELLS = {
+    userstate.BagStateSpec: _Bag,
+    userstate.SetStateSpec: _Set,
+    userstate.ReadModifyWriteStateSpec: _Value,
+    userstate.CombiningValueStateSpec: _Combining,
+}
 
 
 class _Run:
     """One execution of one pipeline."""
 
-    def __init__(self, pipeline: beam.Pipeline, stopping: threading.Event) -> None:
-        self.stopping = stopping
+    def __init__(self, runner: LocalRunner, pipeline: beam.Pipeline) -> None:
+        self.runner = runner
+        self.metrics = _Metrics()
+        self.producers: dict[Any, _Node] = {}
         self.consumers: dict[Any, list[Receive]] = collections.defaultdict(list)
         self.kept: dict[Any, list[WindowedValue]] = {}  # of PCollections that are side inputs
-        self._nodes: list[_Node] = []
-        self._watermarks: dict[Any, int] = {}
-        self._build(pipeline)
+        steps = _Steps()
+        pipeline.visit(steps)
+        self._nodes = [self._add(applied) for applied in steps.found]
 
-    def _build(self, pipeline: beam.Pipeline) -> None:
-        leaves: list[AppliedPTransform] = []
-
-        class Leaves(PipelineVisitor):  # type: ignore[misc]
-            def visit_transform(self, applied: AppliedPTransform) -> None:
-                leaves.append(applied)
-
-        pipeline.visit(Leaves())
-        for applied in leaves:
-            node = self._make_node(applied)
-            self._nodes.append(node)
-            for collection in node.inputs:
-                self.consumers[collection].append(node.receive)
-            for view in applied.side_inputs:
-                if view.pvalue not in self.kept:
-                    self.kept[view.pvalue] = []
-                    self.consumers[view.pvalue].append(self.kept[view.pvalue].append)
-
-    def _make_node(self, applied: AppliedPTransform) -> _Node:
-        kinds: list[tuple[type, type[_Node]]] = [
-            (core.Impulse, _Impulse),
-            (core.ParDo, _ParDo),
-            (core.GroupByKey, _GroupByKey),
-            (core.Flatten, _Node),
-        ]
-        for transform, node in kinds:
-            if isinstance(applied.transform, transform):
-                return node(applied, self)
-        raise UnsupportedGraph(f"{applied.full_label}: the in-process engine does not run {applied.transform!r}")
-
-    def watermark_of(self, collection: pvalue.PCollection) -> int:
-        """How far a PCollection's watermark is, in microseconds."""
-        return self._watermarks.get(collection, MIN_US)
+    def _add(self, applied: AppliedPTransform) -> _Node:
+        node = _make_node(applied, self)
+        self.producers.update(dict.fromkeys(applied.outputs.values(), node))
+        for source in applied.inputs:
+            self.consumers[source].append(node.receive)
+        for view in applied.side_inputs:
+            if view.pvalue not in self.kept:
+                self.kept[view.pvalue] = []
+                self.consumers[view.pvalue].append(self.kept[view.pvalue].append)
+        return node
 
     def run(self) -> None:
-        """Rounds until nothing is left to do, or until stopping and quiet."""
+        """Rounds until all watermarks are at the end of time, or the runner is stopped."""
+        tracker = statesampler.get_current_tracker()
+        statesampler.set_current_tracker(self.metrics)
         try:
-            while True:
-                worked = [node.poll() for node in self._nodes]
-                self._settle()
-                for node in self._nodes:
-                    if node.finish_bundle():
-                        self._settle()
+            for node in self._nodes:
+                node.start()
+            while not self.runner.stopped:
+                worked = [node.take_turn() for node in self._nodes]
                 for node in self._nodes:
                     node.finalize()
-                if any(worked):
-                    continue
-                if self.stopping.is_set() or self._is_over():
-                    return
-                self._sleep()
+                if all(node.output_watermark >= MAX_US for node in self._nodes):
+                    break
+                if not any(worked):
+                    self._rest()
         finally:
             for node in self._nodes:
-                node.teardown()
+                try:
+                    node.teardown()
+                except Exception:  # the other steps are to be torn down too, and what ended the run is to be seen
+                    logging.getLogger(__name__).exception("%s could not be torn down", node.label)
+            statesampler.set_current_tracker(tracker)
 
-    def _settle(self) -> None:
-        """Move the watermarks on, and fire what they pass, until they rest."""
-        moved = True
-        while moved:
-            moved = False
-            for node in self._nodes:
-                if node.inputs:
-                    node.input_watermark = min(map(self.watermark_of, node.inputs))
-                else:
-                    node.input_watermark = MAX_US
-                while node.advance():
-                    moved = True
-                watermark = min(node.input_watermark, node.hold())
-                for output in node.outputs:
-                    if watermark > self.watermark_of(output):
-                        self._watermarks[output] = watermark
-                        moved = True
-
-    def _is_over(self) -> bool:
-        return all(self.watermark_of(output) >= MAX_US for node in self._nodes for output in node.outputs)
-
-    def _sleep(self) -> None:
-        wakes = [node.wakes_at() for node in self._nodes if isinstance(node, _ParDo)]
-        soonest = min((wake for wake in wakes if wake is not None), default=None)
-        if soonest is None:
+    def _rest(self) -> None:
+        seconds = min(node.rest_seconds() for node in self._nodes)
+        if seconds == math.inf:
             raise RuntimeError("the graph waits for a watermark that nothing moves on; this is a bug of the engine")
-        time.sleep(min(max(soonest - time.time(), 0.0), IDLE_SECONDS))
+        wake = time.monotonic() + seconds
+        while not self.runner.stopped and (left := wake - time.monotonic()) > 0:
+            time.sleep(min(left, SLEEP_SECONDS))
 
 
-class _State(userstate.UserStateContext):  # type: ignore[misc]
-    """State cells and timers of one stateful step, by key and window, in memory."""
+class _Steps(PipelineVisitor):  # type: ignore[misc]
+    """Finds the primitive transforms, in topological order."""
 
     def __init__(self) -> None:
-        self._cells: dict[Any, Any] = {}
-        self._timers: dict[Any, tuple[int, int, str]] = {}  # (name, key, window, tag) → time, hold, domain
-        self._queues: dict[str, list[Any]] = {TimeDomain.WATERMARK: [], TimeDomain.REAL_TIME: []}
-        self._numbers = itertools.count()
+        self.found: list[AppliedPTransform] = []
 
-    def get_state(self, state_spec: Any, key: Any, window: Any) -> Any:
-        """The cell of a key and window."""
-        place = (state_spec.name, key, window)
-        cell = self._cells.get(place)
-        if cell is None:
-            cell = self._cells[place] = _make_cell(state_spec)
-        return cell
-
-    def get_timer(self, timer_spec: Any, key: Any, window: Any, timestamp: Timestamp, pane: Any) -> _Timer:
-        """A timer that can be set or cleared."""
-        return _Timer(self, timer_spec, key, window, timestamp)
-
-    def commit(self) -> None:
-        """Cells are written as they are changed."""
-
-    def set_timer(self, place: Any, time_us: int, hold_us: int, domain: str) -> None:
-        """Set or move a timer."""
-        self._timers[place] = (time_us, hold_us, domain)
-        heapq.heappush(self._queues[domain], (time_us, next(self._numbers), place))
-
-    def clear_timer(self, place: Any) -> None:
-        """Take a timer back."""
-        self._timers.pop(place, None)
-
-    def pop_due(self, domain: str, until_us: int) -> tuple[str, Any, Any, str, int] | None:
-        """Take the earliest timer that is due, as (name, key, window, tag, time)."""
-        queue = self._queues[domain]
-        while queue and queue[0][0] <= until_us:
-            time_us, _, place = heapq.heappop(queue)
-            current = self._timers.get(place)
-            if current is not None and current[0] == time_us and current[2] == domain:
-                del self._timers[place]
-                return (*place, time_us)
-        return None
-
-    def times(self, domain: str) -> Iterable[int]:
-        """When the timers of a domain are to fire."""
-        return [time_us for time_us, _, own in self._timers.values() if own == domain]
-
-    def hold(self) -> int:
-        """The least time that a timer holds the watermark at."""
-        return min((hold for _, hold, _ in self._timers.values()), default=MAX_US)
+    def visit_transform(self, applied: AppliedPTransform) -> None:
+        self.found.append(applied)
 
 
-class _Timer(userstate.BaseTimer):  # type: ignore[misc]
-    def __init__(self, state: _State, spec: Any, key: Any, window: Any, timestamp: Timestamp) -> None:
-        self._state = state
-        self._spec = spec
-        self._place = (spec.name, key, window)
-        self._timestamp = timestamp
-
-    def set(self, timestamp: Any, dynamic_timer_tag: str = "") -> None:
-        time_us = Timestamp.of(timestamp).micros
-        domain = self._spec.time_domain
-        # As everywhere in Beam: an event-time timer holds the watermark at its time, one by the clock at its element's.
-        hold_us = time_us if domain == TimeDomain.WATERMARK else self._timestamp.micros
-        self._state.set_timer((*self._place, dynamic_timer_tag), time_us, hold_us, domain)
-
-    def clear(self, dynamic_timer_tag: str = "") -> None:
-        self._state.clear_timer((*self._place, dynamic_timer_tag))
+def _make_node(applied: AppliedPTransform, run: _Run) -> _Node:
+    transform = applied.transform
+    if isinstance(transform, core.ParDo):
+        signature = common.DoFnSignature(transform.fn)
+        if signature.is_stateful_dofn():
+            return _Stateful(applied, run)
+        return (_Splittable if signature.is_splittable_dofn() else _ParDo)(applied, run)
+    for kind, node in ((core.Impulse, _Impulse), (core.GroupByKey, _GroupByKey), (core.Flatten, _Node)):
+        if isinstance(transform, kind):
+            return node(applied, run)
+    raise UnsupportedGraph(applied.full_label, f"run {transform!r}")
 
 
-class _Bag(userstate.BagRuntimeState):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self._values: list[Any] = []
-
-    def read(self) -> list[Any]:
-        return list(self._values)
-
-    def add(self, value: Any) -> None:
-        self._values.append(value)
-
-    def clear(self) -> None:
-        self._values = []
+def _check_windowing(applied: AppliedPTransform) -> Any:
+    windowing = applied.inputs[0].windowing
+    if windowing.windowfn.is_merging():
+        raise UnsupportedGraph(applied.full_label, "merge windows")
+    return windowing
 
 
-class _Value(userstate.ReadModifyWriteRuntimeState):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self._value: Any = None
-
-    def read(self) -> Any:
-        return self._value
-
-    def write(self, value: Any) -> None:
-        self._value = value
-
-    def clear(self) -> None:
-        self._value = None
-
-
-class _Combining(userstate.CombiningValueRuntimeState):  # type: ignore[misc]
-    def __init__(self, combine_fn: Any) -> None:
-        self._fn = combine_fn
-        self._accumulator = combine_fn.create_accumulator()
-
-    def read(self) -> Any:
-        return self._fn.extract_output(self._accumulator)
-
-    def add(self, value: Any) -> None:
-        self._accumulator = self._fn.add_input(self._accumulator, value)
-
-    def clear(self) -> None:
-        self._accumulator = self._fn.create_accumulator()
-
-
-def _make_cell(spec: Any) -> Any:
-    if isinstance(spec, userstate.BagStateSpec):
-        return _Bag()
-    if isinstance(spec, userstate.ReadModifyWriteStateSpec):
-        return _Value()
-    if isinstance(spec, userstate.CombiningValueStateSpec):
-        return _Combining(spec.combine_fn)
-    raise UnsupportedGraph(f"the in-process engine does not keep {type(spec).__name__} {spec.name}")
+def _key_coder(applied: AppliedPTransform) -> Any:
+    pairs = coders.registry.get_coder(typehints.coerce_to_kv_type(applied.inputs[0].element_type, applied.full_label))
+    return pairs.key_coder().as_deterministic_coder(applied.full_label)

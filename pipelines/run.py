@@ -22,7 +22,7 @@ from pipelines.display import working
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import SCORES, WriteFiles
-from pipelines.sources.files import ReadFiles, format_of, match_files
+from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files
 from transforms.score import DECISION, SCORE, Score
 
 DAY_US = 86_400_000_000
@@ -118,15 +118,20 @@ def read_success(directory: str) -> dict[str, Any]:
         return dict(json.loads(file.read()))
 
 
-def read_columns(directory: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a run's score files, in the files' order."""
-    paths = match_files(f"{directory.rstrip('/')}/{SCORES}/*.parquet")
-    return pa.concat_tables([pq.read_table(path, columns=list(columns)) for path in paths])
+def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A run's scores or dead letters, in the files' order, as they were written to Parquet."""
+    try:
+        paths = match_files(f"{directory.rstrip('/')}/{kind}/*.parquet")
+    except SourceError:
+        return pa.table({})
+    return pa.concat_tables([pq.read_table(path, columns=columns and list(columns)) for path in paths])
 
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:
     """Events by decision, in the order of the bands."""
-    values = read_columns(directory, [DECISION]).column(DECISION).combine_chunks().value_counts().to_pylist()
+    if not project.decisions or not read_success(directory)["events"].get("scored"):
+        return {}
+    values = read_kind(directory, SCORES, [DECISION]).column(DECISION).combine_chunks().value_counts().to_pylist()
     counts = {value["values"]: value["counts"] for value in values}
     return {band.action: counts.get(band.action, 0) for band in project.decisions}
 
@@ -134,11 +139,11 @@ def count_decisions(directory: str, project: Project) -> dict[str, int]:
 def evaluate_scores(directory: str, project: Project) -> Evaluation | None:
     """How good the scores were, where the label is among the output fields and known; else None."""
     label = project.label.field if project.label else None
-    if label not in project.output:
+    if label not in project.output or not read_success(directory)["events"].get("scored"):
         return None
     group = project.entities[project.training.group] if project.training.group else None
     names = [label, SCORE, project.event.time, *([group] if group else []), *project.training.slices]
-    table = read_columns(directory, list(dict.fromkeys(names)))
+    table = read_kind(directory, SCORES, list(dict.fromkeys(names)))
     table = table.filter(pa.compute.is_valid(table.column(label)))
     if not table.num_rows:
         return None

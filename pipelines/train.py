@@ -19,8 +19,8 @@ from models.evaluation import Evaluation, evaluate
 from models.project import PROJECT_FILE, Project
 from pipelines.display import working
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
-from pipelines.run import RunResult, read_columns, run_graph
-from pipelines.sinks.files import WriteFiles
+from pipelines.run import RunResult, read_kind, run_graph
+from pipelines.sinks.files import SCORES, WriteFiles
 from pipelines.sources.files import ReadFiles
 from transforms.examples import CollectExamples
 from transforms.rolling import as_float64
@@ -75,7 +75,8 @@ def _read_examples(directory: str, project: Project) -> pa.Table:
     assert project.label is not None
     entity = [project.entities[project.training.group]] if project.training.group else []
     names = [project.event.id, project.event.time, project.label.field, *entity]
-    return read_columns(directory, list(dict.fromkeys([*names, *project.model.inputs, *project.training.slices])))
+    columns = dict.fromkeys([*names, *project.model.inputs, *project.training.slices])
+    return read_kind(directory, SCORES, list(columns))
 
 
 def _ordered(table: pa.Table, project: Project) -> pa.Table:

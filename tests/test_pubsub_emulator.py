@@ -198,6 +198,31 @@ def test_a_failed_message_is_redelivered_with_all_that_follow_it(fail: str) -> N
     assert bench.reader.backlog() == (0, 0, 0, 0)
 
 
+def test_an_ack_from_before_a_redelivery_does_not_count_after_it() -> None:
+    bench = Bench(enable_message_ordering=True)
+    bench.publish("a", "b", "c", key="k")
+    leased = bench.take()
+    bench.ack(leased["c"])
+    bench.nack(leased["a"])
+    again = bench.take()
+    bench.ack(again["a"])
+    bench.nack(again["b"])
+    assert bench.texts() == "bc"
+
+
+def test_a_key_waits_out_its_backoff_though_what_came_before_is_acked() -> None:
+    policy = {"minimum_backoff": {"seconds": 20}, "maximum_backoff": {"seconds": 20}}
+    bench = Bench(retry_policy=policy, enable_message_ordering=True)
+    bench.publish("a", "b", key="k")
+    leased = bench.take()
+    bench.nack(leased["b"])
+    bench.ack(leased["a"])
+    bench.publish("c", key="k")
+    assert bench.texts() == ""
+    bench.wait(20)
+    assert bench.texts() == "bc"
+
+
 def test_a_message_that_fails_too_often_goes_to_the_dead_letter_topic() -> None:
     bench = Bench(dead_letter_policy={"dead_letter_topic": DEAD})
     bench.publish("a", colour="red")
@@ -1048,6 +1073,26 @@ def test_streams_beyond_the_bound_are_refused_and_acks_still_work() -> None:
         server = stack.enter_context(connect("embedded", emulator.address, emulator))
         server.publish(topic, "a")
         assert server.pull(subscription, 1, seconds=0.1) == {}
+
+
+def test_a_process_ends_that_did_not_stop_its_emulator() -> None:
+    program = (
+        "from pipelines.pubsub_emulator import PubsubEmulator\n"
+        "emulator = PubsubEmulator()\n"
+        "emulator.start()\n"
+        "print(emulator.address, emulator.create('test', 'orders', 'reader'), flush=True)\n"
+        "input()"
+    )
+    with started([sys.executable, "-W", "ignore", "-c", program]) as (process, line):
+        address = line.split()[0]
+        reader = "projects/test/subscriptions/reader"
+        with contextlib.closing(RawStream(address, subscription=reader, protocol_version=1)) as stream:
+            stream.send()
+            assert stream.next() == {}
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.wait(20) == 0
 
 
 def test_a_taken_port_is_an_error(embedded: PubsubEmulator) -> None:

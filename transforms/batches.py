@@ -32,6 +32,7 @@ HISTORY = "__history"
 # Keys of a batch's schema metadata.
 FORMAT = b"headrace.format"
 COLUMNS = b"headrace.columns"
+# In microseconds: the length of the slices, or `=` and the end of the one slice that all rows belong to.
 SLICE = b"headrace.slice_us"
 
 SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -47,23 +48,23 @@ Keys = np.ndarray[Any, Any]
 
 
 class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
-    """A record batch as an Arrow IPC stream: a slice costs its own rows, not its parent's buffers."""
+    """A record batch as an Arrow IPC stream: a slice costs its own rows, not its parent's buffers.
+
+    It is not deterministic: batches that are equal may differ in their dictionaries or in what lies under a null.
+    """
 
     def encode(self, value: pa.RecordBatch) -> bytes:
         """The stream's bytes: schema, dictionaries, one batch."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema) as writer:
-            writer.write_batch(value)
+            columns = [_without_spare_values(column) for column in value.columns]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=value.schema))
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         """The batch; its buffers are views of `encoded`."""
         with pa.ipc.open_stream(pa.py_buffer(encoded)) as reader:
             return reader.read_next_batch()
-
-    def is_deterministic(self) -> bool:
-        """Equal batches have equal bytes."""
-        return True
 
     def to_type_hint(self) -> type:
         """pa.RecordBatch."""
@@ -77,6 +78,13 @@ class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
 
 
 beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
+
+
+def _without_spare_values(values: pa.Array) -> pa.Array:
+    """A dictionary column with no more values than rows; any other as it is."""
+    if not pa.types.is_dictionary(values.type) or len(values.dictionary) <= len(values):
+        return values
+    return values.dictionary_decode().dictionary_encode().cast(values.type)
 
 
 def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -134,12 +142,28 @@ def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """A column by its name."""
-    return batch.column(batch.schema.get_field_index(name))
+    """A column by its name; KeyError if it isn't there, or is there twice."""
+    place = batch.schema.get_field_index(name)
+    if place < 0:  # Arrow would take it for the last column
+        raise KeyError(f"no one column {name!r} among {batch.schema.names}")
+    return batch.column(place)
+
+
+def slice_ends_of(batch: pa.RecordBatch, event_time_us: Keys) -> Keys:
+    """The end of the slice of each row with these event times, as the batch's metadata says."""
+    declared = batch.schema.metadata[SLICE]
+    if declared.startswith(b"="):
+        return np.full(len(event_time_us), int(declared[1:]))
+    return slice_ends(event_time_us, int(declared))
 
 
 def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
-    """The end of the slice that each event lies in: the least multiple of `slice_us` not before it."""
+    """The end of the slice that each event lies in: the least multiple of `slice_us` not before it.
+
+    A slice is whole milliseconds, since runners keep element timestamps to the millisecond.
+    """
+    if slice_us <= 0 or slice_us % 1000:
+        raise ValueError(f"a slice of {slice_us} us: it must be whole milliseconds, at least one")
     return -(-event_time_us // slice_us) * slice_us
 
 
@@ -159,12 +183,12 @@ def shard_of(keys: pa.Array, shards: int) -> np.ndarray[Any, np.dtype[np.int16]]
 def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A hash uint64[n] of integers, floats, times or strings that is the same everywhere and always; null is 0."""
     if pa.types.is_dictionary(keys.type):
-        hashes = hash_keys(keys.dictionary)[keys.indices.to_numpy(zero_copy_only=False)]
-        return np.asarray(hashes)
+        indices = keys.indices.cast(pa.int64()).fill_null(len(keys.dictionary)).to_numpy()
+        return np.asarray(np.append(hash_keys(keys.dictionary), np.uint64(0))[indices])
     if pa.types.is_string(keys.type) or pa.types.is_binary(keys.type):
-        hashes = _hash_strings(keys)
+        hashes = _hash_strings(keys.cast(pa.binary()).fill_null(b""))  # there may be bytes under a null
     elif pa.types.is_floating(keys.type):
-        hashes = np.asarray(keys.to_numpy(zero_copy_only=False)).view(np.uint64)
+        hashes = keys.cast(pa.float64()).fill_null(0.0).to_numpy().view(np.uint64)
     else:
         hashes = keys.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
     # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
@@ -175,7 +199,6 @@ def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A polynomial hash of each string's bytes modulo 2**64."""
-    keys = keys.cast(pa.binary()) if not pa.types.is_binary(keys.type) else keys
     _, offsets_buffer, data_buffer = keys.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
     if not len(keys) or offsets[-1] == offsets[0]:

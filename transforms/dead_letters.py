@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from models.codecs import row_as_json
+from models.codecs import rows_as_json
+from models.faults import python_values
 from transforms.batches import EVENT_TIME, FORMAT, PAYLOAD, POSITION, SOURCE, Keys, take_rows
+
+LINES = ("json", "csv")  # formats whose records are lines, which don't end in a newline as dead letters
 
 DEAD_LETTER_SCHEMA = pa.schema(
     [
@@ -29,32 +33,35 @@ def make_dead_letters(
 ) -> pa.RecordBatch:
     """Dead letters for some rows of a batch; `event_id` names the id's column, which may not be there yet."""
     bad = take_rows(batch, rows)
-    names = bad.schema.names
-    columns = dict(zip(names, bad.columns, strict=True))
+    columns = dict(zip(bad.schema.names, bad.columns, strict=True))
+    own = [name for name in columns if not name.startswith("__")]
+    payloads: list[Any] = columns[PAYLOAD].to_pylist() if PAYLOAD in columns else [None] * len(rows)
     known_format = (bad.schema.metadata or {}).get(FORMAT, b"row").decode()
-    payloads = columns[PAYLOAD].to_pylist() if PAYLOAD in columns else [None] * len(rows)
-    own = [name for name in names if not name.startswith("__")]
+    formats = ["row" if payload is None else known_format for payload in payloads]
     if None in payloads:
-        kept = [*own, EVENT_TIME] if EVENT_TIME in columns else own
-        dicts = pa.Table.from_batches([bad]).select(kept).to_pylist()
-        payloads = [row_as_json(row) if p is None else p for p, row in zip(payloads, dicts, strict=True)]
-    formats = [known_format if PAYLOAD in columns and p is not None else "row" for p in payloads]
-    ids = (
-        [None if value is None else str(value) for value in columns[event_id].to_pylist()] if event_id in own else None
-    )
+        shown = [*own, EVENT_TIME] if EVENT_TIME in columns else own
+        texts = rows_as_json({name: columns[name] for name in shown})
+        payloads = [text if payload is None else payload for payload, text in zip(payloads, texts, strict=True)]
+    if known_format in LINES:
+        payloads = [payload.rstrip(b"\r\n") for payload in payloads]
+    ids = python_values(columns[event_id]) if event_id in own else [None] * len(rows)
     return pa.RecordBatch.from_arrays(
         [
-            pa.array([(payload or b"").rstrip(b"\r\n") for payload in payloads], pa.binary()),
+            pa.array(payloads, pa.binary()),
             pa.array(formats, pa.string()),
             pa.array(reasons, pa.string()),
             pa.array([step] * len(rows), pa.string()),
             columns[SOURCE].cast(pa.string()),
             columns[POSITION],
-            pa.array(ids, pa.string()) if ids is not None else pa.nulls(len(rows), pa.string()),
+            pa.array([None if value is None else _text(value) for value in ids], pa.string()),
             columns.get(EVENT_TIME, pa.nulls(len(rows), DEAD_LETTER_SCHEMA.field("event_time").type)),
         ],
         schema=DEAD_LETTER_SCHEMA,
     )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def split_good(batch: pa.RecordBatch, bad: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> pa.RecordBatch:

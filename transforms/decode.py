@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.codecs import RECORD, decode_avro, decode_csv, decode_json, decode_rows
+from models.codecs import (
+    RECORD,
+    Columns,
+    decode_apart,
+    decode_avro,
+    decode_csv,
+    decode_json,
+    decode_rows,
+    parse_writer_schema,
+)
 from models.contract import Contract
 from models.faults import RowFaults
 from models.project import Project
@@ -32,6 +39,8 @@ from transforms.batches import (
 from transforms.dead_letters import make_dead_letters, split_good
 
 DEAD = "dead"
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 @dataclasses.dataclass(eq=False)
@@ -56,9 +65,7 @@ class Decode(beam.PTransform):  # type: ignore[misc]
         refuse = event.unknown_fields == "refuse"
         decoded, faults = decode_batch(batch, self.project.contract, event.max_bytes, refuse)
         if faults.bad.any():
-            reported = batch
-            if PAYLOAD in decoded.schema.names and column(decoded, PAYLOAD).null_count == 0:
-                reported = decoded
+            reported = batch if batch.schema.metadata[FORMAT] == b"rows" else decoded
             dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", event.id)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         good = split_good(decoded, faults.bad)
@@ -74,31 +81,44 @@ def decode_batch(
     kind = metadata[FORMAT].decode()
     faults = RowFaults(batch.num_rows)
     if kind == "rows":
+        payload = pa.nulls(batch.num_rows, pa.binary())
+        _check_size(_row_bytes(batch), max_bytes, faults)
         columns = decode_rows(batch, contract, refuse_unknown, faults)
     else:
-        payloads = column(batch, PAYLOAD)
-        lengths = pc.binary_length(payloads).to_numpy(zero_copy_only=False)
-        too_large = np.flatnonzero(lengths > max_bytes)
-        if kind != "unreadable" and len(too_large):
-            faults.add(too_large, RECORD, f"larger than {max_bytes} bytes", [str(n) for n in lengths[too_large]])
-            payloads = pc.if_else(pa.array(lengths > max_bytes), _blank(kind, metadata), payloads)
-        columns = _decode_payloads(kind, payloads, metadata, contract, refuse_unknown, faults)
-    arrays = [columns[name] for name in contract.fields]
-    fields = list(contract.arrow_schema)
-    for name in (SOURCE, POSITION, HISTORY):
-        arrays.append(column(batch, name))
-        fields.append(SYSTEM_FIELDS[name])
-    arrays.append(column(batch, PAYLOAD) if PAYLOAD in batch.schema.names else pa.nulls(batch.num_rows, pa.binary()))
-    fields.append(SYSTEM_FIELDS[PAYLOAD])
+        payload = column(batch, PAYLOAD)
+        if kind != "unreadable":
+            _check_size(pc.binary_length(payload).to_numpy(), max_bytes, faults)
+        columns = decode_apart(
+            payload,
+            ~faults.bad,
+            faults,
+            lambda part, found: _decode_payloads(kind, part, metadata, contract, refuse_unknown, found),
+            lambda part, _: _nothing(len(part), contract),
+        )
+    origin = [column(batch, name) for name in (SOURCE, POSITION, HISTORY)]
+    fields = [*contract.arrow_schema, *(SYSTEM_FIELDS[name] for name in (SOURCE, POSITION, HISTORY, PAYLOAD))]
     schema = pa.schema(fields, {FORMAT: metadata[FORMAT], SLICE: metadata[SLICE]})
+    arrays = [*(columns[name] for name in contract.fields), *origin, payload]
     return pa.RecordBatch.from_arrays(arrays, schema=schema), faults
 
 
-def _blank(kind: str, metadata: dict[bytes, bytes]) -> bytes:
-    """A record without values, in place of one that is too large to parse."""
-    if kind == "csv":
-        return b"," * (len(json.loads(metadata[COLUMNS])) - 1) + b"\n"
-    return b"{}\n"
+def _check_size(sizes: np.ndarray[Any, Any], max_bytes: int, faults: RowFaults) -> None:
+    rows = np.flatnonzero(sizes > max_bytes)
+    faults.add(rows, RECORD, f"larger than {max_bytes} bytes", sizes[rows].tolist())
+
+
+def _row_bytes(batch: pa.RecordBatch) -> np.ndarray[Any, Any]:
+    """The bytes of text in each row; what else it holds is of one size in all of them."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for values in batch.columns:
+        kind = values.type
+        if any(is_text(kind) for is_text in _TEXTS):
+            sizes += pc.binary_length(values).fill_null(0).to_numpy()
+    return sizes
+
+
+def _nothing(rows: int, contract: Contract) -> Columns:
+    return {name: pa.nulls(rows, field.arrow_type) for name, field in contract.fields.items()}
 
 
 def _decode_payloads(
@@ -108,16 +128,16 @@ def _decode_payloads(
     contract: Contract,
     refuse_unknown: bool,
     faults: RowFaults,
-) -> dict[str, pa.Array]:
+) -> Columns:
     if kind == "json":
         return decode_json(payloads, contract, refuse_unknown, faults)
     if kind == "csv":
         return decode_csv(payloads, json.loads(metadata[COLUMNS]), contract, refuse_unknown, faults)
     if kind == "avro":
-        writer_schema = fastavro.parse_schema(json.load(io.BytesIO(metadata[COLUMNS])))
+        writer_schema = parse_writer_schema(metadata[COLUMNS])
         return decode_avro(payloads, writer_schema, contract, refuse_unknown, faults)
     if kind == "unreadable":
         why = metadata[COLUMNS].decode()
         faults.add(np.arange(len(payloads)), RECORD, "unreadable", [why] * len(payloads))
-        return {name: pa.nulls(len(payloads), field.arrow_type) for name, field in contract.fields.items()}
+        return _nothing(len(payloads), contract)
     raise ValueError(f"a source gave a batch of the unknown format {kind!r}")

@@ -27,9 +27,11 @@ CONTENT = "__content"
 class Deduplicate(beam.PTransform):  # type: ignore[misc]
     """Valid batches → batches of first events, and dead letters for the others.
 
-    An event is a duplicate if one with its id came before it, at most `event.deduplicate_within` earlier in
-    event time. That is a rolling window over the entity "event id", so it is computed as one. Events with the
-    same id and time are ordered by their content, then by where they came from.
+    An event is a duplicate if there is one with its id less than `event.deduplicate_within` earlier in event
+    time. That is a rolling window over the entity "event id", so it is computed as one. Events with the same id
+    and time are ordered by their content, then those that are history first, then by where they came from.
+    An event that comes late, when one with its id has gone on already, is a duplicate of that one even if it is
+    itself the earlier in event time: so no id goes on twice.
     """
 
     project: Project
@@ -37,8 +39,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: batches of first events; output `dead`: dead letters."""
-        event = self.project.event
-        earlier = RollingFeature(EARLIER, "event", "count", None, event.deduplicate_within, 0, False, 0.0)
+        event, within = self.project.event, self.project.event.deduplicate_within
+        earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)
         return (
             pcoll
             | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
@@ -64,12 +66,13 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
 
 
 def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with a hash of each row's content in the high 32 bits and of its origin in the low ones."""
+    """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
     content = np.zeros(batch.num_rows, np.uint64)
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
         if name not in (SOURCE, POSITION, HISTORY):
             content = hash_keys(values) + content * np.uint64(31)
     origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
-    both = (content & np.uint64(0xFFFFFFFF00000000)) | (origin >> np.uint64(32))
+    live = ~column(batch, HISTORY).to_numpy(zero_copy_only=False)
+    both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
     schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
     return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)

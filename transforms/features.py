@@ -16,7 +16,7 @@ from transforms.rolling import RollingWindows, as_float64
 
 @dataclasses.dataclass(eq=False)
 class ComputeFeatures(beam.PTransform):  # type: ignore[misc]
-    """Batches of unique events → the same rows with a column for each feature, in declared order at the end."""
+    """Batches of unique events → the same rows with a column for each feature at the end."""
 
     project: Project
     shards: int

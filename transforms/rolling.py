@@ -31,12 +31,16 @@ from transforms.batches import (
     concat_batches,
     partition,
     shard_of,
+    take_rows,
     times_us,
     timestamp_of,
 )
 
 # So many small segments of a shard's history are joined into one; a join rewrites only those.
 MAX_RECENT_SEGMENTS = 128
+SEGMENT_ROWS = 65536
+# A watermark at a slice's end may still have batches of the slice behind it; a millisecond later it has none.
+AFTER_SLICE_US = 1000
 
 _CODER = RecordBatchCoder()
 
@@ -55,7 +59,7 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
     shards: int
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
-        """Batches of one slice in, timestamped with its end; the same out."""
+        """Batches of one slice in, timestamped with its end; the same out, a millisecond later."""
         return (
             pcoll
             | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
@@ -71,12 +75,12 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
 
 @dataclasses.dataclass
 class _Shard:
-    """The small part of a shard's state: when its timer is set, and what its history segments are."""
+    """The small part of a shard's state, which is read and written each time; times are in microseconds."""
 
-    timer_us: int | None = None
-    token: str = ""
-    recent: int = 0
-    base: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # last event time, rows; a segment each
+    timer_us: int | None = None  # when the next slice is due
+    token: str = ""  # marks this very state of the history
+    recent: int = 0  # segments that are not joined yet
+    tidy_us: int | None = None  # the event time at which what has passed every window is next thrown out
 
     @staticmethod
     def from_bytes(data: bytes | None) -> _Shard:
@@ -118,12 +122,13 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         shard_state: Any = beam.DoFn.StateParam(SHARD),
         release: Any = beam.DoFn.TimerParam(RELEASE),
     ) -> None:
-        pending.add((slice_end.micros, element[1]))
+        due_us = slice_end.micros + AFTER_SLICE_US
+        pending.add((due_us, element[1]))
         shard = _Shard.from_bytes(shard_state.read())
-        if shard.timer_us is None or slice_end.micros < shard.timer_us:
-            shard.timer_us = slice_end.micros
+        if shard.timer_us is None or due_us < shard.timer_us:
+            shard.timer_us = due_us
             shard_state.write(shard.to_bytes())
-            release.set(slice_end)
+            release.set(timestamp_of(due_us))
 
     @on_timer(RELEASE)  # type: ignore[untyped-decorator]
     def release(
@@ -138,42 +143,45 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
     ) -> Iterator[TimestampedValue]:
         due: dict[int, list[pa.RecordBatch]] = {}
         waiting = []
-        for end, batch in pending.read():
-            if end <= fired.micros:
-                due.setdefault(end, []).append(batch)
+        for due_us, batch in pending.read():
+            if due_us <= fired.micros:
+                due.setdefault(due_us, []).append(batch)
             else:
-                waiting.append((end, batch))
+                waiting.append((due_us, batch))
         pending.clear()
         for item in waiting:
             pending.add(item)
 
         shard = _Shard.from_bytes(shard_state.read())
         memory = self._recall(key, shard, base, recent)
-        for end in sorted(due):
-            batch = concat_batches(due[end])
+        for due_us in sorted(due):
+            batch = concat_batches(due[due_us])
             progress.advance("windowed", batch.num_rows)
             events = self._events(batch, memory, column(batch, self._tie_breaker))
             columns, memory.history = self._kernel.advance(memory.history, events)
             self._remember(batch, shard, base, recent)
-            yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(end))
+            yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(due_us))
         memory.token = shard.token
-        shard.timer_us = min((end for end, _ in waiting), default=None)
+        self._memories[key] = memory
+        shard.timer_us = min((due_us for due_us, _ in waiting), default=None)
         if shard.timer_us is not None:
             release.set(timestamp_of(shard.timer_us))
         shard_state.write(shard.to_bytes())
 
     def _recall(self, key: int, shard: _Shard, base: Any, recent: Any) -> _Memory:
-        """The shard's history in memory; read from state where memory is not of this state."""
-        memory = self._memories.get(key)
+        """The shard's history in memory, read from state where memory is not of this state.
+
+        It is taken out of `_memories`: were the bundle to fail on the way, it would be ahead of the state.
+        """
+        memory = self._memories.pop(key, None)
         forgotten = memory is not None and len(memory.codes) > 2 * len(memory.history) + 10_000
         if memory is None or memory.token != shard.token or forgotten:
             memory = _Memory(shard.token, History(), {})
             segments = [*base.read(), *recent.read()]
             if segments:
-                past = concat_batches(segments)
+                past = self._still_needed(concat_batches(segments))
                 events = self._events(past, memory, pa.nulls(past.num_rows))
                 memory.history = self._kernel.extend(memory.history, events)
-            self._memories[key] = memory
         return memory
 
     def _remember(self, batch: pa.RecordBatch, shard: _Shard, base: Any, recent: Any) -> None:
@@ -190,17 +198,22 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
             self._add_base(joined, shard, base)
 
     def _add_base(self, joined: pa.RecordBatch, shard: _Shard, base: Any) -> None:
-        """Add a large segment; once most of what is there has passed every window, keep only the rest."""
-        shard.base.append((int(times_us(joined).max()), joined.num_rows))
+        """Add a large segment; once in the longest window's time, throw out what has passed every window."""
         base.add(joined)
-        oldest_needed = max(last for last, _ in shard.base) - self._kernel.horizon_us
-        passed = sum(rows for last, rows in shard.base if last <= oldest_needed)
-        if 2 * passed > sum(rows for _, rows in shard.base):
-            kept = [segment for segment in base.read() if times_us(segment).max() > oldest_needed]
+        last = int(times_us(joined).max())
+        if shard.tidy_us is not None and last >= shard.tidy_us:
+            kept = self._still_needed(concat_batches(list(base.read())))
             base.clear()
-            for segment in kept:
-                base.add(segment)
-            shard.base = [(int(times_us(segment).max()), segment.num_rows) for segment in kept]
+            for start in range(0, kept.num_rows, SEGMENT_ROWS):
+                base.add(kept.slice(start, SEGMENT_ROWS))
+            shard.tidy_us = None
+        if shard.tidy_us is None:
+            shard.tidy_us = last + self._kernel.horizon_us
+
+    def _still_needed(self, past: pa.RecordBatch) -> pa.RecordBatch:
+        times = times_us(past)
+        needed = times > times.max() - self._kernel.horizon_us
+        return past if needed.all() else take_rows(past, np.flatnonzero(needed))
 
     def _events(self, batch: pa.RecordBatch, memory: _Memory, ids: pa.Array) -> Events:
         return Events(

@@ -17,12 +17,11 @@ from transforms.batches import (
     EVENT_TIME,
     HISTORY,
     POSITION,
-    SLICE,
     SOURCE,
     SYSTEM_FIELDS,
     column,
     partition,
-    slice_ends,
+    slice_ends_of,
     times_us,
     timestamp_of,
 )
@@ -44,9 +43,9 @@ class Validate(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: valid batches, timestamped with their slice's end; output `dead`: dead letters."""
-        return pcoll | "Validate" >> beam.FlatMap(self._validate).with_output_types(pa.RecordBatch).with_outputs(
-            DEAD, main="rows"
-        )
+        return pcoll | "Validate" >> beam.FlatMap(self._validate).with_output_types(
+            pa.RecordBatch, dead=pa.RecordBatch
+        ).with_outputs(DEAD, main="rows")
 
     def _validate(self, batch: pa.RecordBatch) -> Iterator[Any]:
         event_id = self.project.event.id
@@ -55,8 +54,7 @@ class Validate(beam.PTransform):  # type: ignore[misc]
             dead = make_dead_letters(batch, faults.rows, faults.reasons(), "Validate", event_id)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         valid = carry(split_good(batch, faults.bad), self.project, self.score_from_us)
-        slice_us = int(batch.schema.metadata[SLICE])
-        for end, part in partition(valid, slice_ends(times_us(valid), slice_us)):
+        for end, part in partition(valid, slice_ends_of(batch, times_us(valid))):
             yield beam.window.TimestampedValue(part, timestamp_of(end))
 
 

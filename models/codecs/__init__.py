@@ -5,7 +5,7 @@ whole block at once; records that it can't be sure of are read one by one, with 
 record decodes to never depends on the records around it.
 """
 
-from models.codecs.avro_records import WriterSchemaError, decode_avro, parse_writer_schema
+from models.codecs.avro_records import DATUM_ERRORS, WriterSchemaError, decode_avro, parse_writer_schema
 from models.codecs.columns import RECORD, Columns, decode_rows
 from models.codecs.csv_records import decode_csv
 from models.codecs.json_records import decode_json
@@ -15,6 +15,7 @@ from models.codecs.output import encode_json_lines, row_as_json, rows_as_json
 MAX_BLOCK_ROWS = 32768  # Arrow's JSON reader refuses blocks of more than 100,000 rows
 
 __all__ = [
+    "DATUM_ERRORS",
     "MAX_BLOCK_ROWS",
     "RECORD",
     "Columns",

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from models.codecs.columns import RECORD, Columns, coerce, wrong_type
+from models.codecs.columns import RECORD, Columns, coerce, fits_int64, wrong_type
 from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
-from models.codecs.values import fits_int64
 from models.contract import UNIX_UNITS, Contract, Field
 from models.faults import RowFaults
 
@@ -43,9 +42,7 @@ def decode_csv(
             lambda part, found: _read_each(part, header, found),
         )
     return {
-        name: _parse_text(table[name], field, faults)
-        if name in table
-        else pa.nulls(len(payloads), field.arrow_type)
+        name: _parse_text(table[name], field, faults) if name in table else pa.nulls(len(payloads), field.arrow_type)
         for name, field in contract.fields.items()
     }
 

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from models.codecs.columns import RECORD, Columns, coerce_all
+from models.codecs.columns import RECORD, Columns, coerce_all, decode_dicts
 from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
-from models.codecs.values import decode_dicts
 from models.contract import UNIX_UNITS, Contract, Field
 from models.faults import RowFaults
 
@@ -26,9 +25,7 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 _NEGATIVE_ZERO = re.compile(rb"-0[\s,}\]]")
 
 
-def decode_json(
-    payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults
-) -> Columns:
+def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
     """Decode one JSON object a payload: UTF-8, with white space and a byte order mark if it likes."""
 
     def decode_block(part: pa.BinaryArray, found: RowFaults) -> Columns:
@@ -93,11 +90,9 @@ def _read_object(payload: bytes, number: int, faults: RowFaults) -> dict[str, An
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
         faults.add(row, RECORD, f"nested deeper than {MAX_DEPTH} levels", [payload])
         return {}
-    exact = len(payload) > 1000 or _NEGATIVE_ZERO.search(payload)
+    decoder = _EXACT if len(payload) > 1000 or _NEGATIVE_ZERO.search(payload) else _PLAIN
     try:
-        found = json.loads(
-            payload.decode("utf-8-sig"), parse_constant=float, parse_int=_parse_int if exact else int
-        )
+        found = decoder.decode(payload.decode().removeprefix("\ufeff"))
     except ValueError as error:
         faults.add(row, RECORD, "not JSON", [str(error)])
         return {}
@@ -110,6 +105,11 @@ def _read_object(payload: bytes, number: int, faults: RowFaults) -> dict[str, An
 def _parse_int(text: str) -> int | float:
     """A whole number as one with a fraction where that says more (-0), or where nothing needs it exactly."""
     return int(text) if len(text) <= 20 and text != "-0" else float(text)
+
+
+# Numbers need a second look where they may be -0, or of more digits than Python makes an integer of.
+_PLAIN = json.JSONDecoder(parse_constant=float)
+_EXACT = json.JSONDecoder(parse_constant=float, parse_int=_parse_int)
 
 
 def _depth(payload: bytes) -> int:

@@ -17,8 +17,8 @@ from models.contract import TIMESTAMP
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NAIVE_EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001
 _MICROSECOND = datetime.timedelta(microseconds=1)
-_FIRST_US = (datetime.datetime.min - _NAIVE_EPOCH) // _MICROSECOND
-_LAST_US = (datetime.datetime.max - _NAIVE_EPOCH) // _MICROSECOND
+_FIRST_US = (datetime.datetime.min - _NAIVE_EPOCH) // _MICROSECOND  # noqa: DTZ901
+_LAST_US = (datetime.datetime.max - _NAIVE_EPOCH) // _MICROSECOND  # noqa: DTZ901
 
 # Formats of which ISO 8601 is the general case, so that any of its forms can be meant.
 _ISO_FORMAT = re.compile(r"%Y-%m-%d([T ]%H:%M(:%S(\.%f)?)?(Z|%z)?)?")

@@ -4,9 +4,10 @@ import math
 from collections import deque
 from typing import Any, Literal
 
-# What Python keeps of a message beside its bytes: the two records below, its lease, its places in the
-# queues. Counted, so that a backlog of empty messages is bounded too.
-OVERHEAD_BYTES = 500
+# What Python keeps of a message beside its bytes (measured): the two records below, its lease, its places in
+# the queues; and, at worst, a lane for its key alone. Counted, so that any backlog is bounded.
+OVERHEAD_BYTES = 550
+KEY_OVERHEAD_BYTES = 1200
 
 
 class Message:
@@ -26,7 +27,7 @@ class Message:
     @property
     def cost(self) -> int:
         """Bytes of memory it counts for in each subscription or snapshot that keeps it."""
-        return len(self.body) + OVERHEAD_BYTES
+        return len(self.body) + OVERHEAD_BYTES + (KEY_OVERHEAD_BYTES if self.key else 0)
 
 
 class Consumer:

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -16,17 +15,20 @@ from pipelines.pubsub_emulator.broker import Broker, Clock
 from pipelines.pubsub_emulator.errors import AlreadyExists
 from pipelines.pubsub_emulator.service import Service
 from pipelines.pubsub_emulator.subscription import Backlog
+from pipelines.pubsub_emulator.threads import DaemonPool
 
 DEFAULT_MAX_BACKLOG_BYTES = 1 << 30
 _MAX_STREAMS = 64
 _TICK_SECONDS = 0.1
 _GOODBYE_SECONDS = 0.1
-_OTHER_THREADS = 16
 _REBIND_SECONDS = 5.0
 # A publish of more than 10 MB must reach the handler, to be refused there with a reason.
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # Past its default of 1000 calls waiting to be accepted the server would cancel some at random.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
     ("grpc.so_reuseport", 0),  # two emulators on one port would each get half of the calls
 ]
 
@@ -49,10 +51,10 @@ class PubsubEmulator:
     ) -> None:
         self._host = host
         self._port = port
-        self._max_streams = max_streams
         self._broker = Broker(max_backlog_bytes, Clock())
         self._service = Service(self._broker, max_waiting=max_streams, pull_wait_seconds=pull_wait_seconds)
         self._server: grpc.Server | None = None
+        self._pool = DaemonPool()
         self._ticker: threading.Thread | None = None
         self._stopped = threading.Event()
 
@@ -67,7 +69,7 @@ class PubsubEmulator:
         """Serve; OSError if the port is taken."""
         if self._server is not None:
             raise RuntimeError("The emulator is already started.")
-        pool = ThreadPoolExecutor(self._max_streams + _OTHER_THREADS, thread_name_prefix="pubsub")
+        pool = DaemonPool()
         server = grpc.server(pool, handlers=self._service.handlers(), options=_OPTIONS)
         # After a stop the port may take a moment to be free; before that a port that is taken stays taken.
         self._port = _bind(server, self._host, self._port, wait=_REBIND_SECONDS if self._ticker else 0.0)
@@ -76,7 +78,7 @@ class PubsubEmulator:
         self._ticker = threading.Thread(target=self._tick, name="pubsub-ticker", daemon=True)
         self._ticker.start()
         server.start()
-        self._server = server
+        self._server, self._pool = server, pool
 
     def stop(self, grace: float = 1.0) -> None:
         """Stop serving, keep the state: streams end with UNAVAILABLE, other calls within `grace` seconds."""
@@ -89,6 +91,7 @@ class PubsubEmulator:
         time.sleep(_GOODBYE_SECONDS)
         self._service.go_down()
         stopped.wait()
+        self._pool.shutdown()
         self._server = None
         self._stopped.set()
         if self._ticker is not None:

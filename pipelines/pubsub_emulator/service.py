@@ -20,8 +20,8 @@ Method = Callable[[PbMessage], PbMessage]
 class Service:
     """The handlers of google.pubsub.v1.Publisher and Subscriber.
 
-    A stream, or a Pull that waits, keeps a thread of the server; at most `max_waiting` may, so that some are
-    left for acks. A Pull that finds no message waits `pull_wait_seconds` for one.
+    A stream, or a Pull that waits, keeps two threads or one; at most `max_waiting` of them may. A Pull that
+    finds no message waits `pull_wait_seconds` for one.
     """
 
     def __init__(self, broker: Broker, *, max_waiting: int, pull_wait_seconds: float) -> None:

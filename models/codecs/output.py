@@ -1,0 +1,80 @@
+"""Columns to JSON: rows that were refused, and rows that go out."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+import math
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.faults import python_values
+
+
+def rows_as_json(columns: dict[str, pa.Array]) -> list[bytes]:
+    """Each row of typed columns as a JSON object, whatever its values are; see `row_as_json`."""
+    values = [python_values(column) for column in columns.values()]
+    return [row_as_json(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True)]
+
+
+def row_as_json(row: Any) -> bytes:
+    """A row as JSON: times in ISO 8601, bytes as text or else in base64, NaN and infinity as texts."""
+    return json.dumps(_jsonable(row), ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(part) for part in value]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if isinstance(value, decimal.Decimal):
+        value = float(value) if value.is_finite() else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def encode_json_lines(batch: pa.RecordBatch) -> bytes:
+    """One JSON object a row, columns in order; null, NaN and infinity as null, times in ISO 8601 and UTC.
+
+    Numbers are written so that they read back to the same bits.
+    """
+    if not batch.num_rows:
+        return b""
+    parts: list[Any] = []
+    for place, (name, values) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+        parts += [("{" if place == 0 else ",") + json.dumps(name) + ":", _json_texts(values)]
+    lines = pc.binary_join_element_wise(*parts, "}\n", "", null_handling="emit_null")
+    return b"".join(lines.cast(pa.binary()).to_pylist())
+
+
+def _json_texts(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_floating(kind):
+        texts = pc.if_else(pc.is_finite(values), values, None).cast(pa.string())
+        texts = pc.if_else(pc.equal(texts, "-0"), "-0.0", texts)  # many readers make the integer 0 of -0
+    elif pa.types.is_timestamp(kind):
+        texts = pc.binary_join_element_wise('"', pc.strftime(values, "%Y-%m-%dT%H:%M:%S"), 'Z"', "")
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        texts = values.cast(pa.string())
+    else:
+        encoded = values if pa.types.is_dictionary(kind) else values.dictionary_encode()
+        distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
+        texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()
+    return texts.fill_null("null")
+
+
+def _json_text(value: Any) -> str:
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    return json.dumps(text, ensure_ascii=False)

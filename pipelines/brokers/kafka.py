@@ -1,0 +1,349 @@
+"""Kafka, by librdkafka: a topic that a consumer group reads, with offsets committed as messages are safe.
+
+An offset is committed when all of its partition before it is acknowledged: what is not comes again after a
+crash or a rebalance, with the same id, "topic/partition/offset". Values pass through as they are;
+schema_registry.split_wire takes Confluent's wire format apart.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from pipelines.brokers import BrokerError, Messages
+
+_log = logging.getLogger(__name__)
+
+_URI = re.compile(r"kafka://([^/?#]+)/([A-Za-z0-9._-]{1,249})(?:\?group=([^&#]+))?")
+_SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+_SECRET = re.compile(r".*(password|passphrase|secret|key\.pem|oauthbearer\.config).*")
+# Errors after which waiting does not help.
+_REFUSALS = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "TOPIC_EXCEPTION", "TOPIC_AUTHORIZATION_FAILED"}
+_REFUSALS |= {"GROUP_AUTHORIZATION_FAILED", "SASL_AUTHENTICATION_FAILED", "_AUTHENTICATION"}
+# librdkafka commits what acknowledge() stores, at this interval and before partitions are revoked.
+_CONSUMER = {"enable.auto.offset.store": False, "enable.auto.commit": True, "auto.commit.interval.ms": 500}
+# Messages wait for a broker for ever, and there may be as many as the caller wants to publish at once.
+_PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0}
+_PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2_147_483_647}
+_OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *_PRODUCER}
+_TICK_SECONDS = 1.0  # how often the backlog is measured, and the group answered while nobody receives
+_SLICE_SECONDS = 0.2  # the longest wait in one call of librdkafka
+_CLOSE_SECONDS, _LOG_SECONDS = 10.0, 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class KafkaBroker:
+    """A topic, and the consumer group that reads it.
+
+    The two bounds are on messages that are held without being acknowledged; librdkafka fetches as much again
+    ahead. `Messages.event_times` are of the header `event_time_attribute`. `start`, "earliest" or "latest", is
+    where a group begins that has committed nothing, or whose offset is no longer there. A broker that does not
+    answer for `connect_seconds` is a BrokerError; later it is waited for. `settings` are librdkafka's own: a value
+    `$NAME` is read from the environment on connecting, the only way to give a secret; `$$` is a dollar sign.
+    """
+
+    servers: tuple[str, ...]
+    topic: str
+    group: str | None = None
+    max_outstanding_messages: int = 20_000
+    max_outstanding_bytes: int = 64 << 20
+    event_time_attribute: str | None = None
+    start: str = "earliest"
+    connect_seconds: float = 30.0
+    settings: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if min(self.max_outstanding_messages, self.max_outstanding_bytes) < 1:
+            raise ValueError("max_outstanding_messages and max_outstanding_bytes are at least 1")
+        for name, value in self.settings.items():
+            if name in _OURS:
+                raise ValueError(f"{name} is not a setting to change")
+            if _SECRET.fullmatch(name) and not re.match(r"\$[^$]", str(value)):
+                raise ValueError(f"{name} is a secret: give $NAME, and have it in the environment variable NAME")
+
+    @classmethod
+    def parse(cls, uri: str, **options: Any) -> Self:
+        """The broker that `uri` names; ValueError if it does not."""
+        match = _URI.fullmatch(uri)
+        if match is None or not all(map(_SERVER.fullmatch, match[1].split(","))):
+            shown = re.sub(r"//.*@", "//...@", uri)  # there may be a password
+            raise ValueError(f"{shown!r} is not kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP")
+        group = urllib.parse.unquote(match[3]) if match[3] else None
+        return cls(tuple(match[1].split(",")), match[2], group, **options)
+
+    @property
+    def uri(self) -> str:
+        group = f"?group={urllib.parse.quote(self.group, safe='')}" if self.group else ""
+        return f"kafka://{','.join(self.servers)}/{self.topic}{group}"
+
+    def subscribe(self) -> KafkaSubscription:
+        if not self.group:
+            raise BrokerError(f"{self.uri}: reading needs a group: add ?group=GROUP")
+        return KafkaSubscription(self, self._consumer(self.group))
+
+    def publisher(self) -> KafkaPublisher:
+        self._consumer("headrace").close()  # to see the topic: a producer that asks for one creates it
+        return KafkaPublisher(self, self._connect(Producer, {}, _PRODUCER))
+
+    def _consumer(self, group: str) -> Consumer:
+        """A consumer that has seen the topic."""
+        errors: collections.deque[KafkaError] = collections.deque(maxlen=1)
+        defaults = {
+            "partition.assignment.strategy": "cooperative-sticky",  # a member keeps what it can in a rebalance
+            "queued.min.messages": min(self.max_outstanding_messages, 100_000),
+            "queued.max.messages.kbytes": max(self.max_outstanding_bytes >> 10, 1),
+        }
+        ours = {"group.id": group, "auto.offset.reset": self.start, "error_cb": errors.append}
+        consumer: Consumer = self._connect(Consumer, defaults, _CONSUMER | ours)
+        try:
+            topic = consumer.list_topics(self.topic, timeout=self.connect_seconds).topics[self.topic]
+            why = None if topic.partitions else topic.error or KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+        except KafkaException as failure:
+            consumer.poll(0)  # calls error_cb, which knows more
+            why = errors[-1] if errors else failure.args[0]
+        if why is not None:
+            consumer.close()
+            raise BrokerError(f"{self.uri}: {why.str()}")
+        return consumer
+
+    def _connect(self, client: Callable[..., Any], defaults: dict[str, Any], ours: dict[str, Any]) -> Any:
+        config = {"bootstrap.servers": ",".join(self.servers), "reconnect.backoff.ms": 500, **defaults, **self.settings}
+        for name, value in self.settings.items():
+            if isinstance(value, str) and value.startswith("$"):
+                config[name] = value[1:] if value.startswith("$$") else os.environ.get(value[1:])
+                if config[name] is None:
+                    raise BrokerError(f"{self.uri}: {name} needs the environment variable {value[1:]}")
+        try:
+            return client(config | ours, logger=_log)
+        except (KafkaException, TypeError, ValueError) as failure:
+            secrets = [str(config[name]) for name in self.settings if _SECRET.fullmatch(name)]
+            why = "a secret" if any(secret in str(failure) for secret in secrets) else failure
+            raise BrokerError(f"{self.uri}: librdkafka refuses the settings: {why}") from None
+
+
+@dataclasses.dataclass(slots=True)
+class _Part:
+    """A partition that is ours, with the receipts that have messages of it, in order: number, offset after them."""
+
+    receipts: collections.deque[tuple[int, int]] = dataclasses.field(default_factory=collections.deque)
+    position: int = -1  # offset to receive next, once known
+    high: int = -1  # offset after the last at the broker, once known
+
+
+class KafkaSubscription:
+    """A member of the group. One thread receives, any may acknowledge.
+
+    A thread of its own measures the backlog and, while nobody receives, keeps the membership.
+    """
+
+    def __init__(self, broker: KafkaBroker, consumer: Consumer) -> None:
+        self._broker = broker
+        self._consumer = consumer
+        self._closing = threading.Event()
+        # Held by who asks librdkafka for messages, and so is called back; taken before `_changed`.
+        self._polling = threading.Lock()
+        self._polled = time.monotonic()
+        self._paused = False
+        self._kept: list[Message] = []  # what came while nobody received
+        # `_changed` guards all from here to `_held_bytes`.
+        self._changed = threading.Condition()
+        self._parts: dict[int, _Part] = {}
+        self._receipts: dict[int, dict[int, tuple[int, int]]] = {}  # by number, partition: messages, bytes
+        self._held = self._held_bytes = 0
+        self._mean_bytes = 1
+        self._number, self._token = 0, os.urandom(16)  # of the last receipt; and of this connection's receipts
+        consumer.subscribe([broker.topic], self._on_assign, self._on_revoke, self._on_revoke)
+        self._keeper = threading.Thread(target=self._keep, name="kafka-keeper", daemon=True)
+        self._keeper.start()
+
+    def receive(self, max_messages: int, timeout_seconds: float) -> Messages | None:
+        """See Subscription; BrokerError also if the topic is deleted or forbidden meanwhile."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            wait = min(max(deadline - time.monotonic(), 0), _SLICE_SECONDS)
+            with self._changed:
+                room = min(self._changed.wait_for(self._room, wait), max_messages)
+            with self._polling:
+                if self._closing.is_set():
+                    raise BrokerError("closed")
+                received = self._hand_out(self._fetch(room, wait)) if room else None
+            if received is not None or time.monotonic() >= deadline:
+                return received
+
+    def acknowledge(self, receipt: Any) -> None:
+        """Store offsets to be committed; of partitions that were revoked since, nothing."""
+        token, number = receipt
+        with self._changed:
+            if token != self._token or self._closing.is_set():
+                return
+            offsets = []
+            for partition, (messages, size) in self._receipts.pop(number, {}).items():
+                self._held -= messages
+                self._held_bytes -= size
+                receipts, stop = self._parts[partition].receipts, None
+                while receipts and receipts[0][0] not in self._receipts:
+                    _, stop = receipts.popleft()
+                if stop is not None:
+                    offsets.append(TopicPartition(self._broker.topic, partition, stop))
+            with contextlib.suppress(KafkaException):  # partitions that are just being revoked
+                self._consumer.store_offsets(offsets=offsets)
+            self._changed.notify_all()
+
+    def partitions(self) -> frozenset[int]:
+        return frozenset(self._parts)
+
+    def backlog(self) -> int | None:
+        """By the offsets, with ends of a second ago; None until all are known."""
+        ends = [(part.position, part.high) for part in list(self._parts.values())]
+        known = ends and min(map(min, ends)) >= 0
+        return sum(max(high - position, 0) for position, high in ends) if known else None
+
+    def close(self) -> None:
+        """Takes seconds at the most, also if the broker does not answer."""
+        with self._changed:
+            self._closing.set()
+        self._keeper.join()
+        with self._polling:
+            leaving = threading.Thread(target=self._consumer.close, name="kafka-close", daemon=True)
+            leaving.start()
+            leaving.join(_CLOSE_SECONDS)
+
+    def _room(self) -> int:
+        """How many messages may be taken, by the bounds and by what messages weighed of late."""
+        room = self._broker.max_outstanding_messages - self._held
+        free = self._broker.max_outstanding_bytes - self._held_bytes
+        return min(room, max(free // self._mean_bytes, 1)) if room > 0 and free > 0 else 0
+
+    def _fetch(self, most: int, wait: float) -> list[Message]:
+        self._polled = time.monotonic()
+        if self._paused:
+            self._consumer.resume(self._consumer.assignment())
+            self._paused = False
+        fetched, self._kept = self._kept[:most], self._kept[most:]
+        fetched = fetched or self._consumer.consume(most, 0)  # given time, it would wait for all
+        if not fetched and (first := self._consumer.poll(wait)) is not None:  # one without a value is false
+            fetched = [first, *(self._consumer.consume(most - 1, 0) if most > 1 else ())]
+        return fetched
+
+    def _hand_out(self, fetched: list[Message]) -> Messages | None:
+        for error in filter(None, (each.error() for each in fetched)):
+            if error.fatal() or error.name() in _REFUSALS:  # after others librdkafka tries again
+                raise BrokerError(f"{self._broker.uri}: {error.str()}")
+        topic, header = self._broker.topic, self._broker.event_time_attribute
+        with self._changed:
+            fetched = [each for each in fetched if not each.error() and each.partition() in self._parts]
+            if not fetched:
+                return None
+            payloads = [each.value() or b"" for each in fetched]
+            places = [(each.partition() or 0, each.offset() or 0) for each in fetched]
+            self._number += 1
+            receipt = self._receipts[self._number] = dict.fromkeys([partition for partition, _ in places], (0, 0))
+            for (partition, offset), payload in zip(places, payloads, strict=True):
+                messages, size = receipt[partition]
+                receipt[partition] = messages + 1, size + len(payload)
+                self._parts[partition].position = offset + 1
+            for part in map(self._parts.__getitem__, receipt):
+                part.receipts.append((self._number, part.position))
+            size = sum(map(len, payloads))
+            self._held += len(payloads)
+            self._held_bytes += size
+            self._mean_bytes = max(size // len(payloads), 1)
+            token = (self._token, self._number)
+        ids = [f"{topic}/{partition}/{offset}" for partition, offset in places]
+        published = [1000 * each.timestamp()[1] for each in fetched]
+        found: list[Any] = [dict(each.headers() or ()).get(header or "") for each in fetched] if header else []
+        times = [value if value is None else value.decode(errors="replace") for value in found] if header else None
+        return Messages(payloads, ids, published, [partition for partition, _ in places], times, token)
+
+    def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
+        with self._changed:
+            self._parts.update({each.partition: _Part() for each in assigned})
+
+    def _on_revoke(self, _: Consumer, revoked: list[TopicPartition]) -> None:
+        with self._changed:
+            for partition in [each.partition for each in revoked]:
+                self._parts.pop(partition, None)
+                for receipt in self._receipts.values():
+                    messages, size = receipt.pop(partition, (0, 0))
+                    self._held -= messages
+                    self._held_bytes -= size
+            self._kept = [each for each in self._kept if each.error() or each.partition() in self._parts]
+            self._changed.notify_all()
+
+    def _keep(self) -> None:
+        while not self._closing.wait(_TICK_SECONDS):
+            with contextlib.suppress(KafkaException):  # the broker is down
+                self._measure()
+            with contextlib.suppress(KafkaException), self._polling:
+                if time.monotonic() - self._polled > _TICK_SECONDS:
+                    self._paused = True  # each time, for the partitions that came meanwhile
+                    self._consumer.pause(self._consumer.assignment())
+                    if (message := self._consumer.poll(0)) is not None:  # of a partition that was assigned just now
+                        self._kept.append(message)
+
+    def _measure(self) -> None:
+        for partition, part in list(self._parts.items()):
+            where = TopicPartition(self._broker.topic, partition)
+            low, high = self._consumer.get_watermark_offsets(where, cached=True)  # the last fetch told them
+            if high < 0 or self._paused:
+                low, high = self._consumer.get_watermark_offsets(where, timeout=_TICK_SECONDS)
+            if part.position < 0:
+                start = self._consumer.committed([where], timeout=_TICK_SECONDS)[0].offset
+                start = start if start >= 0 else low if self._broker.start == "earliest" else high
+                with self._changed:
+                    part.position = max(part.position, start)
+            part.high = high
+
+
+class KafkaPublisher:
+    """An idempotent producer: what it sends again is not there twice."""
+
+    def __init__(self, broker: KafkaBroker, producer: Producer) -> None:
+        self._broker = broker
+        self._producer = producer
+        self._closed = threading.Event()
+
+    def publish(self, payloads: Sequence[bytes], attributes: Sequence[dict[str, str]] | None = None) -> None:
+        """Publish, attributes as headers, and return when all are safe; tries until `close` is called meanwhile."""
+        outcomes: list[KafkaError | None] = []
+        for payload, each in zip(payloads, attributes or [{}] * len(payloads), strict=True):
+            headers: Any = [(name, value.encode()) for name, value in each.items()]
+            try:
+                self._producer.produce(
+                    self._broker.topic, payload, headers=headers, on_delivery=lambda error, _: outcomes.append(error)
+                )
+            except KafkaException as failure:
+                outcomes.append(failure.args[0])
+        while len(outcomes) < len(payloads):
+            if self._closed.is_set():
+                raise BrokerError("closed")
+            self._producer.poll(_SLICE_SECONDS)
+        if error := next(filter(None, outcomes), None):
+            raise BrokerError(f"{self._broker.uri}: {error.str()}")
+
+    def close(self) -> None:
+        self._closed.set()
+        self._producer.flush(_CLOSE_SECONDS)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Let a line pass and then none of its kind for a while: librdkafka tells of an outage 20 times a second."""
+    kind = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+    passes = record.created >= _logged.get(kind, 0.0) + _LOG_SECONDS
+    _logged.update({kind: record.created} if passes else {})
+    return passes
+
+
+_logged: dict[object, float] = {}
+_log.addFilter(_is_news)

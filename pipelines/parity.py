@@ -1,0 +1,237 @@
+"""`headrace parity`: the same events through the stream and through batch, and every bit compared."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from models.bundle import Bundle
+from models.codecs import rows_as_json
+from models.project import Project
+from pipelines.brokers.pubsub import PubsubBroker
+from pipelines.options import GraphConfig
+from pipelines.run import RunResult, read_kind, run_graph
+from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sources.files import ReadFiles, format_of, match_files, read_split, split_file
+from pipelines.sources.stream import ReadStream
+from transforms.batches import FORMAT, PAYLOAD, POSITION, column, without
+from transforms.score import Score
+
+IDLE_US = 2_000_000
+MOST_PUBLISHED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One thing that was compared: in how many rows, and in how many of them bits differ."""
+
+    what: str
+    rows: int
+    different: int
+    first: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """What a parity run found."""
+
+    batch: RunResult
+    stream: RunResult
+    published: int
+    comparisons: tuple[Comparison, ...]
+    control: Comparison
+
+    @property
+    def equal(self) -> bool:
+        """All bits are equal, and the order-dependent control is not, so that the comparison can see."""
+        return not any(c.different for c in self.comparisons) and self.control.different > 0
+
+
+def check_parity(
+    project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance_us: int, seed: int, share: float
+) -> Parity:
+    """Run both ways over the files at `uris`; `share` of the events is published twice."""
+    payloads = [payload for uri in uris for path in match_files(uri) for payload in read_payloads(path)]
+    order = arrival_order(payloads, project, allowance_us, seed, share)
+    with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
+        events = pathlib.Path(scratch) / "events.jsonl"
+        events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
+
+        def run(name: str, source: Any) -> RunResult:
+            directory = f"{scratch}/{name}"
+            sink = WriteFiles(directory, project.event.id, project.event.time)
+            config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink)
+            return run_graph(config, directory, "DirectRunner", (), name)
+
+        batch = run("batch", ReadFiles((str(events),)))
+        with _published([payloads[i] for i in order], seed) as broker:
+            source = ReadStream(
+                broker,
+                project.contract,
+                project.event.time,
+                allowance_us,
+                idle_us=IDLE_US,
+                until_idle=True,
+                earliest_us=round(project.event.earliest.timestamp() * 1_000_000),
+                latest_us=round(project.event.latest.timestamp() * 1_000_000),
+                journal=f"{scratch}/journal",
+            )
+            stream = run("stream", source)
+        return Parity(
+            batch, stream, len(order), tuple(_compare(project, batch, stream)), _control(payloads, order, project)
+        )
+
+
+def read_payloads(path: str) -> Iterator[bytes]:
+    """The records of a file as JSON: its own lines, or its rows."""
+    for split in split_file(path, format_of(path)):
+        for batch in read_split(split):
+            if batch.schema.metadata[FORMAT] == b"json":
+                yield from (p.rstrip(b"\r\n") for p in column(batch, PAYLOAD).to_pylist())
+            else:
+                rows = without(batch, POSITION)
+                yield from rows_as_json(dict(zip(rows.schema.names, rows.columns, strict=True)))
+
+
+def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
+    """An order that the disorder of `allowance_us` allows, some events standing in it twice."""
+    random = np.random.default_rng(seed)
+    times = _event_times(payloads, project)
+    delay = random.integers(0, max(allowance_us, 1), len(payloads))
+    twice = np.flatnonzero(random.random(len(payloads)) < share)
+    rows = np.concatenate([np.arange(len(payloads)), twice])
+    arrival = times[rows] + np.concatenate([delay, random.integers(0, max(allowance_us, 1), len(twice))])
+    return [int(row) for row in rows[np.argsort(arrival, kind="stable")]]
+
+
+def _event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Event times in microseconds; a record without one takes its neighbour's."""
+    from models.codecs import decode_json
+    from models.contract import Contract
+    from models.faults import RowFaults
+
+    name = project.event.time
+    contract = Contract({name: project.contract.fields[name]}, b"")
+    parts = []
+    for start in range(0, len(payloads), 32_768):
+        part = pa.array(payloads[start : start + 32_768], pa.binary())
+        parts.append(decode_json(part, contract, False, RowFaults(len(part)))[name].cast(pa.int64()).to_pylist())
+    times, last = [], 0
+    for value in (value for part in parts for value in part):
+        last = last if value is None else value
+        times.append(last)
+    return np.array(times, np.int64)
+
+
+@contextlib.contextmanager
+def _published(payloads: Sequence[bytes], seed: int) -> Iterator[PubsubBroker]:
+    """An embedded Pub/Sub that the payloads are published to, in batches of random sizes, while it is read."""
+    from pipelines.pubsub_emulator import PubsubEmulator
+
+    before = os.environ.get("PUBSUB_EMULATOR_HOST")
+    with PubsubEmulator() as server:
+        server.create("parity", "events", "events")
+        os.environ["PUBSUB_EMULATOR_HOST"] = server.address
+        broker = PubsubBroker.parse("pubsub://parity/events")
+
+        def publish() -> None:
+            random = np.random.default_rng(seed)
+            publisher = broker.publisher()
+            start = 0
+            while start < len(payloads):
+                stop = start + int(random.integers(1, MOST_PUBLISHED))
+                publisher.publish(payloads[start:stop])
+                start = stop
+            publisher.close()
+
+        thread = threading.Thread(target=publish, name="publish", daemon=True)
+        thread.start()
+        try:
+            yield broker
+            thread.join()
+        finally:
+            if before is None:
+                del os.environ["PUBSUB_EMULATOR_HOST"]
+            else:
+                os.environ["PUBSUB_EMULATOR_HOST"] = before
+
+
+def _compare(project: Project, batch: RunResult, stream: RunResult) -> Iterator[Comparison]:
+    ours, theirs = (read_kind(result.directory, SCORES) for result in (batch, stream))
+    for what, names in (
+        ("ids and fields", [project.event.id, project.event.time, *project.entities.values(), *project.output]),
+        ("features", list(project.feature_names)),
+        ("scores", ["score"]),
+        ("decisions", ["decision"] if project.decisions else []),
+    ):
+        yield compare_tables(what, ours, theirs, names)
+    dead = [_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream)]
+    different = set(dead[0]) ^ set(dead[1])
+    yield Comparison("dead letters", len(set(dead[0])), len(different), str(next(iter(different), "")))
+
+
+def _comparable(dead: pa.Table) -> list[tuple[Any, ...]]:
+    """What of dead letters does not depend on where they came from; duplicates are the stream's own."""
+    names = ["payload", "reasons", "step", "event_id"]
+    rows = dead.select(names).to_pylist() if dead.num_rows else []
+    return [tuple(row[n] for n in names) for row in rows if row["step"] != "Deduplicate"]
+
+
+def compare_tables(what: str, ours: pa.Table, theirs: pa.Table, names: Sequence[str]) -> Comparison:
+    """In how many rows some bit of the columns differs; tables of other lengths differ in each missing row."""
+    rows = max(len(ours), len(theirs))
+    if len(ours) != len(theirs):
+        lengths = f"{len(ours)} rows in batch, {len(theirs)} streamed"
+        return Comparison(what, rows, abs(len(ours) - len(theirs)), lengths)
+    different = np.zeros(rows, bool)
+    for name in names:
+        different |= _bits(ours[name]) != _bits(theirs[name])
+    places = np.flatnonzero(different)
+    first = ""
+    if len(places):
+        place = int(places[0])
+        values = [[table[n][place].as_py() for n in names] for table in (ours, theirs)]
+        pairs = zip(names, *values, strict=True)
+        first = next(f"row {place}: {n} {a!r}, {b!r}" for n, a, b in pairs if a != b or a != a)
+    return Comparison(what, rows, int(different.sum()), first)
+
+
+def _bits(values: pa.ChunkedArray) -> Any:
+    if pa.types.is_floating(values.type):
+        whole = np.int32 if values.type.bit_width == 32 else np.int64
+        return np.ascontiguousarray(values.to_numpy()).view(whole)
+    return values.to_numpy() if not pa.types.is_timestamp(values.type) else values.cast(pa.int64()).to_numpy()
+
+
+def _control(payloads: Sequence[bytes], order: Sequence[int], project: Project) -> Comparison:
+    """A running float32 sum in order of arrival, which must come out otherwise in the stream."""
+    values = np.array([len(payload) for payload in payloads], np.float32) / np.float32(7)
+    first_seen = list(dict.fromkeys(order))
+    streamed = np.empty(len(values), np.float32)
+    streamed[first_seen] = np.cumsum(values[first_seen], dtype=np.float32)
+    in_order = pa.table({"sum": pa.array(np.cumsum(values, dtype=np.float32))})
+    in_arrival = pa.table({"sum": pa.array(streamed)})
+    return compare_tables("control: an order-dependent sum", in_order, in_arrival, ["sum"])
+
+
+def show(parity: Parity) -> None:
+    """Print what was found."""
+    from rich.table import Table
+
+    from pipelines.display import console
+
+    table = Table("compared", "rows", "different", "first difference")
+    for c in (*parity.comparisons, parity.control):
+        table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
+    console.print(table)
+    for name, result in (("batch", parity.batch), ("stream", parity.stream)):
+        console.print(f"{name}: {result.outcomes} in {result.seconds:.1f} s")

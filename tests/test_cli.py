@@ -1,0 +1,118 @@
+"""The command as people use it: every command of the README runs, and wrong input gets one clear line."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from models.sample import write_sample
+from tests.support import CARD_FRAUD, ROOT, read_output
+
+HEADRACE = pathlib.Path(sys.executable).parent / "headrace"
+
+
+def headrace(*args, cwd, code=0):
+    environment = {**os.environ, "PATH": f"{HEADRACE.parent}:{os.environ['PATH']}", "COLUMNS": "100"}
+    done = subprocess.run([HEADRACE, *args], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def readme_commands():
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  # ")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_readmes_commands_run_in_order(tmp_path):
+    commands = readme_commands()
+    assert {"make demo", "make test"} <= {" ".join(c.split()[:2]) for c in commands}
+    run = [shlex.split(command)[1:] for command in commands if command.startswith("headrace ")]
+    assert {"init", "sample", "check", "train", "run", "models"} <= {args[0] for args in run}
+    for args in run:
+        last = headrace(*args, cwd=tmp_path)
+    assert "version 1" in last.stdout
+    assert "champion" in last.stdout
+    output = read_output(tmp_path / "my_project" / "scores")
+    assert output.outcomes["read"] == 100_000
+    assert output.scores.num_rows == output.outcomes["scored"] > 5000
+    assert set(output.scores["bundle_id"].to_pylist()) == {re.search(r"[0-9a-f]{16}", last.stdout)[0]}
+
+
+def test_the_demo_ends_with_figures(tmp_path):
+    done = headrace("demo", "--rows", "60000", "--project", str(CARD_FRAUD), cwd=tmp_path)
+    assert "60,000 transactions" in done.stdout
+    assert re.search(r"scored +│ +\d,\d{3}", done.stdout)
+    assert "AUC" in done.stdout
+    assert "\x1b" not in done.stdout  # no progress display where there is no terminal
+    for command in ("demo", "test", "check", "bench", "lock"):
+        assert re.search(rf"(?m)^{command}:", (ROOT / "Makefile").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    write_sample(folder / "data", 40_000)
+    headrace("train", str(CARD_FRAUD), "--source", "data/*.parquet", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "nowhere", "--source", "x.csv", "--sink", "out"], "nowhere/project.yaml: cannot be read"),
+        (["run", "{card_fraud}", "--source", "none*.csv", "--sink", "out"], "none*.csv: no such file"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--model", "7"], "7"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--sorce", "x"], "unknown: --sorce"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--sink-format", "xml"], "parquet or jsonl"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--source-format", "xml"], "json or avro"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "/proc/none"], "/proc"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--registry", "sqlite:///none.db"], "none.db"),
+        (["train", "{card_fraud}", "--source", "data/transactions-2018-04-01.parquet"], "the events span 1 days"),
+        (["init", "data"], "is there and not empty"),
+        (["init", "123"], "a project's name starts with a letter"),
+        (["sample", "s", "--format", "xls"], "--format is parquet"),
+    ],
+)
+def test_wrong_input_gets_one_clear_line(trained, args, message):
+    done = headrace(*(arg.format(card_fraud=CARD_FRAUD) for arg in args), cwd=trained, code=1)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_project_is_refused_until_it_is_trained_again(trained, tmp_path):
+    project = tmp_path / "changed"
+    project.mkdir()
+    (project / "schema.pbtxt").write_bytes((CARD_FRAUD / "schema.pbtxt").read_bytes())
+    text = (CARD_FRAUD / "project.yaml").read_text()
+    (project / "project.yaml").write_text(text.replace("30DAY: 30d", "30DAY: 29d", 1))
+    args = ["run", str(project), "--source", "data/*.parquet", "--sink", str(tmp_path / "out")]
+    assert "train again" in headrace(*args, cwd=trained, code=1).stderr
+
+
+def test_check_names_all_faults_with_their_lines(tmp_path):
+    (tmp_path / "schema.pbtxt").write_bytes((CARD_FRAUD / "schema.pbtxt").read_bytes())
+    text = (CARD_FRAUD / "project.yaml").read_text()
+    text = text.replace("hour(TX_DATETIME)", "hour(TX_AMOUNT)").replace("entity: customer", "entity: client")
+    (tmp_path / "project.yaml").write_text(text.replace("rate(TX_FRAUD)", "rate(TX_AMOUNT)"))
+    faults = headrace("check", str(tmp_path), cwd=tmp_path, code=1).stderr.splitlines()
+    assert len(faults) == 3
+    assert all(re.match(r".*/project.yaml:\d+: features\.", fault) for fault in faults)
+
+
+def test_jsonl_output_and_a_second_version(trained, tmp_path):
+    sink = tmp_path / "out"
+    args = ["run", str(CARD_FRAUD), "--source", "data/*.parquet", "--sink", str(sink), "--sink-format", "jsonl"]
+    headrace(*args, cwd=trained)
+    lines = [line for path in sorted((sink / "scores").iterdir()) for line in path.read_text().splitlines()]
+    assert len(lines) == 40_000
+    headrace(
+        "train", str(CARD_FRAUD), "--source", "data/*.parquet", "--start", "2018-05-10", "--promote", cwd=trained
+    )
+    assert "version 2" in headrace("models", str(CARD_FRAUD), cwd=trained).stdout
+    assert "version 1 is champion" in headrace("promote", str(CARD_FRAUD), "1", cwd=trained).stdout

@@ -1,0 +1,596 @@
+"""Kafka, against the mock cluster that librdkafka brings along: its protocol is real, its storage is not."""
+
+import contextlib
+import ctypes
+import itertools
+import logging
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+confluent_kafka = pytest.importorskip("confluent_kafka", reason="needs confluent-kafka, which is not installed")
+
+from pipelines.brokers import BrokerError, Messages  # noqa: E402
+from pipelines.brokers.kafka import KafkaBroker, KafkaSubscription  # noqa: E402
+
+QUICK = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 200}
+NOTHING = Messages([], [], [], [], None, None)
+CLOSED_PORT = "127.0.0.1:1"
+
+
+class Cluster:
+    """A mock cluster of one broker, by librdkafka's C interface: Python's has no topics and no outages."""
+
+    def __init__(self) -> None:
+        beside = Path(confluent_kafka.__file__).parent.parent / "confluent_kafka.libs"
+        found = sorted(beside.glob("librdkafka*.so*"))
+        if not found:
+            pytest.skip("needs the librdkafka that the Linux wheels of confluent-kafka bring along")
+        self._c = ctypes.CDLL(str(found[0]))
+        error = ctypes.create_string_buffer(512)
+        config = self._pointer("rd_kafka_conf_new")
+        self._c.rd_kafka_conf_set(ctypes.c_void_p(config), b"log_level", b"0", error, 512)
+        self._client = self._pointer("rd_kafka_new", 0, ctypes.c_void_p(config), error, ctypes.c_size_t(512))
+        assert self._client, error.value
+        self._cluster = self._pointer("rd_kafka_mock_cluster_new", ctypes.c_void_p(self._client), 1)
+        self._call("group_initial_rebalance_delay_ms", 100)
+        self._c.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+        self.servers = self._call("cluster_bootstraps").decode()
+        self._names = (f"topic-{number}" for number in itertools.count())
+
+    def _pointer(self, name: str, *arguments: object) -> int:
+        function = getattr(self._c, name)
+        function.restype = ctypes.c_void_p
+        return function(*arguments)
+
+    def _call(self, name: str, *arguments: object):
+        return getattr(self._c, f"rd_kafka_mock_{name}")(ctypes.c_void_p(self._cluster), *arguments)
+
+    def topic(self, partitions: int = 1) -> str:
+        name = next(self._names)
+        assert self._call("topic_create", name.encode(), partitions, 1) == 0
+        return name
+
+    def delete(self, topic: str) -> None:
+        assert self._call("topic_delete", topic.encode()) == 0
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        assert self._call("broker_set_down", 1) == 0
+        try:
+            yield
+        finally:
+            assert self._call("broker_set_up", 1) == 0
+
+    def close(self) -> None:
+        self._call("cluster_destroy")
+        self._c.rd_kafka_destroy(ctypes.c_void_p(self._client))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def _haste(monkeypatch):
+    monkeypatch.setattr("pipelines.brokers.kafka._TICK_SECONDS", 0.3)
+
+
+@pytest.fixture
+def connect(cluster: Cluster):
+    """Opens subscriptions that are closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def subscribe(topic: str, group: str = "readers", **options) -> KafkaSubscription:
+            options.setdefault("settings", QUICK)
+            broker = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}?group={group}-{topic}", **options)
+            subscription = broker.subscribe()
+            stack.callback(subscription.close)
+            return subscription
+
+        yield subscribe
+
+
+def publish(cluster: Cluster, topic: str, payloads: list[bytes], **attributes: list) -> None:
+    publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
+    publisher.publish(payloads, **attributes)
+    publisher.close()
+
+
+def numbers(start: int, stop: int) -> list[bytes]:
+    return [b"%d" % number for number in range(start, stop)]
+
+
+def drain(subscription: KafkaSubscription, count: int, most: int = 1000, seconds: float = 15.0) -> list[Messages]:
+    """What comes until there are `count` messages."""
+    received: list[Messages] = []
+    deadline = time.monotonic() + seconds
+    while count > sum(map(len, received)):
+        assert time.monotonic() < deadline, f"{sum(map(len, received))} of {count} messages"
+        messages = subscription.receive(min(most, count - sum(map(len, received))), 0.5)
+        received += [messages] if messages else []
+    return received
+
+
+def texts(received: list[Messages]) -> list[bytes]:
+    return [payload for messages in received for payload in messages.payloads]
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def committed(cluster: Cluster, topic: str, group: str = "readers") -> int:
+    client = confluent_kafka.Consumer({"bootstrap.servers": cluster.servers, "group.id": f"{group}-{topic}"})
+    offset = client.committed([confluent_kafka.TopicPartition(topic, 0)], timeout=10)[0].offset
+    client.close()
+    return offset
+
+
+# Configuration ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["kafka://a:9092/orders?group=g", "kafka://a:9092,b.c-d:1/orders", "kafka://[::1]:9092/o.r-d_ers?group=a%2Fb"],
+)
+def test_uri(uri):
+    broker = KafkaBroker.parse(uri, max_outstanding_messages=5)
+    assert broker.uri == uri
+    assert pickle.loads(pickle.dumps(broker)) == broker == KafkaBroker.parse(broker.uri, max_outstanding_messages=5)
+    assert hash(broker) == hash(KafkaBroker.parse(uri, max_outstanding_messages=5))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "kafka://orders",
+        "kafka://a/orders",
+        "kafka://a:9092",
+        "kafka://a:9092/",
+        "kafka://a:9092,/orders",
+        "kafka://a:9092/or/ders",
+        "kafka://a:9092/orders?group=",
+        "kafka://a:9092/orders?groop=g",
+        "kafka://a:9092/orders?group=g&group=h",
+        "pubsub://a:9092/orders",
+        "kafka://user:hunter2@a:9092/orders",
+    ],
+)
+def test_what_is_not_a_uri(uri):
+    with pytest.raises(ValueError, match="is not kafka://") as raised:
+        KafkaBroker.parse(uri)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_outstanding_messages": 0}, "at least 1"),
+        ({"settings": {"enable.auto.commit": False}}, "not a setting to change"),
+        ({"settings": {"group.id": "g"}}, "not a setting to change"),
+        ({"settings": {"sasl.password": "hunter2"}}, "secret"),
+        ({"settings": {"ssl.key.password": "$$hunter2"}}, "secret"),
+    ],
+)
+def test_options_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        KafkaBroker.parse("kafka://a:9092/orders", **options)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_secrets_are_read_where_the_connection_is_made(monkeypatch):
+    settings = {"sasl.password": "$KAFKA_PASSWORD", "sasl.mechanism": "PLAIN", "security.protocol": "SASL_PLAINTEXT"}
+    broker = KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders?group=g", settings=settings, connect_seconds=0.5)
+    with pytest.raises(BrokerError, match=r"sasl\.password needs the environment variable KAFKA_PASSWORD"):
+        broker.subscribe()
+    monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
+    assert "hunter2" not in repr(broker) + repr(pickle.dumps(broker))
+    with pytest.raises(BrokerError) as raised:
+        broker.publisher()
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_value_that_starts_with_a_dollar(cluster):
+    settings = {"client.id": "$$ConnectionString"}
+    broker = KafkaBroker.parse(f"kafka://{cluster.servers}/{cluster.topic()}?group=g", settings=settings)
+    broker.subscribe().close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"settings": {"no.such.setting": "1"}}, r"no\.such\.setting"), ({"start": "middle"}, "middle")],
+)
+def test_settings_that_librdkafka_refuses(options, message):
+    broker = KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders?group=g", **options)
+    with pytest.raises(BrokerError, match=f"refuses the settings.*{message}"):
+        broker.subscribe()
+
+
+def test_a_secret_that_librdkafka_refuses(monkeypatch):
+    monkeypatch.setenv("TOKENS", "hunter2")
+    settings = {"sasl.oauthbearer.config": "$TOKENS", "sasl.mechanism": "OAUTHBEARER", "security.protocol": "SASL_SSL"}
+    settings |= {"enable.sasl.oauthbearer.unsecure.jwt": True}
+    broker = KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders?group=g", settings=settings, connect_seconds=0.5)
+    with pytest.raises(BrokerError) as raised:
+        broker.publisher()
+    assert "hunter2" not in str(raised.value)
+
+
+def test_no_such_topic(cluster):
+    broker = KafkaBroker.parse(f"kafka://{cluster.servers}/no-such-topic?group=g")
+    for connect in (broker.subscribe, broker.publisher, broker.subscribe):  # looking does not create it
+        with pytest.raises(BrokerError, match=r"no-such-topic.*Unknown topic"):
+            connect()
+
+
+def test_no_broker():
+    broker = KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders?group=g", connect_seconds=1)
+    started = time.monotonic()
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1/orders.*(refused|down|transport)"):
+        broker.subscribe()
+    assert time.monotonic() - started < 5
+
+
+def test_reading_needs_a_group():
+    with pytest.raises(BrokerError, match="group"):
+        KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders").subscribe()
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_all_comes_once_and_in_order(cluster, connect, partitions):
+    topic = cluster.topic(partitions)
+    before = time.time_ns() // 1000
+    payloads = numbers(0, 5000)
+    attributes = [{"at": f"time {number}", "other": "x"} if number % 2 else {} for number in range(5000)]
+    publish(cluster, topic, payloads, attributes=attributes)
+
+    subscription = connect(topic, event_time_attribute="at")
+    assert subscription.receive(10, 0) is None
+    received = drain(subscription, 5000)
+    assert sorted(texts(received), key=int) == payloads
+    assert subscription.partitions() == frozenset(range(partitions))
+    orders = defaultdict(list)
+    for messages in received:
+        assert len(messages) <= 1000
+        for index in range(len(messages)):
+            name, partition, offset = messages.ids[index].split("/")
+            number = int(messages.payloads[index])
+            assert (name, int(partition)) == (topic, messages.partitions[index])
+            orders[partition].append((int(offset), number))
+            assert messages.event_times[index] == (f"time {number}" if number % 2 else None)
+            assert before - 1000 <= messages.published_us[index] <= time.time_ns() // 1000
+    for order in orders.values():
+        assert [offset for offset, _ in order] == list(range(len(order)))
+    assert len(orders) == partitions
+
+
+def test_what_has_no_value_and_any_bytes(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, [b"", b"\x00\x00\x00\x00\x07\xff", b"x" * 100_000])
+    received = drain(connect(topic), 3)
+    assert texts(received) == [b"", b"\x00\x00\x00\x00\x07\xff", b"x" * 100_000]
+    assert received[0].event_times is None
+
+
+def test_a_message_is_received_as_soon_as_there_is_one(cluster, connect):
+    topic = cluster.topic()
+    publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
+    subscription = connect(topic)
+    publisher.publish([b"first"])
+    drain(subscription, 1)
+    timer = threading.Timer(0.5, publisher.publish, [[b"second"]])
+    timer.start()
+    started = time.monotonic()
+    messages = subscription.receive(1000, 10)
+    assert messages is not None
+    assert time.monotonic() - started < 5
+    timer.join()
+    publisher.close()
+
+
+def test_only_a_prefix_is_committed(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, numbers(0, 30))
+    subscription = connect(topic)
+    first, second, third = drain(subscription, 30, most=10)
+    subscription.acknowledge(second.receipt)
+    time.sleep(1)
+    assert committed(cluster, topic) < 0
+    subscription.acknowledge(first.receipt)
+    until(lambda: committed(cluster, topic) == 20)
+    subscription.close()
+
+    again = connect(topic)
+    messages = drain(again, 10)
+    assert [each for part in messages for each in part.ids] == third.ids
+    assert texts(messages) == third.payloads
+
+
+def test_what_is_acknowledged_just_before_closing_is_committed(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, numbers(0, 10))
+    subscription = connect(topic)
+    for messages in drain(subscription, 10, most=5):
+        subscription.acknowledge(messages.receipt)
+    subscription.close()
+    assert committed(cluster, topic) == 10
+    subscription.close()
+    subscription.acknowledge(messages.receipt)
+    with pytest.raises(BrokerError, match="closed"):
+        subscription.receive(1, 0)
+
+
+def test_receipts_of_others_and_used_ones_do_nothing(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, numbers(0, 10))
+    old = connect(topic)
+    [stale] = drain(old, 10, most=10)
+    old.close()
+    subscription = connect(topic)
+    first, second = drain(subscription, 10, most=5)
+    subscription.acknowledge(stale.receipt)
+    for _ in range(3):
+        subscription.acknowledge(pickle.loads(pickle.dumps(first.receipt)))
+    until(lambda: committed(cluster, topic) == 5)
+    subscription.acknowledge(second.receipt)
+    until(lambda: committed(cluster, topic) == 10)
+
+
+def test_a_new_group_may_start_at_the_end(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, numbers(0, 10))
+    subscription = connect(topic, start="latest")
+    until(lambda: subscription.receive(1, 0.1) is None and subscription.backlog() == 0)
+    publish(cluster, topic, numbers(10, 15))
+    assert texts(drain(subscription, 5)) == numbers(10, 15)
+
+
+def test_fetching_stops_at_the_bound_of_messages(cluster, connect):
+    topic = cluster.topic(4)
+    publish(cluster, topic, numbers(0, 300))
+    subscription = connect(topic, max_outstanding_messages=100)
+    held = drain(subscription, 100, most=30)
+    assert subscription.receive(10, 0.5) is None
+    until(lambda: subscription._paused)  # nobody received for a while
+    assert subscription.receive(10, 0) is None
+    subscription.acknowledge(held.pop().receipt)
+    held += drain(subscription, 10)
+    for messages in held:
+        subscription.acknowledge(messages.receipt)
+    seen = 110
+    while seen < 300:
+        [messages] = drain(subscription, 10, most=10)
+        subscription.acknowledge(messages.receipt)
+        held.append(messages)
+        seen += 10
+    until(lambda: subscription.backlog() == 0)
+    assert subscription.receive(1, 0.3) is None
+
+
+def test_fetching_stops_at_the_bound_of_bytes(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, [b"x" * 10_000] * 100)
+    subscription = connect(topic, max_outstanding_bytes=100_000)
+    [first] = drain(subscription, 1, most=1)
+    held = [first, *drain(subscription, 9)]
+    assert subscription.receive(100, 0.5) is None
+    for messages in held:
+        subscription.acknowledge(messages.receipt)
+    assert sum(len(messages) for messages in drain(subscription, 10)) == 10
+
+
+def test_one_message_larger_than_the_bound_comes_alone(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, [b"x" * 10_000] * 3)
+    subscription = connect(topic, max_outstanding_bytes=1000)
+    for _ in range(3):
+        [messages] = drain(subscription, 1)
+        assert subscription.receive(10, 0.2) is None
+        subscription.acknowledge(messages.receipt)
+
+
+def test_backlog(cluster, connect):
+    topic = cluster.topic(4)
+    publish(cluster, topic, numbers(0, 400))
+    subscription = connect(topic, max_outstanding_messages=100)
+    assert subscription.backlog() is None
+    assert subscription.partitions() == frozenset()
+    until(lambda: len(subscription.partitions()) == 4 or subscription.receive(1, 0.1))
+    held = drain(subscription, 90)
+    until(lambda: subscription.backlog() in (310, 309))
+    publish(cluster, topic, numbers(400, 450))  # not fetched: it is paused
+    until(lambda: subscription.backlog() in (360, 359))
+    for messages in held:
+        subscription.acknowledge(messages.receipt)
+    subscription.close()
+
+    again = connect(topic)
+    until(lambda: again.receive(1, 0.1) is not None)
+    until(lambda: again.backlog() in (359, 358))
+
+
+def test_a_topic_that_is_deleted(cluster, connect):
+    topic = cluster.topic()
+    publish(cluster, topic, numbers(0, 1))
+    subscription = connect(topic, settings={**QUICK, "topic.metadata.refresh.interval.ms": 500})
+    drain(subscription, 1)
+    cluster.delete(topic)
+    with pytest.raises(BrokerError, match=f"{topic}.*[Uu]nknown topic"):
+        until(lambda: subscription.receive(1, 0.5), seconds=15)
+
+
+# More than one member --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_a_member_that_joins_and_one_that_leaves(cluster, connect, strategy):
+    topic = cluster.topic(4)
+    settings = {**QUICK, "partition.assignment.strategy": strategy}
+    publish(cluster, topic, numbers(0, 400))
+    first = connect(topic, settings=settings)
+    held = drain(first, 400, most=40)
+    for messages in held[:5]:
+        first.acknowledge(messages.receipt)
+    if strategy == "range":  # the mock, unlike Kafka, takes no commits while a group rebalances
+        time.sleep(1)
+    second = connect(topic, settings=settings)
+    later: list[Messages] = []
+
+    def receive(*members: KafkaSubscription) -> set[bytes]:
+        for member in members:
+            if messages := member.receive(1000, 0.1):
+                later.append(messages)
+                member.acknowledge(messages.receipt)
+        return set(texts(later))
+
+    until(lambda: receive(first, second) and [len(first.partitions()), len(second.partitions())] == [2, 2])
+    assert not first.partitions() & second.partitions()
+    for messages in held:  # of the partitions that were revoked since, these commit nothing
+        first.acknowledge(messages.receipt)
+    publish(cluster, topic, numbers(400, 500))
+    until(lambda: receive(first, second) >= set(numbers(400, 500)))
+    second.close()
+    publish(cluster, topic, numbers(500, 600))
+    until(lambda: receive(first) >= set(numbers(500, 600)))
+    assert first.partitions() == frozenset(range(4))
+    offsets = {each: payload for part in held + later for each, payload in zip(part.ids, part.payloads, strict=True)}
+    assert sorted(offsets.values(), key=int) == numbers(0, 600)  # the same id when a message comes again
+    assert not {each for part in held[:5] for each in part.ids} & {each for part in later for each in part.ids}
+    assert first._held == first._held_bytes == 0
+
+
+MEMBER = """
+import sys, time
+from pipelines.brokers.kafka import KafkaBroker
+settings = {"session.timeout.ms": 1000, "heartbeat.interval.ms": 100}
+subscription = KafkaBroker.parse(sys.argv[1], settings=settings).subscribe()
+seen, safe = 0, []
+while seen < 100:
+    messages = subscription.receive(10, 0.5)
+    if messages:
+        seen += len(messages)
+        if seen <= 50:
+            safe += messages.payloads
+            subscription.acknowledge(messages.receipt)
+time.sleep(1)
+print(b" ".join(safe).decode(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_member_that_is_killed_loses_nothing(cluster, connect):
+    topic = cluster.topic(4)
+    publish(cluster, topic, numbers(0, 100))
+    uri = f"kafka://{cluster.servers}/{topic}?group=readers-{topic}"
+    member = subprocess.Popen([sys.executable, "-c", MEMBER, uri], stdout=subprocess.PIPE, text=True)
+    assert member.stdout is not None
+    safe = set(member.stdout.readline().encode().split())
+    member.send_signal(signal.SIGKILL)
+    member.wait()
+    member.stdout.close()
+    received = drain(connect(topic), 100 - len(safe))
+    assert safe
+    assert set(texts(received)) == set(numbers(0, 100)) - safe
+
+
+def test_a_member_that_does_not_receive_still_answers(cluster, connect):
+    topic = cluster.topic(4)
+    settings = {**QUICK, "max.poll.interval.ms": 2000}
+    publish(cluster, topic, numbers(0, 40))
+    first = connect(topic, settings=settings)
+    held = drain(first, 40)
+    second = connect(topic, settings=settings)
+    until(lambda: second.receive(1, 0.1) is not None and len(second.partitions()) == 2, seconds=5)
+    time.sleep(2.5)  # with nobody receiving: longer than Kafka has a member be silent
+    kept = first.partitions()
+    assert len(kept) == 2
+    for messages in held:
+        first.acknowledge(messages.receipt)
+    second.close()
+    until(lambda: len(first.partitions()) == 4)  # still with nobody receiving
+    publish(cluster, topic, numbers(40, 80))
+    seen: set[bytes] = set()
+    until(lambda: seen.update(texts([first.receive(100, 0.1) or NOTHING])) or seen >= set(numbers(40, 80)))
+
+
+# Outages and writing ---------------------------------------------------------------------------------------
+
+
+def test_an_outage_is_waited_for(cluster, connect, caplog):
+    topic = cluster.topic(4)
+    publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
+    subscription = connect(topic)
+    publisher.publish(numbers(0, 50))
+    received = drain(subscription, 50)
+    with cluster.down():
+        waiting = threading.Thread(target=publisher.publish, args=(numbers(50, 100),))
+        waiting.start()
+        assert subscription.receive(1, 1.5) is None
+        subscription.acknowledge(received[0].receipt)
+        assert waiting.is_alive()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    received += drain(subscription, 50)
+    assert sorted(texts(received), key=int) == numbers(0, 100)
+    for messages in received:
+        subscription.acknowledge(messages.receipt)
+    subscription.close()
+    assert connect(topic).receive(1, 2) is None
+    publisher.close()
+    assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) < 10
+
+
+def test_closing_does_not_wait_for_a_broker_that_is_down(cluster, connect, monkeypatch):
+    monkeypatch.setattr("pipelines.brokers.kafka._CLOSE_SECONDS", 1.0)
+    topic = cluster.topic()
+    broker = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}")
+    publisher, subscription = broker.publisher(), connect(topic)
+    publisher.publish([b"x"])
+    drain(subscription, 1)
+    failures: list[BrokerError] = []
+
+    def wait() -> None:
+        try:
+            publisher.publish([b"y"])
+        except BrokerError as error:
+            failures.append(error)
+
+    with cluster.down():
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.3)
+        started = time.monotonic()
+        publisher.close()
+        subscription.close()
+        assert time.monotonic() - started < 6
+        waiting.join(5)
+    assert [str(error) for error in failures] == ["closed"]
+
+
+def test_a_message_that_is_refused(cluster, connect):
+    topic = cluster.topic()
+    publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
+    with pytest.raises(BrokerError, match=f"{topic}.*too large"):
+        publisher.publish([b"x", b"y" * 2_000_000, b"z"])
+    publisher.publish([])
+    publisher.publish([b"after"])
+    assert texts(drain(connect(topic), 3)) == [b"x", b"z", b"after"]
+    publisher.close()
