@@ -129,6 +129,7 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
         kind = "float"
     elif feature.type != schema_pb2.BYTES:
         fault("needs a type of INT, FLOAT or BYTES")
+        return Field(feature.name, kind)
     if not feature.name or not feature.name.isprintable():
         fault("needs a name, of characters that can be seen")
     several = feature.HasField("value_count") and (feature.value_count.max or 1) != 1
@@ -142,8 +143,8 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
     info = feature.WhichOneof("domain_info")
     if (info == "int_domain" and kind == "int") or (info == "float_domain" and kind == "float"):
         bounds = getattr(feature, info)
-        minimum = bounds.min if bounds.HasField("min") and bounds.min != -math.inf else None
-        maximum = bounds.max if bounds.HasField("max") and bounds.max != math.inf else None
+        minimum = _as_written(bounds.min) if bounds.HasField("min") and bounds.min != -math.inf else None
+        maximum = _as_written(bounds.max) if bounds.HasField("max") and bounds.max != math.inf else None
         if not (-math.inf if minimum is None else minimum) <= (math.inf if maximum is None else maximum):
             fault(f"no number is in its {info}, from {minimum} to {maximum}")
             minimum = maximum = None
@@ -171,6 +172,11 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
         is_boolean=kind == "int" and minimum == 0 and maximum == 1,
         time_format=time_format,
     )
+
+
+def _as_written(bound: float) -> float:
+    """A bound as its text says: a float_domain has 32 bits, of which 0.1 would be a little more than 0.1."""
+    return float(str(np.float32(bound))) if isinstance(bound, float) else bound
 
 
 def _read_time_format(feature: schema_pb2.Feature, kind: Kind, fault: Callable[[str], None]) -> str:
@@ -246,4 +252,4 @@ def _rows(condition: pa.BooleanArray) -> np.ndarray[tuple[int], np.dtype[np.int6
 
 
 def _number(value: float) -> str:
-    return f"{value:g}" if value != int(value) else str(int(value))
+    return str(int(value)) if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15) else repr(value)

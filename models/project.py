@@ -33,7 +33,12 @@ PROJECT_FILE = "project.yaml"
 MAX_PROJECT_BYTES = 256 << 10
 MAX_SCHEMA_BYTES = 1 << 20
 
-_OF_NAMES = {"entities", "fixed_point", "row", "windows", "features"}  # mappings of names that don't bear on each other
+# What may be said to be wrong only because something of these is left out.
+_FOLLOWERS: dict[str | int, tuple[Path, ...]] = {
+    "event": (("event", "earliest"),),
+    "features": (("model", "inputs"), ("training", "slices")),
+    "fixed_point": (("features", "rolling"),),
+}
 # In place of what must be there and is wrong or missing, so that all else can be checked.
 _STAND_INS: dict[str, Any] = {"name": "unnamed", "model": {"inputs": ["unnamed"]}}
 
@@ -96,11 +101,11 @@ def parse_project(
         return Fault(f"{place}:{document.line_of(path)}: {_printable(_dotted(path))}", _printable(said))
 
     faults = [Fault(f"{place}:{line}", f"the key {key!r} stands twice") for key, line in document.repeated]
-    project, wrong = _declare(raw)
+    project, wrong, left_out = _declare(raw)
     faults += [fault(path, message) for path, message in wrong]
     contract: Contract | None = None
     broken: list[FieldFault] = []
-    file = raw.get("schema")
+    file = project.schema_file if project else raw.get("schema")
     if isinstance(file, str) and not any(path[0] == "schema" for path, _ in wrong):
         try:
             contract, broken = Contract.read(read_schema(file))
@@ -112,28 +117,30 @@ def parse_project(
     if project is None or contract is None:
         return None, faults
     project._contract = contract
-    unsure = [path for path, _ in wrong], {problem.field for problem in broken}
+    broken_fields = {problem.field for problem in broken}
     for path, message in check_declarations(project):
-        if not _may_follow(path, f"{message.partition(';')[0]} {_at(raw, path)}", *unsure):
+        if not _may_follow(path, f"{message.partition(';')[0]} {_at(raw, path)}", left_out, broken_fields):
             faults.append(fault(path, message))
     return (None if wrong or broken else project), faults
 
 
-def _declare(raw: dict[Any, Any]) -> tuple[Project | None, list[tuple[Path, str]]]:
-    """The project and what of it is of a wrong type; without that, if it can be without."""
+def _declare(raw: dict[Any, Any]) -> tuple[Project | None, list[tuple[Path, str]], set[Path]]:
+    """The project, what of it is of a wrong type, and what was left out so that the rest can be checked."""
     wrong: list[tuple[Path, str]] = []
+    left_out: set[Path] = set()
     usable = copy.deepcopy(raw)
     for level in range(4):
         try:
-            return Project.model_validate(usable), wrong
+            return Project.model_validate(usable), wrong, left_out
         except pydantic.ValidationError as error:
             items = [(item["loc"], item["msg"].removeprefix("Value error, ")) for item in error.errors()]
         wrong = wrong or items
         paths = {path[: len(path) - level] for path, _ in items}
         for path in sorted(paths, key=lambda path: [(isinstance(part, int), part) for part in path], reverse=True):
             _remove(usable, path)
+        left_out |= paths
         usable = {**_STAND_INS, **usable}
-    return None, wrong
+    return None, wrong, left_out
 
 
 def _at(data: Any, path: Path) -> Any:
@@ -160,19 +167,16 @@ def _remove(data: Any, path: Path) -> None:
             del holder[path[-1]]
 
 
-def _may_follow(path: Path, said: str, wrong: Sequence[Path], broken: set[str]) -> bool:
+def _may_follow(path: Path, said: str, left_out: set[Path], broken: set[str]) -> bool:
     """Whether a fault at `path` may come only of declarations or schema fields that are wrong already."""
-    for other in wrong:
-        beside = other[:-1]
-        if path[: len(other)] == other:
+    for other in left_out - {()}:
+        holder = other[:-1]
+        in_a_list = any(isinstance(part, int) for part in other[-2:])
+        if path[: len(other)] == other or (in_a_list and path[: len(holder)] == holder):
             return True
-        if other[0] == "features" and path[:2] in (("model", "inputs"), ("training", "slices")):
+        if any(path[: len(start)] == start for start in _FOLLOWERS.get(other[0], ())):
             return True
         if other[0] == "entities" and path[-1] in ("entity", "group"):
-            return True
-        if other[0] == "fixed_point" and path[:2] == ("features", "rolling"):
-            return True
-        if beside and beside[-1] not in _OF_NAMES and path[: len(beside)] == beside:
             return True
     return not broken.isdisjoint(re.findall(r"\w+", said))
 

@@ -144,9 +144,6 @@ class _Node:
         self._producers = [run.producers[source] for source in applied.inputs if source in run.producers]
         self.emit: Receive = _Receiver(run.consumers[next(iter(applied.outputs.values()), None)]).receive
 
-    def start(self) -> None:
-        """The run begins."""
-
     def receive(self, element: WindowedValue) -> None:
         self.emit(element)
 
@@ -164,16 +161,6 @@ class _Node:
     def hold(self) -> int:
         """The time that the output watermark may not pass yet, whatever the input's."""
         return MAX_US
-
-    def rest_seconds(self) -> float:
-        """How long there will be nothing to do by the clock."""
-        return math.inf
-
-    def finalize(self) -> None:
-        """Call the finalizers of the bundle that has ended."""
-
-    def teardown(self) -> None:
-        """The run is over."""
 
 
 class _Impulse(_Node):
@@ -203,7 +190,8 @@ class _GroupByKey(_Node):
         self._times = TimestampCombiner.get_impl(windowing.timestamp_combiner, windowing.windowfn)
         self._lateness = windowing.allowed_lateness.micros
         self._is_global = isinstance(windowing.windowfn, GlobalWindows)
-        self._pane = PaneInfo(True, self._is_global, PaneInfoTiming.ON_TIME, 0, 0)
+        on_time = PaneInfo(True, self._is_global, PaneInfoTiming.ON_TIME, 0, 0)
+        self._pane = PANE_INFO_UNKNOWN if self._lateness else on_time
         self._windows: dict[Any, dict[bytes, list[Any]]] = {}  # each group is a key, its output time and values
         self._ends: dict[Any, int] = {}
         self._first_end = self._hold = MAX_US
@@ -253,10 +241,8 @@ class _ParDo(_Node):
             raise UnsupportedGraph(self.label, "run DoFns over Beam's own batches")
         self._signature = common.DoFnSignature(self._fn)
         self._windowing = next(iter(applied.outputs.values()), applied.inputs[0]).windowing
-        self._receivers: dict[Any, _Receiver] = collections.defaultdict(
-            lambda: _Receiver([])
-        )  # what nobody asked for is dropped
-        self._receivers.update({tag: _Receiver(run.consumers[output]) for tag, output in applied.outputs.items()})
+        outputs = {tag: _Receiver(run.consumers[output]) for tag, output in applied.outputs.items()}
+        self._receivers = collections.defaultdict(lambda: _Receiver([]), outputs)  # what nobody asked for is dropped
         self._views = list(applied.side_inputs)
         if not all(view.pvalue.is_bounded for view in self._views):
             raise UnsupportedGraph(self.label, "run unbounded side inputs")
@@ -300,7 +286,8 @@ class _ParDo(_Node):
 
     def accept(self, element: WindowedValue) -> None:
         """Take an element now that the side inputs are there."""
-        self.open_bundle()
+        if not self._open:
+            self.open_bundle()
         self.call(self._runner.process, element)
 
     def open_bundle(self) -> None:
@@ -314,8 +301,10 @@ class _ParDo(_Node):
                 return False
             self._make_runner()
             waiting, self._waiting = self._waiting, []
+            reached, self.input_watermark = self.input_watermark, MIN_US  # none of them was late when it came
             for element in waiting:
                 self.accept(element)
+            self.input_watermark = reached
         worked = self.process_due()
         if self._open:
             self._open = False
@@ -328,6 +317,10 @@ class _ParDo(_Node):
 
     def hold(self) -> int:
         return MIN_US if self._runner is None else MAX_US
+
+    def rest_seconds(self) -> float:
+        """How long there will be nothing to do by the clock."""
+        return math.inf
 
     def finalize(self) -> None:
         finalizer = self._runner.bundle_finalizer_param if self._runner is not None else None
@@ -361,6 +354,9 @@ class _Splittable(_ParDo):
                 receiver.consumers.append(self._interrupt)
 
     def accept(self, element: WindowedValue) -> None:
+        self.call(self._begin, element)
+
+    def _begin(self, element: WindowedValue) -> None:
         restriction = self._signature.get_restriction_provider().initial_restriction(element.value)
         estimator = self._signature.get_watermark_estimator_provider()
         state = estimator.initial_estimator_state(element.value, restriction)
@@ -380,7 +376,7 @@ class _Splittable(_ParDo):
     def _keep(self, residuals: Iterable[Any]) -> None:
         for element, watermark, deferred in residuals:
             at = time.monotonic() + deferred.micros / 1e6 if deferred is not None else 0.0
-            self._residuals.append((at, (watermark or element.timestamp).micros, element))
+            self._residuals.append((at, (element.timestamp if watermark is None else watermark).micros, element))
 
     def _interrupt(self, _: WindowedValue) -> None:
         """Split off what is not claimed yet of an element that has gone on for long, or if the run is to stop."""
@@ -608,6 +604,7 @@ class _Run:
         steps = _Steps()
         pipeline.visit(steps)
         self._nodes = [self._add(applied) for applied in steps.found]
+        self._pardos = [node for node in self._nodes if isinstance(node, _ParDo)]
 
     def _add(self, applied: AppliedPTransform) -> _Node:
         node = _make_node(applied, self)
@@ -625,26 +622,26 @@ class _Run:
         tracker = statesampler.get_current_tracker()
         statesampler.set_current_tracker(self.metrics)
         try:
-            for node in self._nodes:
-                node.start()
+            for pardo in self._pardos:
+                pardo.start()
             while not self.runner.stopped:
                 worked = [node.take_turn() for node in self._nodes]
-                for node in self._nodes:
-                    node.finalize()
+                for pardo in self._pardos:
+                    pardo.finalize()
                 if all(node.output_watermark >= MAX_US for node in self._nodes):
                     break
                 if not any(worked):
                     self._rest()
         finally:
-            for node in self._nodes:
+            for pardo in self._pardos:
                 try:
-                    node.teardown()
+                    pardo.teardown()
                 except Exception:  # the other steps are to be torn down too, and what ended the run is to be seen
-                    logging.getLogger(__name__).exception("%s could not be torn down", node.label)
+                    logging.getLogger(__name__).exception("%s could not be torn down", pardo.label)
             statesampler.set_current_tracker(tracker)
 
     def _rest(self) -> None:
-        seconds = min(node.rest_seconds() for node in self._nodes)
+        seconds = min((pardo.rest_seconds() for pardo in self._pardos), default=math.inf)
         if seconds == math.inf:
             raise RuntimeError("the graph waits for a watermark that nothing moves on; this is a bug of the engine")
         wake = time.monotonic() + seconds

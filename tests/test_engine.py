@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import gc
-import itertools
-import logging
-import resource
 import signal
 import threading
 import time
@@ -15,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pytest
 from apache_beam.coders import VarIntCoder
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
@@ -66,13 +61,11 @@ def _clean() -> None:
 def plain(value: Any) -> Any:
     """A value whose parts have an order: of what an engine groups, the order is its own."""
     if isinstance(value, dict):
-        return ("dict", sorted(((plain(k), plain(v)) for k, v in value.items()), key=repr))
-    if isinstance(value, (list, set, frozenset)) or (
-        hasattr(value, "__iter__") and not isinstance(value, (str, bytes, tuple))
-    ):
-        return sorted((plain(part) for part in value), key=repr)
+        return sorted(((plain(k), plain(v)) for k, v in value.items()), key=repr)
     if isinstance(value, tuple):
         return tuple(plain(part) for part in value)
+    if hasattr(value, "__iter__") and not isinstance(value, (str, bytes)):
+        return sorted((plain(part) for part in value), key=repr)
     return value
 
 
@@ -274,6 +267,10 @@ def with_list(element: int, others: list[int], table: dict[str, int]) -> Any:
     return element, sorted(others), table
 
 
+def in_tens(p: beam.Pipeline) -> beam.PCollection:
+    return timed(p, (1, ("a", 1)), (11, ("b", 2)), (12, ("a", 3))) | beam.WindowInto(FixedWindows(10))
+
+
 def two_of_each(p: beam.Pipeline) -> beam.PCollection:
     numbers = p | beam.Create([1, 2, 3])
     return (numbers, numbers, p | "other" >> beam.Create([9])) | beam.Flatten()
@@ -326,12 +323,7 @@ def windowed_state(p: beam.Pipeline) -> beam.PCollection:
 
 def sliding_state(p: beam.Pipeline) -> beam.PCollection:
     pairs = timed(p, (1, ("a", 1)), (7, ("a", 2)), (12, ("b", 4)))
-    return (
-        pairs
-        | beam.WindowInto(SlidingWindows(10, 5))
-        | beam.ParDo(Accumulate())
-        | beam.Filter(lambda e: e[0] != "before")
-    )
+    return pairs | beam.WindowInto(SlidingWindows(10, 5)) | beam.ParDo(Accumulate())
 
 
 def empty(p: beam.Pipeline) -> list[beam.PCollection]:
@@ -391,9 +383,7 @@ GRAPHS: dict[str, Graph] = {
     ),
     "reshuffle": lambda p: timed(p, (1, "a"), (2, "b")) | beam.Reshuffle(),
     "windowed reshuffle": lambda p: timed(p, (1, "a"), (2, "b")) | beam.WindowInto(FixedWindows(1)) | beam.Reshuffle(),
-    "fixed windows": lambda p: (
-        timed(p, (1, ("a", 1)), (11, ("a", 2))) | beam.WindowInto(FixedWindows(10)) | beam.GroupByKey()
-    ),
+    "fixed windows": lambda p: in_tens(p) | beam.GroupByKey(),
     "sliding windows": lambda p: (
         timed(p, (1, ("a", 1)), (7, ("a", 2)))
         | beam.WindowInto(SlidingWindows(10, 5))
@@ -404,9 +394,7 @@ GRAPHS: dict[str, Graph] = {
     "earliest": combined_times(TimestampCombiner.OUTPUT_AT_EARLIEST),
     "latest": combined_times(TimestampCombiner.OUTPUT_AT_LATEST),
     "end of window": combined_times(TimestampCombiner.OUTPUT_AT_EOW),
-    "every param": lambda p: (
-        timed(p, (1, ("a", 1)), (11, ("b", 2))) | beam.WindowInto(FixedWindows(10)) | beam.ParDo(EveryParam())
-    ),
+    "every param": lambda p: in_tens(p) | beam.ParDo(EveryParam()),
     "state": lambda p: timed(p, (1, ("a", 1)), (2, ("b", 2))) | beam.ParDo(Accumulate()),
     "windowed state": windowed_state,
     "state in several windows": sliding_state,
@@ -450,16 +438,12 @@ def test_beams_own_assertions_and_error_handling_work() -> None:
         good, bad = p | beam.Create([1, 0, 2]) | beam.Map(lambda n: 2 // n).with_exception_handling()
         assert_that(good, equal_to([2, 1]))
         assert_that(bad | beam.Map(lambda failure: failure[0]), equal_to([0]), label="bad")
-
-
-def test_failed_assertion_ends_the_run() -> None:
     with pytest.raises(Exception, match="Failed assert"), beam.Pipeline(runner=LocalRunner()) as p:
         assert_that(p | beam.Create([1]), equal_to([2]))
 
 
 def test_a_pipeline_runs_again_and_gives_the_same() -> None:
-    runner = LocalRunner()
-    pipeline = beam.Pipeline(runner=runner)
+    pipeline = beam.Pipeline(runner=LocalRunner())
     kept: list[int] = []  # each run has its own copy
     numbers = pipeline | beam.Create([1, 2])
     numbers | beam.Map(lambda n, kept: kept.append(n) or list(kept), kept) | beam.ParDo(Collect())
@@ -474,19 +458,21 @@ def test_a_pipeline_runs_again_and_gives_the_same() -> None:
 
 def test_a_long_chain_of_steps_is_no_recursion_too_deep() -> None:
     def chain(p: beam.Pipeline) -> beam.PCollection:
-        values = p | beam.Create([0])
-        for number in range(150):
-            values = values | f"add {number}" >> beam.Map(lambda n: n + 1)
-        return values
+        numbers = p | beam.Create([0])
+        for step in range(150):
+            numbers = numbers | f"add {step}" >> beam.Map(lambda n: n + 1)
+        return numbers
 
     run(chain)
-    assert values() == [150]
+    assert [value for value, _, _ in SEEN] == [150]
 
 
 # --- life cycle and failures ----------------------------------------------------------------------------------------
 
 
 class Lifecycle(beam.DoFn):
+    """Says what is called; fails in one of its methods."""
+
     def __init__(self, name: str, fails_in: str = "", error: BaseException | None = None) -> None:
         self._name, self._fails_in, self._error = name, fails_in, error or KeyError("broken")
 
@@ -531,12 +517,12 @@ def test_life_cycle_in_order() -> None:
         *("second after", "first after", "first finish", "second process", "second after", "second finish"),
         *("first finalize", "second finalize", "second finalize", "first teardown", "second teardown"),
     ] == CALLS
-    assert values() == [1, 100, 100]
+    assert [value for value, _, _ in SEEN] == [1, 100, 100]
 
 
 @pytest.mark.parametrize("method", ["setup", "start", "process", "after", "finish"])
 @pytest.mark.parametrize(
-    "error", [KeyError("broken"), OSError(2, "no such file"), KeyboardInterrupt(), SystemExit(3)], ids=repr
+    "error", [KeyError("broken"), OSError(2, "no file"), KeyboardInterrupt(), SystemExit(3)], ids=repr
 )
 def test_an_exception_ends_the_run_as_it_is(method: str, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
@@ -546,66 +532,61 @@ def test_an_exception_ends_the_run_as_it_is(method: str, error: BaseException) -
     assert "first teardown" in CALLS
     assert ("second teardown" in CALLS) == (method != "setup")
     assert not any(call.endswith("finalize") for call in CALLS)
-    if method != "finish":
-        assert not any(call.endswith("finish") for call in CALLS if call.startswith("second")), "nothing is committed"
+    assert ("second finish" in CALLS) == (method == "finish"), "nothing is committed"
 
 
 def test_a_finalizer_or_teardown_that_fails_is_logged_and_the_others_are_called(caplog) -> None:
     run(two_steps(fails_in="finalize"))
     assert CALLS.count("second finalize") == 2
     assert "finalization call" in caplog.text
-    caplog.clear()
-    CALLS.clear()
-    graph = lambda p: two_steps(fails_in="teardown")(p) | "third" >> beam.ParDo(Lifecycle("third"))  # noqa: E731
-    run(graph)
+    run(lambda p: two_steps(fails_in="teardown")(p) | "third" >> beam.ParDo(Lifecycle("third")))
     assert "third teardown" in CALLS
     assert "second could not be torn down" in caplog.text
 
 
-def test_a_step_that_yields_again_after_a_failed_consumer_is_closed() -> None:
-    def produce(_: Any) -> Iterator[int]:
-        try:
-            yield 1
-            CALLS.append("went on")
-        finally:
-            CALLS.append("closed")
+def produce(_: Any) -> Iterator[int]:
+    try:
+        yield 1
+        CALLS.append("went on")
+    finally:
+        CALLS.append("closed")
 
-    def fail(_: int) -> None:
-        raise ValueError("no")
 
+def fail(_: int) -> None:
+    raise ValueError("no")
+
+
+def test_a_generator_whose_consumer_fails_goes_on_no_more() -> None:
     try:
         run(lambda p: p | beam.Create([0], reshuffle=False) | beam.FlatMap(produce) | beam.Map(fail))
     except ValueError:
         CALLS.append("raised")
     gc.collect()
-    assert CALLS == ["raised", "closed"]
+    assert sorted(CALLS) == ["closed", "raised"]
+
+
+class Metered(beam.DoFn):
+    def setup(self) -> None:
+        Metrics.counter("test", "setups").inc()
+
+    def process(self, element: int) -> Iterator[int]:
+        Metrics.counter("test", "before").inc()
+        Metrics.distribution("test", "sizes").update(element)
+        Metrics.gauge("test", "last").set(7)
+        Metrics.string_set("test", "names").add(str(element))
+        yield element
+        Metrics.counter("test", "after").inc(2)
 
 
 def test_metrics_are_those_of_fn_api_runner() -> None:
-    class Count(beam.DoFn):
-        def setup(self) -> None:
-            Metrics.counter("test", "setups").inc()
-
-        def process(self, element: int) -> Iterator[int]:
-            Metrics.counter("test", "before").inc()
-            Metrics.distribution("test", "sizes").update(element)
-            Metrics.gauge("test", "last").set(7)
-            Metrics.string_set("test", "names").add(str(element))
-            yield element
-            Metrics.counter("test", "after").inc(2)
-
-        def finish_bundle(self) -> None:
-            Metrics.counter("test", "finished").inc(5)
-
     def graph(p: beam.Pipeline) -> beam.PCollection:
-        return p | beam.Create([1, 2, 3]) | "one" >> beam.ParDo(Count()) | "two" >> beam.ParDo(Count())
+        return p | beam.Create([1, 2, 3]) | "one" >> beam.ParDo(Metered()) | "two" >> beam.ParDo(Metered())
 
     def counts(runner: Any, query: Any = None) -> list[Any]:
         found = run(graph, runner).metrics().query(query)
-        plain_results = [(m.key, getattr(m.committed, "value", m.committed)) for kind in found.values() for m in kind]
-        return sorted(
-            (str(key), str(value)) for key, value in plain_results if key.metric.name not in ("setups", "finished")
-        )
+        results = [(m.key, getattr(m.committed, "value", m.committed)) for kind in found.values() for m in kind]
+        # How often a DoFn is set up is an engine's own affair.
+        return sorted((str(key), repr(plain(value))) for key, value in results if key.metric.name != "setups")
 
     assert counts(LocalRunner()) == counts(FnApiRunner())
     assert len(counts(LocalRunner(), MetricsFilter().with_step("two").with_name("after"))) == 1
@@ -615,8 +596,17 @@ def test_metrics_are_those_of_fn_api_runner() -> None:
 
 
 class Batches(beam.DoFn):
-    def process_batch(self, batch: np.ndarray) -> Iterator[np.ndarray]:
+    def process_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         yield batch
+
+    def get_input_batch_type(self, input_element_type: Any) -> Any:
+        return list[int]
+
+    def get_output_batch_type(self, input_element_type: Any) -> Any:
+        return list[int]
+
+    def infer_output_type(self, input_type: Any) -> type:
+        return int
 
 
 class Ordered(beam.DoFn):
@@ -630,32 +620,21 @@ def pairs_in(window: Any, **options: Any) -> Graph:
     return lambda p: timed(p, (1, ("a", 1))) | beam.WindowInto(window, **options)
 
 
+DISCARDING, ACCUMULATING = trigger.AccumulationMode.DISCARDING, trigger.AccumulationMode.ACCUMULATING
+EARLY = trigger.AfterWatermark(early=trigger.AfterCount(2))
+EACH = trigger.Repeatedly(trigger.AfterCount(1))
+TENS = FixedWindows(10)
+
 REFUSED: dict[str, Graph] = {
     "merge windows": lambda p: pairs_in(Sessions(5))(p) | beam.GroupByKey(),
     "merge windows ": lambda p: pairs_in(Sessions(5))(p) | beam.ParDo(Accumulate()),
-    "run the trigger": lambda p: (
-        pairs_in(
-            FixedWindows(5),
-            trigger=trigger.AfterWatermark(early=trigger.AfterCount(2)),
-            accumulation_mode=trigger.AccumulationMode.DISCARDING,
-        )(p)
-        | beam.GroupByKey()
-    ),
-    "accumulate": lambda p: (
-        pairs_in(
-            FixedWindows(5),
-            trigger=trigger.Repeatedly(trigger.AfterCount(1)),
-            accumulation_mode=trigger.AccumulationMode.ACCUMULATING,
-        )(p)
-        | beam.GroupByKey()
-    ),
+    "run the trigger": lambda p: pairs_in(TENS, trigger=EARLY, accumulation_mode=DISCARDING)(p) | beam.GroupByKey(),
+    "accumulate": lambda p: pairs_in(TENS, trigger=EACH, accumulation_mode=ACCUMULATING)(p) | beam.GroupByKey(),
     "run <TestStream": lambda p: p | test_stream.TestStream(),
-    "run DoFns over Beam's own batches": lambda p: (
-        p | beam.Create([1]).with_output_types(np.int64) | beam.ParDo(Batches())
-    ),
+    "run DoFns over Beam's own batches": lambda p: p | beam.Create([1]) | beam.ParDo(Batches()),
     "keep a OrderedListStateSpec": lambda p: p | beam.Create([("a", 1)]) | beam.ParDo(Ordered()),
     "run unbounded side inputs": lambda p: (
-        p | beam.Create([1]) | beam.Map(lambda n, side: n, AsList(p | "script" >> Play(("end",))))
+        p | beam.Create([1]) | beam.Map(lambda n, side: n, AsList(p | "script" >> Play([("end",)])))
     ),
 }
 
@@ -666,28 +645,30 @@ def test_refuses_what_it_does_not_run_before_anything_has_run(what: str) -> None
         p | "bystander" >> beam.Create([1]) | beam.ParDo(Lifecycle("bystander"))
         return REFUSED[what](p)
 
-    with pytest.raises(UnsupportedGraph, match=what.strip().replace("[", r"\[")):
+    with pytest.raises(UnsupportedGraph, match=what.strip()):
         run(graph)
     assert not CALLS
+
+
+def test_keys_without_a_deterministic_encoding_are_refused() -> None:
+    with pytest.raises(TypeError, match="deterministically"):
+        run(lambda p: p | beam.Create([(object(), 1)], reshuffle=False) | beam.GroupByKey())
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
 class Play(beam.PTransform):
-    """An unbounded source that plays one script or several: emit, mark (the watermark), wait, stop, end, call."""
+    """An unbounded source that plays scripts: ("emit", time, value), ("mark", watermark), ("wait", seconds),
+    ("call", name of a hook), ("end",). Every step but "emit" ends a round, and acknowledges by a finalizer."""
 
-    def __init__(self, *scripts: Any, defer: float | None = 0.002) -> None:
+    def __init__(self, *scripts: list[Any], defer: float = 0.002) -> None:
         super().__init__()
-        self._scripts = [scripts] if isinstance(scripts[0], tuple) else list(scripts)
-        self._defer = defer
+        self._scripts, self._defer = scripts, defer
 
     def expand(self, begin: Any) -> beam.PCollection:
-        return (
-            begin
-            | beam.Create(list(range(len(self._scripts))), reshuffle=False)
-            | beam.ParDo(_Play(self._scripts, self._defer))
-        )
+        numbers = begin | beam.Create(list(range(len(self._scripts))), reshuffle=False)
+        return numbers | beam.ParDo(_Play(self._scripts, self._defer))
 
 
 class _Script(RestrictionProvider, WatermarkEstimatorProvider):
@@ -712,7 +693,7 @@ HOOKS: dict[str, Callable[[], Any]] = {}  # what a script may call
 
 
 class _Play(beam.DoFn):
-    def __init__(self, scripts: Any, defer: float | None) -> None:
+    def __init__(self, scripts: Any, defer: float) -> None:
         self._scripts, self._defer = scripts, defer
 
     def teardown(self) -> None:
@@ -729,20 +710,20 @@ class _Play(beam.DoFn):
         script = self._scripts[element]
         position = tracker.current_restriction().start
         while tracker.try_claim(position):
-            step, *values = script[position] if position < len(script) else ("wait", 0.005)
+            step, *arguments = script[position] if position < len(script) else ("wait", 0.005)
             position += 1
             if step == "emit":
-                yield TimestampedValue(values[1], Timestamp(values[0]))
-            elif step == "mark":
-                estimator.set_watermark(Timestamp(values[0]))
+                yield TimestampedValue(arguments[1], Timestamp(arguments[0]))
+                continue
+            if step == "mark":
+                estimator.set_watermark(Timestamp(arguments[0]))
             elif step == "end":
                 estimator.set_watermark(MAX_TIMESTAMP)
             elif step == "call":
-                HOOKS[values[0]]()
-            if step == "wait" or (step != "emit" and self._defer is not None):
-                finalizer.register(functools.partial(CALLS.append, f"ack {element} {position}"))
-                tracker.defer_remainder(Duration(values[0] if step == "wait" else self._defer))
-                return
+                HOOKS[arguments[0]]()
+            finalizer.register(functools.partial(CALLS.append, f"ack {element} {position}"))
+            tracker.defer_remainder(Duration(arguments[0] if step == "wait" else self._defer))
+            return
 
 
 class Release(beam.DoFn):
@@ -752,11 +733,8 @@ class Release(beam.DoFn):
     FIRST = ReadModifyWriteStateSpec("first", VarIntCoder())
     TIMER = TimerSpec("release", TimeDomain.WATERMARK)
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
     def setup(self) -> None:
-        self._released = 0
+        self._released = -1
 
     def process(
         self,
@@ -767,7 +745,7 @@ class Release(beam.DoFn):
         timer: Any = beam.DoFn.TimerParam(TIMER),
     ) -> None:
         if at.micros <= self._released:
-            CALLS.append(f"{self._name}: {element} is late")
+            CALLS.append(f"{element} is late")
         pending.add(at.micros)
         if first.read() is None or at.micros < first.read():
             first.write(at.micros)
@@ -798,112 +776,83 @@ class Release(beam.DoFn):
 
 
 class Log(beam.DoFn):
-    def __init__(self, name: str = "") -> None:
+    """Takes down elements and their times in seconds, in their order."""
+
+    def __init__(self, *name: str) -> None:
         self._name = name
 
-    def process(self, element: Any, at: Timestamp = beam.DoFn.TimestampParam) -> Iterator[Any]:
-        SEEN.append((self._name, element, at.micros / 1e6) if self._name else (element, at.micros / 1e6))
-        yield element
-
-
-def note(what: str) -> Callable[[], None]:
-    return lambda: SEEN.append(what)
+    def process(self, element: Any, at: Timestamp = beam.DoFn.TimestampParam) -> None:
+        SEEN.append((*self._name, element, at.micros / 1e6))
 
 
 @pytest.fixture(autouse=True)
 def _hooks() -> Iterator[None]:
-    HOOKS.clear()
-    HOOKS.update({name: note(name) for name in "ABCDEF"})
+    for name in "ABC":
+        HOOKS[name] = functools.partial(SEEN.append, name)
     yield
     HOOKS.clear()
 
 
-def run_stream(graph: Graph, runner: LocalRunner | None = None) -> list[Any]:
-    """What a graph that calls hooks and ends in Log has seen."""
+def run_stream(graph: Callable[[beam.Pipeline], Any], runner: LocalRunner | None = None) -> list[Any]:
     pipeline = beam.Pipeline(runner=runner or LocalRunner())
     graph(pipeline)
     pipeline.run()
+    assert not [call for call in CALLS if "late" in call]
     return SEEN
+
+
+def release_and_log(elements: beam.PCollection) -> None:
+    elements | "release" >> beam.ParDo(Release()) | "log" >> beam.ParDo(Log())
 
 
 def test_an_event_time_timer_fires_when_the_watermark_has_passed_it() -> None:
     """An element at the watermark's time may still come: a timer at that time waits until it is passed."""
-    script = [
-        ("emit", 30, ("k", 1)),
-        ("emit", 20, ("l", 2)),
-        ("mark", 19),
-        ("call", "A"),
-        ("mark", 20),
-        ("call", "B"),
-        ("emit", 20, ("l", 3)),
-        ("mark", 20.000001),
-        ("call", "C"),
-        ("mark", 31),
-        ("call", "D"),
-        ("end",),
-    ]
-    seen = run_stream(lambda p: p | Play(*script) | beam.ParDo(Release("r")) | beam.ParDo(Log()))
-    l_20, k_30 = (("l", 20_000_000), 20.0), (("k", 30_000_000), 30.0)
-    assert seen == ["A", "B", l_20, l_20, "C", k_30, "D"]
+    script = [("emit", 30, ("k", 1)), ("emit", 20, ("l", 2)), ("mark", 19), ("call", "A"), ("mark", 20), ("call", "B")]
+    script += [("emit", 20, ("l", 3)), ("mark", 20.000001), ("call", "C"), ("mark", 31), ("end",)]
+    seen = run_stream(lambda p: release_and_log(p | Play(script)))
+    at_20 = (("l", 20_000_000), 20.0)
+    assert seen == ["A", "B", at_20, at_20, "C", (("k", 30_000_000), 30.0)]
 
 
 def test_timers_fire_in_order_of_their_times_across_keys() -> None:
-    times = [50, 10, 40, 20, 30, 25]
-    script = [*(("emit", time, (f"k{time % 3}", time)) for time in times), ("mark", 45), ("call", "A"), ("end",)]
-    seen = run_stream(lambda p: p | Play(*script) | beam.ParDo(Release("r")) | beam.ParDo(Log()))
+    script = [("emit", time, (f"k{time % 3}", time)) for time in (50, 10, 40, 20, 30, 25)]
+    script += [("mark", 45), ("call", "A"), ("end",)]
+    seen = run_stream(lambda p: release_and_log(p | Play(script)))
     assert [s if isinstance(s, str) else s[1] for s in seen] == [10, 20, 25, 30, 40, "A", 50]
 
 
 def test_a_chain_of_stateful_steps_never_sees_late_data() -> None:
     """Three steps that each hold elements until the watermark has passed them, over two disordered keys."""
     script: list[Any] = []
-    for time_s in range(1, 120):
-        script.append(("emit", time_s + (time_s * 7) % 5, ("k" if time_s % 2 else "l", time_s)))
-        script.append(("mark", time_s))
-    script.append(("end",))
+    for second in range(1, 120):
+        script.append(("emit", second + (second * 7) % 5, ("k" if second % 2 else "l", second)))
+        script.append(("mark", second))
 
     def graph(p: beam.Pipeline) -> None:
-        elements = p | Play(*script, defer=0)
+        elements = p | Play([*script, ("end",)], defer=0)
         for number in range(3):
-            elements = (
-                elements
-                | f"release {number}" >> beam.ParDo(Release(f"r{number}"))
-                | f"again {number}" >> beam.Reshuffle()
-            )
+            released = elements | f"release {number}" >> beam.ParDo(Release())
+            elements = released | f"again {number}" >> beam.Reshuffle()
         elements | beam.ParDo(Log())
 
-    seen = run_stream(graph)
-    assert len(seen) == 119
-    times = [time_s for _, time_s in seen]
+    times = [second for _, second in run_stream(graph)]
+    assert len(times) == 119
     assert times == sorted(times)
-    assert not [call for call in CALLS if "late" in call]
 
 
 def test_elements_reach_the_end_in_the_round_they_are_emitted_in() -> None:
-    script = [
-        ("emit", 1, ("k", 1)),
-        ("call", "A"),
-        ("emit", 12, ("k", 2)),
-        ("mark", 11),
-        ("call", "B"),
-        ("end",),
-    ]
+    script = [("emit", 1, ("k", 1)), ("mark", 1), ("call", "A"), ("emit", 12, ("k", 2)), ("mark", 11), ("call", "B")]
 
     def graph(p: beam.Pipeline) -> None:
-        elements = p | Play(*script)
+        elements = p | Play([*script, ("end",)])
         elements | beam.Reshuffle() | "straight" >> beam.ParDo(Log("straight"))
-        grouped = elements | beam.WindowInto(FixedWindows(10)) | beam.GroupByKey()
-        grouped | "list" >> beam.MapTuple(lambda k, v: (k, list(v))) | "grouped" >> beam.ParDo(Log("grouped"))
-        elements | beam.Map(lambda e: 2) | beam.ParDo(Counting()) | "counted" >> beam.ParDo(Log("counted"))
+        grouped = elements | beam.WindowInto(TENS) | beam.GroupByKey() | beam.MapTuple(lambda k, v: (k, list(v)))
+        grouped | "grouped" >> beam.ParDo(Log("grouped"))
+        elements | beam.Map(lambda pair: 2) | beam.ParDo(Counting()) | "counted" >> beam.ParDo(Log("counted"))
 
     seen = run_stream(graph)
-    first, second = [seen[: seen.index("A")], seen[seen.index("A") + 1 : seen.index("B")]]
-    assert sorted(map(str, first)) == [
-        "('counted', (2, 0), 1.0)",
-        "('counted', (2, 1), 1.0)",
-        "('straight', ('k', 1), 1.0)",
-    ]
-    assert ("grouped", ("k", [("k", 1)]), 9.999999) not in second  # MapTuple has unpacked it
+    first, second = seen[: seen.index("A")], seen[seen.index("A") + 1 : seen.index("B")]
+    assert sorted(first) == [("counted", (2, 0), 1.0), ("counted", (2, 1), 1.0), ("straight", ("k", 1), 1.0)]
     assert ("grouped", ("k", [1]), 9.999999) in second
     assert ("straight", ("k", 2), 12.0) in second
 
@@ -923,83 +872,66 @@ class EmitsLast(beam.DoFn):
 
 def test_the_watermark_waits_for_what_finish_bundle_emits() -> None:
     script = [("emit", 5, ("k", 1)), ("mark", 100), ("emit", 105, ("k", 2)), ("mark", 200), ("end",)]
-
-    def graph(p: beam.Pipeline) -> None:
-        kept = p | Play(*script) | beam.ParDo(EmitsLast()) | "more" >> beam.ParDo(EmitsLast())
-        kept | beam.ParDo(Release("r")) | beam.ParDo(Log())
-
-    assert [time_s for _, time_s in run_stream(graph)] == [5, 105]
-    assert not [call for call in CALLS if "late" in call]
+    seen = run_stream(
+        lambda p: release_and_log(p | Play(script) | beam.ParDo(EmitsLast()) | "more" >> beam.ParDo(EmitsLast()))
+    )
+    assert [second for _, second in seen] == [5, 105]
 
 
 def test_side_inputs_wait_until_they_are_complete() -> None:
-    script = [
-        ("emit", 1, 1),
-        ("call", "A"),
-        ("emit", 2, 2),
-        ("mark", 50),
-        ("wait", 0.1),
-        ("call", "B"),
-        ("emit", 3, 3),
-        ("end",),
-    ]
+    script = [("emit", 1, 1), ("mark", 1), ("emit", 2, 2), ("mark", 2), ("wait", 0.1), ("emit", 3, 3), ("end",)]
 
     def graph(p: beam.Pipeline) -> None:
-        side = p | beam.Create([3]) | beam.ParDo(Counting())  # rests for 0.01 s
+        side = p | beam.Create([4]) | beam.ParDo(Counting())  # 0, 1, 2, a rest, 3
         total = side | beam.MapTuple(lambda _, n: n) | beam.CombineGlobally(sum)
-        added = p | Play(*script, defer=0.0) | beam.Map(lambda n, total: n + total, AsSingleton(total))
-        added | beam.Map(lambda n: ("k", n)) | beam.ParDo(Release("r")) | beam.ParDo(Log())
-        added | "at once" >> beam.ParDo(Log("at once"))
+        added = p | Play(script, defer=0) | beam.Map(lambda n, total: ("k", n + total), AsSingleton(total))
+        added | beam.ParDo(Log("added"))
+        release_and_log(added)
 
     seen = run_stream(graph)
-    assert [s for s in seen if s[0] == "at once"] == [("at once", 4, 1.0), ("at once", 5, 2.0), ("at once", 6, 3.0)]
-    assert not [call for call in CALLS if "late" in call]
+    assert [s[1:] for s in seen if s[0] == "added"] == [(("k", 7), 1.0), (("k", 8), 2.0), (("k", 9), 3.0)]
+    assert len(seen) == 6
+
+
+class Committing(beam.DoFn):
+    def start_bundle(self) -> None:
+        self._elements = 0
+
+    def process(self, element: Any) -> None:
+        self._elements += 1
+
+    def finish_bundle(self) -> None:
+        CALLS.append(f"committed {self._elements}")
 
 
 def test_each_finalizer_is_called_once_after_all_bundles_of_its_round() -> None:
-    class Committing(beam.DoFn):
-        def start_bundle(self) -> None:
-            self._open = 0
-
-        def process(self, element: Any) -> None:
-            self._open += 1
-
-        def finish_bundle(self) -> None:
-            CALLS.append(f"committed {self._open}")
-
     one = [("emit", 1, 1), ("mark", 1), ("emit", 2, 2), ("mark", 2), ("end",)]
     other = [("emit", 1, 1), ("wait", 0.02), ("emit", 3, 1), ("end",)]
     run_stream(lambda p: p | Play(one, other) | beam.ParDo(Committing()))
-    acks = [call for call in CALLS if call.startswith("ack")]
-    assert sorted(acks) == ["ack 0 2", "ack 0 4", "ack 0 5", "ack 1 2", "ack 1 4"]
     assert CALLS[:3] == ["committed 2", "ack 0 2", "ack 1 2"]
+    acks = [call for call in CALLS if call.startswith("ack")]
+    assert {"ack 0 2", "ack 0 4", "ack 0 5", "ack 1 2", "ack 1 4"} <= set(acks)
+    assert len(acks) == len(set(acks))
+    emitted = {"ack 0 2", "ack 0 4", "ack 1 2", "ack 1 4"}  # one element before each
     committed = acknowledged = 0
-    emitted = {"ack 0 2": 1, "ack 0 4": 1, "ack 1 2": 1, "ack 1 4": 1}
     for call in CALLS:
-        if call.startswith("committed"):
-            committed += int(call.split()[1])
-        else:
-            acknowledged += emitted.get(call, 0)
+        committed += int(call.split()[1]) if call.startswith("committed") else 0
+        acknowledged += call in emitted
         assert acknowledged <= committed
 
 
 def test_two_sources_each_hold_the_watermark() -> None:
-    fast = [("emit", 5, ("k", 1)), ("mark", 1000), ("wait", 0.05), ("call", "B"), ("end",)]
-    slow = [("mark", 3), ("wait", 0.02), ("call", "A"), ("emit", 4, ("k", 2)), ("mark", 6), ("wait", 0.2), ("end",)]
-
-    def graph(p: beam.Pipeline) -> None:
-        sources = (p | "fast" >> Play(*fast), p | "slow" >> Play(*slow))
-        sources | beam.Flatten() | beam.ParDo(Release("r")) | beam.ParDo(Log())
-
-    assert [s if isinstance(s, str) else s[1] for s in run_stream(graph)] == ["A", 4.0, 5.0, "B"]
+    fast = [("emit", 5, ("k", 1)), ("mark", 1000), ("end",)]
+    slow = [("mark", 3), ("wait", 0.02), ("call", "A"), ("emit", 4, ("k", 2)), ("mark", 6), ("call", "B"), ("end",)]
+    seen = run_stream(lambda p: release_and_log((p | "fast" >> Play(fast), p | "slow" >> Play(slow)) | beam.Flatten()))
+    assert [s if isinstance(s, str) else s[1] for s in seen] == ["A", 4.0, 5.0, "B"]
 
 
 def test_a_source_at_the_end_of_time_ends_the_run() -> None:
-    started = time.monotonic()
-    script = [("emit", 5, ("k", 1)), ("end",)]  # goes on deferring, without delay and for ever, after its end
-    seen = run_stream(lambda p: p | Play(*script, defer=0) | beam.ParDo(Release("r")) | beam.ParDo(Log()))
-    assert [time_s for _, time_s in seen] == [5]
-    assert time.monotonic() - started < 2
+    """Even if it goes on deferring, without delay and for ever, after its end."""
+    script = [("emit", 5, ("k", 1)), ("end",), *[("call", "A")] * 1000]
+    seen = run_stream(lambda p: release_and_log(p | Play(script, defer=0)))
+    assert seen == [(("k", 5_000_000), 5.0)]
     assert CALLS[-1] == "source teardown"
 
 
@@ -1007,45 +939,40 @@ def test_late_elements_are_dropped_or_grouped_as_lateness_allows() -> None:
     script = [("emit", 1, ("k", 1)), ("mark", 12), ("emit", 2, ("k", 2)), ("mark", 18), ("emit", 3, ("k", 3)), ("end",)]
 
     def graph(p: beam.Pipeline) -> None:
-        elements = p | Play(*script)
+        elements = p | Play(script)
         for lateness in (0, 5):
-            (
-                elements
-                | f"window {lateness}" >> beam.WindowInto(FixedWindows(10), allowed_lateness=lateness)
-                | f"group {lateness}" >> beam.GroupByKey()
-                | f"list {lateness}" >> beam.MapTuple(lambda k, v: (k, list(v)))
-                | f"log {lateness}" >> beam.ParDo(Log(str(lateness)))
-            )
+            windowed = elements | f"window {lateness}" >> beam.WindowInto(TENS, allowed_lateness=lateness)
+            listed = windowed | f"group {lateness}" >> beam.GroupByKey() | f"list {lateness}" >> beam.Map(plain)
+            listed | f"log {lateness}" >> beam.ParDo(Log(f"group {lateness}"))
+            counted = windowed | f"count {lateness}" >> beam.ParDo(CountInWindow())
+            counted | f"log count {lateness}" >> beam.ParDo(Log(f"count {lateness}"))
 
     seen = run_stream(graph)
-    assert [element for name, element, _ in seen if name == "0"] == [("k", [1])]
-    assert [element for name, element, _ in seen if name == "5"] == [("k", [1]), ("k", [2])]
+
+    def of(name: str) -> list[Any]:
+        return [element for step, element, _ in seen if step == name]
+
+    assert of("group 0") == [("k", [1])]
+    assert of("group 5") == [("k", [1]), ("k", [2])]
+    assert of("count 0") == [1]
+    assert of("count 5") == [1, 2]
+
+
+class CountInWindow(beam.DoFn):
+    SUM = CombiningValueStateSpec("sum", sum)
+
+    def process(self, element: Any, total: Any = beam.DoFn.StateParam(SUM)) -> Iterator[int]:
+        total.add(1)
+        yield total.read()
 
 
 def test_timers_by_the_clock_hold_the_watermark_and_fire_on_time() -> None:
     script = [("emit", 5, ("k", 1)), ("mark", 100), ("call", "A"), ("wait", 0.3), ("call", "B"), ("end",)]
-
-    def graph(p: beam.Pipeline) -> None:
-        elements = p | Play(*script)
-        elements | beam.ParDo(ClockTimer()) | "clock" >> beam.ParDo(Log("clock"))
-
-    seen = run_stream(graph)
-    assert seen == ["A", ("clock", ("k", [1]), 1.0), "B"]
+    seen = run_stream(lambda p: p | Play(script) | beam.ParDo(ClockTimer()) | beam.ParDo(Log()))
+    assert seen == ["A", (("k", [1]), 1.0), "B"]
 
 
-# --- stopping, resting, and what a source may not do ----------------------------------------------------------------
-
-
-def endless(p: beam.Pipeline) -> None:
-    script = [("emit", 5, ("k", 1)), ("mark", 3), ("call", "A")]
-    (
-        p
-        | Play(*script)
-        | beam.ParDo(Lifecycle("step"))
-        | beam.Map(lambda _: ("k", 1))
-        | beam.ParDo(Release("r"))
-        | beam.ParDo(Log())
-    )
+# --- stopping and resting -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["thread", "signal", "step", "before"])
@@ -1057,66 +984,80 @@ def test_stop_ends_the_run_after_the_round_and_fires_no_timer(by: str) -> None:
         stopped_at.append(time.monotonic())
         runner.stop()
 
-    if by == "thread":
-        threading.Timer(0.1, stop).start()
-    elif by == "step":
-        HOOKS["A"] = stop
-    elif by == "before":
+    HOOKS["A"] = {
+        "thread": lambda: threading.Timer(0.1, stop).start(),
+        "signal": lambda: signal.setitimer(signal.ITIMER_REAL, 0.1),
+        "step": stop,
+        "before": stop,
+    }[by]
+    if by == "before":
         stop()
-    else:
-        before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-    run_stream(endless, runner)
-    if by == "signal":
-        signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - stopped_at[0] < 0.2
-    assert CALLS.count("step process") == CALLS.count("step finalize") == (by != "before")
+
+    def graph(p: beam.Pipeline) -> None:
+        elements = p | Play([("emit", 5, 5), ("mark", 3), ("emit", 6, 6), ("call", "A"), ("wait", 60)])
+        elements = elements | beam.ParDo(Lifecycle("step")) | beam.Filter(lambda n: n != 100)
+        release_and_log(elements | beam.Map(lambda n: ("k", n)))
+
+    old = signal.signal(signal.SIGALRM, stop)
+    seen = run_stream(graph, runner)
+    signal.signal(signal.SIGALRM, old)
+    assert time.monotonic() - stopped_at[0] < 1 or by == "before"
+    rounds = 0 if by == "before" else 2
+    for what in ("start", "process", "finish", "finalize"):
+        assert CALLS.count(f"step {what}") == rounds, "what is under way is finished"
     assert CALLS[-2:] == ["source teardown", "step teardown"]
-    assert [s for s in SEEN if s != "A"] == []
-    assert not runner.stopped, "the next run is not to stop"
+    assert not seen, "but not what waits for times 5 and 6"
+    assert not runner.stopped, "the next run is to run"
+
+
+class Ceaseless(beam.DoFn):
+    """Goes on emitting as long as it can claim."""
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: int,
+        finalizer: Any = beam.DoFn.BundleFinalizerParam,
+        tracker: Any = beam.DoFn.RestrictionParam(_SCRIPT),
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_SCRIPT),
+    ) -> Iterator[TimestampedValue]:
+        finalizer.register(functools.partial(CALLS.append, "ack"))
+        position = tracker.current_restriction().start
+        if not position:
+            HOOKS["start"]()
+        while tracker.try_claim(position):
+            yield TimestampedValue(("k", position), Timestamp(position))
+            position += 1
+            estimator.set_watermark(Timestamp(position))
+            time.sleep(0.001)
 
 
 def test_a_source_that_never_pauses_is_interrupted(monkeypatch) -> None:
     """Its bundles end, the watermark moves, finalizers are called, and stop is heard."""
     monkeypatch.setattr("pipelines.engine.BUNDLE_SECONDS", 0.02)
     runner = LocalRunner()
-
-    class Ceaseless(beam.DoFn):
-        @beam.DoFn.unbounded_per_element()
-        def process(
-            self,
-            element: int,
-            finalizer: Any = beam.DoFn.BundleFinalizerParam,
-            tracker: Any = beam.DoFn.RestrictionParam(_SCRIPT),
-            estimator: Any = beam.DoFn.WatermarkEstimatorParam(_SCRIPT),
-        ) -> Iterator[TimestampedValue]:
-            finalizer.register(lambda: CALLS.append("ack"))
-            position = tracker.current_restriction().start
-            while tracker.try_claim(position):
-                yield TimestampedValue(("k", position), Timestamp(position))
-                position += 1
-                estimator.set_watermark(Timestamp(position))
-                time.sleep(0.001)
-
-    def graph(p: beam.Pipeline) -> None:
-        p | beam.Create([0]) | beam.ParDo(Ceaseless()) | beam.ParDo(Release("r")) | beam.ParDo(Log())
-
-    threading.Timer(0.3, runner.stop).start()
-    started = time.monotonic()
-    seen = run_stream(graph, runner)
-    assert time.monotonic() - started < 1
-    assert [time_s for _, time_s in seen] == list(range(len(seen)))
+    HOOKS["start"] = lambda: threading.Timer(0.3, runner.stop).start()
+    seen = run_stream(lambda p: release_and_log(p | beam.Create([0]) | beam.ParDo(Ceaseless())), runner)
+    assert [second for _, second in seen] == list(range(len(seen)))
     assert len(seen) > 50
     assert 5 < CALLS.count("ack") < 20
 
 
 def test_resting_takes_no_time_of_the_processor() -> None:
-    script = [("emit", 1, ("k", 1)), *[("wait", 0.1)] * 10, ("end",)]
-    before, started = time.process_time(), time.monotonic()
-    run_stream(lambda p: p | Play(*script) | beam.ParDo(Release("r")) | beam.ParDo(ClockTimer()) | beam.ParDo(Log()))
-    assert 1.0 <= time.monotonic() - started < 1.5
-    assert len([call for call in CALLS if call.startswith("ack")]) == 11
-    assert time.process_time() - before < 0.1 + 0.05  # 10 % of it, and what building the graph takes
+    marks: list[tuple[float, float]] = []
+    HOOKS["A"] = lambda: marks.append((time.monotonic(), time.process_time()))
+    script = [("emit", 9, ("k", 1)), ("call", "A"), *[("wait", 0.1)] * 10, ("call", "A"), ("end",)]
+
+    def graph(p: beam.Pipeline) -> None:
+        elements = p | Play(script)
+        for number in range(40):
+            elements = elements | f"step {number}" >> beam.Map(lambda element: element)
+        release_and_log(elements)
+
+    run_stream(graph)
+    seconds, busy = (after - before for before, after in zip(*marks, strict=True))
+    assert 1.0 <= seconds < 3.0, "delays are respected"
+    assert busy < 0.1 * seconds
 
 
 # --- what grows, and what it costs ----------------------------------------------------------------------------------
@@ -1125,7 +1066,7 @@ def test_resting_takes_no_time_of_the_processor() -> None:
 class OnceAKey(beam.DoFn):
     """Sets, moves and clears timers and state of ever new keys."""
 
-    SEEN = ReadModifyWriteStateSpec("seen", VarIntCoder())
+    MARK = ReadModifyWriteStateSpec("mark", VarIntCoder())
     BAG = BagStateSpec("bag", VarIntCoder())
     SUM = CombiningValueStateSpec("sum", sum)
     FORGET = TimerSpec("forget", TimeDomain.WATERMARK)
@@ -1133,49 +1074,42 @@ class OnceAKey(beam.DoFn):
     def process(
         self,
         element: tuple[int, int],
-        seen: Any = beam.DoFn.StateParam(SEEN),
+        mark: Any = beam.DoFn.StateParam(MARK),
         bag: Any = beam.DoFn.StateParam(BAG),
         total: Any = beam.DoFn.StateParam(SUM),
         at: Timestamp = beam.DoFn.TimestampParam,
         forget: Any = beam.DoFn.TimerParam(FORGET),
     ) -> None:
-        bag.read(), total.read()
-        seen.write(1)
+        bag.read()
+        total.read()
+        mark.write(1)
         for seconds in range(3):
             forget.set(at + seconds)
 
     @on_timer(FORGET)
-    def forget(self, seen: Any = beam.DoFn.StateParam(SEEN)) -> None:
-        seen.clear()
+    def forget(self, mark: Any = beam.DoFn.StateParam(MARK)) -> None:
+        mark.clear()
 
 
 def test_nothing_is_kept_of_keys_windows_and_timers_that_are_over() -> None:
     script: list[Any] = []
-    for time_s in range(400):
-        script += [("emit", time_s, (time_s * 10 + n, n)) for n in range(10)]
-        script += [("mark", time_s)]
-        if time_s in (100, 399):
-            script += [("call", "count")]
+    for second in range(400):
+        script += [*(("emit", second, (second * 10 + n, n)) for n in range(10)), ("mark", second)]
+        script += [("call", "count")] if second in (100, 399) else []
     counts: list[int] = []
-
-    def count() -> None:
-        gc.collect()
-        kinds = collections.Counter(type(thing).__name__ for thing in gc.get_objects())
-        counts.append(sum(kinds.values()))
-
-    HOOKS["count"] = count
+    HOOKS["count"] = lambda: counts.append(len(gc.get_objects()))
 
     def graph(p: beam.Pipeline) -> None:
         side = p | beam.Create([1])
-        elements = p | Play(*script, ("end",), defer=0)
+        elements = p | Play([*script, ("end",)], defer=0)
         elements | "global" >> beam.ParDo(OnceAKey())
         windowed = elements | beam.WindowInto(SlidingWindows(4, 2))
         windowed | "windowed" >> beam.ParDo(OnceAKey())
-        windowed | beam.GroupByKey() | beam.Map(lambda e, side, window=beam.DoFn.WindowParam: e, AsList(side))
-        windowed | "sides" >> beam.Map(lambda e, side, window=beam.DoFn.WindowParam: None, AsList(side))
+        windowed | beam.GroupByKey()
+        windowed | beam.Map(lambda element, side, window=beam.DoFn.WindowParam: None, AsList(side))
 
     run_stream(graph)
-    assert counts[1] - counts[0] < 2000, "3,000 more keys and 150 more windows have come and gone"
+    assert counts[1] - counts[0] < 1000, "3,000 more keys and 150 more windows have come and gone"
 
 
 def test_timers_that_are_moved_again_and_again_take_no_room() -> None:
@@ -1197,39 +1131,28 @@ class ManyTimers(beam.DoFn):
         yield key
 
 
-def test_a_round_costs_the_same_with_100_000_timers() -> None:
-    script = [("call", "emit all"), *[("mark", time_s) for time_s in range(1, 1001)], ("call", "A"), ("end",)]
+def test_a_round_costs_no_more_with_20_000_timers() -> None:
     marks: list[float] = []
-    HOOKS["emit all"] = HOOKS["A"] = lambda: marks.append(time.monotonic())
-
-    def graph(p: beam.Pipeline) -> None:
-        keys = p | Play(*[("emit", 1, (n, n)) for n in range(100_000)], *script, defer=0)
-        keys | beam.ParDo(ManyTimers()) | beam.CombineGlobally(sum).without_defaults() | beam.ParDo(Log())
-
-    seen = run_stream(graph)
-    assert seen[0][0] == sum(range(100_000))
-    assert (marks[1] - marks[0]) / 1000 < 0.001
+    HOOKS["A"] = lambda: marks.append(time.process_time())
+    script = [("emit", 1, (n, n)) for n in range(20_000)]
+    script += [("mark", 0), ("call", "A"), *[("mark", second) for second in range(1, 1001)], ("call", "A"), ("end",)]
+    seen = run_stream(lambda p: p | Play(script, defer=0) | beam.ParDo(ManyTimers()) | beam.ParDo(Log()))
+    assert [key for key, _ in seen] == list(range(20_000))
+    assert (marks[1] - marks[0]) / 1000 < 0.0005
 
 
 def test_a_round_of_forty_steps_takes_less_than_half_a_millisecond() -> None:
-    rounds = 1000
+    """Without what the DoFns do, that is; there is no element in most rounds."""
     marks: list[float] = []
-    HOOKS["A"] = lambda: marks.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
-    script = [
-        ("call", "A"),
-        *itertools.chain(*[[("emit", n, ("k", n)), ("mark", n)] for n in range(rounds)]),
-        ("call", "A"),
-        ("end",),
-    ]
+    HOOKS["A"] = lambda: marks.append(time.process_time())
+    script = [("call", "A"), *[("mark", second) for second in range(2000)], ("call", "A"), ("end",)]
 
     def graph(p: beam.Pipeline) -> None:
-        elements = p | Play(*script, defer=0)
-        for number in range(34):
-            elements = elements | f"step {number}" >> beam.Map(lambda e: e)
+        elements = p | Play(script, defer=0)
+        for number in range(32):
+            elements = elements | f"step {number}" >> beam.Map(lambda element: element)
         for number in range(4):
-            elements = elements | f"stateful {number}" >> beam.ParDo(Release("r"))
+            elements = elements | f"stateful {number}" >> beam.ParDo(Release())
 
     run_stream(graph)
-    per_round = (marks[1] - marks[0]) / rounds
-    logging.getLogger(__name__).info("%.3f ms a round", per_round * 1000)
-    assert per_round < 0.001
+    assert (marks[1] - marks[0]) / 2000 < 0.0005

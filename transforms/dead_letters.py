@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from models.codecs import rows_as_json
+from models.contract import TIMESTAMP
+from models.declarations import Event
 from models.faults import python_values
 from transforms.batches import EVENT_TIME, FORMAT, PAYLOAD, POSITION, SOURCE, Keys, take_rows
 
@@ -29,9 +31,9 @@ DEAD_LETTER_SCHEMA = pa.schema(
 
 
 def make_dead_letters(
-    batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, event_id: str
+    batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, event: Event
 ) -> pa.RecordBatch:
-    """Dead letters for some rows of a batch; `event_id` names the id's column, which may not be there yet."""
+    """Dead letters for some rows of a batch; `event` names the id and the time, which may not be there yet."""
     bad = take_rows(batch, rows)
     columns = dict(zip(bad.schema.names, bad.columns, strict=True))
     own = [name for name in columns if not name.startswith("__")]
@@ -44,7 +46,8 @@ def make_dead_letters(
         payloads = [text if payload is None else payload for payload, text in zip(payloads, texts, strict=True)]
     if known_format in LINES:
         payloads = [payload.rstrip(b"\r\n") for payload in payloads]
-    ids = python_values(columns[event_id]) if event_id in own else [None] * len(rows)
+    ids = python_values(columns[event.id]) if event.id in own else [None] * len(rows)
+    times = columns.get(EVENT_TIME, columns.get(event.time, pa.nulls(len(rows))))
     return pa.RecordBatch.from_arrays(
         [
             pa.array(payloads, pa.binary()),
@@ -54,7 +57,7 @@ def make_dead_letters(
             columns[SOURCE].cast(pa.string()),
             columns[POSITION],
             pa.array([None if value is None else _text(value) for value in ids], pa.string()),
-            columns.get(EVENT_TIME, pa.nulls(len(rows), DEAD_LETTER_SCHEMA.field("event_time").type)),
+            times if times.type == TIMESTAMP else pa.nulls(len(rows), TIMESTAMP),
         ],
         schema=DEAD_LETTER_SCHEMA,
     )

@@ -66,7 +66,7 @@ class Decode(beam.PTransform):  # type: ignore[misc]
         decoded, faults = decode_batch(batch, self.project.contract, event.max_bytes, refuse)
         if faults.bad.any():
             reported = batch if batch.schema.metadata[FORMAT] == b"rows" else decoded
-            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", event.id)
+            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", event)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         good = split_good(decoded, faults.bad)
         if good.num_rows:

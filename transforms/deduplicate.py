@@ -59,7 +59,9 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             event_id = self.project.event.id
             ids = column(events, event_id).take(pa.array(rows)).to_pylist()
             reasons = [json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids]
-            yield beam.pvalue.TaggedOutput(DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", event_id))
+            yield beam.pvalue.TaggedOutput(
+                DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", self.project.event)
+            )
         first = split_good(events, repeated)
         if first.num_rows:
             yield first

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from models.project import Project
 from models.windows import RollingKernel
-from transforms.batches import column, times_us
+from transforms.batches import as_int64, column, times_us
 from transforms.rolling import RollingWindows, as_float64
 
 
@@ -49,7 +49,6 @@ def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch
 def _operand(batch: pa.RecordBatch, name: str, project: Project) -> np.ndarray:  # type: ignore[type-arg]
     if name == project.event.time:
         return times_us(batch)
-    values = column(batch, name)
-    if values.null_count or pa.types.is_floating(values.type):
-        return as_float64(values)
-    return np.asarray(values.to_numpy())
+    values, field = column(batch, name), project.contract.fields[name]
+    # By what is declared, not by whether a value happens to be missing: all batches have one schema.
+    return as_int64(values) if field.required and field.kind == "int" else as_float64(values)

@@ -10,6 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.codecs.times import micros_of
 from models.contract import check_event_time, check_fixed_point
 from models.faults import RowFaults
 from models.project import Project
@@ -48,10 +49,9 @@ class Validate(beam.PTransform):  # type: ignore[misc]
         ).with_outputs(DEAD, main="rows")
 
     def _validate(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        event_id = self.project.event.id
         faults = validate_batch(batch, self.project)
         if faults.bad.any():
-            dead = make_dead_letters(batch, faults.rows, faults.reasons(), "Validate", event_id)
+            dead = make_dead_letters(batch, faults.rows, faults.reasons(), "Validate", self.project.event)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         valid = carry(split_good(batch, faults.bad), self.project, self.score_from_us)
         for end, part in partition(valid, slice_ends_of(batch, times_us(valid))):
@@ -64,7 +64,7 @@ def validate_batch(batch: pa.RecordBatch, project: Project) -> RowFaults:
     columns = {name: batch.column(batch.schema.get_field_index(name)) for name in project.contract.fields}
     project.contract.check(columns, faults)
     event = project.event
-    earliest, latest = (round(t.timestamp() * 1_000_000) for t in (event.earliest, event.latest))
+    earliest, latest = micros_of(event.earliest), micros_of(event.latest)
     check_event_time(columns[event.time], event.time, earliest, latest, faults)
     summed = {f.field for f in project.rolling_features if f.field and f.aggregate in ("sum", "mean")}
     check_fixed_point(columns, {name: project.fixed_point.get(name, 0) for name in sorted(summed)}, faults)

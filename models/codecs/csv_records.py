@@ -54,7 +54,7 @@ def _read_block(payloads: pa.BinaryArray, header: Sequence[str]) -> Columns | No
         return None
     lengths = np.diff(starts)
     last = block[starts[1:] - 1] == ord("\n")
-    if lengths.min() - last.min() < 1 or np.count_nonzero(block == ord("\n")) != np.count_nonzero(last):
+    if (lengths - last).min() < 1 or np.count_nonzero(block == ord("\n")) != np.count_nonzero(last):
         return None
     if (block[starts[:-1]] == _BYTE_ORDER_MARK).any():
         return None

@@ -48,7 +48,7 @@ def _are_plain(payloads: pa.BinaryArray) -> Mask:
         plain &= [_is_utf8(payload) for payload in payloads.to_pylist()]
     starts, block = offsets_and_bytes(payloads)
     opening = block | 0x20 == ord("{")  # [ differs from { in that bit only
-    if np.count_nonzero(opening) > len(payloads) + MAX_DEPTH:
+    if np.count_nonzero(opening) >= np.count_nonzero(plain) + MAX_DEPTH:  # as each plain one has one at least
         plain &= np.diff(np.searchsorted(np.flatnonzero(opening), starts)) <= MAX_DEPTH
     return plain
 

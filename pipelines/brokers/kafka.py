@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 _URI = re.compile(r"kafka://([^/?#]+)/([A-Za-z0-9._-]{1,249})(?:\?group=([^&#]+))?")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
-_SECRET = re.compile(r".*(password|passphrase|secret|key\.pem|oauthbearer\.config).*")
+_SECRET = re.compile(r".*(password|passphrase|secret|key\.pem).*")
 # Errors after which waiting does not help.
 _REFUSALS = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "TOPIC_EXCEPTION", "TOPIC_AUTHORIZATION_FAILED"}
 _REFUSALS |= {"GROUP_AUTHORIZATION_FAILED", "SASL_AUTHENTICATION_FAILED", "_AUTHENTICATION"}
@@ -39,7 +39,7 @@ _PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2
 _OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *_PRODUCER}
 _TICK_SECONDS = 1.0  # how often the backlog is measured, and the group answered while nobody receives
 _SLICE_SECONDS = 0.2  # the longest wait in one call of librdkafka
-_CLOSE_SECONDS, _LOG_SECONDS = 10.0, 30.0
+_CALL_SECONDS, _CLOSE_SECONDS, _LOG_SECONDS = 2.0, 10.0, 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +270,9 @@ class KafkaSubscription:
         with self._changed:
             self._parts.update({each.partition: _Part() for each in assigned})
 
-    def _on_revoke(self, _: Consumer, revoked: list[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        with contextlib.suppress(KafkaException):
+            consumer.resume(revoked)  # librdkafka would remember that they are paused, should they come again
         with self._changed:
             for partition in [each.partition for each in revoked]:
                 self._parts.pop(partition, None)
@@ -285,21 +287,22 @@ class KafkaSubscription:
         while not self._closing.wait(_TICK_SECONDS):
             with contextlib.suppress(KafkaException):  # the broker is down
                 self._measure()
-            with contextlib.suppress(KafkaException), self._polling:
-                if time.monotonic() - self._polled > _TICK_SECONDS:
+            if time.monotonic() - self._polled > _TICK_SECONDS and self._polling.acquire(blocking=False):
+                with contextlib.suppress(KafkaException):
                     self._paused = True  # each time, for the partitions that came meanwhile
                     self._consumer.pause(self._consumer.assignment())
                     if (message := self._consumer.poll(0)) is not None:  # of a partition that was assigned just now
                         self._kept.append(message)
+                self._polling.release()
 
     def _measure(self) -> None:
         for partition, part in list(self._parts.items()):
             where = TopicPartition(self._broker.topic, partition)
             low, high = self._consumer.get_watermark_offsets(where, cached=True)  # the last fetch told them
             if high < 0 or self._paused:
-                low, high = self._consumer.get_watermark_offsets(where, timeout=_TICK_SECONDS)
+                low, high = self._consumer.get_watermark_offsets(where, timeout=_CALL_SECONDS)
             if part.position < 0:
-                start = self._consumer.committed([where], timeout=_TICK_SECONDS)[0].offset
+                start = self._consumer.committed([where], timeout=_CALL_SECONDS)[0].offset
                 start = start if start >= 0 else low if self._broker.start == "earliest" else high
                 with self._changed:
                     part.position = max(part.position, start)

@@ -36,7 +36,7 @@ _CALL_SECONDS, _PUBLISH_SECONDS, _GOODBYE_SECONDS = 10.0, 60.0, 1.0
 _DRAIN_SECONDS = 5.0
 _PING_SECONDS = 20.0  # Google ends a stream on which nothing was sent for 60 s
 _STEADY_SECONDS = 10.0  # a stream that lived so long did work, even if nothing came
-_LEAST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.05, 5.0
+_LEAST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.05, 2.0
 _MESSAGES_PER_PUBLISH, _BYTES_PER_PUBLISH, _PUBLISHES_IN_FLIGHT = 1000, 9_000_000, 4
 _EMPTY = {"empty": "true"}  # Pub/Sub refuses all of a request if one message has no data and no attributes
 # gRPC's own backoff would leave a connection alone for up to two minutes after the broker is back.
@@ -45,6 +45,7 @@ _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_reconnec
 _PublishRequest = types.PublishRequest.pb()
 _PubsubMessage = types.PubsubMessage.pb()
 _StreamingPullRequest = types.StreamingPullRequest.pb()
+_StreamingPullResponse = types.StreamingPullResponse.pb()
 _Failures = list[tuple[Any, grpc.RpcError]]  # requests with what became of them
 
 
@@ -209,10 +210,8 @@ class PubsubSubscription(_Client):
         super().close()
 
     def _read(self) -> None:
-        deserialize = types.StreamingPullResponse.pb().FromString
-        pull = self._channel.stream_stream(
-            f"{self._prefix}StreamingPull", _StreamingPullRequest.SerializeToString, deserialize
-        )
+        codecs = _StreamingPullRequest.SerializeToString, _StreamingPullResponse.FromString
+        pull = self._channel.stream_stream(f"{self._prefix}StreamingPull", *codecs)
         while (room := self._wait_for_room()) is not None:
             requests = self._requests = queue.SimpleQueue()
             self._first.max_outstanding_messages, self._first.max_outstanding_bytes = room
@@ -237,12 +236,12 @@ class PubsubSubscription(_Client):
                 self._closing.wait(self._failed(failure))
 
     def _take(self, received: Sequence[Any]) -> None:
+        self._worked()
         leases = {each.message.message_id: (each.ack_id, each.ByteSize()) for each in received}
         with self._changed:
             self._held |= leases
             self._waiting += received
             self._changed.notify_all()
-        self._worked()
 
     def _wait_for_room(self) -> tuple[int, int] | None:
         """The messages and bytes that a new stream may send, all its life: what is not held; None at the end.
