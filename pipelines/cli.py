@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project
+from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
 
 app = typer.Typer(
     help="One Apache Beam graph for features, validation and scoring, over files or streams.",
@@ -44,7 +44,12 @@ def run(
     context: typer.Context,
     project: ProjectFolder,
     source: Source,
-    sink: Annotated[str, typer.Option(help="Folder that the scores and dead letters go to.")],
+    sink: Annotated[str, typer.Option(help="Folder, or broker's topic, that the scores go to.")],
+    dead_letters: Annotated[
+        str | None, typer.Option(help="Topic of the dead letters; the sink's name and -dead-letters, if not given.")
+    ] = None,
+    allowance: Annotated[str, typer.Option(help="How far a stream's events may be out of order, such as 10s.")] = "10s",
+    journal: Annotated[str | None, typer.Option(help="Folder to keep a stream's messages in as they came.")] = None,
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
@@ -61,6 +66,7 @@ def run(
     """Score the events of a source. Options that are not listed go to Beam."""
     with _clear_errors():
         from pipelines import run as running
+        from pipelines.brokers import is_broker
         from pipelines.display import console, outcome_table
         from pipelines.train import to_us
 
@@ -68,6 +74,23 @@ def run(
         _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
         _check_source_format(source_format)
         beam_args = _beam_args(context, runner)
+        streamed = [uri for uri in [*source, sink] if is_broker(uri)]
+        if streamed:
+            _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
+            bundle = running.load_bundle(declared, project, model, registry)
+            _run_stream(
+                declared,
+                bundle,
+                (source[0], sink, dead_letters or f"{sink}-dead-letters"),
+                allowance_us=parse_duration(allowance),
+                journal=journal,
+                runner=runner,
+                shards=shards,
+                reason_codes=reason_codes,
+                beam_args=tuple(beam_args),
+                threads=threads,
+            )
+            return
         events = running.open_source(source, source_format)
         bundle = running.load_bundle(declared, project, model, registry)
         result = running.score(
@@ -218,7 +241,6 @@ def parity(
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with _clear_errors():
         from models.booster import Scorer
-        from models.project import parse_duration
         from pipelines import parity as comparing
         from pipelines import run as running
 
@@ -254,6 +276,23 @@ def pubsub(
             typer.echo(f"for development only. In other terminals: export PUBSUB_EMULATOR_HOST={server.address}")
 
         serve(port=port, on_start=started)
+
+
+@app.command()
+def publish(
+    project: ProjectFolder,
+    source: Source,
+    to: Annotated[str, typer.Option(help="Topic: pubsub://PROJECT/TOPIC or kafka://HOST:PORT/TOPIC.")],
+    speed_up: Annotated[
+        float | None, typer.Option(min=0.001, help="Times as fast as it happened; as fast as it goes, if not given.")
+    ] = None,
+) -> None:
+    """Publish the events of files to a topic, as JSON and in their order."""
+    with _clear_errors():
+        from pipelines.stream import publish as publish_files
+
+        sent = publish_files(load_project(project), source, to, speed_up)
+        typer.echo(f"{sent:,} events published to {to}")
 
 
 @app.command()
@@ -299,6 +338,14 @@ def main() -> None:
     logging.getLogger().addFilter(lambda record: "crcmod package not found" not in record.getMessage())
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     app()
+
+
+def _run_stream(declared: Project, bundle: Any, uris: tuple[str, str, str], *, threads: int, **options: Any) -> None:
+    from models.booster import Scorer
+    from pipelines.stream import score_stream
+
+    logging.getLogger("headrace").setLevel(logging.INFO)
+    score_stream(declared, bundle, Scorer.from_bundle(bundle, nthread=threads), *uris, **options)
 
 
 def _write_sample(directory: pathlib.Path, rows: int, seed: int, days: int, format: Any) -> None:
@@ -392,6 +439,7 @@ _USERS_ERRORS = (
     "ModelCorrupt",
     "ModelMismatch",
     "CountMismatch",
+    "BrokerError",
 )
 
 

@@ -105,7 +105,7 @@ def read_payloads(path: str) -> Iterator[bytes]:
 def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
     """An order that the disorder of `allowance_us` allows, some events standing in it twice."""
     random = np.random.default_rng(seed)
-    times = _event_times(payloads, project)
+    times = event_times(payloads, project)
     delay = random.integers(0, max(allowance_us, 1), len(payloads))
     twice = np.flatnonzero(random.random(len(payloads)) < share)
     rows = np.concatenate([np.arange(len(payloads)), twice])
@@ -113,7 +113,7 @@ def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int
     return [int(row) for row in rows[np.argsort(arrival, kind="stable")]]
 
 
-def _event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
+def event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Event times in microseconds; a record without one takes its neighbour's."""
     from models.codecs import decode_json
     from models.contract import Contract

@@ -71,10 +71,28 @@ class Publisher(Protocol):
 class Broker(Protocol):
     """A topic or subscription by its URI."""
 
-    uri: str
+    @property
+    def uri(self) -> str:
+        """What it was parsed from, without secrets."""
 
     def subscribe(self) -> Subscription:
         """Connect for reading; BrokerError if there is no such subscription."""
 
     def publisher(self) -> Publisher:
         """Connect for writing; BrokerError if there is no such topic."""
+
+
+def is_broker(uri: str) -> bool:
+    """Whether a URI names a broker's topic or subscription, and not files."""
+    return uri.startswith(("pubsub://", "kafka://"))
+
+
+def open_broker(uri: str) -> Broker:
+    """The broker that a URI names; ValueError if it does not name one."""
+    if uri.startswith("pubsub://"):
+        from pipelines.brokers.pubsub import PubsubBroker
+
+        return PubsubBroker.parse(uri)
+    from pipelines.brokers.kafka import KafkaBroker
+
+    return KafkaBroker.parse(uri)

@@ -1,0 +1,132 @@
+"""`headrace run` over a broker, and `headrace publish`: the same graph, for as long as it is let run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from models import progress
+from models.bundle import Bundle
+from models.project import Project
+from pipelines.brokers import open_broker
+from pipelines.display import working
+from pipelines.engine import LocalRunner
+from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
+from pipelines.parity import event_times, read_payloads
+from pipelines.score import build
+from pipelines.sinks.topics import PublishRows
+from pipelines.sources.files import match_files
+from pipelines.sources.stream import ReadStream
+from transforms.score import Score
+
+STATUS_SECONDS = 10
+PUBLISH_TICK_SECONDS = 0.05
+
+_LOG = logging.getLogger("headrace")
+
+
+def score_stream(
+    project: Project,
+    bundle: Bundle,
+    scorer: Any,
+    source: str,
+    sink: str,
+    dead_letters: str,
+    *,
+    allowance_us: int,
+    journal: str | None,
+    runner: str = DIRECT,
+    shards: int = DEFAULT_SHARDS,
+    reason_codes: int = 0,
+    beam_args: tuple[str, ...] = (),
+) -> None:
+    """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
+    event = project.event
+    events = ReadStream(
+        open_broker(source),
+        project.contract,
+        event.time,
+        allowance_us,
+        journal=journal,
+        earliest_us=round(event.earliest.timestamp() * 1_000_000),
+        latest_us=round(event.latest.timestamp() * 1_000_000),
+    )
+    config = GraphConfig(
+        project,
+        events,
+        Score(project, scorer, bundle.bundle_id, reason_codes),
+        PublishRows(open_broker(sink), open_broker(dead_letters)),
+        shards,
+    )
+    pipeline = make_pipeline(runner, beam_args)
+    build(pipeline, config)
+    with working("scoring"), _status_lines(), _stopped_by_signals(pipeline.runner):
+        pipeline.run().wait_until_finish()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(runner: Any) -> Iterator[None]:
+    """Let SIGINT and SIGTERM stop the in-process engine; other runners have their own ways."""
+    if not isinstance(runner, LocalRunner):
+        yield
+        return
+    stop = runner.stop
+    previous = {n: signal.signal(n, lambda number, frame: stop()) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _status_lines() -> Iterator[None]:
+    """Log events through each step, now and then and at the end."""
+    over = threading.Event()
+    started = time.monotonic()
+
+    def say() -> None:
+        done = ", ".join(f"{events:,} {step}" for step, events in sorted(progress.done().items()))
+        _LOG.info("%.0f s: %s", time.monotonic() - started, done or "nothing yet")
+
+    def keep_saying() -> None:
+        while not over.wait(STATUS_SECONDS):
+            say()
+
+    thread = threading.Thread(target=keep_saying, name="status", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        say()
+
+
+def publish(project: Project, uris: list[str], topic: str, speed_up: float | None) -> int:
+    """Publish the records of files as JSON in their order, `speed_up` times as fast as they happened."""
+    payloads = [payload for uri in uris for path in match_files(uri) for payload in read_payloads(path)]
+    publisher = open_broker(topic).publisher()
+    times = event_times(payloads, project)
+    started, first = time.monotonic(), int(times[0]) if len(times) else 0
+    sent = 0
+    with working("publishing"):
+        while sent < len(payloads):
+            stop = min(sent + 1000, len(payloads))
+            if speed_up is not None:
+                reached = first + (time.monotonic() - started) * 1e6 * speed_up
+                later = next((i for i in range(sent, stop) if times[i] > reached), stop)
+                if later == sent:
+                    time.sleep(PUBLISH_TICK_SECONDS)
+                    continue
+                stop = later
+            publisher.publish(payloads[sent:stop])
+            progress.advance("written", stop - sent)
+            sent = stop
+    publisher.close()
+    return sent
