@@ -1,5 +1,7 @@
 """Decode: every record goes on as a row or becomes a dead letter, with its reasons and where it came from."""
 
+import datetime
+import datetime
 import io
 import json
 import math
@@ -93,7 +95,7 @@ def test_a_dead_letter_says_all_that_is_known():
         "source": "file",
         "position": 10,
         "event_id": "5",
-        "event_time": None,
+        "event_time": datetime.datetime(2018, 4, 1, 5, tzinfo=datetime.UTC),
     }
 
 
@@ -228,6 +230,14 @@ def test_typed_rows_are_reported_as_they_were():
         "TX_AMOUNT": "nan",
     }
     assert reasons(other) == [("TX_DATETIME", "not a time", str(2**62))]
+
+
+def test_a_time_that_python_can_not_hold_is_not_passed_on():
+    times = pa.array([2**62, 0]).cast(pa.timestamp("us", "UTC"))
+    good, (letter,) = sent(rows({"TRANSACTION_ID": [1, 2], "TX_DATETIME": times}))
+    assert [row["TRANSACTION_ID"] for row in good] == [2]
+    assert letter["event_time"] is None
+    assert json.loads(letter["payload"])["TX_DATETIME"] == 2**62
 
 
 def test_text_of_a_file_that_is_not_utf8_spoils_its_row_only():

@@ -15,10 +15,6 @@ KINDS = {"i": "int", "j": "int", "f": "float", "g": "float", "t": "time", "s": "
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
-class Ieee(float):
-    """Python's float, but that it divides by zero as IEEE 754 does."""
-
-
 def divide(a, b, operation):
     if b != 0:
         return operation(a, b)

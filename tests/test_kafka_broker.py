@@ -51,6 +51,7 @@ class Cluster:
         self._c.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
         self.servers = self._call("cluster_bootstraps").decode()
         self._names = (f"topic-{number}" for number in itertools.count())
+        self._producer = confluent_kafka.Producer({"bootstrap.servers": self.servers, "log_level": 0})
 
     def _pointer(self, name: str, *arguments: object) -> int:
         function = getattr(self._c, name)
@@ -64,6 +65,16 @@ class Cluster:
         name = next(self._names)
         assert self._call("topic_create", name.encode(), partitions, 1) == 0
         return name
+
+    def publish(self, topic: str, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            self._producer.produce(topic, payload)
+        assert self._producer.flush(20) == 0
+
+    def publish_to_each(self, topic: str, payload: bytes) -> None:
+        for partition in range(4):
+            self._producer.produce(topic, payload, partition=partition)
+        assert self._producer.flush(20) == 0
 
     def delete(self, topic: str) -> None:
         assert self._call("topic_delete", topic.encode()) == 0
@@ -109,17 +120,11 @@ def connect(cluster: Cluster):
         yield subscribe
 
 
-def publish(cluster: Cluster, topic: str, payloads: list[bytes], **attributes: list) -> None:
+@contextlib.contextmanager
+def publisher_of(cluster: Cluster, topic: str) -> Iterator[kafka.KafkaPublisher]:
     publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
-    publisher.publish(payloads, **attributes)
+    yield publisher
     publisher.close()
-
-
-def publish_to_each(cluster: Cluster, topic: str, payload: bytes) -> None:
-    producer = confluent_kafka.Producer({"bootstrap.servers": cluster.servers})
-    for partition in range(4):
-        producer.produce(topic, payload, partition=partition)
-    assert producer.flush(10) == 0
 
 
 def numbers(start: int, stop: int) -> list[bytes]:
@@ -139,6 +144,14 @@ def drain(subscription: KafkaSubscription, count: int, most: int = 1000, seconds
 
 def texts(received: list[Messages]) -> list[bytes]:
     return [payload for messages in received for payload in messages.payloads]
+
+
+def ids(received: list[Messages]) -> list[str]:
+    return [each for messages in received for each in messages.ids]
+
+
+def acknowledge(subscription: KafkaSubscription, received: list[Messages]) -> None:
+    acknowledge(subscription, received)
 
 
 def until(condition, seconds: float = 10.0) -> None:
@@ -263,7 +276,8 @@ def test_all_comes_once_and_in_order(cluster, connect, partitions):
     before = time.time_ns() // 1000
     payloads = numbers(0, 5000)
     attributes = [{"at": f"time {number}", "other": "x"} if number % 2 else {} for number in range(5000)]
-    publish(cluster, topic, payloads, attributes=attributes)
+    with publisher_of(cluster, topic) as publisher:
+        publisher.publish(payloads, attributes)
 
     subscription = connect(topic, event_time_attribute="at")
     assert subscription.receive(10, 0) is None
@@ -287,7 +301,7 @@ def test_all_comes_once_and_in_order(cluster, connect, partitions):
 
 def test_what_has_no_value_and_any_bytes(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, [b"", b"\x00\x00\x00\x00\x07\xff", b"x" * 100_000])
+    cluster.publish(topic, [b"", b"\x00\x00\x00\x00\x07\xff", b"x" * 100_000])
     received = drain(connect(topic), 3)
     assert texts(received) == [b"", b"\x00\x00\x00\x00\x07\xff", b"x" * 100_000]
     assert received[0].event_times is None
@@ -295,93 +309,91 @@ def test_what_has_no_value_and_any_bytes(cluster, connect):
 
 def test_a_message_is_received_as_soon_as_there_is_one(cluster, connect):
     topic = cluster.topic()
-    publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
     subscription = connect(topic)
-    publisher.publish([b"first"])
+    cluster.publish(topic, [b"first"])
     drain(subscription, 1)
-    timer = threading.Timer(0.5, publisher.publish, [[b"second"]])
+    timer = threading.Timer(0.5, cluster.publish, [topic, [b"second"]])
     timer.start()
     started = time.monotonic()
     messages = subscription.receive(1000, 10)
     assert messages is not None
     assert time.monotonic() - started < 5
     timer.join()
-    publisher.close()
 
 
 def test_only_a_prefix_is_committed(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, numbers(0, 30))
+    cluster.publish(topic, numbers(0, 30))
     subscription = connect(topic)
-    first, second, third = drain(subscription, 30, most=10)
-    subscription.acknowledge(second.receipt)
+    first, second, third = (drain(subscription, 10) for _ in range(3))
+    acknowledge(subscription, second)
     time.sleep(0.5)
     assert committed(subscription) < 0
-    subscription.acknowledge(first.receipt)
+    acknowledge(subscription, first)
     until(lambda: committed(subscription) == 20)
     subscription.close()
 
     again = connect(topic)
-    messages = drain(again, 10)
-    assert [each for part in messages for each in part.ids] == third.ids
-    assert texts(messages) == third.payloads
+    received = drain(again, 10)
+    assert ids(received) == ids(third)
+    assert texts(received) == texts(third)
 
 
 def test_what_is_acknowledged_just_before_closing_is_committed(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, numbers(0, 10))
+    cluster.publish(topic, numbers(0, 10))
     subscription = connect(topic)
-    for messages in drain(subscription, 10, most=5):
-        subscription.acknowledge(messages.receipt)
+    received = drain(subscription, 10)
+    acknowledge(subscription, received)
     subscription.close()
     again = connect(topic)
     until(lambda: again.receive(1, 0.1) or again.backlog() == 0)
     assert committed(again) == 10
     subscription.close()
-    subscription.acknowledge(messages.receipt)
+    acknowledge(subscription, received)
     with pytest.raises(BrokerError, match="closed"):
         subscription.receive(1, 0)
 
 
 def test_receipts_of_others_and_used_ones_do_nothing(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, numbers(0, 10))
+    cluster.publish(topic, numbers(0, 10))
     old = connect(topic)
-    [stale] = drain(old, 10, most=10)
+    stale = drain(old, 10)
     old.close()
     subscription = connect(topic)
-    first, second = drain(subscription, 10, most=5)
-    subscription.acknowledge(stale.receipt)
+    first, second = (drain(subscription, 5) for _ in range(2))
+    acknowledge(subscription, stale)
     for _ in range(3):
-        subscription.acknowledge(pickle.loads(pickle.dumps(first.receipt)))
+        acknowledge(subscription, pickle.loads(pickle.dumps(first)))
     time.sleep(0.5)
     assert committed(subscription) == 5
-    subscription.acknowledge(second.receipt)
+    acknowledge(subscription, second)
     until(lambda: committed(subscription) == 10)
 
 
 def test_a_new_group_may_start_at_the_end(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, numbers(0, 10))
+    cluster.publish(topic, numbers(0, 10))
     subscription = connect(topic, start="latest")
     until(lambda: subscription.receive(1, 0.1) is None and subscription.backlog() == 0)
-    publish(cluster, topic, numbers(10, 15))
+    cluster.publish(topic, numbers(10, 15))
     assert texts(drain(subscription, 5)) == numbers(10, 15)
 
 
 def test_fetching_stops_at_the_bound_of_messages(cluster, connect):
     topic = cluster.topic(4)
-    publish(cluster, topic, numbers(0, 300))
+    cluster.publish(topic, numbers(0, 300))
     subscription = connect(topic, max_outstanding_messages=100)
     held = drain(subscription, 100, most=30)
     assert subscription.receive(10, 0.5) is None
     until(lambda: subscription._paused)  # nobody received for a while
     assert subscription.receive(10, 0) is None
-    subscription.acknowledge(held.pop().receipt)
-    held += drain(subscription, 10)
-    for messages in held:
-        subscription.acknowledge(messages.receipt)
-    while sum(map(len, held)) < 270:  # with what the acknowledged 30 left of the 300
+    freed = held.pop()
+    subscription.acknowledge(freed.receipt)
+    held += drain(subscription, len(freed))
+    acknowledge(subscription, held)
+    while sum(map(len, held)) < 300 - len(freed):
         for messages in drain(subscription, 10):
             subscription.acknowledge(messages.receipt)
             held.append(messages)
@@ -391,19 +403,18 @@ def test_fetching_stops_at_the_bound_of_messages(cluster, connect):
 
 def test_fetching_stops_at_the_bound_of_bytes(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, [b"x" * 10_000] * 100)
+    cluster.publish(topic, [b"x" * 10_000] * 100)
     subscription = connect(topic, max_outstanding_bytes=100_000)
     [first] = drain(subscription, 1, most=1)
     held = [first, *drain(subscription, 9)]
     assert subscription.receive(100, 0.5) is None
-    for messages in held:
-        subscription.acknowledge(messages.receipt)
+    acknowledge(subscription, held)
     assert sum(len(messages) for messages in drain(subscription, 10)) == 10
 
 
 def test_one_message_larger_than_the_bound_comes_alone(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, [b"x" * 10_000] * 3)
+    cluster.publish(topic, [b"x" * 10_000] * 3)
     subscription = connect(topic, max_outstanding_bytes=1000)
     for _ in range(3):
         [messages] = drain(subscription, 1)
@@ -413,17 +424,16 @@ def test_one_message_larger_than_the_bound_comes_alone(cluster, connect):
 
 def test_backlog(cluster, connect):
     topic = cluster.topic(4)
-    publish(cluster, topic, numbers(0, 400))
+    cluster.publish(topic, numbers(0, 400))
     subscription = connect(topic, max_outstanding_messages=100)
     assert subscription.backlog() is None
     assert subscription.partitions() == frozenset()
     until(lambda: len(subscription.partitions()) == 4 or subscription.receive(1, 0.1))
     held = drain(subscription, 90)
     until(lambda: subscription.backlog() in (310, 309))
-    publish(cluster, topic, numbers(400, 450))  # not fetched: it is paused
+    cluster.publish(topic, numbers(400, 450))  # not fetched: it is paused
     until(lambda: subscription.backlog() in (360, 359))
-    for messages in held:
-        subscription.acknowledge(messages.receipt)
+    acknowledge(subscription, held)
     subscription.close()
 
     again = connect(topic)
@@ -433,7 +443,7 @@ def test_backlog(cluster, connect):
 
 def test_a_topic_that_is_deleted(cluster, connect):
     topic = cluster.topic()
-    publish(cluster, topic, numbers(0, 1))
+    cluster.publish(topic, numbers(0, 1))
     subscription = connect(topic, settings={**QUICK, "topic.metadata.refresh.interval.ms": 500})
     drain(subscription, 1)
     cluster.delete(topic)
@@ -448,11 +458,10 @@ def test_a_topic_that_is_deleted(cluster, connect):
 def test_a_member_that_joins_and_one_that_leaves(cluster, connect, strategy):
     topic = cluster.topic(4)
     settings = {**QUICK, "partition.assignment.strategy": strategy}
-    publish(cluster, topic, numbers(0, 400))
+    cluster.publish(topic, numbers(0, 400))
     first = connect(topic, settings=settings)
     held = drain(first, 400, most=40)
-    for messages in held[:5]:
-        first.acknowledge(messages.receipt)
+    acknowledge(first, held[:5])
     if strategy == "range":  # the mock, unlike Kafka, takes no commits while a group rebalances
         time.sleep(0.5)
     second = connect(topic, settings=settings)
@@ -465,19 +474,18 @@ def test_a_member_that_joins_and_one_that_leaves(cluster, connect, strategy):
                 member.acknowledge(messages.receipt)
         return set(texts(later))
 
-    until(lambda: receive(first, second) and [len(first.partitions()), len(second.partitions())] == [2, 2])
+    until(lambda: receive(first, second) is not None and [len(first.partitions()), len(second.partitions())] == [2, 2])
     assert not first.partitions() & second.partitions()
-    for messages in held:  # of the partitions that were revoked since, these commit nothing
-        first.acknowledge(messages.receipt)
-    publish(cluster, topic, numbers(400, 500))
+    acknowledge(first, held)  # of the partitions that were revoked since, this commits nothing
+    cluster.publish(topic, numbers(400, 500))
     until(lambda: receive(first, second) >= set(numbers(400, 500)))
     second.close()
-    publish(cluster, topic, numbers(500, 600))
+    cluster.publish(topic, numbers(500, 600))
     until(lambda: receive(first) >= set(numbers(500, 600)))
     assert first.partitions() == frozenset(range(4))
     offsets = {each: payload for part in held + later for each, payload in zip(part.ids, part.payloads, strict=True)}
     assert sorted(offsets.values(), key=int) == numbers(0, 600)  # the same id when a message comes again
-    assert not {each for part in held[:5] for each in part.ids} & {each for part in later for each in part.ids}
+    assert not set(ids(held[:5])) & set(ids(later))
     assert first._held == first._held_bytes == 0
 
 
@@ -502,7 +510,7 @@ time.sleep(60)
 
 def test_a_member_that_is_killed_loses_nothing(cluster, connect):
     topic = cluster.topic(4)
-    publish(cluster, topic, numbers(0, 100))
+    cluster.publish(topic, numbers(0, 100))
     uri = f"kafka://{cluster.servers}/{topic}?group=readers-{topic}"
     member = subprocess.Popen([sys.executable, "-c", MEMBER, uri], stdout=subprocess.PIPE, text=True)
     assert member.stdout is not None
@@ -519,18 +527,17 @@ def test_a_member_that_is_killed_loses_nothing(cluster, connect):
 def test_a_member_that_does_not_receive_still_answers(cluster, connect, strategy):
     topic = cluster.topic(4)
     settings = {**QUICK, "max.poll.interval.ms": 2000, "partition.assignment.strategy": strategy}
-    publish_to_each(cluster, topic, b"early")
+    cluster.publish_to_each(topic, b"early")
     first = connect(topic, settings=settings)
     held = drain(first, 4)
     second = connect(topic, settings=settings)
     until(lambda: len(first.partitions()) == len(second.partitions()) == 2)  # with nobody receiving
     time.sleep(2.5)  # longer than Kafka has a member be silent
     assert len(first.partitions()) == len(second.partitions()) == 2
-    for messages in held:
-        first.acknowledge(messages.receipt)
+    acknowledge(first, held)
     second.close()
     until(lambda: len(first.partitions()) == 4)
-    publish_to_each(cluster, topic, b"late")
+    cluster.publish_to_each(topic, b"late")
     seen: set[int] = set()  # all that was paused is fetched again
     until(lambda: seen.update((first.receive(100, 0.1) or NOTHING).partitions) or seen == {0, 1, 2, 3})
 
@@ -554,8 +561,7 @@ def test_an_outage_is_waited_for(cluster, connect, caplog):
     assert not waiting.is_alive()
     received += drain(subscription, 50)
     assert sorted(texts(received), key=int) == numbers(0, 100)
-    for messages in received:
-        subscription.acknowledge(messages.receipt)
+    acknowledge(subscription, received)
     subscription.close()
     assert connect(topic).receive(1, 2) is None
     publisher.close()

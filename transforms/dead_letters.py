@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.codecs import rows_as_json
+from models.codecs.times import times_from_timestamps
 from models.contract import TIMESTAMP
 from models.declarations import Event
 from models.faults import python_values
@@ -57,7 +58,7 @@ def make_dead_letters(
             columns[SOURCE].cast(pa.string()),
             columns[POSITION],
             pa.array([None if value is None else _text(value) for value in ids], pa.string()),
-            times if times.type == TIMESTAMP else pa.nulls(len(rows), TIMESTAMP),
+            times_from_timestamps(times) if times.type == TIMESTAMP else pa.nulls(len(rows), TIMESTAMP),
         ],
         schema=DEAD_LETTER_SCHEMA,
     )

@@ -21,6 +21,7 @@ from models.codecs import (
     decode_json,
     decode_rows,
     parse_writer_schema,
+    record_lengths,
 )
 from models.contract import Contract
 from models.faults import RowFaults
@@ -87,7 +88,7 @@ def decode_batch(
     else:
         payload = column(batch, PAYLOAD)
         if kind != "unreadable":
-            _check_size(pc.binary_length(payload).to_numpy(), max_bytes, faults)
+            _check_size(record_lengths(payload), max_bytes, faults)
         columns = decode_apart(
             payload,
             ~faults.bad,

@@ -9,7 +9,7 @@ from models.codecs.avro_records import DATUM_ERRORS, WriterSchemaError, decode_a
 from models.codecs.columns import RECORD, Columns, decode_rows
 from models.codecs.csv_records import decode_csv
 from models.codecs.json_records import decode_json
-from models.codecs.lines import decode_apart
+from models.codecs.lines import decode_apart, record_lengths
 from models.codecs.output import encode_json_lines, row_as_json, rows_as_json
 
 MAX_BLOCK_ROWS = 32768  # Arrow's JSON reader refuses blocks of more than 100,000 rows
@@ -27,6 +27,7 @@ __all__ = [
     "decode_rows",
     "encode_json_lines",
     "parse_writer_schema",
+    "record_lengths",
     "row_as_json",
     "rows_as_json",
 ]

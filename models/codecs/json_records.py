@@ -33,7 +33,7 @@ def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bo
         return decode_each(part, found) if columns is None else coerce_all(columns, contract, found)
 
     def decode_each(part: pa.BinaryArray, found: RowFaults) -> Columns:
-        rows = [_read_object(payload, number, found) for number, payload in enumerate(part.to_pylist())]
+        rows = [_read_object(payload.rstrip(b"\r\n"), number, found) for number, payload in enumerate(part.to_pylist())]
         return decode_dicts(rows, contract, refuse_unknown, found)
 
     return decode_apart(payloads, _are_plain(payloads), faults, decode_block, decode_each)
@@ -62,21 +62,31 @@ def _read_block(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bo
     """
     end = f"__end_{secrets.token_hex(8)}"
     lines = b"".join([as_lines(payloads), b'\n{"%s":1}\n' % end.encode()])
-    schema = pa.schema([*((f.name, _loose_type(f)) for f in contract.fields.values()), (end, pa.int8())])
+    table = _read_table(lines, contract, pa.int64(), end, refuse_unknown)
+    if table is None and any(field.is_boolean for field in contract.fields.values()):
+        table = _read_table(lines, contract, pa.bool_(), end, refuse_unknown)
+    count = len(payloads)
+    if table is None or table.num_rows != count + 1 or not table.column(end)[count].is_valid:
+        return None
+    return {name: table.column(name).chunk(0).slice(0, count) for name in contract.fields}
+
+
+def _read_table(
+    lines: bytes, contract: Contract, boolean: pa.DataType, end: str, refuse_unknown: bool
+) -> pa.Table | None:
+    """The records by Arrow's reader, with fields of 0 and 1 spelt as `boolean` is; None if one is broken."""
+    fields = [(f.name, boolean if f.is_boolean else _loose_type(f)) for f in contract.fields.values()]
     try:
-        table = pa.json.read_json(
+        return pa.json.read_json(
             pa.BufferReader(lines),
             parse_options=pa.json.ParseOptions(
-                explicit_schema=schema, unexpected_field_behavior="error" if refuse_unknown else "ignore"
+                explicit_schema=pa.schema([*fields, (end, pa.int8())]),
+                unexpected_field_behavior="error" if refuse_unknown else "ignore",
             ),
             read_options=pa.json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
         ).combine_chunks()
     except pa.ArrowInvalid:
         return None
-    count = len(payloads)
-    if table.num_rows != count + 1 or not table.column(end)[count].is_valid:
-        return None
-    return {name: table.column(name).chunk(0).slice(0, count) for name in contract.fields}
 
 
 def _loose_type(field: Field) -> pa.DataType:

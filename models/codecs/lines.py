@@ -53,3 +53,13 @@ def as_lines(payloads: pa.BinaryArray) -> pa.Buffer:
     if (ends >= 0).all() and (block[ends] == ord("\n")).all():
         return pa.py_buffer(block)
     return pa.py_buffer(b"\n".join([payload.rstrip(b"\r\n") for payload in payloads.to_pylist()]))
+
+
+def record_lengths(payloads: pa.BinaryArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The bytes int64[n] of each payload, less those that end its line: a record is as long in a file as alone."""
+    starts, block = offsets_and_bytes(payloads)
+    ends = starts[1:].astype(np.int64)
+    for end in b"\n\r":
+        inside = ends > starts[:-1]
+        ends = ends - (inside & (block[np.maximum(ends - 1, 0)] == end)) if len(block) else ends
+    return np.asarray(ends - starts[:-1])

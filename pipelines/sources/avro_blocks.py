@@ -21,6 +21,7 @@ from pipelines.sources.raw import BrokenFile, raw_batch, rows_batch, unreadable
 from transforms.batches import FORMAT
 
 MAX_HEADER_BYTES = 4 << 20
+XZ_MEMORY_BYTES = 256 << 20
 MAX_BLOCK_BYTES = 64 << 20  # compressed or not
 READ_BYTES = 4 << 20
 
@@ -144,7 +145,7 @@ def _decompress(codec: str, data: bytes) -> bytes:
             case "bzip2":
                 result = _bounded(bz2.BZ2Decompressor(), data, limit)
             case "xz":
-                result = _bounded(lzma.LZMADecompressor(memlimit=MAX_BLOCK_BYTES * 4), data, limit)
+                result = _bounded(lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES), data, limit)
             case "zstandard":
                 result = zstandard.ZstdDecompressor().stream_reader(data).read(limit)
             case _:

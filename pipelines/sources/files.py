@@ -149,17 +149,11 @@ def _split_lines(path: str, kind: str) -> Iterator[Split]:
     if kind == "csv":
         try:
             first = read_first_line(path)
-            header = tuple(next(csv.reader([first.decode("utf-8-sig")], strict=True), []))
-            fault = "" if header else "its first line, the header, is empty" if _size(path) else None
-        except BrokenFile as error:
-            fault = f"its header can't be read: {error}"
-        except (UnicodeDecodeError, csv.Error) as error:
-            fault = f"its header is not CSV: {error}"
-        if len(set(header)) < len(header):
-            fault = "its header names a column twice"
-        if fault:
-            yield Split(path, "unreadable", header=(fault,))
-        if fault != "":
+            if first is None:
+                return
+            header = _read_header(first)
+        except (BrokenFile, ValueError) as error:
+            yield Split(path, "unreadable", header=(f"its header can't be read: {error}",))
             return
     if compression_of(path):
         yield Split(path, kind, header=header)
@@ -167,6 +161,19 @@ def _split_lines(path: str, kind: str) -> Iterator[Split]:
     size = _size(path)
     for start in range(0, size, SPLIT_BYTES):
         yield Split(path, kind, start, min(start + SPLIT_BYTES, size), header)
+
+
+def _read_header(line: bytes) -> tuple[str, ...]:
+    """The names of a CSV file's columns; ValueError if they can't be told apart."""
+    try:
+        names = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r")], strict=True), []))
+    except csv.Error as error:
+        raise ValueError(f"not CSV: {error}") from None
+    if not names:
+        raise ValueError("the first line is empty")
+    if len(set(names)) < len(names):
+        raise ValueError("it names a column twice")
+    return names
 
 
 def _size(path: str) -> int:

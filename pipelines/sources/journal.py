@@ -36,15 +36,14 @@ class JournalWriter:
         assert self._writer is not None
         assert self._file is not None
         self._writer.write_batch(batch)
-        self._file.flush()
-        os.fsync(self._descriptor)
+        self._raw.flush()
+        os.fsync(self._raw.fileno())
 
     def _roll(self, schema: pa.Schema) -> None:
         self.close()
         path = self._directory / f"{self._next:012d}{ENDING}"
         self._next += 1
         self._raw = path.open("xb")
-        self._descriptor = self._raw.fileno()
         self._file = pa.PythonFile(self._raw, "w")
         self._schema = schema
         self._writer = pa.ipc.new_stream(self._file, schema)
@@ -59,6 +58,7 @@ class JournalWriter:
         if self._writer is not None and self._file is not None:
             self._writer.close()
             self._file.close()
+            self._raw.close()
             self._writer = self._file = None
 
 

@@ -21,7 +21,8 @@ from transforms.batches import COLUMNS, FORMAT
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
 
-# Of each compression: what undoes it, and how much it may be given at once so as not to make gigabytes of it.
+# Of each compression: what undoes it, and how many bytes it may be given at once, so as not to
+# make gigabytes of them: 64 bytes of bzip2 can be 90 MB.
 # Beam's own reading of compressed files takes a file that is cut off for one that ends there.
 _COMPRESSIONS: dict[str, tuple[Callable[[], Any], int]] = {
     ".gz": (lambda: zlib.decompressobj(wbits=31), 4096),
@@ -77,14 +78,14 @@ def _uncompressed(file: Any, make: Callable[[], Any], step: int) -> Iterator[byt
         raise BrokenFile("it ends before its end mark")
 
 
-def read_first_line(path: str) -> bytes:
-    """The first line of a file, or of as much of it as may be one."""
+def read_first_line(path: str) -> bytes | None:
+    """The first line of a file, or of as much of it as may be one; None if it is empty."""
     buffer = b""
     for block in read_blocks(path):
         buffer += block
         if b"\n" in block or len(buffer) > MAX_LINE_BYTES:
             break
-    return buffer.partition(b"\n")[0]
+    return buffer.partition(b"\n")[0] if buffer else None
 
 
 def read_lines(path: str, kind: str, start: int, stop: int | None, header: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
