@@ -220,7 +220,7 @@ def _control(payloads: Sequence[bytes], order: Sequence[int], project: Project) 
     streamed[first_seen] = np.cumsum(values[first_seen], dtype=np.float32)
     in_order = pa.table({"sum": pa.array(np.cumsum(values, dtype=np.float32))})
     in_arrival = pa.table({"sum": pa.array(streamed)})
-    return compare_tables("control: an order-dependent sum", in_order, in_arrival, ["sum"])
+    return compare_tables("control", in_order, in_arrival, ["sum"])
 
 
 def show(parity: Parity) -> None:

@@ -1,7 +1,6 @@
 """Decode: every record goes on as a row or becomes a dead letter, with its reasons and where it came from."""
 
 import datetime
-import datetime
 import io
 import json
 import math

@@ -1,6 +1,6 @@
 """Benchmark side: headrace's whole graph, with validation, deduplication and dead letters, in its own process.
 
-    python headrace_graph.py INPUT.parquet MODEL.ubj OUTPUT_FOLDER [RUNNER]
+python headrace_graph.py INPUT.parquet MODEL.ubj OUTPUT_FOLDER [RUNNER]
 """
 
 from __future__ import annotations
