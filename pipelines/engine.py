@@ -193,8 +193,8 @@ class _GroupByKey(_Node):
         on_time = PaneInfo(True, self._is_global, PaneInfoTiming.ON_TIME, 0, 0)
         self._pane = PANE_INFO_UNKNOWN if self._lateness else on_time
         self._windows: dict[Any, dict[bytes, list[Any]]] = {}  # each group is a key, its output time and values
-        self._ends: dict[Any, int] = {}
-        self._first_end = self._hold = MAX_US
+        self._ends = _Agenda()
+        self._hold = MAX_US
 
     def receive(self, element: WindowedValue) -> None:
         key, value = element.value
@@ -204,8 +204,8 @@ class _GroupByKey(_Node):
                 if _passed(end + self._lateness, self.input_watermark):
                     continue  # later than allowed
                 if not self._at_once:
-                    self._windows[window], self._ends[window] = {}, end
-                    self._first_end = min(self._first_end, end)
+                    self._windows[window] = {}
+                    self._ends.put(window, end)
             output_time = self._times.assign_output_time(window, element.timestamp)
             if self._at_once:
                 self.emit(WindowedValue((key, [value]), output_time, (window,)))
@@ -216,17 +216,15 @@ class _GroupByKey(_Node):
             group[2].append(value)
 
     def work(self) -> bool:
-        if not self._windows or not _passed(self._first_end, self.input_watermark):
-            return False
-        due = [window for window, end in self._ends.items() if _passed(end, self.input_watermark)]
-        for window in sorted(due, key=self._ends.__getitem__):
-            del self._ends[window]
-            for key, output_time, values in self._windows.pop(window).values():
-                self.emit(WindowedValue((key, values), output_time, (window,), self._pane))
-        self._first_end = min(self._ends.values(), default=MAX_US)
-        times = (group[1].micros for groups in self._windows.values() for group in groups.values())
-        self._hold = min(times, default=MAX_US)
-        return True
+        fired = False
+        while (end := self._ends.take(lambda end_us: _passed(end_us, self.input_watermark))) is not None:
+            fired = True
+            for key, output_time, values in self._windows.pop(end.place).values():
+                self.emit(WindowedValue((key, values), output_time, (end.place,), self._pane))
+        if fired:
+            times = (group[1].micros for groups in self._windows.values() for group in groups.values())
+            self._hold = min(times, default=MAX_US)
+        return fired
 
     def hold(self) -> int:
         return self._hold
@@ -423,20 +421,19 @@ class _Stateful(_ParDo):
         fired |= self._fire(TimeDomain.WATERMARK, lambda time_us: _passed(time_us, self.input_watermark))
         if not self._is_global:
             watermark = min(self.input_watermark, self.hold())  # so that a window outlives the timers set in it
-            while (end := self._state.ends.first()) is not None and _passed(end.time_us + self._lateness, watermark):
-                self._state.forget(end.place)
+            self._state.forget(lambda end_us: _passed(end_us + self._lateness, watermark))
         return fired
 
     def _fire(self, domain: str, is_due: Callable[[int], bool]) -> bool:
-        agenda = self._state.agendas[domain]
         fired = False
-        while (first := agenda.first()) is not None and is_due(first.time_us):
+        while (timer := self._state.agendas[domain].take(is_due)) is not None:
             fired = True
-            self._state.clear_timer(domain, first.place)
+            self._state.clear_timer(domain, timer.place)
             self.open_bundle()
-            name, _, window, tag = first.place
-            timer = (self._timers[name], first.key, window, Timestamp(micros=first.time_us), PANE_INFO_UNKNOWN, tag)
-            self.call(self._runner.process_user_timer, *timer)
+            name, _, window, tag = timer.place
+            at = Timestamp(micros=timer.time_us)
+            fire = self._runner.process_user_timer
+            self.call(fire, self._timers[name], timer.key, window, at, PANE_INFO_UNKNOWN, tag)
         return fired
 
     def hold(self) -> int:
@@ -479,6 +476,14 @@ class _Agenda:
             heapq.heappop(self._heap)
         return self._heap[0] if self._heap else None
 
+    def take(self, is_due: Callable[[int], bool]) -> _Entry | None:
+        """Take the earliest away if its time is due."""
+        first = self.first()
+        if first is None or not is_due(first.time_us):
+            return None
+        self.remove(first.place)
+        return first
+
 
 class _State(userstate.UserStateContext):  # type: ignore[misc]
     """State and timers of one step, in memory. As on other engines, keys are the same if their encodings are."""
@@ -487,7 +492,7 @@ class _State(userstate.UserStateContext):  # type: ignore[misc]
         self._encode_key = key_coder.get_impl().encode
         self._last: tuple[Any, bytes] = (object(), b"")
         self._windows: dict[Any, dict[Any, Any]] = {}  # window → (cell's name, encoded key) → what the cell holds
-        self.ends = _Agenda()  # of windows
+        self._ends = _Agenda()  # of windows
         self.agendas = {TimeDomain.WATERMARK: _Agenda(), TimeDomain.REAL_TIME: _Agenda()}
         self._clock_holds = _Agenda()  # where timers by the clock hold the watermark
 
@@ -496,13 +501,13 @@ class _State(userstate.UserStateContext):  # type: ignore[misc]
         cells = self._windows.get(window)
         if cells is None:
             cells = self._windows[window] = {}
-            self.ends.put(window, window.max_timestamp().micros)
+            self._ends.put(window, window.max_timestamp().micros)
         return _CELLS[type(state_spec)](cells, (state_spec.name, self._encode(key)), state_spec)
 
-    def forget(self, window: Any) -> None:
-        """Drop the cells of a window."""
-        self.ends.remove(window)
-        del self._windows[window]
+    def forget(self, is_over: Callable[[int], bool]) -> None:
+        """Drop the cells of windows that are over by their end."""
+        while (end := self._ends.take(is_over)) is not None:
+            del self._windows[end.place]
 
     def get_timer(self, timer_spec: Any, key: Any, window: Any, timestamp: Timestamp, pane: Any) -> _Timer:
         """A timer that can be set or cleared."""
@@ -661,15 +666,15 @@ class _Steps(PipelineVisitor):  # type: ignore[misc]
 
 def _make_node(applied: AppliedPTransform, run: _Run) -> _Node:
     transform = applied.transform
-    if isinstance(transform, core.ParDo):
-        signature = common.DoFnSignature(transform.fn)
-        if signature.is_stateful_dofn():
-            return _Stateful(applied, run)
-        return (_Splittable if signature.is_splittable_dofn() else _ParDo)(applied, run)
     for kind, node in ((core.Impulse, _Impulse), (core.GroupByKey, _GroupByKey), (core.Flatten, _Node)):
         if isinstance(transform, kind):
             return node(applied, run)
-    raise UnsupportedGraph(applied.full_label, f"run {transform!r}")
+    if not isinstance(transform, core.ParDo):
+        raise UnsupportedGraph(applied.full_label, f"run {transform!r}")
+    signature = common.DoFnSignature(transform.fn)
+    if signature.is_stateful_dofn():
+        return _Stateful(applied, run)
+    return (_Splittable if signature.is_splittable_dofn() else _ParDo)(applied, run)
 
 
 def _check_windowing(applied: AppliedPTransform) -> Any:

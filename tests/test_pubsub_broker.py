@@ -84,7 +84,7 @@ def numbers(count: int, start: int = 0) -> list[bytes]:
     return [b"%d" % number for number in range(start, start + count)]
 
 
-def take(subscription: PubsubSubscription, count: int, *, ack: bool = True, seconds: float = 15) -> list[Messages]:
+def take(subscription: PubsubSubscription, count: int, *, ack: bool = True, seconds: float = 60) -> list[Messages]:
     """Receive at least `count` messages."""
     end = time.monotonic() + seconds
     taken: list[Messages] = []
@@ -106,7 +106,7 @@ def ids(taken: list[Messages]) -> list[str]:
     return [each for messages in taken for each in messages.ids]
 
 
-def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
+def eventually(check: Callable[[], bool], seconds: float = 40) -> None:
     end = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < end

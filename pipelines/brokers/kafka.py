@@ -38,8 +38,7 @@ _PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0}
 _PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2_147_483_647}
 _OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *_PRODUCER}
 _TICK_SECONDS = 1.0  # how often the backlog is measured, and the group answered while nobody receives
-_SLICE_SECONDS = 0.2  # the longest wait in one call of librdkafka
-_CALL_SECONDS, _CLOSE_SECONDS, _LOG_SECONDS = 2.0, 10.0, 30.0
+_SLICE_SECONDS, _CALL_SECONDS, _CLOSE_SECONDS, _LOG_SECONDS = 0.2, 2.0, 10.0, 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,7 @@ class KafkaBroker:
         if match is None or not all(map(_SERVER.fullmatch, match[1].split(","))):
             shown = re.sub(r"//.*@", "//...@", uri)  # there may be a password
             raise ValueError(f"{shown!r} is not kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP")
-        group = urllib.parse.unquote(match[3]) if match[3] else None
-        return cls(tuple(match[1].split(",")), match[2], group, **options)
+        return cls(tuple(match[1].split(",")), match[2], urllib.parse.unquote(match[3] or "") or None, **options)
 
     @property
     def uri(self) -> str:
@@ -101,6 +99,7 @@ class KafkaBroker:
         errors: collections.deque[KafkaError] = collections.deque(maxlen=1)
         defaults = {
             "partition.assignment.strategy": "cooperative-sticky",  # a member keeps what it can in a rebalance
+            "fetch.queue.backoff.ms": 20,  # it would wait a second, whenever it had fetched as far ahead as this
             "queued.min.messages": min(self.max_outstanding_messages, 100_000),
             "queued.max.messages.kbytes": max(self.max_outstanding_bytes >> 10, 1),
         }
@@ -153,8 +152,7 @@ class KafkaSubscription:
         self._closing = threading.Event()
         # Held by who asks librdkafka for messages, and so is called back; taken before `_changed`.
         self._polling = threading.Lock()
-        self._polled = time.monotonic()
-        self._paused = False
+        self._polled, self._paused = time.monotonic(), False
         self._kept: list[Message] = []  # what came while nobody received
         # `_changed` guards all from here to `_held_bytes`.
         self._changed = threading.Condition()
@@ -247,8 +245,9 @@ class KafkaSubscription:
                 return None
             payloads = [each.value() or b"" for each in fetched]
             places = [(each.partition() or 0, each.offset() or 0) for each in fetched]
+            partitions = [partition for partition, _ in places]
             self._number += 1
-            receipt = self._receipts[self._number] = dict.fromkeys([partition for partition, _ in places], (0, 0))
+            receipt = self._receipts[self._number] = dict.fromkeys(partitions, (0, 0))
             for (partition, offset), payload in zip(places, payloads, strict=True):
                 messages, size = receipt[partition]
                 receipt[partition] = messages + 1, size + len(payload)
@@ -259,16 +258,14 @@ class KafkaSubscription:
             self._held += len(payloads)
             self._held_bytes += size
             self._mean_bytes = max(size // len(payloads), 1)
-            token = (self._token, self._number)
         ids = [f"{topic}/{partition}/{offset}" for partition, offset in places]
         published = [1000 * each.timestamp()[1] for each in fetched]
         found: list[Any] = [dict(each.headers() or ()).get(header or "") for each in fetched] if header else []
         times = [value if value is None else value.decode(errors="replace") for value in found] if header else None
-        return Messages(payloads, ids, published, [partition for partition, _ in places], times, token)
+        return Messages(payloads, ids, published, partitions, times, (self._token, self._number))
 
     def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
-        with self._changed:
-            self._parts.update({each.partition: _Part() for each in assigned})
+        self._parts.update({each.partition: _Part() for each in assigned})
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         with contextlib.suppress(KafkaException):
