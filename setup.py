@@ -24,6 +24,7 @@ setup(
         "mlflow",
         "fastavro",
         "confluent-kafka",
+        "zstandard",
     ],
     package_data={"pipelines": ["template/*", "template/.*"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli:main"]},
