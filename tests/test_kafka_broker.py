@@ -339,6 +339,22 @@ def test_only_a_prefix_is_committed(cluster, connect):
     assert texts(received) == texts(third)
 
 
+def test_acknowledging_does_not_wait_for_the_thread_that_receives(cluster, connect):
+    topic = cluster.topic()
+    cluster.publish(topic, numbers(0, 10))
+    subscription = connect(topic)
+    received = drain(subscription, 10)
+    waiting = threading.Thread(target=subscription.receive, args=(1, 1.5))
+    waiting.start()
+    for messages in received:
+        time.sleep(0.1)
+        started = time.monotonic()
+        subscription.acknowledge(messages.receipt)
+        assert time.monotonic() - started < 0.1
+    waiting.join()
+    assert committed(subscription) == 10  # while it was waiting
+
+
 def test_what_is_acknowledged_just_before_closing_is_committed(cluster, connect):
     topic = cluster.topic()
     cluster.publish(topic, numbers(0, 10))

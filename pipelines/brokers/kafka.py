@@ -24,7 +24,6 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from pipelines.brokers import BrokerError, Messages
 
 _log = logging.getLogger(__name__)
-
 _URI = re.compile(r"kafka://([^/?#]+)/([A-Za-z0-9._-]{1,249})(?:\?group=([^&#]+))?")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 _SECRET = re.compile(r".*(password|passphrase|secret|key\.pem).*")
@@ -38,7 +37,7 @@ _PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0}
 _PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2_147_483_647}
 _OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *_PRODUCER}
 _TICK_SECONDS = 1.0  # how often the backlog is measured, and the group answered while nobody receives
-_SLICE_SECONDS, _CALL_SECONDS, _CLOSE_SECONDS, _LOG_SECONDS = 0.2, 2.0, 10.0, 30.0
+_SLICE_SECONDS, _CALL_SECONDS, _CLOSE_SECONDS, _LOG_SECONDS = 0.2, 1.0, 10.0, 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +125,7 @@ class KafkaBroker:
         try:
             return client(config | ours, logger=_log)
         except (KafkaException, TypeError, ValueError) as failure:
-            secrets = [str(config[name]) for name in self.settings if _SECRET.fullmatch(name)]
-            why = "a secret" if any(secret in str(failure) for secret in secrets) else failure
-            raise BrokerError(f"{self.uri}: librdkafka refuses the settings: {why}") from None
+            raise BrokerError(f"{self.uri}: librdkafka refuses the settings: {failure}") from None
 
 
 @dataclasses.dataclass(slots=True)
@@ -143,23 +140,21 @@ class _Part:
 class KafkaSubscription:
     """A member of the group. One thread receives, any may acknowledge.
 
-    A thread of its own measures the backlog and, while nobody receives, keeps the membership.
+    A thread of its own keeps the membership while nobody receives. confluent-kafka lets only one thread at a time
+    into a consumer, callbacks included: who calls it holds `_polling`, and never `_changed`.
     """
 
     def __init__(self, broker: KafkaBroker, consumer: Consumer) -> None:
-        self._broker = broker
-        self._consumer = consumer
-        self._closing = threading.Event()
-        # Held by who asks librdkafka for messages, and so is called back; taken before `_changed`.
-        self._polling = threading.Lock()
-        self._polled, self._paused = time.monotonic(), False
+        self._broker, self._topic, self._consumer = broker, broker.topic, consumer
+        self._closing, self._polling = threading.Event(), threading.Lock()
+        self._polled, self._paused, self._measured = time.monotonic(), False, 0.0
         self._kept: list[Message] = []  # what came while nobody received
         # `_changed` guards all from here to `_held_bytes`.
         self._changed = threading.Condition()
+        self._acknowledged: dict[int, int] = {}  # by partition: offset to be committed
         self._parts: dict[int, _Part] = {}
         self._receipts: dict[int, dict[int, tuple[int, int]]] = {}  # by number, partition: messages, bytes
-        self._held = self._held_bytes = 0
-        self._mean_bytes = 1
+        self._held, self._held_bytes, self._mean_bytes = 0, 0, 1
         self._number, self._token = 0, os.urandom(16)  # of the last receipt; and of this connection's receipts
         consumer.subscribe([broker.topic], self._on_assign, self._on_revoke, self._on_revoke)
         self._keeper = threading.Thread(target=self._keep, name="kafka-keeper", daemon=True)
@@ -180,22 +175,15 @@ class KafkaSubscription:
                 return received
 
     def acknowledge(self, receipt: Any) -> None:
-        """Store offsets to be committed; of partitions that were revoked since, nothing."""
+        """Let offsets be committed; of partitions that were revoked since, nothing."""
         token, number = receipt
         with self._changed:
-            if token != self._token or self._closing.is_set():
-                return
-            offsets = []
-            for partition, (messages, size) in self._receipts.pop(number, {}).items():
+            for partition, (messages, size) in self._receipts.pop(number, {}).items() if token == self._token else ():
                 self._held -= messages
                 self._held_bytes -= size
-                receipts, stop = self._parts[partition].receipts, None
+                receipts = self._parts[partition].receipts
                 while receipts and receipts[0][0] not in self._receipts:
-                    _, stop = receipts.popleft()
-                if stop is not None:
-                    offsets.append(TopicPartition(self._broker.topic, partition, stop))
-            with contextlib.suppress(KafkaException):  # partitions that are just being revoked
-                self._consumer.store_offsets(offsets=offsets)
+                    _, self._acknowledged[partition] = receipts.popleft()
             self._changed.notify_all()
 
     def partitions(self) -> frozenset[int]:
@@ -209,10 +197,10 @@ class KafkaSubscription:
 
     def close(self) -> None:
         """Takes seconds at the most, also if the broker does not answer."""
-        with self._changed:
-            self._closing.set()
-        self._keeper.join()
+        self._closing.set()
         with self._polling:
+            self._keeper.join()
+            self._store()
             leaving = threading.Thread(target=self._consumer.close, name="kafka-close", daemon=True)
             leaving.start()
             leaving.join(_CLOSE_SECONDS)
@@ -228,6 +216,7 @@ class KafkaSubscription:
         if self._paused:
             self._consumer.resume(self._consumer.assignment())
             self._paused = False
+        self._tend()
         fetched, self._kept = self._kept[:most], self._kept[most:]
         fetched = fetched or self._consumer.consume(most, 0)  # given time, it would wait for all
         if not fetched and (first := self._consumer.poll(wait)) is not None:  # one without a value is false
@@ -238,16 +227,15 @@ class KafkaSubscription:
         for error in filter(None, (each.error() for each in fetched)):
             if error.fatal() or error.name() in _REFUSALS:  # after others librdkafka tries again
                 raise BrokerError(f"{self._broker.uri}: {error.str()}")
-        topic, header = self._broker.topic, self._broker.event_time_attribute
+        header = self._broker.event_time_attribute
         with self._changed:
             fetched = [each for each in fetched if not each.error() and each.partition() in self._parts]
             if not fetched:
                 return None
             payloads = [each.value() or b"" for each in fetched]
             places = [(each.partition() or 0, each.offset() or 0) for each in fetched]
-            partitions = [partition for partition, _ in places]
             self._number += 1
-            receipt = self._receipts[self._number] = dict.fromkeys(partitions, (0, 0))
+            receipt = self._receipts[self._number] = dict.fromkeys([partition for partition, _ in places], (0, 0))
             for (partition, offset), payload in zip(places, payloads, strict=True):
                 messages, size = receipt[partition]
                 receipt[partition] = messages + 1, size + len(payload)
@@ -258,11 +246,11 @@ class KafkaSubscription:
             self._held += len(payloads)
             self._held_bytes += size
             self._mean_bytes = max(size // len(payloads), 1)
-        ids = [f"{topic}/{partition}/{offset}" for partition, offset in places]
+        ids = [f"{self._topic}/{partition}/{offset}" for partition, offset in places]
         published = [1000 * each.timestamp()[1] for each in fetched]
         found: list[Any] = [dict(each.headers() or ()).get(header or "") for each in fetched] if header else []
         times = [value if value is None else value.decode(errors="replace") for value in found] if header else None
-        return Messages(payloads, ids, published, partitions, times, (self._token, self._number))
+        return Messages(payloads, ids, published, [each[0] for each in places], times, (self._token, self._number))
 
     def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
         self._parts.update({each.partition: _Part() for each in assigned})
@@ -271,38 +259,51 @@ class KafkaSubscription:
         with contextlib.suppress(KafkaException):
             consumer.resume(revoked)  # librdkafka would remember that they are paused, should they come again
         with self._changed:
-            for partition in [each.partition for each in revoked]:
-                self._parts.pop(partition, None)
+            for each in revoked:
+                self._parts.pop(each.partition, None)
                 for receipt in self._receipts.values():
-                    messages, size = receipt.pop(partition, (0, 0))
+                    messages, size = receipt.pop(each.partition, (0, 0))
                     self._held -= messages
                     self._held_bytes -= size
-            self._kept = [each for each in self._kept if each.error() or each.partition() in self._parts]
+            self._kept = [kept for kept in self._kept if kept.error() or kept.partition() in self._parts]
             self._changed.notify_all()
+        self._store()
 
     def _keep(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):
-            with contextlib.suppress(KafkaException):  # the broker is down
-                self._measure()
-            if time.monotonic() - self._polled > _TICK_SECONDS and self._polling.acquire(blocking=False):
+            if self._polling.acquire(blocking=False):
                 with contextlib.suppress(KafkaException):
-                    self._paused = True  # each time, for the partitions that came meanwhile
-                    self._consumer.pause(self._consumer.assignment())
-                    if (message := self._consumer.poll(0)) is not None:  # of a partition that was assigned just now
-                        self._kept.append(message)
+                    if time.monotonic() - self._polled > _TICK_SECONDS:
+                        self._paused = True  # each time, for the partitions that came meanwhile
+                        self._consumer.pause(self._consumer.assignment())
+                        if (message := self._consumer.poll(0)) is not None:  # of a partition assigned just now
+                            self._kept.append(message)
+                self._tend()
                 self._polling.release()
 
+    def _tend(self) -> None:
+        self._store()
+        if time.monotonic() - self._measured > _TICK_SECONDS:
+            with contextlib.suppress(KafkaException):  # the broker is down
+                self._measure()
+            self._measured = time.monotonic()
+
+    def _store(self) -> None:
+        with self._changed:
+            acknowledged, self._acknowledged = self._acknowledged, {}
+        with contextlib.suppress(KafkaException, RuntimeError):  # of none, of partitions that are gone, or closed
+            self._consumer.store_offsets(offsets=[TopicPartition(self._topic, *each) for each in acknowledged.items()])
+
     def _measure(self) -> None:
-        for partition, part in list(self._parts.items()):
-            where = TopicPartition(self._broker.topic, partition)
-            low, high = self._consumer.get_watermark_offsets(where, cached=True)  # the last fetch told them
-            if high < 0 or self._paused:
-                low, high = self._consumer.get_watermark_offsets(where, timeout=_CALL_SECONDS)
-            if part.position < 0:
-                start = self._consumer.committed([where], timeout=_CALL_SECONDS)[0].offset
-                start = start if start >= 0 else low if self._broker.start == "earliest" else high
-                with self._changed:
-                    part.position = max(part.position, start)
+        new = [TopicPartition(self._topic, each) for each, part in self._parts.items() if part.position < 0]
+        found = self._consumer.committed(new, timeout=_CALL_SECONDS) if new else []
+        starts = {each.partition: each.offset for each in found}
+        for partition, part in self._parts.items():
+            # A fetch tells the ends, but nothing is fetched of a partition that is paused.
+            known = {"timeout": _CALL_SECONDS} if self._paused else {"cached": True}
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), **known)
+            if part.position < 0 <= high:
+                part.position = max(starts[partition], low if self._broker.start == "earliest" else high)
             part.high = high
 
 
@@ -310,8 +311,7 @@ class KafkaPublisher:
     """An idempotent producer: what it sends again is not there twice."""
 
     def __init__(self, broker: KafkaBroker, producer: Producer) -> None:
-        self._broker = broker
-        self._producer = producer
+        self._broker, self._producer = broker, producer
         self._closed = threading.Event()
 
     def publish(self, payloads: Sequence[bytes], attributes: Sequence[dict[str, str]] | None = None) -> None:
