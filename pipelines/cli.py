@@ -65,10 +65,10 @@ def run(
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
     with _clear_errors():
+        from models.codecs.times import micros_of
         from pipelines import run as running
         from pipelines.brokers import is_broker
         from pipelines.display import console, outcome_table
-        from pipelines.train import to_us
 
         declared = load_project(project)
         _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
@@ -102,7 +102,7 @@ def run(
             sink_format=sink_format,
             shards=shards,
             reason_codes=reason_codes,
-            score_from_us=to_us(score_from) if score_from else None,
+            score_from_us=micros_of(score_from) if score_from else None,
             threads=threads,
             beam_args=beam_args,
         )

@@ -13,7 +13,7 @@ from rich.table import Table
 from models import progress
 from models.evaluation import Evaluation, Metrics
 
-console = Console(highlight=False, soft_wrap=False)
+console = Console(highlight=False)
 _REFRESH_SECONDS = 0.2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import tempfile
@@ -15,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from models.bundle import Bundle
-from models.codecs import rows_as_json
+from models.codecs import MAX_BLOCK_ROWS, rows_as_json
 from models.project import Project
 from pipelines.brokers.pubsub import PubsubBroker
-from pipelines.options import GraphConfig
+from pipelines.options import DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.files import ReadFiles, format_of, match_files, read_split, split_file
-from pipelines.sources.stream import ReadStream
+from pipelines.sources.stream import ReadStream, read_event_times
 from transforms.batches import FORMAT, PAYLOAD, POSITION, column, without
-from transforms.score import Score
+from transforms.score import DECISION, SCORE, Score
 
 IDLE_US = 2_000_000
 MOST_PUBLISHED = 1000
@@ -46,7 +47,6 @@ class Parity:
 
     batch: RunResult
     stream: RunResult
-    published: int
     comparisons: tuple[Comparison, ...]
     control: Comparison
 
@@ -60,7 +60,7 @@ def check_parity(
     project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance_us: int, seed: int, share: float
 ) -> Parity:
     """Run both ways over the files at `uris`; `share` of the events is published twice."""
-    payloads = [payload for uri in uris for path in match_files(uri) for payload in read_payloads(path)]
+    payloads = read_payloads(uris)
     order = arrival_order(payloads, project, allowance_us, seed, share)
     with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
         events = pathlib.Path(scratch) / "events.jsonl"
@@ -70,29 +70,28 @@ def check_parity(
             directory = f"{scratch}/{name}"
             sink = WriteFiles(directory, project.event.id, project.event.time)
             config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink)
-            return run_graph(config, directory, "DirectRunner", (), name)
+            return run_graph(config, directory, DIRECT, (), name)
 
         batch = run("batch", ReadFiles((str(events),)))
         with _published([payloads[i] for i in order], seed) as broker:
             source = ReadStream(
                 broker,
-                project.contract,
-                project.event.time,
+                project,
                 allowance_us,
                 idle_us=IDLE_US,
                 until_idle=True,
-                earliest_us=round(project.event.earliest.timestamp() * 1_000_000),
-                latest_us=round(project.event.latest.timestamp() * 1_000_000),
                 journal=f"{scratch}/journal",
             )
             stream = run("stream", source)
-        return Parity(
-            batch, stream, len(order), tuple(_compare(project, batch, stream)), _control(payloads, order, project)
-        )
+        return Parity(batch, stream, tuple(_compare(project, batch, stream)), _control(payloads, order))
 
 
-def read_payloads(path: str) -> Iterator[bytes]:
-    """The records of a file as JSON: its own lines, or its rows."""
+def read_payloads(uris: Sequence[str]) -> list[bytes]:
+    """The records of files as JSON: their own lines, or their rows."""
+    return [payload for uri in uris for path in match_files(uri) for payload in _payloads_of(path)]
+
+
+def _payloads_of(path: str) -> Iterator[bytes]:
     for split in split_file(path, format_of(path)):
         for batch in read_split(split):
             if batch.schema.metadata[FORMAT] == b"json":
@@ -115,18 +114,10 @@ def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int
 
 def event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Event times in microseconds; a record without one takes its neighbour's."""
-    from models.codecs import decode_json
-    from models.contract import Contract
-    from models.faults import RowFaults
-
-    name = project.event.time
-    contract = Contract({name: project.contract.fields[name]}, b"")
-    parts = []
-    for start in range(0, len(payloads), 32_768):
-        part = pa.array(payloads[start : start + 32_768], pa.binary())
-        parts.append(decode_json(part, contract, False, RowFaults(len(part)))[name].cast(pa.int64()).to_pylist())
+    parts = [payloads[start : start + MAX_BLOCK_ROWS] for start in range(0, len(payloads), MAX_BLOCK_ROWS)]
+    found = [read_event_times(pa.array(part, pa.binary()), project).to_pylist() for part in parts]
     times, last = [], 0
-    for value in (value for part in parts for value in part):
+    for value in itertools.chain.from_iterable(found):
         last = last if value is None else value
         times.append(last)
     return np.array(times, np.int64)
@@ -170,8 +161,8 @@ def _compare(project: Project, batch: RunResult, stream: RunResult) -> Iterator[
     for what, names in (
         ("ids and fields", [project.event.id, project.event.time, *project.entities.values(), *project.output]),
         ("features", list(project.feature_names)),
-        ("scores", ["score"]),
-        ("decisions", ["decision"] if project.decisions else []),
+        ("scores", [SCORE]),
+        ("decisions", [DECISION] if project.decisions else []),
     ):
         yield compare_tables(what, ours, theirs, names)
     dead = [_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream)]
@@ -212,7 +203,7 @@ def _bits(values: pa.ChunkedArray) -> Any:
     return values.to_numpy() if not pa.types.is_timestamp(values.type) else values.cast(pa.int64()).to_numpy()
 
 
-def _control(payloads: Sequence[bytes], order: Sequence[int], project: Project) -> Comparison:
+def _control(payloads: Sequence[bytes], order: Sequence[int]) -> Comparison:
     """A running float32 sum in order of arrival, which must come out otherwise in the stream."""
     values = np.array([len(payload) for payload in payloads], np.float32) / np.float32(7)
     first_seen = list(dict.fromkeys(order))

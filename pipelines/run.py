@@ -18,14 +18,13 @@ from models.booster import Scorer
 from models.bundle import Bundle
 from models.evaluation import Evaluation, evaluate
 from models.project import Project
+from models.training import DAY_US
 from pipelines.display import working
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
-from pipelines.sinks.files import SCORES, WriteFiles
+from pipelines.sinks.files import SCORES, SUCCESS, WriteFiles
 from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files
 from transforms.score import DECISION, SCORE, Score
-
-DAY_US = 86_400_000_000
 
 
 class RunError(ValueError):
@@ -114,7 +113,7 @@ def read_success(directory: str) -> dict[str, Any]:
     """What the sink wrote at the end of a run."""
     from apache_beam.io.filesystems import FileSystems
 
-    with FileSystems.open(FileSystems.join(directory, "_SUCCESS.json")) as file:
+    with FileSystems.open(FileSystems.join(directory, SUCCESS)) as file:
         return dict(json.loads(file.read()))
 
 
@@ -129,9 +128,10 @@ def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:
     """Events by decision, in the order of the bands."""
-    if not project.decisions or not read_success(directory)["events"].get("scored"):
+    table = read_kind(directory, SCORES, [DECISION]) if project.decisions else pa.table({})
+    if not table.num_rows:
         return {}
-    values = read_kind(directory, SCORES, [DECISION]).column(DECISION).combine_chunks().value_counts().to_pylist()
+    values = table.column(DECISION).combine_chunks().value_counts().to_pylist()
     counts = {value["values"]: value["counts"] for value in values}
     return {band.action: counts.get(band.action, 0) for band in project.decisions}
 
@@ -139,11 +139,13 @@ def count_decisions(directory: str, project: Project) -> dict[str, int]:
 def evaluate_scores(directory: str, project: Project) -> Evaluation | None:
     """How good the scores were, where the label is among the output fields and known; else None."""
     label = project.label.field if project.label else None
-    if label not in project.output or not read_success(directory)["events"].get("scored"):
+    if label not in project.output:
         return None
     group = project.entities[project.training.group] if project.training.group else None
     names = [label, SCORE, project.event.time, *([group] if group else []), *project.training.slices]
     table = read_kind(directory, SCORES, list(dict.fromkeys(names)))
+    if not table.num_rows:
+        return None
     table = table.filter(pa.compute.is_valid(table.column(label)))
     if not table.num_rows:
         return None

@@ -20,7 +20,6 @@ from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.parity import event_times, read_payloads
 from pipelines.score import build
 from pipelines.sinks.topics import PublishRows
-from pipelines.sources.files import match_files
 from pipelines.sources.stream import ReadStream
 from transforms.score import Score
 
@@ -46,19 +45,9 @@ def score_stream(
     beam_args: tuple[str, ...] = (),
 ) -> None:
     """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
-    event = project.event
-    events = ReadStream(
-        open_broker(source),
-        project.contract,
-        event.time,
-        allowance_us,
-        journal=journal,
-        earliest_us=round(event.earliest.timestamp() * 1_000_000),
-        latest_us=round(event.latest.timestamp() * 1_000_000),
-    )
     config = GraphConfig(
         project,
-        events,
+        ReadStream(open_broker(source), project, allowance_us, journal=journal),
         Score(project, scorer, bundle.bundle_id, reason_codes),
         PublishRows(open_broker(sink), open_broker(dead_letters)),
         shards,
@@ -110,7 +99,7 @@ def _status_lines() -> Iterator[None]:
 
 def publish(project: Project, uris: list[str], topic: str, speed_up: float | None) -> int:
     """Publish the records of files as JSON in their order, `speed_up` times as fast as they happened."""
-    payloads = [payload for uri in uris for path in match_files(uri) for payload in read_payloads(path)]
+    payloads = read_payloads(uris)
     publisher = open_broker(topic).publisher()
     times = event_times(payloads, project)
     started, first = time.monotonic(), int(times[0]) if len(times) else 0

@@ -15,6 +15,7 @@ import pyarrow as pa
 from models import registry, training
 from models.booster import predict
 from models.bundle import Bundle, library_versions
+from models.codecs.times import micros_of
 from models.evaluation import Evaluation, evaluate
 from models.project import PROJECT_FILE, Project
 from pipelines.display import working
@@ -22,8 +23,8 @@ from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import SCORES, WriteFiles
 from pipelines.sources.files import ReadFiles
+from transforms.batches import as_float64
 from transforms.examples import CollectExamples
-from transforms.rolling import as_float64
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -161,16 +162,10 @@ def to_iso(time_us: int) -> str:
     return (_EPOCH + datetime.timedelta(microseconds=time_us)).isoformat().replace("+00:00", "Z")
 
 
-def to_us(time: datetime.datetime) -> int:
-    """A time in microseconds since 1970 UTC; without an offset it is UTC."""
-    time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time
-    return (time - _EPOCH) // datetime.timedelta(microseconds=1)
-
-
 def _start_us(start: datetime.datetime | None, time_us: np.ndarray[Any, np.dtype[np.int64]], length_us: int) -> int:
     """The declared start, or else the latest midnight UTC whose test ends with the last day of events."""
     if start is not None:
-        return to_us(start)
+        return micros_of(start)
     after_last_day = (int(time_us.max()) // training.DAY_US + 1) * training.DAY_US
     first_day = int(time_us.min()) // training.DAY_US * training.DAY_US
     if after_last_day - length_us < first_day:

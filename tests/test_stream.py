@@ -50,7 +50,7 @@ def test_stream_and_batch_differ_in_source_and_sink_only():
         return found
 
     batch = transforms(ReadFiles(("events.jsonl",)), WriteFiles("out", project.event.id, project.event.time))
-    stream = transforms(ReadStream(broker, project.contract, project.event.time, SECOND), PublishRows(broker, broker))
+    stream = transforms(ReadStream(broker, project, SECOND), PublishRows(broker, broker))
     assert len(batch) > 20
     assert stream == batch
 

@@ -141,6 +141,11 @@ def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(values.cast(pa.int64()).to_numpy(zero_copy_only=False))
 
 
+def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A column of numbers as float64[n], missing ones as NaN."""
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
 def column(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column by its name; KeyError if it isn't there, or is there twice."""
     place = batch.schema.get_field_index(name)

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from models.project import Project
 from models.windows import RollingKernel
-from transforms.batches import as_int64, column, times_us
-from transforms.rolling import RollingWindows, as_float64
+from transforms.batches import as_float64, as_int64, column, times_us
+from transforms.rolling import RollingWindows
 
 
 @dataclasses.dataclass(eq=False)

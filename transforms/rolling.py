@@ -27,6 +27,7 @@ from models.windows import Events, History, RollingKernel, encode_entities
 from transforms.batches import (
     EVENT_TIME,
     RecordBatchCoder,
+    as_float64,
     column,
     concat_batches,
     partition,
@@ -222,11 +223,6 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
             ids=ids,
             values={name: as_float64(column(batch, name)) for name in self._kernel.fields},
         )
-
-
-def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column of numbers as float64[n], missing ones as NaN."""
-    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _with_columns(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any]) -> pa.RecordBatch:

@@ -13,8 +13,7 @@ import pyarrow as pa
 from models import progress
 from models.booster import Scorer
 from models.project import Decision, Project
-from transforms.batches import EVENT_TIME, HISTORY, column, take_rows
-from transforms.rolling import as_float64
+from transforms.batches import EVENT_TIME, HISTORY, as_float64, column, take_rows
 
 SCORE = "score"
 DECISION = "decision"

@@ -1,7 +1,7 @@
 """The journal: every message of a stream as it came, on disk before it is acknowledged.
 
 A journal is a folder of segments, each an Arrow IPC stream of raw batches. A segment that a crash cut off is
-read up to its last whole batch. A journal is itself a source of events: `--source DIR/*.journal`.
+read up to its last whole batch.
 """
 
 from __future__ import annotations

@@ -23,8 +23,10 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
 from models import progress
 from models.codecs import decode_json
+from models.codecs.times import micros_of
 from models.contract import Contract
 from models.faults import RowFaults
+from models.project import Project
 from pipelines.brokers import Broker, Messages
 from pipelines.sources.journal import JournalWriter
 from pipelines.sources.watermark import Int64, StreamWatermark
@@ -36,6 +38,7 @@ from transforms.batches import (
     SLICE,
     SOURCE,
     SYSTEM_FIELDS,
+    column,
     concat_batches,
     take_rows,
     timestamp_of,
@@ -53,20 +56,17 @@ _NO_TIME_US = -(1 << 61)  # of a record without a usable event time: it waits fo
 class ReadStream(beam.PTransform):  # type: ignore[misc]
     """All messages of a subscription, as batches of raw JSON records in the order of event time.
 
-    `event_time` names the payload's field that the watermark follows, `allowance_us` behind the newest event.
+    The watermark follows the project's event time field, `allowance_us` behind the newest event.
     After `idle_us` without a message, it moves up to the newest event; with `until_idle`, the stream then ends.
-    Times outside [`earliest_us`, `latest_us`) do not move it.
+    Times that the project calls absurd do not move it.
     """
 
     broker: Broker
-    contract: Contract
-    event_time: str
+    project: Project
     allowance_us: int
     idle_us: int = 5_000_000
     until_idle: bool = False
     journal: str | None = None
-    earliest_us: int = 0
-    latest_us: int = 1 << 62
 
     def expand(self, pbegin: Any) -> beam.PCollection:
         """Batches whose metadata names their format; see transforms.decode."""
@@ -113,7 +113,6 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
         self._subscription = source.broker.subscribe()
         self._journal = JournalWriter(pathlib.Path(source.journal)) if source.journal else None
         self._watermark = StreamWatermark(source.allowance_us, source.idle_us)
-        self._time_contract = Contract({source.event_time: source.contract.fields[source.event_time]}, b"")
         self._seen: dict[str, None] = {}  # message ids, oldest first
         self._ahead: list[_Ahead] = []
         self._slice_end_us: int | None = None
@@ -187,13 +186,16 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
         passed = []
         for ahead in self._ahead:
             due = ahead.times <= self._slice_end_us
-            if due.any():
+            if due.all():
+                passed.append(ahead.batch)
+                ahead.batch, ahead.times = ahead.batch.slice(0, 0), ahead.times[:0]
+            elif due.any():
                 passed.append(take_rows(ahead.batch, np.flatnonzero(due)))
                 ahead.batch = take_rows(ahead.batch, np.flatnonzero(~due))
                 ahead.times = ahead.times[~due]
-        if not passed:
+        batch = concat_batches(passed) if passed else None
+        if batch is None or not batch.num_rows:
             return None
-        batch = concat_batches(passed)
         metadata = {FORMAT: b"json", SLICE: f"={self._slice_end_us}".encode()}
         return batch.replace_schema_metadata(metadata)
 
@@ -216,12 +218,17 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
 
     def _event_times(self, batch: pa.RecordBatch) -> Int64:
         """Event times in microseconds; records without one, or with an absurd one, tell the watermark nothing."""
-        payloads = batch.column(0)
-        name = self._source.event_time
-        times = decode_json(payloads, self._time_contract, False, RowFaults(len(payloads)))[name]
-        micros = times.cast(pa.int64()).fill_null(_NO_TIME_US).to_numpy()
-        absurd = (micros < self._source.earliest_us) | (micros >= self._source.latest_us)
-        return np.where(absurd, _NO_TIME_US, micros)
+        project = self._source.project
+        micros = read_event_times(column(batch, PAYLOAD), project).fill_null(_NO_TIME_US).to_numpy()
+        earliest, latest = micros_of(project.event.earliest), micros_of(project.event.latest)
+        return np.where((micros < earliest) | (micros >= latest), _NO_TIME_US, micros)
+
+
+def read_event_times(payloads: pa.BinaryArray, project: Project) -> pa.Array:
+    """The event times int64[n] of JSON records in microseconds, and of nothing else; null where there is none."""
+    name = project.event.time
+    contract = Contract({name: project.contract.fields[name]}, b"")
+    return decode_json(payloads, contract, False, RowFaults(len(payloads)))[name].cast(pa.int64())
 
 
 @dataclasses.dataclass
