@@ -49,7 +49,20 @@ def run(
         str | None, typer.Option(help="Topic of the dead letters; the sink's name and -dead-letters, if not given.")
     ] = None,
     allowance: Annotated[str, typer.Option(help="How far a stream's events may be out of order, such as 10s.")] = "10s",
-    journal: Annotated[str | None, typer.Option(help="Folder to keep a stream's messages in as they came.")] = None,
+    lateness: Annotated[
+        str, typer.Option(help="How late a stream's event may be and still find all of its windows.")
+    ] = "1d",
+    order: Annotated[
+        str,
+        typer.Option(help="event_time: score a stream's event when all before it are there; arrival: at once."),
+    ] = "event_time",
+    journal: Annotated[
+        str | None,
+        typer.Option(help="Folder to keep a stream's messages in; a stream that starts anew goes on from there."),
+    ] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(help="Files of earlier events that fill a stream's windows; may be repeated.")
+    ] = None,
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
@@ -74,6 +87,7 @@ def run(
         _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
         _check_source_format(source_format)
         beam_args = _beam_args(context, runner)
+        _require(order in ("event_time", "arrival"), f"--order is event_time or arrival, not {order}")
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
@@ -83,7 +97,10 @@ def run(
                 bundle,
                 (source[0], sink, dead_letters or f"{sink}-dead-letters"),
                 allowance_us=parse_duration(allowance),
+                lateness_us=parse_duration(lateness),
                 journal=journal,
+                history=history or (),
+                at_arrival=order == "arrival",
                 runner=runner,
                 shards=shards,
                 reason_codes=reason_codes,
@@ -91,6 +108,7 @@ def run(
                 threads=threads,
             )
             return
+        _require(not history, "--history is for streams: give a batch all files as --source, and --score-from")
         events = running.open_source(source, source_format)
         bundle = running.load_bundle(declared, project, model, registry)
         result = running.score(
@@ -440,6 +458,7 @@ _USERS_ERRORS = (
     "ModelMismatch",
     "CountMismatch",
     "BrokerError",
+    "JournalError",
 )
 
 

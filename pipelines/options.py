@@ -29,6 +29,8 @@ class GraphConfig:
     sink: beam.PTransform
     shards: int = DEFAULT_SHARDS
     score_from_us: int | None = None
+    lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
+    at_arrival: bool = False
 
 
 def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:

@@ -23,8 +23,10 @@ from pipelines.options import DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.files import ReadFiles, format_of, match_files, read_split, split_file
+from pipelines.sources.raw import raw_batch
+from pipelines.sources.replay import NO_TIME_US
 from pipelines.sources.stream import ReadStream, read_event_times
-from transforms.batches import FORMAT, PAYLOAD, POSITION, column, without
+from transforms.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
 from transforms.score import DECISION, SCORE, Score
 
 IDLE_US = 2_000_000
@@ -115,12 +117,18 @@ def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int
 def event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Event times in microseconds; a record without one takes its neighbour's."""
     parts = [payloads[start : start + MAX_BLOCK_ROWS] for start in range(0, len(payloads), MAX_BLOCK_ROWS)]
-    found = [read_event_times(pa.array(part, pa.binary()), project).to_pylist() for part in parts]
     times, last = [], 0
-    for value in itertools.chain.from_iterable(found):
-        last = last if value is None else value
+    for value in itertools.chain.from_iterable(_times_of(part, project).tolist() for part in parts):
+        last = last if value == NO_TIME_US else value
         times.append(last)
     return np.array(times, np.int64)
+
+
+def _times_of(payloads: Sequence[bytes], project: Project) -> Any:
+    rows = len(payloads)
+    batch = raw_batch(pa.array(payloads, pa.binary()), pa.array(np.arange(rows)), {FORMAT: b"json"})
+    origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([""]))
+    return read_event_times(with_column(batch, SOURCE, origin), project)
 
 
 @contextlib.contextmanager

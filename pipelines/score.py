@@ -5,7 +5,9 @@ from __future__ import annotations
 import apache_beam as beam
 
 from pipelines.options import GraphConfig
+from transforms.correct import Correct
 from transforms.count import CountEvents
+from transforms.dead_letters import DropKnown
 from transforms.decode import DEAD, Decode
 from transforms.deduplicate import Deduplicate
 from transforms.features import ComputeFeatures
@@ -17,11 +19,15 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     raw = pipeline | "Read" >> config.source
     decoded = raw | "Decode" >> Decode(config.project)
     valid = decoded.rows | "Validate" >> Validate(config.project, config.score_from_us)
-    unique = valid.rows | "Deduplicate" >> Deduplicate(config.project, config.shards)
-    featured = unique.rows | "Features" >> ComputeFeatures(config.project, config.shards)
+    unique = valid.rows | "Deduplicate" >> Deduplicate(config.project, config.shards, config.lateness_us)
+    featured = unique.rows | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
     rows = featured | "Score" >> config.score
-    dead = (decoded[DEAD], valid[DEAD], unique[DEAD]) | "Dead letters" >> beam.Flatten()
+    if config.at_arrival:
+        rows = rows | "Correct" >> Correct(config.project, config.shards)
+    refused = (decoded[DEAD], valid[DEAD], unique[DEAD]) | "Dead letters" >> beam.Flatten()
+    dead = refused | "News" >> DropKnown()
     read = raw | "Count read" >> CountEvents("read")
-    history = featured | "Count history" >> CountEvents("history", history_only=True)
+    past = (featured, refused) | "Past" >> beam.Flatten()
+    history = past | "Count history" >> CountEvents("history", history_only=True)
     counts = (read, history) | "Counts" >> beam.Flatten()
     return {"scores": rows, "dead_letters": dead, "counts": counts} | "Write" >> config.sink

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from models import progress
@@ -20,10 +20,13 @@ from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.parity import event_times, read_payloads
 from pipelines.score import build
 from pipelines.sinks.topics import PublishRows
+from pipelines.sources.files import match_files
 from pipelines.sources.stream import ReadStream
+from transforms.features import horizon_us
 from transforms.score import Score
 
 STATUS_SECONDS = 10
+LATENESS_US = 86_400_000_000  # an event late by no more than this still finds all events of its windows
 PUBLISH_TICK_SECONDS = 0.05
 
 _LOG = logging.getLogger("headrace")
@@ -39,18 +42,34 @@ def score_stream(
     *,
     allowance_us: int,
     journal: str | None,
+    history: Sequence[str] = (),
+    at_arrival: bool = False,
+    lateness_us: int = LATENESS_US,
     runner: str = DIRECT,
     shards: int = DEFAULT_SHARDS,
     reason_codes: int = 0,
     beam_args: tuple[str, ...] = (),
 ) -> None:
     """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
+    for pattern in history:
+        match_files(pattern)
+    reading = ReadStream(
+        open_broker(source),
+        project,
+        allowance_us,
+        journal=journal,
+        history=tuple(history),
+        horizon_us=horizon_us(project, lateness_us),
+        at_arrival=at_arrival,
+    )
     config = GraphConfig(
         project,
-        ReadStream(open_broker(source), project, allowance_us, journal=journal),
-        Score(project, scorer, bundle.bundle_id, reason_codes),
+        reading,
+        Score(project, scorer, bundle.bundle_id, reason_codes, keep_marks=at_arrival),
         PublishRows(open_broker(sink), open_broker(dead_letters)),
         shards,
+        lateness_us=lateness_us,
+        at_arrival=at_arrival,
     )
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
@@ -80,8 +99,7 @@ def _status_lines() -> Iterator[None]:
     started = time.monotonic()
 
     def say() -> None:
-        done = ", ".join(f"{events:,} {step}" for step, events in sorted(progress.done().items()))
-        _LOG.info("%.0f s: %s", time.monotonic() - started, done or "nothing yet")
+        _LOG.info("%.0f s: %s", time.monotonic() - started, status())
 
     def keep_saying() -> None:
         while not over.wait(STATUS_SECONDS):
@@ -95,6 +113,19 @@ def _status_lines() -> Iterator[None]:
         over.set()
         thread.join()
         say()
+
+
+def status() -> str:
+    """One line on how a stream is doing: counts so far, what waits, and latencies since it was last asked."""
+    done, gauges = progress.done(), progress.gauges()
+    parts = [f"{done.get('read', 0):,} in", f"{done.get('written', 0):,} out", f"{done.get('dead-lettered', 0):,} dead"]
+    parts += [f"{done[step]:,} {step}" for step in ("late", "corrected") if step in done]
+    parts += [f"{int(gauges[name]):,} {name}" for name in ("waiting", "backlog") if name in gauges]
+    if "watermark lag" in gauges:
+        parts.append(f"watermark {gauges['watermark lag']:,.1f} s behind")
+    if (latencies := progress.take_latencies()) is not None:
+        parts.append(f"p50 {latencies[0]:,.0f} ms, p99 {latencies[1]:,.0f} ms from published to scored")
+    return ", ".join(parts)
 
 
 def publish(project: Project, uris: list[str], topic: str, speed_up: float | None) -> int:

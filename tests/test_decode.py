@@ -19,12 +19,13 @@ from tests.test_codecs import BAD_TEXT
 from transforms.batches import (
     COLUMNS,
     FORMAT,
-    HISTORY,
+    MARKS,
     PAYLOAD,
     POSITION,
     SLICE,
     SOURCE,
     SYSTEM_FIELDS,
+    without,
 )
 from transforms.dead_letters import DEAD_LETTER_SCHEMA, make_dead_letters
 from transforms.decode import Decode, decode_batch
@@ -39,9 +40,9 @@ def with_origin(arrays, fields, kind, about=b""):
         *arrays,
         pa.array(np.arange(rows) * 10),
         pa.array(["file"] * rows, pa.string()).dictionary_encode(),
-        pa.array([False] * rows),
+        pa.array([0] * rows, pa.int8()),
     ]
-    fields = [*fields, SYSTEM_FIELDS[POSITION], SYSTEM_FIELDS[SOURCE], SYSTEM_FIELDS[HISTORY]]
+    fields = [*fields, SYSTEM_FIELDS[POSITION], SYSTEM_FIELDS[SOURCE], SYSTEM_FIELDS[MARKS]]
     metadata = {FORMAT: kind.encode(), COLUMNS: about, SLICE: b"1000000"}
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata))
 
@@ -68,8 +69,7 @@ def sent(batch, project=PROJECT):
             good += output.to_pylist()
         else:
             assert output.tag == "dead"
-            assert output.value.schema.equals(DEAD_LETTER_SCHEMA)
-            dead += output.value.to_pylist()
+            dead += without(output.value, MARKS).to_pylist()
     assert len(good) + len(dead) == batch.num_rows
     return good, dead
 

@@ -12,7 +12,7 @@ from tests.steps import END, ENGINES, through
 from tests.support import card_fraud
 from transforms.batches import (
     EVENT_TIME,
-    HISTORY,
+    MARKS,
     POSITION,
     SOURCE,
     SYSTEM_FIELDS,
@@ -37,7 +37,7 @@ def event(number, time, *, amount=1.0, source="s", position=0, history=False):
         EVENT_TIME: START + time,
         SOURCE: source,
         POSITION: position,
-        HISTORY: history,
+        MARKS: int(history),
     }
 
 
@@ -48,6 +48,7 @@ def to_batch(events, texts=False):
         columns["TRANSACTION_ID"] = [f"tx {number}" for number in columns["TRANSACTION_ID"]]
     arrays = {name: pa.array(values) for name, values in columns.items()}
     arrays[EVENT_TIME] = arrays[EVENT_TIME].cast(SYSTEM_FIELDS[EVENT_TIME].type)
+    arrays[MARKS] = arrays[MARKS].cast(pa.int8())
     arrays[SOURCE] = arrays[SOURCE].dictionary_encode()
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=names)
 
@@ -167,7 +168,7 @@ def test_of_equal_copies_the_one_that_is_history_wins():
     for position in range(8):
         copies = [event(1, 0, position=position), event(1, 0, position=position + 1, history=True)]
         rows, dead = all_at_once(copies)
-        assert [row[HISTORY] for row in rows] == [True]
+        assert [row[MARKS] for row in rows] == [1]
         assert len(dead) == 1
 
 

@@ -24,7 +24,7 @@ from pipelines.options import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files, read_split, split_file
 from tests.support import run_graph, transaction
-from transforms.batches import COLUMNS, FORMAT, HISTORY, PAYLOAD, POSITION, SLICE, SOURCE, column
+from transforms.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column
 
 
 def batches(path, kind=None):
@@ -597,7 +597,7 @@ def test_through_the_transform(tmp_path):
     patterns = (f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl", f"{tmp_path}/b.csv.gz")
     with make_pipeline(FN_API, []) as pipeline:
         pipeline | ReadFiles(patterns, history=True, slice_us=7000) | beam.Map(_find)
-    rows = sorted((row[SOURCE], row[POSITION], row[PAYLOAD], row[HISTORY]) for b in _found for row in b.to_pylist())
+    rows = sorted((row[SOURCE], row[POSITION], row[PAYLOAD], row[MARKS]) for b in _found for row in b.to_pylist())
     a, b = f"{tmp_path}/a.jsonl", f"{tmp_path}/b.csv.gz"
     assert rows == [(a, 0, b'{"a":1}\n', True), (a, 8, b'{"a":2}\n', True), (b, 2, b"1\n", True), (b, 4, b"", True)]
     assert {batch.schema.metadata[SLICE] for batch in _found} == {b"7000"}

@@ -202,8 +202,8 @@ class State:
 
     def put(self, advance, items):
         for end, batch in items:
-            some = {name: self.cells[name] for name in ("pending", "shard_state")}
-            advance.process((0, batch), Timestamp(micros=end), release=self.timer, **some)
+            out = advance.process((0, batch), Timestamp(micros=end), release=self.timer, **self.cells)
+            assert list(out) == []
 
     def fire(self, advance, until_us=None):
         fired = self.timer.at if until_us is None else Timestamp(micros=until_us)

@@ -23,13 +23,13 @@ from pipelines.score import build
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import ReadFiles
-from pipelines.sources.journal import JournalWriter, read_segment, segments
+from pipelines.sources.journal import RECORD_SCHEMA, JournalError, JournalWriter, read_segment, segments
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.watermark import StreamWatermark
 from tests.support import CARD_FRAUD, ROOT, card_fraud, tiny_scorer, transaction, write_rows
 from tests.test_cli import HEADRACE
 from tests.test_graph import BAD
-from transforms.batches import PAYLOAD, column
+from transforms.batches import COLUMNS, FORMAT, PAYLOAD, column
 from transforms.score import Score
 
 SECOND = 1_000_000
@@ -122,11 +122,26 @@ def test_a_watermark_waits_for_every_busy_partition_and_for_no_idle_one():
     assert watermark.current({0, 1}, 9999) == 900  # both are: up to the newest event
 
 
+def records(payloads, ids=None, kind=b"json"):
+    rows = len(payloads)
+    now = pa.array([0] * rows).cast(pa.timestamp("us", tz="UTC"))
+    arrays = [
+        pa.array(payloads, pa.binary()),
+        pa.array(range(rows), pa.int64()),
+        pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["broker"])),
+        now,
+        now,
+        pa.array(ids or [str(n) for n in range(rows)]),
+        pa.array([0] * rows, pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=RECORD_SCHEMA.with_metadata({FORMAT: kind, COLUMNS: b""}))
+
+
 def test_a_journal_gives_back_whole_batches_only(tmp_path):
     writer = JournalWriter(tmp_path)
-    batch = pa.RecordBatch.from_pydict({PAYLOAD: pa.array([b"one", b"two"], pa.binary())})
+    batch = records([b"one", b"two"])
     for _ in range(3):
-        writer.append(batch)
+        writer.append([batch])
     (path,) = segments(tmp_path)
     data = path.read_bytes()
     assert len(list(read_segment(data))) == 3  # what was appended is there before the segment is ended
@@ -134,12 +149,15 @@ def test_a_journal_gives_back_whole_batches_only(tmp_path):
         found = list(read_segment(data[:length]))
         assert len(found) <= 3
         assert all(column(b, PAYLOAD).to_pylist() == [b"one", b"two"] for b in found)
-    again = JournalWriter(tmp_path, segment_bytes=10)
-    again.append(batch)
-    again.append(batch)
-    again.close()
+    with pytest.raises(JournalError, match="another stream"):
+        JournalWriter(tmp_path)
     writer.close()
-    assert [p.name for p in segments(tmp_path)] == [f"{n:012d}.journal" for n in range(3)]
+    again = JournalWriter(tmp_path, segment_bytes=10)
+    again.append([batch])
+    again.append([batch, batch])
+    again.close()
+    assert [p.name for p in segments(tmp_path)] == [f"{n:012d}.journal" for n in (0, 6, 8)]
+    assert again.rows == 12
 
 
 def test_a_stream_in_two_terminals(tmp_path):
@@ -156,26 +174,21 @@ def test_a_stream_in_two_terminals(tmp_path):
     with PubsubEmulator() as server:
         environment["PUBSUB_EMULATOR_HOST"] = server.address
         _, events = server.create("demo", "events", "events")
-        server.create("demo", "scores", "scores")
+        _, scored = server.create("demo", "scores", "scores")
         server.create("demo", "scores-dead-letters", "dead")
         run = [HEADRACE, "run", str(CARD_FRAUD), "--source", "pubsub://demo/events", "--sink", "pubsub://demo/scores"]
         stream = subprocess.Popen(
             [*run, "--journal", "journal"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
         )
-        headrace(
-            "publish",
-            str(CARD_FRAUD),
-            "--source",
-            "data/transactions-2018-04-0*.parquet",
-            "--to",
-            "pubsub://demo/events",
-        )
+        files = "data/transactions-2018-04-0*.parquet"
+        said = headrace("publish", str(CARD_FRAUD), "--source", files, "--to", "pubsub://demo/events").stdout
+        published = int(said.split()[0].replace(",", ""))
         write_rows(tmp_path / "bad.jsonl", [b"{oops", transaction(5, TX_AMOUNT=-1)])
         headrace("publish", str(CARD_FRAUD), "--source", "bad.jsonl", "--to", "pubsub://demo/events")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             left = server.backlog(events)
-            if left.undelivered + left.outstanding == 0:
+            if left.undelivered + left.outstanding == 0 and server.backlog(scored).undelivered >= published:
                 break
             time.sleep(0.1)
         stream.send_signal(signal.SIGTERM)
@@ -204,7 +217,9 @@ def test_a_stream_in_two_terminals(tmp_path):
         scores, dead = messages("pubsub://demo/scores"), messages("pubsub://demo/dead")
     ids = [score["TRANSACTION_ID"] for score in scores]
     assert sorted(ids) == list(range(len(ids)))
-    assert len(ids) > 4000
+    assert len(ids) == published > 4000
+    assert {"published", "ingested", "scored", "late", "bundle_id"} <= set(scores[0])
+    assert not any(score["late"] for score in scores)
     assert sorted(json.loads(letter["reasons"])[0]["rule"] for letter in dead) == ["below 0", "not JSON"]
     journaled = sum(b.num_rows for p in segments(tmp_path / "journal") for b in read_segment(p.read_bytes()))
     assert journaled == len(ids) + 2

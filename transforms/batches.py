@@ -6,7 +6,11 @@ Columns whose names start with `__` are headrace's own:
 - `__source` dictionary of string, `__position` int64: where the event came from (a file and a row or byte
   offset in it, a subscription and a message, ...)
 - `__payload` binary: the record's original bytes, before validation only; null where a source has rows
-- `__history` bool: the event is past already: it fills windows and is not scored
+- `__marks` int8, bits: `IS_HISTORY`, the event is past already: it fills windows and is not scored;
+  `IS_PROVISIONAL`, it is scored at its arrival and comes once more when the watermark has passed it;
+  `IS_LATE`, it came when the watermark had passed it already
+- `__published`, `__ingested` timestamp[us, UTC], of streams only: when the broker took the event, and when the
+  source did
 
 The element timestamp of a batch after decoding is the end of its slice: event time is cut into slices of a
 length that the source chooses (`SLICE` in the schema's metadata), and a batch holds events of one slice only.
@@ -27,7 +31,11 @@ EVENT_TIME = "__event_time"
 SOURCE = "__source"
 POSITION = "__position"
 PAYLOAD = "__payload"
-HISTORY = "__history"
+MARKS = "__marks"
+PUBLISHED = "__published"
+INGESTED = "__ingested"
+
+IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
 
 # Keys of a batch's schema metadata.
 FORMAT = b"headrace.format"
@@ -41,7 +49,9 @@ SYSTEM_FIELDS = {
     SOURCE: pa.field(SOURCE, SOURCE_TYPE),
     POSITION: pa.field(POSITION, pa.int64()),
     PAYLOAD: pa.field(PAYLOAD, pa.binary()),
-    HISTORY: pa.field(HISTORY, pa.bool_()),
+    MARKS: pa.field(MARKS, pa.int8()),
+    PUBLISHED: pa.field(PUBLISHED, pa.timestamp("us", tz="UTC")),
+    INGESTED: pa.field(INGESTED, pa.timestamp("us", tz="UTC")),
 }
 
 Keys = np.ndarray[Any, Any]
@@ -154,6 +164,21 @@ def column(batch: pa.RecordBatch, name: str) -> pa.Array:
     return batch.column(place)
 
 
+def marks_of(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """The marks of a batch, int8[n]."""
+    return np.asarray(column(batch, MARKS).to_numpy())
+
+
+def is_provisional(batch: pa.RecordBatch) -> bool:
+    """Whether a batch's rows, which all are or none, are provisional."""
+    return MARKS in batch.schema.names and bool(marks_of(batch)[0] & IS_PROVISIONAL)
+
+
+def system_names(batch: pa.RecordBatch, *names: str) -> tuple[str, ...]:
+    """The names given, and those of the stream's times if the batch has them."""
+    return (*names, *(name for name in (PUBLISHED, INGESTED) if name in batch.schema.names))
+
+
 def slice_ends_of(batch: pa.RecordBatch, event_time_us: Keys) -> Keys:
     """The end of the slice of each row with these event times, as the batch's metadata says."""
     declared = batch.schema.metadata[SLICE]
@@ -170,6 +195,13 @@ def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
     if slice_us <= 0 or slice_us % 1000:
         raise ValueError(f"a slice of {slice_us} us: it must be whole milliseconds, at least one")
     return -(-event_time_us // slice_us) * slice_us
+
+
+def with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
+    """The batch with a column of that name, in place of the one it has or at the end; metadata stays."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {name: values}
+    fields = [pa.field(n, c.type) for n, c in columns.items()]
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields, batch.schema.metadata))
 
 
 def without(batch: pa.RecordBatch, *names: str) -> pa.RecordBatch:

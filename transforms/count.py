@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Iterator
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from transforms.batches import HISTORY, column
+from transforms.batches import IS_HISTORY, IS_PROVISIONAL, marks_of
 
 
 @dataclasses.dataclass(eq=False)
 class CountEvents(beam.PTransform):  # type: ignore[misc]
-    """Batches → (outcome, events), one a batch; of `history_only`, just the events that are history."""
+    """Batches → (outcome, events), one a batch; of `history_only`, just the events that are history.
+
+    What is provisional is not counted: it comes once more."""
 
     outcome: str
     history_only: bool = False
@@ -24,6 +26,8 @@ class CountEvents(beam.PTransform):  # type: ignore[misc]
         return pcoll | "Count" >> beam.FlatMap(self._count).with_output_types(tuple[str, int])
 
     def _count(self, batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
-        events = (pc.sum(column(batch, HISTORY)).as_py() or 0) if self.history_only else batch.num_rows
+        marks = marks_of(batch)
+        counted = IS_HISTORY | IS_PROVISIONAL if self.history_only else IS_PROVISIONAL
+        events = int(np.count_nonzero((marks & counted) == (IS_HISTORY if self.history_only else 0)))
         if events:
             yield self.outcome, events

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
@@ -13,7 +15,22 @@ from models.codecs.times import times_from_timestamps
 from models.contract import TIMESTAMP
 from models.declarations import Event
 from models.faults import python_values
-from transforms.batches import EVENT_TIME, FORMAT, PAYLOAD, POSITION, SOURCE, Keys, take_rows
+from transforms.batches import (
+    EVENT_TIME,
+    FORMAT,
+    INGESTED,
+    IS_HISTORY,
+    IS_PROVISIONAL,
+    MARKS,
+    PAYLOAD,
+    POSITION,
+    PUBLISHED,
+    SOURCE,
+    Keys,
+    marks_of,
+    take_rows,
+    without,
+)
 
 LINES = ("json", "csv")  # formats whose records are lines, which don't end in a newline as dead letters
 
@@ -31,10 +48,17 @@ DEAD_LETTER_SCHEMA = pa.schema(
 )
 
 
+# Columns of dead letters of a stream, by their names in batches.
+_STREAM_TIMES = {"published": PUBLISHED, "ingested": INGESTED}
+
+
 def make_dead_letters(
     batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, event: Event
 ) -> pa.RecordBatch:
-    """Dead letters for some rows of a batch; `event` names the id and the time, which may not be there yet."""
+    """Dead letters for some rows of a batch; `event` names the id and the time, which may not be there yet.
+
+    They keep the rows' marks until `DropKnown`, and those of a stream tell when it was published and ingested.
+    """
     bad = take_rows(batch, rows)
     columns = dict(zip(bad.schema.names, bad.columns, strict=True))
     own = [name for name in columns if not name.startswith("__")]
@@ -49,7 +73,7 @@ def make_dead_letters(
         payloads = [payload.rstrip(b"\r\n") for payload in payloads]
     ids = python_values(columns[event.id]) if event.id in own else [None] * len(rows)
     times = columns.get(EVENT_TIME, columns.get(event.time, pa.nulls(len(rows))))
-    return pa.RecordBatch.from_arrays(
+    letters = pa.RecordBatch.from_arrays(
         [
             pa.array(payloads, pa.binary()),
             pa.array(formats, pa.string()),
@@ -62,6 +86,27 @@ def make_dead_letters(
         ],
         schema=DEAD_LETTER_SCHEMA,
     )
+    kept = {name: columns[system] for name, system in _STREAM_TIMES.items() if system in columns}
+    kept[MARKS] = columns[MARKS]
+    fields = [pa.field(name, values.type) for name, values in kept.items()]
+    schema = pa.schema([*letters.schema, *fields])
+    return pa.RecordBatch.from_arrays([*letters.columns, *kept.values()], schema=schema)
+
+
+@dataclasses.dataclass(eq=False)
+class DropKnown(beam.PTransform):  # type: ignore[misc]
+    """Dead letters → those that are news: not of history, nor of what is provisional and comes once more."""
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Batches without their marks."""
+        return pcoll | "Drop" >> beam.FlatMap(_drop_known).with_output_types(pa.RecordBatch)
+
+
+def _drop_known(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    known = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) != 0
+    news = split_good(batch, known)
+    if news.num_rows:
+        yield without(news, MARKS)
 
 
 def _text(value: Any) -> str:

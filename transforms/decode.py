@@ -29,13 +29,14 @@ from models.project import Project
 from transforms.batches import (
     COLUMNS,
     FORMAT,
-    HISTORY,
+    MARKS,
     PAYLOAD,
     POSITION,
     SLICE,
     SOURCE,
     SYSTEM_FIELDS,
     column,
+    system_names,
 )
 from transforms.dead_letters import make_dead_letters, split_good
 
@@ -96,8 +97,9 @@ def decode_batch(
             lambda part, found: _decode_payloads(kind, part, metadata, contract, refuse_unknown, found),
             lambda part, _: _nothing(len(part), contract),
         )
-    origin = [column(batch, name) for name in (SOURCE, POSITION, HISTORY)]
-    fields = [*contract.arrow_schema, *(SYSTEM_FIELDS[name] for name in (SOURCE, POSITION, HISTORY, PAYLOAD))]
+    names = system_names(batch, SOURCE, POSITION, MARKS)
+    origin = [column(batch, name) for name in names]
+    fields = [*contract.arrow_schema, *(SYSTEM_FIELDS[name] for name in (*names, PAYLOAD))]
     schema = pa.schema(fields, {FORMAT: metadata[FORMAT], SLICE: metadata[SLICE]})
     arrays = [*(columns[name] for name in contract.fields), *origin, payload]
     return pa.RecordBatch.from_arrays(arrays, schema=schema), faults

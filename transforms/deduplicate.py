@@ -13,7 +13,18 @@ import pyarrow as pa
 
 from models.project import Project, RollingFeature
 from models.windows import RollingKernel
-from transforms.batches import HISTORY, POSITION, SOURCE, column, hash_keys, without
+from transforms.batches import (
+    INGESTED,
+    IS_HISTORY,
+    MARKS,
+    POSITION,
+    PUBLISHED,
+    SOURCE,
+    column,
+    hash_keys,
+    marks_of,
+    without,
+)
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 from transforms.rolling import RollingWindows
@@ -36,6 +47,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
 
     project: Project
     shards: int
+    lateness_us: int = 0
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: batches of first events; output `dead`: dead letters."""
@@ -44,7 +56,8 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
         return (
             pcoll
             | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
-            | "Count earlier" >> RollingWindows(event.id, CONTENT, RollingKernel((earlier,), {}), self.shards)
+            | "Count earlier"
+            >> RollingWindows(event.id, CONTENT, RollingKernel((earlier,), {}, self.lateness_us), self.shards)
             | "Split"
             >> beam.FlatMap(self._split)
             .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
@@ -71,10 +84,10 @@ def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
     content = np.zeros(batch.num_rows, np.uint64)
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in (SOURCE, POSITION, HISTORY):
+        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED):
             content = hash_keys(values) + content * np.uint64(31)
     origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
-    live = ~column(batch, HISTORY).to_numpy(zero_copy_only=False)
+    live = (marks_of(batch) & IS_HISTORY) == 0
     both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
     schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
     return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)

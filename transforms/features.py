@@ -20,19 +20,28 @@ class ComputeFeatures(beam.PTransform):  # type: ignore[misc]
 
     project: Project
     shards: int
+    lateness_us: int = 0
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """The rolling features of one entity after another, then the row features."""
-        for entity, kernel in rolling_kernels(self.project).items():
+        for entity, kernel in rolling_kernels(self.project, self.lateness_us).items():
             windows = RollingWindows(self.project.entities[entity], self.project.event.id, kernel, self.shards)
             pcoll = pcoll | f"Windows of {entity}" >> windows
         return pcoll | "Row features" >> beam.Map(with_row_features, self.project).with_output_types(pa.RecordBatch)
 
 
-def rolling_kernels(project: Project) -> dict[str, RollingKernel]:
+def rolling_kernels(project: Project, lateness_us: int = 0) -> dict[str, RollingKernel]:
     """Entity → its kernel, for entities that have rolling features."""
     by_entity = {e: tuple(f for f in project.rolling_features if f.entity == e) for e in project.entities}
-    return {e: RollingKernel(features, project.fixed_point) for e, features in by_entity.items() if features}
+    return {
+        e: RollingKernel(features, project.fixed_point, lateness_us) for e, features in by_entity.items() if features
+    }
+
+
+def horizon_us(project: Project, lateness_us: int) -> int:
+    """How much older than the newest event one is that changes no feature and no duplicate any more, microseconds."""
+    horizons = [kernel.horizon_us for kernel in rolling_kernels(project, lateness_us).values()]
+    return max([*horizons, 2 * project.event.deduplicate_within + lateness_us])
 
 
 def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:

@@ -2,6 +2,8 @@
 
 Events are spread over shards by a hash of the entity. A shard keeps events until the watermark has passed
 the end of their slice, so that all earlier ones are there, and then hands a slice to the kernel at once.
+
+A provisional event is not kept: it goes on at once, with what is known at its arrival, and comes once more.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from transforms.batches import (
     as_float64,
     column,
     concat_batches,
+    is_provisional,
     partition,
     shard_of,
     take_rows,
@@ -98,6 +101,7 @@ class _Memory:
     token: str
     history: History
     codes: dict[Any, int]
+    ahead: History = dataclasses.field(default_factory=History)  # provisional events, which are in no state
 
 
 class _Advance(beam.DoFn):  # type: ignore[misc]
@@ -120,12 +124,20 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         element: tuple[int, pa.RecordBatch],
         slice_end: Timestamp = beam.DoFn.TimestampParam,
         pending: Any = beam.DoFn.StateParam(PENDING),
+        base: Any = beam.DoFn.StateParam(BASE),
+        recent: Any = beam.DoFn.StateParam(RECENT),
         shard_state: Any = beam.DoFn.StateParam(SHARD),
         release: Any = beam.DoFn.TimerParam(RELEASE),
-    ) -> None:
-        due_us = slice_end.micros + AFTER_SLICE_US
-        pending.add((due_us, element[1]))
+    ) -> Iterator[pa.RecordBatch]:
+        key, batch = element
         shard = _Shard.from_bytes(shard_state.read())
+        if is_provisional(batch):
+            memory = self._recall(key, shard, base, recent)
+            yield self._look_ahead(batch, memory)
+            self._memories[key] = memory
+            return
+        due_us = slice_end.micros + AFTER_SLICE_US
+        pending.add((due_us, batch))
         if shard.timer_us is None or due_us < shard.timer_us:
             shard.timer_us = due_us
             shard_state.write(shard.to_bytes())
@@ -162,6 +174,7 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
             columns, memory.history = self._kernel.advance(memory.history, events)
             self._remember(batch, shard, base, recent)
             yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(due_us))
+            memory.ahead = History(tuple(run.after(due_us) for run in memory.ahead.runs if run.last > due_us))
         memory.token = shard.token
         self._memories[key] = memory
         shard.timer_us = min((due_us for due_us, _ in waiting), default=None)
@@ -184,6 +197,14 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
                 events = self._events(past, memory, pa.nulls(past.num_rows))
                 memory.history = self._kernel.extend(memory.history, events)
         return memory
+
+    def _look_ahead(self, batch: pa.RecordBatch, memory: _Memory) -> pa.RecordBatch:
+        """Provisional events with their features, by the history and by what came before them."""
+        events = self._events(batch, memory, column(batch, self._tie_breaker))
+        known = dataclasses.replace(memory.history, runs=(*memory.history.runs, *memory.ahead.runs))
+        columns, _ = self._kernel.advance(known, events)
+        memory.ahead = self._kernel.extend(memory.ahead, events)
+        return _with_columns(batch, self._kernel, columns)
 
     def _remember(self, batch: pa.RecordBatch, shard: _Shard, base: Any, recent: Any) -> None:
         """Append a batch's part of the history to the state."""

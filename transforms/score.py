@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -13,12 +14,28 @@ import pyarrow as pa
 from models import progress
 from models.booster import Scorer
 from models.project import Decision, Project
-from transforms.batches import EVENT_TIME, HISTORY, as_float64, column, take_rows
+from transforms.batches import (
+    EVENT_TIME,
+    INGESTED,
+    IS_HISTORY,
+    IS_LATE,
+    MARKS,
+    PUBLISHED,
+    as_float64,
+    column,
+    marks_of,
+    take_rows,
+)
 
 SCORE = "score"
 DECISION = "decision"
 REASONS = "reason_codes"
 BUNDLE_ID = "bundle_id"
+LATE = "late"
+# Times of a stream's score rows, by the clock.
+PUBLISHED_AT = "published"
+INGESTED_AT = "ingested"
+SCORED_AT = "scored"
 
 
 @dataclasses.dataclass(eq=False)
@@ -26,12 +43,14 @@ class Score(beam.PTransform):  # type: ignore[misc]
     """Batches with features → score rows; events that are history only are left out.
 
     `reason_codes` is how many of the features that moved a score most are named with it; 0 for none.
+    With `keep_marks`, rows keep their marks, for transforms.correct.
     """
 
     project: Project
     scorer: Scorer
     bundle_id: str
     reason_codes: int = 0
+    keep_marks: bool = False
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Batches of score rows, see `score_batch`."""
@@ -41,12 +60,17 @@ class Score(beam.PTransform):  # type: ignore[misc]
         current = live_rows(batch)
         if current.num_rows:
             progress.advance("scored", current.num_rows)
-            yield score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
+            rows = score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
+            if PUBLISHED in current.schema.names:
+                rows = _with_columns(rows, stream_columns(current))
+            if self.keep_marks:
+                rows = _with_columns(rows, {MARKS: column(current, MARKS)})
+            yield rows
 
 
 def live_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The rows that are to be scored: those that are not history."""
-    past = column(batch, HISTORY).to_numpy(zero_copy_only=False).astype(bool)
+    past = (marks_of(batch) & IS_HISTORY) != 0
     return take_rows(batch, np.flatnonzero(~past)) if past.any() else batch
 
 
@@ -65,6 +89,22 @@ def score_batch(
     same = pa.array(np.zeros(batch.num_rows, np.int32))
     result[BUNDLE_ID] = pa.DictionaryArray.from_arrays(same, pa.array([bundle_id]))
     return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
+
+
+def stream_columns(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """Whether an event was late, bool, and when by the clock it was published, ingested and scored."""
+    now = pa.array(np.full(batch.num_rows, time.time_ns() // 1000)).cast(pa.timestamp("us", tz="UTC"))
+    return {
+        LATE: pa.array((marks_of(batch) & IS_LATE) != 0),
+        PUBLISHED_AT: column(batch, PUBLISHED),
+        INGESTED_AT: column(batch, INGESTED),
+        SCORED_AT: now,
+    }
+
+
+def _with_columns(batch: pa.RecordBatch, added: dict[str, pa.Array]) -> pa.RecordBatch:
+    names = [*batch.schema.names, *added]
+    return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], names=names)
 
 
 def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Array]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.codecs.times import micros_of
 from models.contract import check_event_time, check_fixed_point
@@ -16,20 +16,22 @@ from models.faults import RowFaults
 from models.project import Project
 from transforms.batches import (
     EVENT_TIME,
-    HISTORY,
+    IS_HISTORY,
+    MARKS,
     POSITION,
     SOURCE,
     SYSTEM_FIELDS,
+    as_int64,
     column,
+    marks_of,
     partition,
     slice_ends_of,
+    system_names,
     times_us,
     timestamp_of,
 )
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
-
-_CARRIED_SYSTEM = (EVENT_TIME, SOURCE, POSITION, HISTORY)
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,10 +80,11 @@ def carry(batch: pa.RecordBatch, project: Project, score_from_us: int | None) ->
     for name in project.carried_fields:
         arrays.append(batch.column(names.index(name)))
         fields.append(pa.field(name, project.contract.fields[name].arrow_type))
-    for name in _CARRIED_SYSTEM:
+    for name in system_names(batch, EVENT_TIME, SOURCE, POSITION, MARKS):
         values = batch.column(names.index(project.event.time if name == EVENT_TIME else name))
-        if name == HISTORY and score_from_us is not None:
-            values = pc.or_(values, pc.less(column(batch, project.event.time).cast(pa.int64()), score_from_us))
+        if name == MARKS and score_from_us is not None:
+            past = as_int64(column(batch, project.event.time)) < score_from_us
+            values = pa.array(marks_of(batch) | past * np.int8(IS_HISTORY))
         arrays.append(values)
         fields.append(SYSTEM_FIELDS[name])
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

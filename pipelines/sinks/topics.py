@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 
 from models import progress
 from models.codecs import encode_json_lines
 from pipelines.brokers import Broker
+from transforms.batches import as_int64, column
+from transforms.score import PUBLISHED_AT
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,14 +44,18 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._payloads: list[bytes] = []
+        self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
         self._payloads += encode_json_lines(batch).splitlines()
+        if PUBLISHED_AT in batch.schema.names:
+            self._published.append(as_int64(column(batch, PUBLISHED_AT).drop_null()))
 
     def finish_bundle(self) -> None:
         if self._payloads:
             self._publisher.publish(self._payloads)
             progress.advance(self._step, len(self._payloads))
+            progress.took((time.time_ns() // 1000 - np.concatenate([*self._published, np.empty(0, np.int64)])) / 1000)
 
     def teardown(self) -> None:
         self._publisher.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -17,9 +18,10 @@ from apache_beam.io.filesystems import FileSystems
 
 from models import progress
 from pipelines.sources.avro_blocks import read_avro
+from pipelines.sources.journal import read_segment, read_segment_file
 from pipelines.sources.lines import compression_of, read_first_line, read_lines
 from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
-from transforms.batches import HISTORY, SLICE, SOURCE, SYSTEM_FIELDS
+from transforms.batches import IS_HISTORY, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, column, with_column
 
 FORMATS = {
     ".parquet": "parquet",
@@ -28,6 +30,7 @@ FORMATS = {
     ".ndjson": "json",
     ".json": "json",
     ".avro": "avro",
+    ".journal": "journal",
 }
 _HIDDEN = (".", "_")
 SPLIT_BYTES = 32 << 20
@@ -121,7 +124,7 @@ def split_file(path: str, kind: str) -> Iterator[Split]:
     """The parts of a file that can be read on their own."""
     if kind == "parquet":
         yield from _split_parquet(path)
-    elif kind == "avro":
+    elif kind in ("avro", "journal"):
         yield Split(path, kind)
     else:
         yield from _split_lines(path, kind)
@@ -186,6 +189,8 @@ def read_split(split: Split) -> Iterator[pa.RecordBatch]:
         yield from _read_parquet(split)
     elif split.format == "avro":
         yield from read_avro(split.path)
+    elif split.format == "journal":
+        yield from _read_journal(split.path)
     elif split.format == "unreadable":
         yield unreadable(split.header[0], b"", 0)
     else:
@@ -219,10 +224,31 @@ def _read_parquet(split: Split) -> Iterator[pa.RecordBatch]:
         yield unreadable(f"row group {split.start} is broken from row {position} on: {error}", b"", position)
 
 
+def _read_journal(path: str) -> Iterator[pa.RecordBatch]:
+    """The messages of a stream, with the places that the stream knew them by."""
+    if "://" in path:
+        with FileSystems.open(path) as file:
+            batches = read_segment(file.read())
+    else:
+        batches = read_segment_file(pathlib.Path(path))
+    for batch in batches:
+        kept = [column(batch, name) for name in (PAYLOAD, POSITION, SOURCE)]
+        fields = [SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE)]
+        yield pa.RecordBatch.from_arrays(kept, schema=pa.schema(fields, batch.schema.metadata))
+
+
+def read_all(patterns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All records of the files that match, with their origin."""
+    for path in _match_all(tuple(patterns)):
+        for split in split_file(path, format_of(path)):
+            for batch in read_split(split):
+                yield _with_origin(batch, path, True, SLICE_US)
+
+
 def _with_origin(batch: pa.RecordBatch, path: str, history: bool, slice_us: int) -> pa.RecordBatch:
     rows = batch.num_rows
-    source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([path]))
-    arrays = [*batch.columns, source, pa.array(np.full(rows, history))]
-    fields = [*batch.schema, SYSTEM_FIELDS[SOURCE], SYSTEM_FIELDS[HISTORY]]
-    metadata = {**batch.schema.metadata, SLICE: str(slice_us).encode()}
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata))
+    if SOURCE not in batch.schema.names:
+        source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([path]))
+        batch = with_column(batch, SOURCE, source)
+    batch = with_column(batch, MARKS, pa.array(np.full(rows, IS_HISTORY if history else 0, np.int8)))
+    return batch.replace_schema_metadata({**batch.schema.metadata, SLICE: str(slice_us).encode()})

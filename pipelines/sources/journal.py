@@ -1,65 +1,161 @@
-"""The journal: every message of a stream as it came, on disk before it is acknowledged.
+"""The journal: every message of a stream as it came, on disk before it is acknowledged, and what was done of it.
 
-A journal is a folder of segments, each an Arrow IPC stream of raw batches. A segment that a crash cut off is
-read up to its last whole batch.
+A journal is a folder of segments, each an Arrow IPC stream of raw records and named by the number of its first
+one. A segment that a crash cut off is read up to its last whole batch. Beside it lie its marks, lines of text:
+
+    emitted ROWS END NEWEST   of the first ROWS records, all up to the event time END were scored and written;
+                              none of them is later than NEWEST (times in microseconds)
+    aside ROW                 this record crashes the decoder
+    stopped                   the stream ended in good order
 """
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
+from transforms.batches import (
+    COLUMNS,
+    FORMAT,
+    INGESTED,
+    PAYLOAD,
+    POSITION,
+    PUBLISHED,
+    SOURCE,
+    SOURCE_TYPE,
+    SYSTEM_FIELDS,
+    column,
+    partition,
+)
+
 ENDING = ".journal"
+MARKS_ENDING = ".marks"
 SEGMENT_BYTES = 64 << 20
+
+MESSAGE = "__message"
+PARTITION = "__partition"
+_FORMAT = "__format"
+_COLUMNS = "__columns"
+RECORD_SCHEMA = pa.schema(
+    [
+        *(SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE, PUBLISHED, INGESTED)),
+        pa.field(MESSAGE, pa.string()),  # the broker's id
+        pa.field(PARTITION, pa.int32()),
+    ]
+)
+_SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_COLUMNS, SOURCE_TYPE)])
+
+
+class JournalError(RuntimeError):
+    """A journal that can't be used, such as one that another stream writes to."""
 
 
 class JournalWriter:
-    """Appends raw batches to a folder of segments; each append is on disk when it returns."""
+    """Appends raw batches to a folder of segments; each append is on disk when it returns.
+
+    One process at a time may write to a journal. `rows` is how many records it holds.
+    """
 
     def __init__(self, directory: pathlib.Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._segment_bytes = segment_bytes
-        numbers = [int(path.stem) for path in segments(directory)]
-        self._next = max(numbers, default=-1) + 1
-        self._file: pa.OSFile | None = None
-        self._writer: pa.ipc.RecordBatchStreamWriter | None = None
-        self._schema: pa.Schema | None = None
-
-    def append(self, batch: pa.RecordBatch) -> None:
-        """Write a batch and wait until it is on disk; OSError if it can't be."""
-        if self._file is None or self._file.tell() > self._segment_bytes or not batch.schema.equals(self._schema, True):
-            self._roll(batch.schema)
-        assert self._writer is not None
-        assert self._file is not None
-        self._writer.write_batch(batch)
-        self._raw.flush()
-        os.fsync(self._raw.fileno())
-
-    def _roll(self, schema: pa.Schema) -> None:
-        self.close()
-        path = self._directory / f"{self._next:012d}{ENDING}"
-        self._next += 1
-        self._raw = path.open("xb")
-        self._file = pa.PythonFile(self._raw, "w")
-        self._schema = schema
-        self._writer = pa.ipc.new_stream(self._file, schema)
-        folder = os.open(self._directory, os.O_RDONLY)
+        self._lock = (directory / ".lock").open("w")
         try:
-            os.fsync(folder)  # the segment's name is on disk too
-        finally:
-            os.close(folder)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise JournalError(f"{directory}: another stream writes to this journal") from None
+        existing = segments(directory)
+        self.rows = first_row(existing[-1]) + count_rows(existing[-1]) if existing else 0
+        self._open: _Segment | None = None
+
+    def append(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Write batches and wait until they are on disk; OSError if they can't be."""
+        if self._open is None or self._open.file.tell() > self._segment_bytes:
+            self._end_segment()
+            self._open = _Segment.create(self._directory / f"{self.rows:012d}{ENDING}")
+            folder = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the segment's name is on disk too
+            finally:
+                os.close(folder)
+        for batch in batches:
+            self._open.writer.write_batch(_to_journal(batch))
+        self._open.raw.flush()
+        os.fsync(self._open.raw.fileno())
+        self.rows += sum(batch.num_rows for batch in batches)
+
+    def mark(self, line: str) -> None:
+        """Note what was done. It survives the process, and need not survive the machine: work done twice is equal."""
+        existing = segments(self._directory)
+        if existing:
+            with existing[-1].with_suffix(MARKS_ENDING).open("a") as file:
+                file.write(line + "\n")
 
     def close(self) -> None:
-        """End the open segment."""
-        if self._writer is not None and self._file is not None:
-            self._writer.close()
-            self._file.close()
-            self._raw.close()
-            self._writer = self._file = None
+        """End the open segment in good order."""
+        self._end_segment()
+        self.mark("stopped")
+        self._lock.close()
+
+    def _end_segment(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+@dataclasses.dataclass
+class _Segment:
+    raw: Any
+    file: pa.PythonFile
+    writer: pa.ipc.RecordBatchStreamWriter
+
+    @classmethod
+    def create(cls, path: pathlib.Path) -> Self:
+        raw = path.open("wb")  # what may be there of that name holds no whole record
+        file = pa.PythonFile(raw, "w")
+        return cls(raw, file, pa.ipc.new_stream(file, _SCHEMA))
+
+    def close(self) -> None:
+        self.writer.close()
+        self.file.close()
+        self.raw.close()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Marks:
+    """What the marks of a journal say: int64 columns of what was emitted, records set aside, a good end."""
+
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    ends_us: np.ndarray[Any, np.dtype[np.int64]]
+    newest_us: np.ndarray[Any, np.dtype[np.int64]]
+    aside: frozenset[int]
+    stopped: bool
+
+    @staticmethod
+    def read(directory: pathlib.Path) -> Marks:
+        """The marks of all segments; a line that a crash cut off is passed over."""
+        emitted: list[list[int]] = []
+        aside: set[int] = set()
+        stopped = False
+        for path in sorted(directory.glob(f"*{MARKS_ENDING}")):
+            for line in path.read_text().splitlines(keepends=True):
+                word, *numbers = line.split()
+                stopped = word == "stopped" and line.endswith("\n")
+                if word == "emitted" and line.endswith("\n"):
+                    emitted.append([int(number) for number in numbers])
+                elif word == "aside" and line.endswith("\n"):
+                    aside.add(int(numbers[0]))
+        columns = np.array(emitted, np.int64).reshape(-1, 3).T
+        return Marks(columns[0], columns[1], columns[2], frozenset(aside), stopped)
 
 
 def segments(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -67,8 +163,32 @@ def segments(directory: pathlib.Path) -> list[pathlib.Path]:
     return sorted(directory.glob(f"*{ENDING}"))
 
 
+def first_row(segment: pathlib.Path) -> int:
+    """The number of a segment's first record."""
+    return int(segment.stem)
+
+
+def count_rows(segment: pathlib.Path) -> int:
+    """How many whole records a segment holds."""
+    return sum(batch.num_rows for batch in _read_batches(_map(segment)))
+
+
 def read_segment(data: pa.Buffer | bytes) -> Iterator[pa.RecordBatch]:
-    """The whole batches of a segment; what a crash cut off after them was never acknowledged."""
+    """The whole batches of a segment, each of one format; what a crash cut off was never acknowledged."""
+    for batch in _read_batches(data):
+        yield from _from_journal(batch)
+
+
+def read_segment_file(path: pathlib.Path) -> Iterator[pa.RecordBatch]:
+    """The whole batches of a segment on disk, without reading it into memory at once."""
+    return read_segment(_map(path))
+
+
+def _map(path: pathlib.Path) -> pa.Buffer | bytes:
+    return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else b""
+
+
+def _read_batches(data: pa.Buffer | bytes) -> Iterator[pa.RecordBatch]:
     try:
         reader = pa.ipc.open_stream(data)
     except (pa.ArrowInvalid, EOFError, OSError):
@@ -78,3 +198,24 @@ def read_segment(data: pa.Buffer | bytes) -> Iterator[pa.RecordBatch]:
             yield reader.read_next_batch()
         except (StopIteration, pa.ArrowInvalid, EOFError, OSError):
             return
+
+
+def _to_journal(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with its format as columns, so that all of a journal has one schema."""
+    metadata = batch.schema.metadata
+    same = pa.array(np.zeros(batch.num_rows, np.int32))
+    texts = [metadata[FORMAT].decode(), metadata.get(COLUMNS, b"").decode()]
+    formats = [pa.DictionaryArray.from_arrays(same, pa.array([text])) for text in texts]
+    return pa.RecordBatch.from_arrays(
+        [*(column(batch, name) for name in RECORD_SCHEMA.names), *formats], schema=_SCHEMA
+    )
+
+
+def _from_journal(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    formats, about = (column(batch, name) for name in (_FORMAT, _COLUMNS))
+    records = pa.RecordBatch.from_arrays(batch.columns[: len(RECORD_SCHEMA)], schema=RECORD_SCHEMA)
+    pairs = formats.indices.to_numpy() * np.int64(len(about.dictionary)) + about.indices.to_numpy()
+    for pair, part in partition(records, pairs):
+        kind, columns = divmod(pair, len(about.dictionary))
+        metadata = {FORMAT: formats.dictionary[kind].as_py(), COLUMNS: about.dictionary[columns].as_py()}
+        yield part.replace_schema_metadata(metadata)

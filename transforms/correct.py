@@ -1,0 +1,116 @@
+"""Correct: of scores given at an event's arrival, say again those that its true order changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.transforms.userstate import BagStateSpec
+from apache_beam.transforms.util import ReshufflePerKey
+
+from models import progress
+from models.project import Project
+from transforms.batches import (
+    MARKS,
+    RecordBatchCoder,
+    as_int64,
+    column,
+    concat_batches,
+    is_provisional,
+    partition,
+    shard_of,
+    take_rows,
+    with_column,
+    without,
+)
+from transforms.dead_letters import split_good
+from transforms.score import INGESTED_AT, LATE, PUBLISHED_AT, SCORED_AT
+
+CORRECTION = "correction"
+_NOT_COMPARED = (LATE, PUBLISHED_AT, INGESTED_AT, SCORED_AT, MARKS)
+
+
+@dataclasses.dataclass(eq=False)
+class Correct(beam.PTransform):  # type: ignore[misc]
+    """Score rows with their marks → score rows with a column `correction`, bool.
+
+    A provisional row goes on at once. When the row comes once more, with all events before it known, it goes on,
+    as a correction, only if some bit of it has changed, or if its provisional row was not seen here: after a
+    restart, it may have been.
+    """
+
+    project: Project
+    shards: int
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Batches without marks."""
+        event = self.project.event
+        return (
+            pcoll
+            | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
+            | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, pa.RecordBatch])
+            | "Compare" >> beam.ParDo(_Compare(event.id, event.time)).with_output_types(pa.RecordBatch)
+        )
+
+    def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield from partition(batch, shard_of(column(batch, self.project.event.id), self.shards))
+
+
+class _Compare(beam.DoFn):  # type: ignore[misc]
+    SAID = BagStateSpec("said", RecordBatchCoder())
+
+    def __init__(self, event_id: str, event_time: str) -> None:
+        self._id = event_id
+        self._time = event_time
+
+    def process(
+        self, element: tuple[int, pa.RecordBatch], said: Any = beam.DoFn.StateParam(SAID)
+    ) -> Iterator[pa.RecordBatch]:
+        _, batch = element
+        rows = with_column(without(batch, MARKS), CORRECTION, pa.array(np.zeros(batch.num_rows, bool)))
+        if is_provisional(batch):
+            said.add(rows)
+            yield rows
+            return
+        before = list(said.read())
+        changed = rows
+        if before:
+            provisional = concat_batches(before)
+            changed = find_changed(rows, provisional, self._id)
+            # What the watermark has not passed stays.
+            reached = int(as_int64(column(rows, self._time)).max())
+            said.clear()
+            later = np.flatnonzero(as_int64(column(provisional, self._time)) > reached)
+            if len(later):
+                said.add(take_rows(provisional, later))
+        if changed.num_rows:
+            progress.advance("corrected", changed.num_rows)
+            yield with_column(changed, CORRECTION, pa.array(np.ones(changed.num_rows, bool)))
+
+
+def find_changed(rows: pa.RecordBatch, provisional: pa.RecordBatch, event_id: str) -> pa.RecordBatch:
+    """Those of `rows` that differ in some bit from the provisional row of their id, or have none."""
+    place = pc.index_in(column(rows, event_id), value_set=column(provisional, event_id))
+    same = np.asarray(place.is_valid())
+    matching = take_rows(provisional, place.fill_null(0).to_numpy())
+    for name in rows.schema.names:
+        if name not in (*_NOT_COMPARED, CORRECTION):
+            same &= _equal_bits(column(rows, name), column(matching, name))
+    return split_good(rows, same)
+
+
+def _equal_bits(ours: pa.Array, theirs: pa.Array) -> Any:
+    if pa.types.is_dictionary(ours.type):
+        ours, theirs = ours.dictionary_decode(), theirs.dictionary_decode()
+    if pa.types.is_floating(ours.type):
+        whole = np.int32 if ours.type.bit_width == 32 else np.int64
+        bits = [np.ascontiguousarray(values.fill_null(0).to_numpy(zero_copy_only=False)) for values in (ours, theirs)]
+        equal = bits[0].view(whole) == bits[1].view(whole)
+    else:
+        equal = np.asarray(pc.equal(ours, theirs).fill_null(True))
+    return equal & (np.asarray(ours.is_valid()) == np.asarray(theirs.is_valid()))
