@@ -1,7 +1,8 @@
 """The journal: every message of a stream as it came, on disk before it is acknowledged, and what was done of it.
 
 A journal is a folder of segments, each an Arrow IPC stream of raw records and named by the number of its first
-one. A segment that a crash cut off is read up to its last whole batch. Beside it lie its marks, lines of text:
+one. A segment that a crash cut off is read up to its last whole batch. Beside it lie its marks, lines of text that
+end in a full stop:
 
     emitted ROWS END NEWEST   of the first ROWS records, all up to the event time END were scored and written;
                               none of them is later than NEWEST (times in microseconds)
@@ -98,7 +99,7 @@ class JournalWriter:
         existing = segments(self._directory)
         if existing:
             with existing[-1].with_suffix(MARKS_ENDING).open("a") as file:
-                file.write(line + "\n")
+                file.write(f"\n{line} .")  # what a crash cut off before is a line by itself
 
     def close(self) -> None:
         """End the open segment in good order."""
@@ -147,12 +148,12 @@ class Marks:
         aside: set[int] = set()
         stopped = False
         for path in sorted(directory.glob(f"*{MARKS_ENDING}")):
-            for line in path.read_text().splitlines(keepends=True):
-                word, *numbers = line.split()
-                stopped = word == "stopped" and line.endswith("\n")
-                if word == "emitted" and line.endswith("\n"):
+            for line in path.read_text().splitlines():
+                word, *numbers = line.removesuffix(" .").split() if line.endswith(" .") else [""]
+                stopped = word == "stopped"
+                if word == "emitted":
                     emitted.append([int(number) for number in numbers])
-                elif word == "aside" and line.endswith("\n"):
+                elif word == "aside":
                     aside.add(int(numbers[0]))
         columns = np.array(emitted, np.int64).reshape(-1, 3).T
         return Marks(columns[0], columns[1], columns[2], frozenset(aside), stopped)

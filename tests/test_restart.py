@@ -1,0 +1,306 @@
+"""A stream that is killed, stopped and started again: nothing lost, nothing scored otherwise, equal to batch."""
+
+import json
+import os
+import signal
+import time
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from models.codecs import encode_json_lines
+from models.sample import write_sample
+from pipelines.brokers import open_broker
+from pipelines.parity import arrival_order, read_payloads
+from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.pubsub_emulator.broker import Clock
+from pipelines.sources import replay as replaying
+from pipelines.sources.journal import JournalWriter, Marks, segments
+from pipelines.sources.replay import NO_TIME_US, Replay, find_crashing
+from tests.stream_process import context, run
+from tests.support import card_fraud, run_graph, transaction
+from tests.test_stream import records
+from transforms.batches import COLUMNS, FORMAT, PAYLOAD, as_batch, column
+
+KILLS = 20
+SECOND = 1_000_000
+HOLD_SECONDS = 1.0
+CLOCKED = ("published", "ingested", "scored")
+
+
+class Bench:
+    """An embedded Pub/Sub with topics for events, scores and dead letters, and what has come out so far."""
+
+    def __init__(self, server, monkeypatch):
+        self.server, self._passed = server, 0.0
+        server._broker.clock = Clock(monotonic=lambda: time.monotonic() + self._passed)
+        self.subscriptions = {name: server.create("p", name, name)[1] for name in ("events", "scores", "dead")}
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        self.publisher = open_broker("pubsub://p/events").publisher()
+        self._readers = {name: open_broker(f"pubsub://p/{name}").subscribe() for name in ("scores", "dead")}
+        self.scores, self.dead = {}, []
+
+    def expire_leases(self):
+        """Let the deadlines of a killed process pass."""
+        self._passed += 3600
+
+    def collect(self):
+        """Read what came out, and see that no event is scored in two ways."""
+        while (messages := self._readers["scores"].receive(10_000, 0.05)) is not None:
+            for row in map(json.loads, messages.payloads):
+                for name in CLOCKED:
+                    assert row.pop(name) is not None
+                assert self.scores.setdefault(row["TRANSACTION_ID"], row) == row
+            self._readers["scores"].acknowledge(messages.receipt)
+        while (messages := self._readers["dead"].receive(10_000, 0.05)) is not None:
+            self.dead += map(json.loads, messages.payloads)
+            self._readers["dead"].acknowledge(messages.receipt)
+
+    def wait(self, events, seconds=60):
+        deadline = time.monotonic() + seconds
+        while len(self.scores) < events and time.monotonic() < deadline:
+            self.collect()
+        assert len(self.scores) == events
+
+    def close(self):
+        for each in (self.publisher, *self._readers.values()):
+            each.close()
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    with PubsubEmulator() as server:
+        made = Bench(server, monkeypatch)
+        yield made
+        made.close()
+
+
+def start(bench, journal, allowance_us, **options):
+    process = context().Process(
+        target=run, args=(bench.server.address, str(journal), allowance_us, HOLD_SECONDS, options), daemon=True
+    )
+    process.start()
+    return process
+
+
+def as_streamed(scores):
+    """A batch's scores as a stream publishes them, by id."""
+    rows = [json.loads(line) for line in encode_json_lines(as_batch(scores)).splitlines()]
+    return {row["TRANSACTION_ID"]: {**row, "late": False} for row in rows}
+
+
+def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path):
+    write_sample(tmp_path, 6000, seed=1, days=6, format="jsonl")
+    payloads = read_payloads([f"{tmp_path}/*.jsonl"])
+    allowance_us = 3600 * SECOND
+    order = arrival_order(payloads, card_fraud(), allowance_us, 7, 0.05)
+    messages = [payloads[place] for place in order]
+    for place in range(100, len(messages), 500):
+        messages.insert(place, b'{"TRANSACTION_ID": "x"')
+    journal = tmp_path / "journal"
+    random = np.random.default_rng(3)
+    parts = np.array_split(np.array(messages, object), KILLS + 1)
+    deaths = []
+    for part in parts[:-1]:
+        process = start(bench, journal, allowance_us, idle_us=10 * SECOND)
+        for piece in np.array_split(part, 10):
+            bench.publisher.publish(piece.tolist())
+            time.sleep(random.uniform(0, 0.2))
+        time.sleep(random.uniform(0, HOLD_SECONDS + 0.5))
+        process.kill()
+        process.join()
+        deaths.append(process.exitcode)
+        bench.expire_leases()
+        bench.collect()
+    assert deaths == [-9] * KILLS
+    assert 0 < len(bench.scores) < len(payloads)  # it was killed at work
+    process = start(bench, journal, allowance_us, idle_us=3 * SECOND)
+    bench.publisher.publish(parts[-1].tolist())
+    bench.wait(len(payloads))
+    time.sleep(0.5)
+    bench.collect()
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 0
+    assert not any(row["late"] for row in bench.scores.values())
+
+    batch = run_graph(tmp_path / "batch", [f"{journal}/*.journal"])
+    assert batch.scores.num_rows == len(payloads)
+    assert bench.scores == as_streamed(batch.scores)
+    files = run_graph(tmp_path / "files", [f"{tmp_path}/*.jsonl"])
+    assert files.scores.equals(batch.scores)
+    broken = [letter for letter in bench.dead if letter["step"] == "Decode"]
+    assert {letter["position"] for letter in broken} == {
+        letter["position"] for letter in batch.dead_letters.to_pylist() if letter["step"] == "Decode"
+    }
+    assert len({letter["position"] for letter in broken}) == len(range(100, len(messages), 500))
+
+
+def test_stopped_in_good_order_it_goes_on_without_waiting_or_repeating(bench, tmp_path):
+    events = [json.dumps(transaction(n)).encode() for n in range(40)]
+    first = start(bench, tmp_path, 1, idle_us=SECOND)
+    bench.publisher.publish(events[:20])
+    bench.wait(20)
+    first.terminate()
+    first.join(20)
+    assert first.exitcode == 0
+    assert Marks.read(tmp_path).stopped
+    second = start(bench, tmp_path, 1, idle_us=SECOND)
+    bench.publisher.publish([*events[20:], *events[:5]])
+    bench.wait(40)
+    second.terminate()
+    second.join(20)
+    bench.collect()
+    assert {letter["event_id"] for letter in bench.dead} == {"0", "1", "2", "3", "4"}
+    (tmp_path / "all.jsonl").write_bytes(b"\n".join(events))
+    assert bench.scores == as_streamed(run_graph(tmp_path / "batch", [str(tmp_path / "all.jsonl")]).scores)
+
+
+def times_of(batch):
+    return np.array([json.loads(p)["t"] for p in column(batch, PAYLOAD).to_pylist()], np.int64)
+
+
+def events(*times):
+    return [json.dumps({"t": time}).encode() for time in times]
+
+
+def cut_off(writer):
+    """As if the process had been killed."""
+    writer._end_segment()
+    writer._lock.close()
+
+
+def told(directory, probe=times_of, horizon_us=1 << 60):
+    replay = Replay(directory, times_of, probe, horizon_us)
+    past = [(end, sorted(t for b in batches for t in times_of(b).tolist())) for end, batches in replay.past()]
+    return replay, past
+
+
+def test_a_journal_without_marks_is_all_to_do(tmp_path):
+    writer = JournalWriter(tmp_path)
+    writer.append([records(events(5, 3))])
+    cut_off(writer)
+    replay, past = told(tmp_path)
+    assert (past, replay.end_us, replay.crashed) == ([], None, True)
+    assert [times_of(batch).tolist() for batch, _ in replay.pending] == [[5, 3]]
+
+
+def test_marks_without_late_records_are_joined_and_a_late_record_stands_by_itself(tmp_path):
+    writer = JournalWriter(tmp_path)
+    writer.append([records(events(1, 4, 9), ["a", "b", "c"])])
+    writer.mark("emitted 3 2 9")  # 1
+    writer.mark("emitted 3 5 9")  # 4
+    writer.append([records(events(3, 6, 20), ["d", "e", "f"])])
+    writer.mark("emitted 6 5 20")  # 3, late
+    writer.mark("emitted 6 10 20")  # 6, 9
+    with next(tmp_path.glob("*.marks")).open("a") as file:
+        file.write("\nemitted 6 1")  # cut off
+    replay, past = told(tmp_path)
+    assert past == [(5, [1, 4]), (5, [3]), (10, [6, 9])]
+    assert (replay.end_us, replay.message_ids) == (10, list("abcdef"))
+    assert [times.tolist() for _, times in replay.pending] == [[20]]
+    writer.close()
+    assert not Replay(tmp_path, times_of, times_of, 0).crashed
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(st.data())
+def test_replay_releases_what_was_released_in_the_same_order(tmp_path_factory, data):
+    """Against a stream that keeps records in a list; late records at any place, segments of any length."""
+    directory = tmp_path_factory.mktemp("journal")
+    segment_bytes = data.draw(st.sampled_from([1, 3000, 1 << 20]))
+    rounds = data.draw(
+        st.lists(st.tuples(st.lists(st.integers(0, 50), max_size=4), st.integers(0, 60)), min_size=1, max_size=8)
+    )
+    writer = JournalWriter(directory, segment_bytes)
+    waiting, released, end, rows = [], [], NO_TIME_US, 0
+    for new, reached in rounds:
+        if new:
+            writer.append([records(events(*new))])
+        rows += len(new)
+        waiting += new
+        end = max(end, reached)
+        due = [time for time in waiting if time <= end]
+        waiting = [time for time in waiting if time > end]
+        if due:
+            released.append((end, sorted(due)))
+            writer.mark(f"emitted {rows} {end} {max([0, *waiting])}")
+    writer.close()
+    replay, past = told(directory)
+    assert [time for _, times in past for time in times] == [time for _, times in released for time in times]
+    assert {end for end, _ in past} <= {end for end, _ in released}
+    late_alone = [times for (_, times), (before, _) in zip(released[1:], released, strict=False) if times[0] <= before]
+    assert all(times in [found for _, found in past] for times in late_alone)
+    assert sorted(t for _, times in replay.pending for t in times.tolist()) == sorted(waiting)
+
+
+def test_what_is_out_of_every_window_is_not_read(tmp_path, monkeypatch):
+    writer = JournalWriter(tmp_path, segment_bytes=1)
+    for n in range(10):
+        writer.append([records(events(n * 10))])
+        writer.mark(f"emitted {n + 1} {n * 10} {n * 10}")
+    cut_off(writer)
+    opened = []
+    read = replaying.read_segment_file
+    monkeypatch.setattr(replaying, "read_segment_file", lambda path: opened.append(path.stem) or read(path))
+    _, past = told(tmp_path, horizon_us=25)
+    assert [int(name) for name in opened] == [7, 8, 9]
+    assert [t for _, times in past for t in times] == [70, 80, 90]
+
+
+def die_of_poison(batch):
+    if any(b"poison" in payload for payload in column(batch, PAYLOAD).to_pylist()):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_records_that_crash_the_decoder_are_found_and_set_aside_for_good(tmp_path):
+    batch = records([b"good", b"poison", b"good", b"poison 2"])
+    assert find_crashing(batch, die_of_poison) == [1, 3]
+    assert find_crashing(records([b"good"] * 3), die_of_poison) == []
+    writer = JournalWriter(tmp_path)
+    writer.append([records([*events(1, 2), b'{"t": 3, "poison": 1}', *events(4)])])
+    writer.mark("emitted 2 2 2")
+    cut_off(writer)
+    replay, past = told(tmp_path, die_of_poison)
+    assert past == [(2, [1, 2])]
+    assert [times.tolist() for _, times in replay.pending] == [[4]]
+    (aside,) = replay.set_aside
+    assert column(aside, PAYLOAD).to_pylist() == [b'{"t": 3, "poison": 1}']
+    assert aside.schema.metadata == {FORMAT: b"unreadable", COLUMNS: b"crashes the decoder"}
+    assert replay.found == [2]
+    writer = JournalWriter(tmp_path)
+    writer.mark("aside 2")
+    writer.mark("emitted 4 4 4")
+    writer.close()
+    replay, past = told(tmp_path, lambda batch: pytest.fail("nothing is suspect after a good end"))
+    assert [t for _, times in past for t in times] == [1, 2, 4]
+    assert not replay.set_aside
+
+
+def test_a_second_stream_is_kept_out(tmp_path):
+    writer = JournalWriter(tmp_path)
+    with pytest.raises(Exception, match="another stream writes to this journal"):
+        JournalWriter(tmp_path)
+    writer.close()
+    JournalWriter(tmp_path).close()
+    assert segments(tmp_path) == []
+
+
+def test_history_keeps_its_format(tmp_path):
+    writer = JournalWriter(tmp_path)
+    mixed = [
+        records([b"1"]),
+        records([b"2"], kind=b"unreadable").replace_schema_metadata({FORMAT: b"avro", COLUMNS: b"{}"}),
+    ]
+    writer.append(mixed)
+    writer.close()
+    (path,) = segments(tmp_path)
+    found = list(replaying.read_segment_file(path))
+    assert [b.schema.metadata for b in found] == [
+        {FORMAT: b"json", COLUMNS: b""},
+        {FORMAT: b"avro", COLUMNS: b"{}"},
+    ]
+    assert pa.Table.from_batches([b.replace_schema_metadata(None) for b in found])[PAYLOAD].to_pylist() == [b"1", b"2"]
