@@ -46,6 +46,7 @@ from transforms.batches import (
     SYSTEM_FIELDS,
     as_int64,
     column,
+    marks_of,
     take_rows,
     timestamp_of,
     with_column,
@@ -196,9 +197,10 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
             self._seen.update(dict.fromkeys(replay.message_ids))
             self._slice_end_us = replay.end_us if replay.end_us is not None else self._slice_end_us
             for batch, times in replay.pending:
+                marked = self._observe(batch, times)
                 if self._source.at_arrival:
-                    yield self._emit(batch, IS_HISTORY | IS_PROVISIONAL, self._slice_after(times))
-                self._keep(batch, times)
+                    yield self._emit(marked, IS_HISTORY | IS_PROVISIONAL, self._slice_after(times))
+                self._ahead.add([(marked, times)])
             self._ahead.add([(batch, np.full(batch.num_rows, NO_TIME_US)) for batch in replay.set_aside])
             replay.pending, replay.set_aside, replay.message_ids = [], [], []
         self._subscription = self._source.broker.subscribe()
@@ -220,35 +222,28 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
             if batches:
                 self._journal.append(batches)
             self._ahead.add([], messages.receipt)  # safe already
-        timed = [(batch, self._event_times(batch)) for batch in batches]
-        for batch, times in timed:
-            if self._source.at_arrival:
-                yield self._emit(batch, IS_PROVISIONAL, self._slice_after(times))
-        if self._journal is not None:
-            for batch, times in timed:
-                self._keep(batch, times)
-        else:
-            self._keep_all(timed, messages.receipt)
-
-    def _keep(self, batch: pa.RecordBatch, times: Int64) -> None:
-        self._keep_all([(batch, times)], None)
-
-    def _keep_all(self, timed: list[tuple[pa.RecordBatch, Int64]], receipt: Any) -> None:
-        """Tell the watermark of records, and keep them until it passes them; mark those that it passed before."""
         kept = []
-        for batch, times in timed:
-            known = times != NO_TIME_US
-            told = known & (times <= as_int64(column(batch, PUBLISHED)) + AHEAD_US)
-            if told.any():
-                partitions = column(batch, PARTITION).to_numpy().astype(np.int64)
-                self._watermark.observe(partitions[told], times[told], _now_us())
-            self._newest_us = max(self._newest_us, int(times[known].max(initial=_EARLIEST_US)))
-            passed = self._slice_end_us if self._slice_end_us is not None else _EARLIEST_US
-            late = known & (times <= passed)
-            kept.append((with_column(batch, MARKS, pa.array(late * np.int8(IS_LATE))), times))
-            if late.any():
-                progress.advance("late", int(late.sum()))
-        self._ahead.add(kept, receipt)
+        for batch in batches:
+            times = self._event_times(batch)
+            marked = self._observe(batch, times)
+            if self._source.at_arrival:
+                yield self._emit(marked, IS_PROVISIONAL, self._slice_after(times))
+            kept.append((marked, times))
+        self._ahead.add(kept, None if self._journal is not None else messages.receipt)
+
+    def _observe(self, batch: pa.RecordBatch, times: Int64) -> pa.RecordBatch:
+        """Tell the watermark of records, and mark those that it passed before."""
+        known = times != NO_TIME_US
+        told = known & (times <= as_int64(column(batch, PUBLISHED)) + AHEAD_US)
+        if told.any():
+            partitions = column(batch, PARTITION).to_numpy().astype(np.int64)
+            self._watermark.observe(partitions[told], times[told], _now_us())
+        self._newest_us = max(self._newest_us, int(times[known].max(initial=_EARLIEST_US)))
+        passed = self._slice_end_us if self._slice_end_us is not None else _EARLIEST_US
+        late = known & (times <= passed)
+        if late.any():
+            progress.advance("late", int(late.sum()))
+        return with_column(batch, MARKS, pa.array(late * np.int8(IS_LATE)))
 
     def _pass_watermark(self, over: bool, finalizer: Any) -> Iterator[TimestampedValue]:
         """What the watermark has passed since the last time, as a slice."""
@@ -278,7 +273,8 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
         """A batch as one slice, with more marks."""
         end_us = slice_end_us if slice_end_us is not None else self._slice_end_us or 0
         if marks:
-            batch = with_column(batch, MARKS, pa.array(np.full(batch.num_rows, marks, np.int8)))
+            former = marks_of(batch) if MARKS in batch.schema.names else np.zeros(batch.num_rows, np.int8)
+            batch = with_column(batch, MARKS, pa.array(former | np.int8(marks)))
         if PUBLISHED not in batch.schema.names:  # history from files
             for name in (PUBLISHED, INGESTED):
                 batch = with_column(batch, name, pa.nulls(batch.num_rows, SYSTEM_FIELDS[name].type))
