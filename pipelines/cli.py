@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import logging
 import pathlib
 import re
@@ -313,6 +314,37 @@ def publish(
         typer.echo(f"{sent:,} events published to {to}")
 
 
+@app.command("replay-dead-letters")
+def replay_dead_letters(
+    source: Annotated[
+        list[str], typer.Option("--source", help="Files of dead letters, or a subscription to their topic.")
+    ],
+    to: Annotated[str, typer.Option(help="Topic that the stream reads, or a new file of JSON lines.")],
+    step: Annotated[str | None, typer.Option(help="Only those of this step, such as Validate.")] = None,
+    field: Annotated[str | None, typer.Option(help="Only those with a reason of this field.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Only those with this reason, such as 'below 0'.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE to repair them with, the value in JSON.")
+    ] = None,
+) -> None:
+    """Send dead letters through the graph again: their original records, repaired if you say how."""
+    with _clear_errors():
+        from pipelines.dead_letters import Repair, replay
+
+        values = {}
+        for text in set_ or ():
+            name, found, value = text.partition("=")
+            try:
+                values[name] = json.loads(value)
+            except ValueError:
+                found = ""
+            _require(bool(found), f"--set is FIELD=VALUE with a value in JSON, not {text}")
+        counts = replay(source, to, Repair(step, field, rule, values))
+        typer.echo(
+            f"{counts['sent']:,} events sent to {to}, {counts['left']:,} left, {counts['not sent']:,} are not JSON"
+        )
+
+
 @app.command()
 def demo(
     output: Annotated[pathlib.Path, typer.Option(help="Folder for everything that is made.")] = pathlib.Path(
@@ -459,6 +491,7 @@ _USERS_ERRORS = (
     "CountMismatch",
     "BrokerError",
     "JournalError",
+    "ReplayError",
 )
 
 
