@@ -90,11 +90,9 @@ def _open_target(to: str) -> Iterator[Send]:
         finally:
             publisher.close()
         return
-    try:
-        file = pathlib.Path(to).open("xb")
-    except FileExistsError:
-        raise ReplayError(f"{to}: is there already; name a new file") from None
-    with file:
+    if pathlib.Path(to).exists():
+        raise ReplayError(f"{to}: is there already; name a new file")
+    with pathlib.Path(to).open("xb") as file:
         yield lambda payloads: file.writelines(payload + b"\n" for payload in payloads)
 
 
