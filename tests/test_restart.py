@@ -28,6 +28,7 @@ from transforms.batches import COLUMNS, FORMAT, PAYLOAD, as_batch, column
 KILLS = 20
 SECOND = 1_000_000
 HOLD_SECONDS = 1.0
+OUTAGE_SECONDS = float(os.environ.get("HEADRACE_OUTAGE_SECONDS", "4"))
 CLOCKED = ("published", "ingested", "scored")
 
 
@@ -304,3 +305,26 @@ def test_history_keeps_its_format(tmp_path):
         {FORMAT: b"avro", COLUMNS: b"{}"},
     ]
     assert pa.Table.from_batches([b.replace_schema_metadata(None) for b in found])[PAYLOAD].to_pylist() == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("what", ["the broker", "the sink"])
+def test_an_outage_loses_nothing_and_needs_no_restart(bench, tmp_path, what):
+    payloads = [json.dumps(transaction(n)).encode() for n in range(1000)]
+    process = start(bench, tmp_path / "journal", SECOND, idle_us=SECOND)
+    bench.publisher.publish(payloads[:300])
+    bench.wait(300)
+    if what == "the sink":
+        bench.publisher.publish(payloads[300:])
+        bench.server.fail_publishing(OUTAGE_SECONDS)
+    else:
+        bench.publisher.publish(payloads[300:600])
+        bench.server.stop()
+        time.sleep(OUTAGE_SECONDS)
+        bench.server.start()
+        bench.publisher.publish(payloads[600:])
+    bench.wait(1000, 60 + OUTAGE_SECONDS)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
+    (tmp_path / "all.jsonl").write_bytes(b"\n".join(payloads))
+    assert bench.scores == as_streamed(run_graph(tmp_path / "batch", [str(tmp_path / "all.jsonl")]).scores)
