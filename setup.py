@@ -25,7 +25,9 @@ setup(
         "fastavro",
         "confluent-kafka",
         "zstandard",
+        "matplotlib",
+        "jinja2",
     ],
-    package_data={"pipelines": ["template/*", "template/.*"]},
+    package_data={"pipelines": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli:main"]},
 )

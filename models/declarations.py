@@ -81,11 +81,21 @@ class Event(_Declaration):
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
 
 
+class LabelEvents(_Declaration):
+    """Labels come as records of their own, of the event's id, the label and the field that says when it was known."""
+
+    time: str
+
+
 class Label(_Declaration):
-    """What is to be predicted, and how long after the event it becomes known."""
+    """What is to be predicted, and how long after the event it becomes known.
+
+    With `events`, features take a label from its own record, and never from the event's column.
+    """
 
     field: str
     delay: Duration
+    events: LabelEvents | None = None
 
 
 class Rolling(_Declaration):
@@ -150,6 +160,28 @@ class Decision(_Declaration):
     at_least: Finite
 
 
+class Quality(_Declaration):
+    """How windows of score rows are watched, and what a bad one does; every limit is a difference or a divergence.
+
+    Shares (null_rate, decision_share, unseen) are held against the baseline's, without one against the window before.
+    `drift` and `skew` are for the columns that the schema has no comparator for.
+    """
+
+    window: Duration
+    min_rows: Annotated[int, pydantic.Field(ge=30)] = 500  # of fewer nothing is said
+    sample: Annotated[int, pydantic.Field(ge=100, le=1_000_000)] = 10_000  # rows of a window that are looked at
+    false_alarm_rate: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.01  # of a window, all comparisons together
+    drift: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    skew: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    psi: Annotated[float, pydantic.Field(gt=0)] = 0.2
+    null_rate: Annotated[float, pydantic.Field(gt=0)] = 0.05
+    decision_share: Annotated[float, pydantic.Field(gt=0)] = 0.05
+    unseen: Annotated[float, pydantic.Field(gt=0)] = 0.2
+    gate: Literal["warn", "quarantine", "stop"] = "warn"
+    safe_action: str | None = None  # what a stopped stream decides
+    hold_off: Annotated[int, pydantic.Field(ge=1)] = 1  # so many good windows in a row close the circuit
+
+
 class Project(_Declaration):
     """All declarations of one use case."""
 
@@ -163,6 +195,7 @@ class Project(_Declaration):
     model: Model
     training: Training = Training()
     decisions: list[Decision] = []
+    quality: Quality | None = None
     output: list[str] = []
     _contract: Contract = pydantic.PrivateAttr()
 
@@ -170,6 +203,30 @@ class Project(_Declaration):
     def contract(self) -> Contract:
         """The schema that stands beside the declarations."""
         return self._contract
+
+    @functools.cached_property
+    def label_contract(self) -> Contract | None:
+        """The contract of label records: the event's id, the label and the time; None if labels are no records."""
+        if self.label is None or self.label.events is None:
+            return None
+        fields, event_time = self._contract.fields, self._contract.fields[self.event.time]
+        needed = {
+            self.event.id: fields[self.event.id],
+            self.label.field: dataclasses.replace(fields[self.label.field], required=True),
+            self.label.events.time: dataclasses.replace(event_time, name=self.label.events.time, required=True),
+        }
+        return Contract(needed, b"")
+
+    @functools.cached_property
+    def label_records(self) -> Project | None:
+        """Label records as a project whose events they are, to be decoded and validated; None if there are none."""
+        if self.label is None or self.label.events is None or self.label_contract is None:
+            return None
+        event = self.event.model_copy(update={"time": self.label.events.time})
+        model = Model(inputs=[self.label.field])
+        records = Project(name=self.name, schema=self.schema_file, event=event, model=model)
+        records._contract = self.label_contract
+        return records
 
     @functools.cached_property
     def row_features(self) -> dict[str, Expression]:
@@ -202,9 +259,18 @@ class Project(_Declaration):
         wanted.discard(self.event.time)  # travels as the event time column
         return tuple(name for name in self._contract.fields if name in wanted)
 
+    @property
+    def watched_columns(self) -> tuple[str, ...]:
+        """The columns whose values are watched: features, other inputs, and fields that go out but are no label."""
+        unwatched = {self.event.id, *self.entities.values(), *([self.label.field] if self.label else [])}
+        names = dict.fromkeys([*self.feature_names, *self.model.inputs, *self.output])
+        return tuple(name for name in names if name not in unwatched)
+
     def feature_definitions(self) -> bytes:
         """Canonical JSON of all that decides what a feature's or a decision's value is."""
         parts = self.model_dump(mode="json", include={"event", "entities", "label", "fixed_point", "features"})
+        if self.label and self.label.events is None:
+            del parts["label"]["events"]  # bundles from before there were label records stay the same
         parts["inputs"] = self.model.inputs
         parts["decisions"] = self.model_dump(mode="json")["decisions"]
         return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()

@@ -29,9 +29,12 @@ def done() -> dict[str, int]:
     return dict(_done)
 
 
-def gauge(name: str, value: float) -> None:
-    """Say how large something is now."""
-    _gauges[name] = value
+def gauge(name: str, value: float | None) -> None:
+    """Say how large something is now; None if that is not known."""
+    if value is None:
+        _gauges.pop(name, None)
+    else:
+        _gauges[name] = value
 
 
 def gauges() -> dict[str, float]:

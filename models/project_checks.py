@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from models.declarations import Project, Rolling
 from models.documents import Path
 from models.expressions import Expression, ExpressionError
+from models.quality.backend import parse_schema
 
 Fault = tuple[Path, str]
 
 # Columns of a score row that are not the event's; see transforms.score.
-RESERVED = ("score", "decision", "reason_codes", "bundle_id")
+RESERVED = ("score", "decision", "reason_codes", "bundle_id", "verdict_id", "shadow_decision")
 
 _DAY_US = 86_400_000_000
 
@@ -30,6 +31,7 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from _check_model(project, {name for _, name in features})
     yield from _check_training(project)
     yield from _check_decisions(project)
+    yield from _check_quality(project)
 
 
 def _unknown_field(project: Project, path: Path, name: str) -> Iterator[Fault]:
@@ -78,12 +80,18 @@ def _check_event(project: Project) -> Iterator[Fault]:
     if event.deduplicate_within == 0:
         yield ("event", "deduplicate_within"), "must be longer than zero"
     if label:
-        path = ("label", "field")
+        path: Path = ("label", "field")
         yield from _unknown_field(project, path, label.field)
         if label.field in fields and not fields[label.field].is_boolean:
             yield path, f"{label.field} must be of 0 and 1: an INT field with int_domain {{ min: 0 max: 1 }}"
         if label.field in (event.id, *project.entities.values()):
             yield path, f"{label.field} is the event's id or an entity, which the label can't be"
+    if label and label.events:
+        path, name = ("label", "events", "time"), label.events.time
+        if name in fields:
+            yield path, f"{name} is a field of events: name the field of a label's record that says when it was known"
+        if not name or not name.isprintable() or name.startswith("__") or name in RESERVED:
+            yield path, f"{name!r} can't be a field: it is reserved, or has characters that can't be seen"
 
 
 def _check_expression(project: Project, path: Path, text: str) -> Iterator[Fault]:
@@ -137,6 +145,11 @@ def _faults_of_aggregate(project: Project, rolling: Rolling) -> Iterator[str]:
         yield f"rate needs a field of 0 and 1: give {name} int_domain {{ min: 0 max: 1 }}"
     if label and name == label.field and rolling.delay < label.delay:
         yield f"reads the label {name} before it is known: its delay must be at least label.delay"
+    if label and label.events and name == label.field:
+        if aggregate in ("min", "max"):
+            yield f"there is no {aggregate} of labels that are records of their own: write sum, mean or rate"
+        if not rolling.delay:
+            yield f"reads the label {name}: where labels are records of their own, a delay must be longer than zero"
 
 
 def _named_features(project: Project) -> Iterator[Fault]:
@@ -196,3 +209,34 @@ def _check_decisions(project: Project) -> Iterator[Fault]:
             yield ("decisions", i, "at_least"), "bands stand from the highest bound to the lowest"
     if bounds and bounds[-1] > 0:
         yield ("decisions", len(bounds) - 1, "at_least"), "the last band must start at 0.0"
+
+
+def _check_quality(project: Project) -> Iterator[Fault]:
+    quality = project.quality
+    if quality is None:
+        return
+    if quality.window == 0 or quality.window % 1000:
+        yield ("quality", "window"), "must be whole milliseconds, at least one"
+    if quality.min_rows > quality.sample:
+        yield ("quality", "min_rows"), "must not be more than quality.sample, which is all that is looked at"
+    actions = [decision.action for decision in project.decisions]
+    if quality.gate == "stop" and project.decisions and quality.safe_action is None:
+        yield ("quality", "gate"), "stop needs a safe_action: what is decided while the circuit is open"
+    if quality.safe_action is not None and quality.safe_action not in actions:
+        known = ", ".join(actions) or "none"
+        yield ("quality", "safe_action"), f"{quality.safe_action!r} is not an action of decisions; there are {known}"
+    yield from _check_comparators(project)
+
+
+def _check_comparators(project: Project) -> Iterator[Fault]:
+    """What the schema's comparators ask for that is not computed."""
+    for feature in parse_schema(project.contract.text).feature:
+        name = feature.name
+        for kind in ("drift_comparator", "skew_comparator"):
+            comparator = getattr(feature, kind)
+            if comparator.HasField("normalized_abs_difference"):
+                yield ("schema",), f"the {kind} of {name} has a normalized_abs_difference, which headrace does not know"
+            number = project.contract.fields[name].kind in ("int", "float") and not feature.int_domain.is_categorical
+            if number and comparator.HasField("infinity_norm"):
+                wanted = "use jensen_shannon_divergence, or an int_domain { is_categorical: true }"
+                yield ("schema",), f"the {kind} of {name} has an infinity_norm, which is for texts: {wanted}"

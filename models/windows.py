@@ -165,10 +165,12 @@ class Run:
 class History:
     """Past events that windows still need: runs, oldest first, each much longer than the next.
 
-    So an append rewrites few rows, however long the history is, and a look-up reads few runs.
+    So an append rewrites few rows, however long the history is, and a look-up reads few runs. `labels` are runs of
+    what labels change, see models.labels.
     """
 
     runs: tuple[Run, ...] = ()
+    labels: tuple[tuple[Run, ...], ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.runs))
@@ -224,13 +226,7 @@ class RollingKernel:
 
     def _append(self, history: History, new: Run) -> History:
         passed = self._oldest_needed(*history.runs, new)
-        runs = [run for run in (*history.runs, new) if run.last > passed]
-        while len(runs) > 1 and len(runs[-2]) < _RUN_RATIO * len(runs[-1]):
-            last = runs.pop()
-            runs[-1] = runs[-1].merge(last)
-            if len(runs) == 1:
-                runs = [runs[0].after(passed)]
-        return History(tuple(runs))
+        return dataclasses.replace(history, runs=append_run(history.runs, new, passed))
 
     def _compute(self, history: History, new: Run) -> list[Int64 | Float64]:
         """The features of `new`, in its order.
@@ -277,6 +273,17 @@ class RollingKernel:
                 column = np.full(len(new), f.empty)
                 columns.append(np.divide(sums[high] - sums[low], divisor, out=column, where=count > 0))
         return columns
+
+
+def append_run(runs: tuple[Run, ...], new: Run, passed: int) -> tuple[Run, ...]:
+    """The runs with one more, joined where one has become too short; rows up to the time `passed` may be left out."""
+    kept = [run for run in (*runs, new) if run.last > passed]
+    while len(kept) > 1 and len(kept[-2]) < _RUN_RATIO * len(kept[-1]):
+        last = kept.pop()
+        kept[-1] = kept[-1].merge(last)
+        if len(kept) == 1:
+            kept = [kept[0].after(passed)]
+    return tuple(kept)
 
 
 def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:

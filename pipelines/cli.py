@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
+from pipelines import schema_cli
 
 app = typer.Typer(
     help="One Apache Beam graph for features, validation and scoring, over files or streams.",
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(schema_cli.app, name="schema")
 _BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 ProjectFolder = Annotated[pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")]
@@ -346,6 +348,21 @@ def replay_dead_letters(
 
 
 @app.command()
+def report(
+    project: ProjectFolder,
+    run: Annotated[str, typer.Option(help="Folder that a run's scores went to.")],
+    output: Annotated[
+        pathlib.Path | None, typer.Option(help="HTML file to write; report.html in the run's folder, if not given.")
+    ] = None,
+) -> None:
+    """Write what a run was like as one HTML file: outcomes, decisions, drift, distributions, latency."""
+    with _clear_errors():
+        from pipelines.report import report as write_report
+
+        typer.echo(f"report in {write_report(load_project(project), run, output)}")
+
+
+@app.command()
 def demo(
     output: Annotated[pathlib.Path, typer.Option(help="Folder for everything that is made.")] = pathlib.Path(
         "demo-output"
@@ -491,6 +508,7 @@ _USERS_ERRORS = (
     "CountMismatch",
     "BrokerError",
     "JournalError",
+    "AlertError",
     "ReplayError",
 )
 

@@ -18,6 +18,7 @@ from models.booster import Scorer
 from models.bundle import Bundle
 from models.evaluation import Evaluation, evaluate
 from models.project import Project
+from models.schemas import SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from models.training import DAY_US
 from pipelines.display import working
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
@@ -50,17 +51,16 @@ def open_source(uris: Sequence[str], kind: str | None) -> ReadFiles:
 
 
 def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:
-    """The registered bundle; RunError if the project's features or schema are no longer those it was made with."""
+    """The registered bundle; RunError if it was made with other features, or with a schema that is not compatible."""
     bundle = registry.load(project.name, int(version) if version.isdigit() else version, tracking_uri)
-    differing = []
-    if bundle.schema != project.contract.text:
-        differing.append(project.schema_file)
+    try:
+        check_against_bundle(project, folder, bundle.schema)
+    except (SchemaMismatch, VersionError) as error:
+        raise RunError(f"{project.name} {version} (bundle {bundle.bundle_id}): {error}") from None
     if bundle.feature_definitions != project.feature_definitions():
-        differing.append("the features, decisions or event declarations of project.yaml")
-    if differing:
         raise RunError(
-            f"{folder}: {' and '.join(differing)} changed since {project.name} {version} "
-            f"(bundle {bundle.bundle_id}) was trained: train again, or take the changes back"
+            f"{folder}: the features, decisions or event declarations of project.yaml changed since {project.name} "
+            f"{version} (bundle {bundle.bundle_id}) was trained: train again, or take the changes back"
         )
     return bundle
 
@@ -90,7 +90,11 @@ def score(
             event_id=project.event.id,
             event_time=project.event.time,
             format=sink_format,
-            facts={"project": project.name, "bundle_id": bundle.bundle_id},
+            facts={
+                "project": project.name,
+                "bundle_id": bundle.bundle_id,
+                "schema_digest": schema_digest(project.contract.text),
+            },
         ),
         shards=shards,
         score_from_us=score_from_us,

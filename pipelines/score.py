@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import apache_beam as beam
+import pyarrow as pa
 
 from pipelines.options import GraphConfig
 from transforms.correct import Correct
@@ -10,24 +13,64 @@ from transforms.count import CountEvents
 from transforms.dead_letters import DropKnown
 from transforms.decode import DEAD, Decode
 from transforms.deduplicate import Deduplicate
-from transforms.features import ComputeFeatures
+from transforms.features import ComputeFeatures, feedback_horizon_us
+from transforms.feedback import CountFeedback
+from transforms.labels import JoinLabels, MoveLater
 from transforms.validate import Validate
+
+
+class Labels(NamedTuple):
+    """Label records, the same joined with their events, how many there were, and dead letters."""
+
+    records: beam.PCollection
+    joined: beam.PCollection
+    counts: tuple[beam.PCollection, ...]
+    dead: tuple[beam.PCollection, ...]
 
 
 def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
-    raw = pipeline | "Read" >> config.source
+    source: Any = pipeline | "Read" >> config.source
+    raw = source["events"] if isinstance(source, dict) else source
     decoded = raw | "Decode" >> Decode(config.project)
     valid = decoded.rows | "Validate" >> Validate(config.project, config.score_from_us)
     unique = valid.rows | "Deduplicate" >> Deduplicate(config.project, config.shards, config.lateness_us)
-    featured = unique.rows | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
+    labels = join_labels(source["labels"], unique.rows, config) if isinstance(source, dict) else None
+    events: Any = {"events": unique.rows, "labels": labels.joined} if labels else unique.rows
+    featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
     rows = featured | "Score" >> config.score
+    if labels:
+        feedback = CountFeedback(config.project, config.shards, config.lateness_us)
+        {"events": rows, "labels": labels.records} | "Feedback" >> feedback
     if config.at_arrival:
         rows = rows | "Correct" >> Correct(config.project, config.shards)
-    refused = (decoded[DEAD], valid[DEAD], unique[DEAD]) | "Dead letters" >> beam.Flatten()
-    dead = refused | "News" >> DropKnown()
+    dead = (decoded[DEAD], valid[DEAD], unique[DEAD], *(labels.dead if labels else ()))
+    refused = dead | "Dead letters" >> beam.Flatten()
     read = raw | "Count read" >> CountEvents("read")
     past = (featured, refused) | "Past" >> beam.Flatten()
     history = past | "Count history" >> CountEvents("history", history_only=True)
-    counts = (read, history) | "Counts" >> beam.Flatten()
-    return {"scores": rows, "dead_letters": dead, "counts": counts} | "Write" >> config.sink
+    counts = (read, history, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
+    news = refused | "News" >> DropKnown()
+    return {"scores": rows, "dead_letters": news, "counts": counts} | "Write" >> config.sink
+
+
+def join_labels(raw: beam.PCollection, events: beam.PCollection, config: GraphConfig) -> Labels:
+    """Decode → Validate → Join, for labels that come as records of their own."""
+    project, records = config.project, config.project.label_records
+    if records is None:
+        raise ValueError("labels come as records of their own, but the project declares no label.events")
+    decoded = raw | "Decode labels" >> Decode(records)
+    valid = decoded.rows | "Validate labels" >> Validate(records)
+    waiting = valid.rows | "Meet unique events" >> MoveLater()
+    entities = tuple(project.entities.values())
+    join = JoinLabels(project, entities, feedback_horizon_us(project), config.shards, config.lateness_us)
+    joined = {"events": events, "labels": waiting} | "Join labels" >> join
+    counts = (
+        raw | "Count labels read" >> CountEvents("read"),
+        joined.rows | "Count labelled" >> beam.Map(_labelled).with_output_types(tuple[str, int]),
+    )
+    return Labels(valid.rows, joined.rows, counts, (decoded[DEAD], valid[DEAD], joined[DEAD]))
+
+
+def _labelled(batch: pa.RecordBatch) -> tuple[str, int]:
+    return "labelled", batch.num_rows

@@ -27,7 +27,7 @@ from transforms.batches import (
     SYSTEM_FIELDS,
     without,
 )
-from transforms.dead_letters import DEAD_LETTER_SCHEMA, make_dead_letters
+from transforms.dead_letters import make_dead_letters
 from transforms.decode import Decode, decode_batch
 
 PROJECT = card_fraud()

@@ -18,8 +18,11 @@ import pytest
 
 confluent_kafka = pytest.importorskip("confluent_kafka", reason="needs confluent-kafka, which is not installed")
 
-from pipelines.brokers import BrokerError, Messages, kafka  # noqa: E402
+from pipelines.brokers import KAFKA_CONFIG, BrokerError, Messages, kafka, open_broker  # noqa: E402
 from pipelines.brokers.kafka import KafkaBroker, KafkaSubscription  # noqa: E402
+from pipelines.brokers.kafka_publisher import KafkaPublisher  # noqa: E402
+from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry  # noqa: E402
+from pipelines.sources.values import RegistryValues, attribute_times_us  # noqa: E402
 
 QUICK = {
     "session.timeout.ms": 2000,
@@ -121,7 +124,7 @@ def connect(cluster: Cluster):
 
 
 @contextlib.contextmanager
-def publisher_of(cluster: Cluster, topic: str) -> Iterator[kafka.KafkaPublisher]:
+def publisher_of(cluster: Cluster, topic: str) -> Iterator[KafkaPublisher]:
     publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}").publisher()
     yield publisher
     publisher.close()
@@ -173,7 +176,12 @@ def committed(subscription: KafkaSubscription) -> int:
 
 @pytest.mark.parametrize(
     "uri",
-    ["kafka://a:9092/orders?group=g", "kafka://a:9092,b.c-d:1/orders", "kafka://[::1]:9092/o.r-d_ers?group=a%2Fb"],
+    [
+        "kafka://a:9092/orders?group=g",
+        "kafka://a:9092,b.c-d:1/orders",
+        "kafka://[::1]:9092/o.r-d_ers?group=a%2Fb",
+        "kafka://a:9092/orders?group=g&event_time=happened%20at",
+    ],
 )
 def test_uri(uri):
     broker = KafkaBroker.parse(uri, max_outstanding_messages=5)
@@ -194,6 +202,9 @@ def test_uri(uri):
         "kafka://a:9092/orders?group=",
         "kafka://a:9092/orders?groop=g",
         "kafka://a:9092/orders?group=g&group=h",
+        "kafka://a:9092/orders?",
+        "kafka://a:9092/orders?group=g&event_time=",
+        "kafka://a:9092/orders?group=g&sasl.password=hunter2",
         "pubsub://a:9092/orders",
         "kafka://user:hunter2@a:9092/orders",
     ],
@@ -223,12 +234,69 @@ def test_options_that_are_refused(options, message):
 def test_secrets_are_read_where_the_connection_is_made(monkeypatch):
     settings = {"sasl.password": "$KAFKA_PASSWORD", "sasl.mechanism": "PLAIN", "security.protocol": "SASL_PLAINTEXT"}
     broker = KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders?group=g", settings=settings, connect_seconds=0.5)
-    with pytest.raises(BrokerError, match=r"sasl\.password needs the environment variable KAFKA_PASSWORD"):
+    with pytest.raises(BrokerError, match=r"sasl\.password needs the environment variable after its \$"):
         broker.subscribe()
     monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
     assert "hunter2" not in repr(broker) + repr(pickle.dumps(broker))
     with pytest.raises(BrokerError) as raised:
         broker.publisher()
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_file_of_settings(cluster, tmp_path, monkeypatch):
+    file = tmp_path / "kafka.properties"
+    file.write_text("# of the site\n\n client.id = name=$1 \n! more\nfetch.wait.max.ms=50\nsasl.password=hunter2\n")
+    topic = cluster.topic()
+    uri = f"kafka://{cluster.servers}/{topic}?group=g-{topic}"
+    broker = open_broker(uri, kafka_config=file)
+    assert "hunter2" not in repr(broker) + repr(pickle.dumps(broker))
+    monkeypatch.setenv(KAFKA_CONFIG, str(file))
+    assert open_broker(uri) == broker == pickle.loads(pickle.dumps(broker))
+    assert open_broker(uri, kafka_config="") == KafkaBroker.parse(uri)
+    used: list[dict] = []
+    monkeypatch.setattr(
+        kafka, "Consumer", lambda config, **more: used.append(config) or confluent_kafka.Consumer(config)
+    )
+    open_broker(uri, settings={"fetch.wait.max.ms": 60, "client.id": "$$x"}).subscribe().close()
+    assert used[0]["client.id"] == "$x"
+    assert used[0]["fetch.wait.max.ms"] == 60
+    assert used[0]["sasl.password"] == "hunter2"
+    assert used[0]["session.timeout.ms"] == 10_000
+    file.write_text("session.timeout.ms=7000\nclient.id=$NO_SUCH_NAME\n")  # read anew where a connection is made
+    with pytest.raises(BrokerError, match="client.id needs the environment variable") as raised:
+        broker.subscribe()
+    assert "NO_SUCH_NAME" not in str(raised.value)
+    monkeypatch.setenv("NO_SUCH_NAME", "x")
+    broker.subscribe().close()
+    assert used[-1]["session.timeout.ms"] == "7000"
+    file.unlink()
+    with pytest.raises(BrokerError, match=r"No such file.*kafka\.properties"):
+        broker.subscribe()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a=b\nhunter2", "line 2: not NAME=VALUE"),
+        ("=hunter2", "line 1: not NAME=VALUE"),
+        ("sasl.password=x\nsasl.password=hunter2", "line 2"),
+        ("group.id=g", "group.id is not a setting to change"),
+        ("bootstrap.servers=a:1", "bootstrap.servers is not a setting to change"),
+    ],
+)
+def test_files_of_settings_that_are_refused(tmp_path, content, message):
+    file = tmp_path / "kafka.properties"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f"kafka.properties.*{message}") as raised:
+        open_broker("kafka://a:9092/orders", kafka_config=file)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_no_secret_is_in_what_librdkafka_refuses(tmp_path):
+    file = tmp_path / "kafka.properties"
+    file.write_text("security.protocol=SSL\nssl.key.pem=hunter2\nsasl.mechanism=hunter2\nsasl.password=hunter2\n")
+    with pytest.raises(BrokerError, match="refuses the settings") as raised:
+        open_broker(f"kafka://{CLOSED_PORT}/orders?group=g", kafka_config=file).subscribe()
     assert "hunter2" not in str(raised.value)
 
 
@@ -297,6 +365,54 @@ def test_all_comes_once_and_in_order(cluster, connect, partitions):
             assert before - 1000 <= messages.published_us[index] <= time.time_ns() // 1000
     for order in orders.values():
         assert [offset for offset, _ in order] == list(range(len(order)))
+
+
+def test_the_event_time_header_by_uri(cluster):
+    topic = cluster.topic()
+    with publisher_of(cluster, topic) as publisher:
+        headers = [{"happened at": "2018-05-21T16:00:00Z"}, {}, {"happened at": "1526918400123"}]
+        publisher.publish([b"a", b"b", b"c"], headers)
+    subscription = open_broker(
+        f"kafka://{cluster.servers}/{topic}?group=g-{topic}&event_time=happened%20at"
+    ).subscribe()
+    with contextlib.closing(subscription):
+        [messages] = drain(subscription, 3)
+    times = attribute_times_us(messages.event_times)
+    assert times.to_pylist() == [1526918400000000, None, 1526918400123000]
+
+
+def test_messages_of_a_key_keep_their_order(cluster, connect):
+    topic = cluster.topic(4)
+    # What Java's clients make of these keys, by the tests of Kafka's own murmur2.
+    hashes = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536}
+    keys = [[*hashes, None][number % 4] for number in range(2000)]
+    with publisher_of(cluster, topic) as publisher:
+        for start in range(0, 2000, 500):
+            publisher.publish(numbers(start, start + 500), keys=keys[start : start + 500])
+        with pytest.raises(ValueError, match="zip"):
+            publisher.publish([b"a", b"b"], keys=["x"])
+    places = defaultdict(list)
+    for messages in drain(connect(topic), 2000):
+        for payload, partition in zip(messages.payloads, messages.partitions, strict=True):
+            places[keys[int(payload)]].append((partition, int(payload)))
+    for key, hashed in hashes.items():
+        assert {partition for partition, _ in places[key]} == {(hashed & 0x7FFFFFFF) % 4}
+        assert [number for _, number in places[key]] == [n for n in range(2000) if keys[n] == key]
+    assert len(places[None]) == 500
+
+
+def test_avro_of_two_versions_through_the_broker(cluster, connect):
+    registry = SchemaRegistry("http://127.0.0.1:1")
+    for number, more in ((1, []), (2, [{"name": "more", "type": "string", "default": ""}])):
+        fields = [{"name": "n", "type": "long"}, *more]
+        registry._schemas[number] = RegisteredSchema(number, {"type": "record", "name": "N", "fields": fields})
+    topic = cluster.topic()
+    with publisher_of(cluster, topic) as publisher:
+        publisher.publish([b"\0\0\0\0\1\x02", b"\0\0\0\0\2\x04\x02x", b"{}", b"\0\0\0\0\1\x06"])
+    [messages] = drain(connect(topic), 4)
+    groups = RegistryValues(registry).split(messages.payloads)
+    assert [group.rows.tolist() for group in groups] == [[2], [0, 3], [1]]
+    assert [group.payloads.to_pylist() for group in groups] == [[b"{}"], [b"\x02", b"\x06"], [b"\x04\x02x"]]
 
 
 def test_what_has_no_value_and_any_bytes(cluster, connect):
@@ -445,6 +561,7 @@ def test_backlog(cluster, connect):
     subscription = connect(topic, max_outstanding_messages=100)
     assert subscription.backlog() is None
     assert subscription.partitions() == frozenset()
+    assert subscription.redelivery_seconds == 0.0
     until(lambda: len(subscription.partitions()) == 4 or subscription.receive(1, 0.1))
     held = drain(subscription, 90)
     until(lambda: subscription.backlog() in (310, 309))
@@ -503,6 +620,71 @@ def test_a_member_that_joins_and_one_that_leaves(cluster, connect, strategy):
     assert sorted(offsets.values(), key=int) == numbers(0, 600)  # the same id when a message comes again
     assert not set(ids(held[:5])) & set(ids(later))
     assert first._held == first._held_bytes == 0
+
+
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_a_partition_that_goes_and_comes_back(cluster, connect, strategy):
+    """Messages are acknowledged as they come, or too late, and members come and go."""
+    topic = cluster.topic(2)
+    settings = {**QUICK, "partition.assignment.strategy": strategy}
+    first = connect(topic, settings=settings)
+    seen: list[Messages] = []
+    kept: list[Messages] = []  # of the first member, acknowledged only after a partition has gone and come back
+    offsets: dict[int, list[int]] = defaultdict(list)  # committed, as time goes by
+    published = 0
+
+    def step(*members: KafkaSubscription, keep: bool = False) -> None:
+        nonlocal published
+        cluster.publish(topic, numbers(published, published + 10))
+        published += 10
+        for member in members:
+            if messages := member.receive(1000, 0.1):
+                seen.append(messages)
+                if keep and member is first:
+                    kept.append(messages)
+                else:
+                    member.acknowledge(messages.receipt)
+        look()
+
+    def look() -> None:
+        places = [confluent_kafka.TopicPartition(topic, each) for each in (0, 1)]
+        with first._polling, contextlib.suppress(confluent_kafka.KafkaException):
+            for place in first._consumer.committed(places, timeout=2):
+                offsets[place.partition].append(place.offset)
+
+    until(lambda: step(first) or len(first.partitions()) == 2)
+    for keep in (False, True):
+        for _ in range(5):
+            step(first, keep=keep)
+    second = connect(topic, settings=settings)
+    until(lambda: step(first, second, keep=True) or len(second.partitions()) == 1)
+    for _ in range(5):
+        step(first, second)
+    second.close()
+    until(lambda: step(first) or len(first.partitions()) == 2)
+    acknowledge(first, kept[::-1])  # most are of another time; and what is of this one is out of order
+    for _ in range(5):
+        time.sleep(0.2)
+        look()
+    for _ in range(5):
+        step(first)
+
+    def rest() -> set[bytes]:
+        if messages := first.receive(1000, 0.1):
+            seen.append(messages)
+            first.acknowledge(messages.receipt)
+        return set(texts(seen))
+
+    until(lambda: rest() == set(numbers(0, published)))
+    first.close()
+    assert kept
+    assert len(offsets) == 2
+    for each in offsets.values():
+        assert len(set(each)) > 1
+        assert each == sorted(each)
+    last = connect(topic)
+    until(lambda: last.backlog() == 0 or last.receive(1, 0.1) is not None)
+    assert last.backlog() == 0  # nothing is left, and nothing was skipped
 
 
 MEMBER = """
@@ -584,8 +766,68 @@ def test_an_outage_is_waited_for(cluster, connect, caplog):
     assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) < 10
 
 
+def test_seconds_of_outage_lose_nothing_and_keep_memory_bounded(cluster, connect, caplog):
+    caplog.set_level(logging.WARNING, "pipelines.brokers.kafka")
+    topic = cluster.topic(2)
+    publisher = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}", settings=QUICK).publisher()
+    subscription = connect(topic, max_outstanding_messages=200)
+    sent, over = [0], threading.Event()
+
+    def publish() -> None:
+        while not over.is_set():
+            publisher.publish(numbers(sent[0], sent[0] + 50))  # returns when they are safe
+            sent[0] += 50
+            time.sleep(0.01)
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    received: list[Messages] = []
+    most = 0
+
+    def receive(seconds: float) -> None:
+        nonlocal most
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if messages := subscription.receive(100, 0.05):
+                received.append(messages)
+                subscription.acknowledge(messages.receipt)
+            most = max(most, subscription._held + len(subscription._kept) + len(subscription._acknowledged))
+
+    until(lambda: receive(0.1) or len(received) > 5)
+    with cluster.down():
+        receive(1.0)
+        before = sent[0]
+        assert subscription.backlog() is None
+        receive(4.0)
+        assert sent[0] == before
+    until(lambda: receive(0.2) or sent[0] >= before + 500)
+    over.set()
+    publishing.join(30)
+    until(lambda: receive(0.2) or set(texts(received)) == set(numbers(0, sent[0])))
+    publisher.publish([])
+    publisher.close()
+    assert most <= 300
+    told = [record.getMessage() for record in caplog.records if topic in record.getMessage()]
+    assert sum("trying again until it works" in line for line in told) == 2  # the reader, the writer
+    assert sum("works again" in line for line in told) == 2
+    assert len(told) == 4
+    assert len(caplog.records) < 10  # with what librdkafka itself says
+
+
+def test_an_outage_of_what_is_idle_is_over_too(cluster, connect, caplog):
+    caplog.set_level(logging.WARNING, "pipelines.brokers.kafka")
+    topic = cluster.topic()
+    subscription = connect(topic)
+    until(lambda: subscription.receive(1, 0.1) is None and subscription.backlog() == 0)
+    with cluster.down():
+        until(lambda: subscription.receive(1, 0.1) is None and subscription.backlog() is None)
+    until(lambda: subscription.receive(1, 0.1) is None and subscription.backlog() == 0)
+    assert [record.getMessage() for record in caplog.records if "works again" in record.getMessage()]
+
+
 def test_closing_does_not_wait_for_a_broker_that_is_down(cluster, connect, monkeypatch):
     monkeypatch.setattr("pipelines.brokers.kafka._CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr("pipelines.brokers.kafka_publisher._CLOSE_SECONDS", 1.0)
     topic = cluster.topic()
     broker = KafkaBroker.parse(f"kafka://{cluster.servers}/{topic}")
     publisher, subscription = broker.publisher(), connect(topic)

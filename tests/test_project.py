@@ -108,6 +108,11 @@ FAULTS = [
     ("field: TX_FRAUD", "field: NOPE", "label.field", "'NOPE' is not a field", "field:"),
     ("field: TX_FRAUD", "field: TX_AMOUNT", "label.field", "must be of 0 and 1", "field:"),
     ("field: TX_FRAUD", "field: CUSTOMER_ID", "label.field", "is the event's id or an entity", "field:"),
+    ("field: TX_FRAUD", "field: TX_FRAUD\n  events: {}", "label.events.time", "Field required", "events:"),
+    ("field: TX_FRAUD", "field: TX_FRAUD\n  events: {time: TX_DATETIME}", "label.events.time", "TX_DATETIME is a field of events", "events:"),
+    ("field: TX_FRAUD", "field: TX_FRAUD\n  events: {time: __seen}", "label.events.time", "'__seen' can't be a field", "events:"),
+    ("field: TX_FRAUD", "field: TX_FRAUD\n  events: {time: score}", "label.events.time", "'score' can't be a field", "events:"),
+    ("field: TX_FRAUD", "field: TX_FRAUD\n  events: {time: ''}", "label.events.time", "'' can't be a field", "events:"),
     ("TX_AMOUNT: 2", "NOPE: 2", "fixed_point.NOPE", "'NOPE' is not a field", "NOPE:"),
     ("TX_AMOUNT: 2", "TX_DATETIME: 2", "fixed_point.TX_DATETIME", "is not a number", "TX_DATETIME: 2"),
     ("TX_AMOUNT: 2", "TX_TIME_DAYS: 2", MEAN,
@@ -199,6 +204,49 @@ def test_output_fields():
     (fault,) = check(with_output("[bundle_id]"), renamed)
     assert "the field name bundle_id is reserved" in fault
     assert check(TEXT, renamed) == []
+
+
+LABEL_EVENTS = changed("field: TX_FRAUD", "field: TX_FRAUD\n  events: {time: SEEN}")
+
+
+def test_labels_that_are_records_of_their_own():
+    project, faults = parse_project(LABEL_EVENTS.encode(), lambda _: SCHEMA.encode())
+    assert faults == []
+    contract = project.label_contract
+    assert list(contract.fields) == ["TRANSACTION_ID", "TX_FRAUD", "SEEN"]
+    assert all(field.required for field in contract.fields.values())
+    assert contract.fields["TX_FRAUD"].is_boolean
+    assert contract.fields["SEEN"].kind == "time"
+    assert not project.contract.fields["TX_FRAUD"].required
+    records = project.label_records
+    assert records.contract is contract
+    assert (records.event.id, records.event.time) == ("TRANSACTION_ID", "SEEN")
+    assert records.event.max_bytes == project.event.max_bytes
+    assert records.carried_fields == ("TRANSACTION_ID", "TX_FRAUD")
+    assert records.rolling_features == ()
+    assert "TX_FRAUD" in project.carried_fields  # may still be put out
+    without = load_project(EXAMPLE)
+    assert (without.label_contract, without.label_records) == (None, None)
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "rate", "min", "max"])
+def test_aggregates_over_labels_that_are_records_of_their_own(aggregate):
+    risk = changed("rate(TX_FRAUD)", f"{aggregate}(TX_FRAUD)", LABEL_EVENTS)
+    faults = check(risk)
+    if aggregate in ("min", "max"):
+        (fault,) = faults
+        assert "TERMINAL_ID_RISK_{window}_WINDOW: there is no m" in fault
+        assert fault.endswith("of labels that are records of their own: write sum, mean or rate")
+        assert check(changed("  events: {time: SEEN}\n", "", risk)) == []
+    else:
+        assert faults == []
+
+
+def test_labels_that_are_records_of_their_own_need_a_delay():
+    at_once = changed("  delay: 7d ", "  delay: 0d ", changed("      delay: 7d\n", "", LABEL_EVENTS))
+    (fault,) = check(at_once)
+    assert "reads the label TX_FRAUD: where labels are records of their own, a delay must be longer than zero" in fault
+    assert check(changed("  events: {time: SEEN}\n", "", at_once)) == []
 
 
 TEN = [
@@ -445,5 +493,7 @@ def test_the_definitions_are_those_that_change_a_value():
         definitions(changed("at_least: 0.8", "at_least: 0.7")),
         definitions(changed("TX_AMOUNT: 2", "TX_AMOUNT: 3")),
         definitions(changed("deduplicate_within: 7d", "deduplicate_within: 8d")),
+        definitions(LABEL_EVENTS),
     }
-    assert len(empty | others | {same}) == 9
+    assert len(empty | others | {same}) == 10
+    assert b'"label":{"delay":604800000000,"field":"TX_FRAUD"}' in same  # as in bundles without label records

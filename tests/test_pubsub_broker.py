@@ -5,6 +5,8 @@ import itertools
 import logging
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -20,9 +22,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
     from google.pubsub_v1 import SubscriberClient
 
-    from pipelines.brokers import BrokerError, Messages, pubsub
+    from pipelines.brokers import BrokerError, Messages, open_broker, pubsub, pubsub_client, pubsub_publisher
     from pipelines.brokers.pubsub import PubsubBroker, PubsubPublisher, PubsubSubscription
     from pipelines.pubsub_emulator import PubsubEmulator, wire
+    from pipelines.sources.values import attribute_times_us
 
 HOST = "PUBSUB_EMULATOR_HOST"
 _names = itertools.count(1)
@@ -44,8 +47,8 @@ class Bench:
     def subscribe(self, **options: object) -> PubsubSubscription:
         return self._stack.enter_context(contextlib.closing(self.broker(**options).subscribe()))
 
-    def publisher(self) -> PubsubPublisher:
-        broker = PubsubBroker.parse(f"pubsub://project-a/{self.topic}")
+    def publisher(self, **options: object) -> PubsubPublisher:
+        broker = PubsubBroker.parse(f"pubsub://project-a/{self.topic}", **options)
         return self._stack.enter_context(contextlib.closing(broker.publisher()))
 
     def backlog(self) -> tuple[int, int]:
@@ -125,6 +128,9 @@ def test_a_broker_is_parsed_and_pickles() -> None:
     assert broker == PubsubBroker("example.com:my-project", "orders.v1", ack_deadline_seconds=10)
     assert broker.uri == "pubsub://example.com:my-project/orders.v1"
     assert pickle.loads(pickle.dumps(broker)) == broker
+    broker = open_broker("pubsub://my-project/orders?event_time=happened%20at&ordered=true", max_outstanding_messages=5)
+    assert broker == PubsubBroker("my-project", "orders", 5, event_time_attribute="happened at", ordered=True)
+    assert broker.uri == "pubsub://my-project/orders?event_time=happened%20at&ordered=true"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +145,10 @@ def test_a_broker_is_parsed_and_pickles() -> None:
         "pubsub://project-a/orders/more",
         "pubsub://project-a/1orders",
         "pubsub://Project/orders",
+        "pubsub://project-a/orders?",
+        "pubsub://project-a/orders?event_time=",
+        "pubsub://project-a/orders?ordered=yes",
+        "pubsub://project-a/orders?group=g",
     ],
 )
 def test_what_is_not_a_uri_is_refused(uri: str) -> None:
@@ -193,6 +203,62 @@ def test_receive_takes_at_most_what_it_is_asked_for(bench: Bench) -> None:
     eventually(lambda: bench.backlog() == (0, 7))
 
 
+def test_the_backlog_is_known_while_the_bounds_have_room(own: Bench) -> None:
+    publisher = own.publisher()
+    subscription = own.subscribe(max_outstanding_messages=100, max_outstanding_bytes=100_000)
+    assert subscription.backlog() is None  # nothing may have come yet
+    eventually(lambda: subscription.backlog() == 0)
+    publisher.publish(numbers(50))
+    eventually(lambda: subscription.backlog() == 50)
+    held = take(subscription, 50, ack=False)
+    assert subscription.backlog() == 0
+    publisher.publish(numbers(200, 50))
+    eventually(lambda: len(subscription._waiting) == 50)
+    assert subscription.backlog() is None  # 150 wait in truth
+    for messages in held:
+        subscription.acknowledge(messages.receipt)
+    take(subscription, 200)
+    eventually(lambda: subscription.backlog() == 0)
+    publisher.publish([b"x" * 10_000] * 12)
+    eventually(lambda: len(subscription._waiting) >= 9)
+    assert subscription.backlog() is None
+    take(subscription, 12)
+    eventually(lambda: subscription.backlog() == 0)
+    assert subscription._held_bytes == 0
+    own.emulator.stop()
+    eventually(lambda: subscription.backlog() is None)
+    own.emulator.start()
+    eventually(lambda: subscription.backlog() == 0)
+
+
+def test_how_long_messages_may_stay_hidden(bench: Bench) -> None:
+    assert bench.subscribe().redelivery_seconds == 60.0
+    assert bench.subscribe(ack_deadline_seconds=10).redelivery_seconds == 10.0
+    backoff = {"minimum_backoff": {"seconds": 5}, "maximum_backoff": {"seconds": 30}}
+    bench.emulator.create("project-a", bench.topic, f"{bench.reader}-slow", retry_policy=backoff)
+    with contextlib.closing(PubsubBroker("project-a", f"{bench.reader}-slow").subscribe()) as subscription:
+        assert subscription.redelivery_seconds == 90.0
+
+
+def test_what_a_killed_process_held_comes_after_that_time(bench: Bench) -> None:
+    bench.publisher().publish(numbers(100))
+    code = (
+        "import time; from pipelines.brokers import open_broker\n"
+        f"subscription = open_broker('pubsub://project-a/{bench.reader}', ack_deadline_seconds=10).subscribe()\n"
+        "while len(subscription._held) < 100: time.sleep(0.02)\n"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    killed = time.monotonic()
+    subscription = bench.subscribe(ack_deadline_seconds=10)
+    assert sorted(payloads(take(subscription, 100)), key=int) == numbers(100)
+    assert time.monotonic() - killed < subscription.redelivery_seconds + 1.0
+
+
 def test_receive_waits_for_the_first_message_and_no_longer(bench: Bench) -> None:
     subscription = bench.subscribe()
     start = time.monotonic()
@@ -216,6 +282,60 @@ def test_event_times_are_of_the_attribute(bench: Bench) -> None:
     assert list(messages.event_times or ()) == ["2024-01-02T03:04:05Z", None, None]
 
 
+def test_the_event_time_attribute_by_uri(bench: Bench) -> None:
+    bench.publisher().publish([b"a", b"b", b"c"], [{"at": "2018-05-21T16:00:00Z"}, {}, {"at": "1526918400123"}])
+    subscription = open_broker(f"pubsub://project-a/{bench.reader}?event_time=at").subscribe()
+    with contextlib.closing(subscription):
+        [messages] = take(subscription, 3)
+    times = attribute_times_us(messages.event_times).to_pylist()
+    assert times == [1526918400000000, None, 1526918400123000]
+
+
+def test_keys_are_ordering_keys_only_if_asked(bench: Bench) -> None:
+    keys = [["a", "b", None][number % 3] for number in range(30)]
+    subscription = bench.subscribe()
+    bench.publisher().publish(numbers(30), keys=keys)
+    eventually(lambda: len(subscription._waiting) == 30)
+    assert {each.message.ordering_key for each in subscription._waiting} == {""}
+    bench.publisher(ordered=True).publish(numbers(30, 30), keys=keys)
+    eventually(lambda: len(subscription._waiting) == 60)
+    ordered = {int(each.message.data): each.message.ordering_key for each in subscription._waiting[30:]}
+    assert ordered == {number + 30: key or "" for number, key in enumerate(keys)}
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        bench.publisher().publish([b"a", b"b"], keys=["a"])
+
+
+def test_the_order_of_a_key_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pubsub_publisher, "_MESSAGES_PER_PUBLISH", 10)
+    name = f"{bench.reader}-ordered"
+    bench.emulator.create("project-a", bench.topic, name, enable_message_ordering=True)
+    keys = [f"card {number % 7}" for number in range(700)]
+    timer = threading.Timer(0.1, bench.emulator.fail_publishing, [0.5])
+    bench.emulator.fail_publishing(0.3)
+    timer.start()
+    bench.publisher(ordered=True).publish(numbers(700), keys=keys)
+    timer.join()
+    with contextlib.closing(PubsubBroker("project-a", name).subscribe()) as subscription:
+        taken = [int(payload) for payload in payloads(take(subscription, 700))]
+    for key in set(keys):
+        of_key = [number for number in taken if keys[number] == key]
+        assert of_key == [number for number in range(700) if keys[number] == key]
+
+
+def test_a_request_has_one_ordering_key() -> None:
+    made = [pubsub_publisher._PubsubMessage(data=b"%d" % n, ordering_key="abc"[n % 3 :][:1]) for n in range(5000)]
+    made += [pubsub_publisher._PubsubMessage(data=b"x")] * 5000
+    sent: list[str] = []
+    for turn in pubsub_publisher._in_turns(made, "topic"):
+        keys = [{message.ordering_key for message in request.messages} for request in turn]
+        assert all(len(each) == 1 for each in keys)
+        named = [key for each in keys for key in each if key]
+        assert len(named) == len(set(named))
+        assert len(turn) <= 4
+        sent += [message.data for request in turn for message in request.messages]
+    assert Counter(sent) == Counter(message.data for message in made)
+
+
 def test_empty_and_large_payloads(bench: Bench) -> None:
     large = [bytes([each]) * 5_000_000 for each in range(3)]
     sent = [b"", large[0], b"a", large[1], b"", large[2]]
@@ -234,7 +354,10 @@ def test_a_message_too_large_for_pubsub_is_refused(bench: Bench) -> None:
 def test_requests_are_of_bounded_messages_and_bytes(bench: Bench) -> None:
     def split(messages: list[bytes], attributes: list[dict[str, str]] | None = None) -> list[int]:
         attributes = attributes or [{}] * len(messages)
-        requests = list(bench.publisher()._requests(messages, attributes))
+        made = [
+            pubsub_publisher._PubsubMessage(data=m, attributes=a) for m, a in zip(messages, attributes, strict=True)
+        ]
+        requests = list(pubsub_publisher._requests(made, bench.full_topic))
         assert [each.data for request in requests for each in request.messages] == messages
         assert [dict(each.attributes) for request in requests for each in request.messages] == attributes
         assert all(request.ByteSize() < 10_000_000 for request in requests)
@@ -395,7 +518,8 @@ def test_the_bound_holds_for_a_new_stream_too(own: Bench, monkeypatch: pytest.Mo
     own.publisher().publish(numbers(1000))
     subscription = own.subscribe(max_outstanding_messages=100)
     with Sampler(own) as sampler:
-        eventually(lambda: subscription.backlog() == 100)
+        eventually(lambda: len(subscription._waiting) == 100)
+        assert subscription.backlog() is None  # there may be more
         held = [messages for messages in (subscription.receive(50, 1) for _ in range(2)) if messages is not None]
         subscription.acknowledge(held[0].receipt)
         more = take(subscription, 50, ack=False)
@@ -430,6 +554,53 @@ def test_reading_goes_on_after_an_outage_without_loss(own: Bench) -> None:
     assert set(payloads(before + rest)) == set(numbers(4000))
     assert set(ids(before)).isdisjoint(ids(rest))
     eventually(lambda: own.backlog() == (0, 0))
+
+
+def test_seconds_of_outage_lose_nothing_and_keep_memory_bounded(own: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, pubsub.__name__)
+    publisher, subscription = own.publisher(), own.subscribe(max_outstanding_messages=200)
+    sent, over = [0], threading.Event()
+
+    def publish() -> None:
+        while not over.is_set():
+            publisher.publish(numbers(50, sent[0]))  # returns when they are safe
+            sent[0] += 50
+            time.sleep(0.01)
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    received: list[Messages] = []
+    most = 0
+
+    def receive(seconds: float) -> None:
+        nonlocal most
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if messages := subscription.receive(100, 0.05):
+                received.append(messages)
+                subscription.acknowledge(messages.receipt)
+            # Acks whose answer is on its way count no more at the broker, which may send as much again.
+            most = max(most, len(subscription._held), len(subscription._waiting), len(subscription._acks) - 200)
+
+    receive(1.0)
+    own.emulator.stop()
+    receive(0.5)
+    before = sent[0]
+    assert before > 50
+    receive(4.0)
+    assert sent[0] == before
+    own.emulator.start()
+    receive(2.0)
+    over.set()
+    publishing.join(30)
+    assert sent[0] > before
+    eventually(lambda: receive(0.2) or set(payloads(received)) == set(numbers(sent[0])))
+    eventually(lambda: own.backlog() == (0, 0))
+    assert most <= 200
+    told = [record.message for record in caplog.records]
+    assert sum("trying again until it works" in line for line in told) == 2  # the reader, the writer
+    assert sum("works again" in line for line in told) == 2
+    assert len(told) == 4
 
 
 def test_a_subscription_is_opened_before_its_broker_is_up(own: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -499,7 +670,8 @@ def test_close_is_bounded_when_the_broker_is_down(own: Bench, caplog: pytest.Log
 
 
 def test_close_is_bounded_when_the_broker_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pubsub, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(pubsub_client, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(pubsub, "CALL_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(HOST, f"127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""The registry's client against a registry of a few lines, and the evolution of schemas."""
+"""The registry's client against a registry of a few lines, and values of messages by way of it."""
 
 import base64
 import http.server
@@ -9,20 +9,18 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipelines.brokers import schema_registry
+from models.contract import Contract
+from pipelines.brokers import BrokerError, schema_registry
 from pipelines.brokers.schema_registry import (
     RegisteredSchema,
     RegistryDown,
     SchemaRegistry,
     SchemaRegistryError,
     UnknownSchema,
-    WireFormatError,
-    check_evolution,
-    split_wire,
 )
+from pipelines.sources.values import RegistryValues, open_values
+from transforms.batches import COLUMNS, FORMAT
 
 ORDER = {
     "type": "record",
@@ -125,37 +123,20 @@ def test_the_cache_is_bounded(registry, monkeypatch):
     assert registry.paths() == [f"/schemas/ids/{number}" for number in (1, 2, 3, 1)]
 
 
-def test_the_latest_version(registry):
-    registry.answer(
-        "/subjects/a%2Fb-value/versions/latest",
-        (200, {"subject": "a/b-value", "id": 7, "version": 2, "schema": json.dumps(ORDER)}),
-        (200, {"subject": "a/b-value", "id": 9, "version": 3, "schemaType": "AVRO", "schema": json.dumps(ORDER)}),
-    )
+def test_versions_of_a_subject(registry):
+    path = "/subjects/a%2Fb-value/versions"
+    registry.answer(path, (200, [3, 1]))
+    for number in (1, 3):
+        answer = {"subject": "a/b-value", "id": number + 6, "version": number, "schema": json.dumps(ORDER)}
+        registry.answer(f"{path}/{number}", (200, answer))
     client = SchemaRegistry(registry.url + "/")
-    assert client.latest("a/b-value") == RegisteredSchema(7, ORDER, 2)
-    assert client.latest("a/b-value") == RegisteredSchema(9, ORDER, 3)
+    assert client.versions("a/b-value") == [RegisteredSchema(7, ORDER, 1), RegisteredSchema(9, ORDER, 3)]
     with pytest.raises(UnknownSchema):
-        client.latest("c-value")
-
-
-def test_incompatibilities(registry):
-    path = "/compatibility/subjects/orders-value/versions/latest?verbose=true"
-    registry.answer(
-        path,
-        (200, {"is_compatible": True}),
-        (200, {"is_compatible": False, "messages": ["amount is gone"]}),
-        (200, {"is_compatible": False}),
-        (200, {}),
-    )
-    client = SchemaRegistry(registry.url)
-    assert client.incompatibilities("orders-value", ORDER) == []
-    assert client.incompatibilities("orders-value", ORDER) == ["amount is gone"]
-    assert len(client.incompatibilities("orders-value", ORDER)) == 1
-    with pytest.raises(SchemaRegistryError, match="is_compatible"):
-        client.incompatibilities("orders-value", ORDER)
-    _, headers, body = registry.asked[0]
-    assert json.loads(json.loads(body)["schema"]) == ORDER
-    assert headers["Content-Type"] == "application/vnd.schemaregistry.v1+json"
+        client.versions("c-value")
+    for wrong in ({}, ["1"], [True], "1"):
+        registry.answer(path, (200, wrong))
+        with pytest.raises(SchemaRegistryError, match="not a list of versions"):
+            client.versions("a/b-value")
 
 
 def test_credentials_come_from_the_environment(registry, monkeypatch):
@@ -225,6 +206,12 @@ def test_answers_that_cannot_be_used(registry, answer, message):
         SchemaRegistry(registry.url).schema(7)
 
 
+def test_an_answer_that_is_not_json(registry):
+    registry.answers["/schemas/ids/7"] = [(200, b"<html>")]
+    with pytest.raises(SchemaRegistryError, match="not JSON"):
+        SchemaRegistry(registry.url).schema(7)
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "registry:8081", "http://user:hunter2@registry", "http://r?a=b"])
 def test_urls_that_are_refused(url):
     with pytest.raises(ValueError, match="URL is http") as raised:
@@ -232,181 +219,40 @@ def test_urls_that_are_refused(url):
     assert "hunter2" not in str(raised.value)
 
 
-# The wire format -------------------------------------------------------------------------------------------
+# Values ----------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2**31 - 1), st.binary(max_size=20))
-def test_split_wire(schema_id, datum):
-    assert split_wire(b"\x00" + schema_id.to_bytes(4, "big") + datum) == (schema_id, datum)
+def test_values_by_way_of_the_registry(registry):
+    registry.answer("/schemas/ids/7", (503, {}), (200, {"schema": json.dumps(ORDER)}))
+    registry.answer("/schemas/ids/8", (200, {"schema": "{}", "schemaType": "PROTOBUF"}))
+    reader = pickle.loads(pickle.dumps(open_values(f"avro:{registry.url}", "orders")))
+    payloads = [b"\0\0\0\0" + bytes([number]) + b"datum" for number in (7, 8, 9, 7)]
+    for _ in range(3):
+        groups = {group.metadata[FORMAT]: group for group in reader.split(payloads[::3])}
+        assert groups[b"avro"].payloads.to_pylist() == [b"datum", b"datum"]
+        assert json.loads(groups[b"avro"].metadata[COLUMNS]) == ORDER
+        reasons = [group.metadata[COLUMNS] for group in reader.split(payloads[1:3])]
+        assert b"PROTOBUF" in reasons[0]
+        assert b"9" in reasons[1]
+    assert registry.paths() == ["/schemas/ids/7", "/schemas/ids/7", "/schemas/ids/8", "/schemas/ids/9"]
 
 
-@given(st.binary(max_size=8))
-def test_split_wire_of_any_bytes(payload):
-    try:
-        schema_id, datum = split_wire(payload)
-    except WireFormatError:
-        assert len(payload) < 5 or payload[0] != 0 or payload[1] >= 0x80
-    else:
-        assert b"\x00" + schema_id.to_bytes(4, "big") + datum == payload
+def test_a_registry_that_refuses_is_no_fault_of_the_messages(registry):
+    registry.answer("/schemas/ids/7", (401, {"message": "no"}))
+    with pytest.raises(SchemaRegistryError, match="HTTP 401"):
+        RegistryValues(SchemaRegistry(registry.url)).split([b"\0\0\0\0\x07x"])
 
 
-# Evolution -------------------------------------------------------------------------------------------------
-
-
-def record(*fields: tuple, name: str = "Order", **more: object) -> dict:
-    """A record of (name, type) and (name, type, default)."""
-    made = [dict(zip(("name", "type", "default"), field, strict=False)) for field in fields]
-    return {"type": "record", "name": name, "fields": made, **more}
-
-
-TIME = {"type": "long", "logicalType": "timestamp-millis"}
-DECIMAL = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}
-COLOUR = {"type": "enum", "name": "Colour", "symbols": ["RED", "BLUE"]}
-CARD = record(("number", "string"), name="Card")
-TREE = record(("value", "int"), ("next", ["null", "Tree"]), name="Tree")
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (record(("a", "int")), record(("a", "int"))),
-        (record(("a", "int")), record(("b", "string", "x"), ("a", "int"))),
-        (record(("a", "int")), record(("a", "int"), ("b", ["null", "string"], None))),
-        (record(("a", "int"), ("b", "int")), record(("b", "int"), ("a", "int"))),
-        (record(("a", "int")), record(("a", {"type": "int"}))),
-        *[
-            (record(("a", before)), record(("a", after)))
-            for before, after in [
-                ("int", "long"),
-                ("int", "float"),
-                ("int", "double"),
-                ("long", "float"),
-                ("long", "double"),
-                ("float", "double"),
-                ("string", "bytes"),
-                ("bytes", "string"),
-                ("int", ["null", "int"]),
-                ("int", ["null", "long"]),
-                (["null", "int"], ["long", "null", "string"]),
-                (["int", "long"], "long"),
-                (TIME, TIME),
-                (TIME, ["null", TIME]),
-                (TIME, {"type": TIME}),
-                (DECIMAL, DECIMAL),
-                (COLOUR, {**COLOUR, "symbols": ["BLUE", "GREEN", "RED"]}),
-                (COLOUR, {**COLOUR, "symbols": ["RED"], "default": "RED"}),
-                (CARD, {**CARD, "namespace": "shop"}),
-                (CARD, ["null", record(("number", "string"), ("kind", "string", ""), name="Card")]),
-                ({"type": "array", "items": "int"}, {"type": "array", "items": "long"}),
-                ({"type": "map", "values": CARD}, {"type": "map", "values": CARD}),
-            ]
-        ],
-        (record(("a", CARD), ("b", "Card")), record(("a", CARD), ("b", {"type": "Card"}))),
-        (
-            record(("a", CARD), ("b", "shop.Card"), namespace="shop"),
-            record(("a", {**CARD, "name": "shop.Card"}), ("b", "shop.Card"), namespace="store"),
-        ),
-        (TREE, TREE),
-    ],
-)
-def test_a_schema_that_may_follow(old, new):
-    assert check_evolution(old, new) == []
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "faults"),
-    [
-        (record(("a", "int"), ("b", "int")), record(("b", "int")), ["a: is gone"]),
-        (record(("a", "int")), record(("a", "int"), ("b", "int")), ["b: is added without a default"]),
-        (record(("a", "int")), record(("b", "int", 0)), ["a: is gone"]),
-        (record(name="A"), record(name="B"), ["the record: was record A, now is record B"]),
-        *[
-            (record(("a", before)), record(("a", after)), [fault])
-            for before, after, fault in [
-                ("long", "int", "a: was long, now is int"),
-                ("double", "float", "a: was double, now is float"),
-                ("int", "string", "a: was int, now is string"),
-                ("int", "boolean", "a: was int, now is boolean"),
-                (["null", "int"], "int", "a: could be null, now is int"),
-                (["null", "string"], ["null", "int"], "a: could be string, now is null or int"),
-                ("int", ["null", "string"], "a: was int, now is null or string"),
-                (TIME, "long", "a: was long timestamp-millis, now is long"),
-                ("long", TIME, "a: was long, now is long timestamp-millis"),
-                ({"type": "int", "logicalType": "date"}, "long", "a: was int date, now is long"),
-                (TIME, {**TIME, "logicalType": "timestamp-micros"}, "a: was long timestamp-millis, now is long t"),
-                (DECIMAL, {**DECIMAL, "scale": 4}, "a: was bytes decimal precision 9 scale 2, now is bytes"),
-                (COLOUR, {**COLOUR, "symbols": ["RED"]}, "a: BLUE is no symbol any more"),
-                (COLOUR, "string", "a: was enum Colour, now is string"),
-                (
-                    {"type": "fixed", "name": "F", "size": 8},
-                    {"type": "fixed", "name": "F", "size": 9},
-                    "a: was fixed F size 8, now is fixed F size 9",
-                ),
-                (CARD, record(name="Card"), "a.number: is gone"),
-                (["null", CARD], ["null", record(name="Card")], "a.number: is gone"),
-                (CARD, record(("number", "string"), name="Account"), "a: was record Card, now is record Account"),
-                ({"type": "array", "items": CARD}, {"type": "array", "items": record(name="Card")}, "a[].number: is g"),
-                ({"type": "map", "values": "long"}, {"type": "map", "values": "int"}, "a[]: was long, now is int"),
-                ({"type": "map", "values": "int"}, {"type": "array", "items": "int"}, "a: was map, now is array"),
-            ]
-        ],
-        (TREE, record(("value", "string"), ("next", ["null", "Tree"]), name="Tree"), ["value: was int, now is string"]),
-    ],
-)
-def test_a_schema_that_may_not_follow(old, new, faults):
-    found = check_evolution(old, new)
-    assert len(found) == len(faults)
-    assert all(map(str.startswith, found, faults))
-
-
-def test_all_faults_are_told():
-    old = record(("a", "int"), ("b", "int"), ("c", CARD), ("d", "int"))
-    new = record(("b", "string"), ("c", record(("n", "int"), name="Card")), ("d", "int"))
-    assert check_evolution(old, new, required=["a", "d"]) == [
-        "a: is gone",
-        "b: was int, now is string",
-        "c.number: is gone",
-        "c.n: is added without a default",
-        "a: is required, and not there",
-    ]
-
-
-def test_required_fields():
-    old = record(("a", "int"), ("b", "int"))
-    new = record(("a", ["null", "int"]), ("b", "long"))
-    assert check_evolution(old, new) == []
-    assert check_evolution(old, new, required=["b"]) == []
-    assert check_evolution(old, new, required=["a", "b", "c"]) == [
-        "a: is required, and may be null",
-        "c: is required, and not there",
-    ]
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {},
-        [],
-        "string",
-        {"type": "string"},
-        {"type": "record"},
-        {"type": "record", "name": "A"},
-        {"type": "record", "name": "A", "fields": [{"name": "a"}]},
-        {"type": "record", "name": "A", "fields": [{"name": "a", "type": "Unknown"}]},
-        {"type": "record", "name": "A", "fields": [{"name": "a", "type": None}]},
-        {"type": "record", "name": "A", "fields": 5},
-        {"type": "record", "name": 5, "fields": []},
-    ],
-)
-def test_what_is_not_a_record_schema(schema):
-    for old, new in ((ORDER, schema), (schema, ORDER)):
-        with pytest.raises(ValueError, match="not an Avro"):
-            check_evolution(old, new)
-
-
-def test_a_schema_that_is_nested_too_deep():
-    deep: object = "int"
-    for _ in range(600):
-        deep = {"type": "array", "items": deep}
-    with pytest.raises(ValueError, match="Avro"):
-        check_evolution(record(("a", deep)), record(("a", deep)))
+def test_a_contract_is_checked_against_the_registry(registry):
+    path = "/subjects/orders-value/versions"
+    later = {**ORDER, "fields": [{"name": "id", "type": "string"}, {"name": "amount", "type": "string"}]}
+    registry.answer(path, (200, [1]), (200, [1, 2]))
+    registry.answer(f"{path}/1", (200, {"id": 5, "version": 1, "schema": json.dumps(ORDER)}))
+    registry.answer(f"{path}/2", (200, {"id": 6, "version": 2, "schema": json.dumps(later)}))
+    contract = Contract.parse(b'feature { name: "amount" type: INT }')
+    reader = open_values(f"avro:{registry.url}", "orders")
+    reader.check(contract)
+    with pytest.raises(BrokerError, match="subject orders-value, version 2, field amount: is string, which"):
+        reader.check(contract)
+    with pytest.raises(UnknownSchema, match="no-such-value"):
+        open_values(f"avro:{registry.url}", "no-such").check(contract)

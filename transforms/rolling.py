@@ -4,6 +4,8 @@ Events are spread over shards by a hash of the entity. A shard keeps events unti
 the end of their slice, so that all earlier ones are there, and then hands a slice to the kernel at once.
 
 A provisional event is not kept: it goes on at once, with what is known at its arrival, and comes once more.
+
+Labels that come as records of their own are a second kind of batch, told by their column `__label_time`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models import progress
+from models.labels import LABEL_TIME, LabelledKernel, Labels
 from models.windows import Events, History, RollingKernel, encode_entities
 from transforms.batches import (
     EVENT_TIME,
     RecordBatchCoder,
     as_float64,
+    as_int64,
     column,
     concat_batches,
     is_provisional,
@@ -55,6 +59,9 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
 
     `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`.
     The result of a row depends on the set of events alone, not on shards, batches or slices.
+
+    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.labels.JoinLabels}; labels
+    of a slice have the timestamp of its events.
     """
 
     entity: str
@@ -62,10 +69,12 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
     kernel: RollingKernel
     shards: int
 
-    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
-        """Batches of one slice in, timestamped with its end; the same out, a millisecond later."""
+    def expand(self, inputs: beam.PCollection | dict[str, beam.PCollection]) -> beam.PCollection:
+        """Batches of one slice in, timestamped with its end; those of events out, a millisecond later."""
+        if isinstance(inputs, dict):
+            inputs = (inputs["events"], inputs["labels"]) | "Both" >> beam.Flatten()
         return (
-            pcoll
+            inputs
             | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
             # Without this, in-process Beam fuses two stateful steps and loses what the first one's timer emits.
             | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, pa.RecordBatch])
@@ -115,6 +124,7 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         self._entity = entity
         self._tie_breaker = tie_breaker
         self._kernel = kernel
+        self._label = kernel.label if isinstance(kernel, LabelledKernel) else ""
 
     def setup(self) -> None:
         self._memories: dict[int, _Memory] = {}
@@ -154,11 +164,11 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         shard_state: Any = beam.DoFn.StateParam(SHARD),
         release: Any = beam.DoFn.TimerParam(RELEASE),
     ) -> Iterator[TimestampedValue]:
-        due: dict[int, list[pa.RecordBatch]] = {}
+        due: dict[tuple[int, bool], list[pa.RecordBatch]] = {}
         waiting = []
         for due_us, batch in pending.read():
             if due_us <= fired.micros:
-                due.setdefault(due_us, []).append(batch)
+                due.setdefault((due_us, not _has_labels(batch)), []).append(batch)
             else:
                 waiting.append((due_us, batch))
         pending.clear()
@@ -167,8 +177,12 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
 
         shard = _Shard.from_bytes(shard_state.read())
         memory = self._recall(key, shard, base, recent)
-        for due_us in sorted(due):
-            batch = concat_batches(due[due_us])
+        for due_us, has_events in sorted(due):  # of one slice labels first
+            batch = concat_batches(due[due_us, has_events])
+            if not has_events:
+                memory.history = self._learn(memory, batch)
+                self._remember(batch, shard, base, recent)
+                continue
             progress.advance("windowed", batch.num_rows)
             events = self._events(batch, memory, column(batch, self._tie_breaker))
             columns, memory.history = self._kernel.advance(memory.history, events)
@@ -192,10 +206,12 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
         if memory is None or memory.token != shard.token or forgotten:
             memory = _Memory(shard.token, History(), {})
             segments = [*base.read(), *recent.read()]
-            if segments:
-                past = self._still_needed(concat_batches(segments))
-                events = self._events(past, memory, pa.nulls(past.num_rows))
-                memory.history = self._kernel.extend(memory.history, events)
+            for past in self._still_needed(segments):
+                if _has_labels(past):
+                    memory.history = self._learn(memory, past)
+                else:
+                    events = self._events(past, memory, pa.nulls(past.num_rows))
+                    memory.history = self._kernel.extend(memory.history, events)
         return memory
 
     def _look_ahead(self, batch: pa.RecordBatch, memory: _Memory) -> pa.RecordBatch:
@@ -208,34 +224,50 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
 
     def _remember(self, batch: pa.RecordBatch, shard: _Shard, base: Any, recent: Any) -> None:
         """Append a batch's part of the history to the state."""
-        names = dict.fromkeys([self._entity, EVENT_TIME, *self._kernel.fields])
+        fields = [LABEL_TIME, self._label] if _has_labels(batch) else self._kernel.fields
+        names = dict.fromkeys([self._entity, EVENT_TIME, *fields])
         recent.add(pa.RecordBatch.from_arrays([column(batch, name) for name in names], names=list(names)))
         shard.recent += 1
         # A mark of this very state: one that was restored and went on otherwise has another.
         shard.token = os.urandom(16).hex()
         if shard.recent > MAX_RECENT_SEGMENTS:
-            joined = concat_batches(list(recent.read()))
+            joined = _concat_kinds(list(recent.read()))
             recent.clear()
             shard.recent = 0
             self._add_base(joined, shard, base)
 
-    def _add_base(self, joined: pa.RecordBatch, shard: _Shard, base: Any) -> None:
-        """Add a large segment; once in the longest window's time, throw out what has passed every window."""
-        base.add(joined)
-        last = int(times_us(joined).max())
+    def _add_base(self, joined: list[pa.RecordBatch], shard: _Shard, base: Any) -> None:
+        """Add large segments; once in the longest window's time, throw out what has passed every window."""
+        for segment in joined:
+            base.add(segment)
+        last = max(int(times_us(segment).max()) for segment in joined)
         if shard.tidy_us is not None and last >= shard.tidy_us:
-            kept = self._still_needed(concat_batches(list(base.read())))
+            needed = self._still_needed(list(base.read()))
             base.clear()
-            for start in range(0, kept.num_rows, SEGMENT_ROWS):
-                base.add(kept.slice(start, SEGMENT_ROWS))
+            for kept in needed:
+                for start in range(0, kept.num_rows, SEGMENT_ROWS):
+                    base.add(kept.slice(start, SEGMENT_ROWS))
             shard.tidy_us = None
         if shard.tidy_us is None:
             shard.tidy_us = last + self._kernel.horizon_us
 
-    def _still_needed(self, past: pa.RecordBatch) -> pa.RecordBatch:
-        times = times_us(past)
-        needed = times > times.max() - self._kernel.horizon_us
-        return past if needed.all() else take_rows(past, np.flatnonzero(needed))
+    def _still_needed(self, segments: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        """What some window may yet hold, events and labels apart; a label passes with its event."""
+        parts = [(part, times_us(part)) for part in _concat_kinds(segments)]
+        passed = max((int(times.max()) for _, times in parts), default=0) - self._kernel.horizon_us
+        return [
+            part if times.min() > passed else take_rows(part, np.flatnonzero(times > passed)) for part, times in parts
+        ]
+
+    def _learn(self, memory: _Memory, batch: pa.RecordBatch) -> History:
+        labels = Labels(
+            entity=encode_entities(column(batch, self._entity), memory.codes),
+            time=times_us(batch),
+            known=as_int64(column(batch, LABEL_TIME)),
+            value=as_float64(column(batch, self._label)),
+        )
+        kernel: Any = self._kernel
+        return kernel.learn(memory.history, labels)  # type: ignore[no-any-return]
 
     def _events(self, batch: pa.RecordBatch, memory: _Memory, ids: pa.Array) -> Events:
         return Events(
@@ -244,6 +276,16 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
             ids=ids,
             values={name: as_float64(column(batch, name)) for name in self._kernel.fields},
         )
+
+
+def _has_labels(batch: pa.RecordBatch) -> bool:
+    return LABEL_TIME in batch.schema.names
+
+
+def _concat_kinds(segments: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """All events as one batch and all labels as another, events first, as far as there are any."""
+    kinds = [[segment for segment in segments if _has_labels(segment) is labels] for labels in (False, True)]
+    return [concat_batches(kind) for kind in kinds if kind]
 
 
 def _with_columns(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any]) -> pa.RecordBatch:

@@ -6,12 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import urllib.parse
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
+
+KAFKA_CONFIG = "HEADRACE_KAFKA_CONFIG"  # names a properties file of librdkafka's settings, where no other is given
 
 
 class BrokerError(RuntimeError):
     """A broker that refuses what is asked of it, such as an unknown subscription; waiting does not help."""
+
+
+class BrokerOptionError(BrokerError, ValueError):
+    """A URI, option or setting that can't be; nothing was asked of a broker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +47,36 @@ class Subscription(Protocol):
 
     Messages that were received and not acknowledged stay this connection's for as long as it is open: it
     extends their deadlines itself. It stops fetching when its bounds on unacknowledged messages or bytes
-    are reached (backpressure). After a broken connection it connects again by itself.
+    are reached (backpressure). After a broken connection it connects again by itself. An outage is logged when it
+    begins and when it is over.
     """
+
+    @property
+    def redelivery_seconds(self) -> float:
+        """How long messages that a killed process had received may stay hidden from this one.
+
+        Kafka's are not hidden: they come as soon as their partition is in `partitions`, which takes until the
+        group has given the dead member up (its session.timeout.ms, 10 s if not set); meanwhile that may be empty.
+        """
 
     def receive(self, max_messages: int, timeout_seconds: float) -> Messages | None:
         """Up to `max_messages`, as soon as there is one; None after the timeout."""
 
     def acknowledge(self, receipt: Any) -> None:
-        """Say that messages are safe; may be called from the thread that receives, and returns at once."""
+        """Say that messages are safe; may be called from any thread, in any order, and returns at once.
+
+        A receipt of a connection, or of a time of ours with a partition, that is over does nothing.
+        """
 
     def partitions(self) -> frozenset[int]:
         """The partitions that are this connection's now."""
 
     def backlog(self) -> int | None:
-        """Messages that wait at the broker or here, if that is known; cheap to ask often."""
+        """Messages that wait to be received, at the broker or here; None while that is not known. Cheap to ask often.
+
+        Kafka tells the ends of its partitions, of a second ago. Pub/Sub tells nothing, but sends what it has: what
+        is here is all as long as the bounds have room, and not known while they have none or it is disconnected.
+        """
 
     def close(self) -> None:
         """Give back what is not acknowledged, send what acknowledgements are under way, and disconnect."""
@@ -61,8 +85,17 @@ class Subscription(Protocol):
 class Publisher(Protocol):
     """An open connection that messages go to."""
 
-    def publish(self, payloads: Sequence[bytes], attributes: Sequence[dict[str, str]] | None = None) -> None:
-        """Publish, and return when all are safe at the broker; waits and tries again while it is down."""
+    def publish(
+        self,
+        payloads: Sequence[bytes],
+        attributes: Sequence[dict[str, str]] | None = None,
+        keys: Sequence[str | None] | None = None,
+    ) -> None:
+        """Publish, and return when all are safe at the broker; waits and tries again while it is down.
+
+        Messages of one key, such as an entity, keep their order: on Kafka they go to one partition, as Java's
+        clients choose it; on Pub/Sub they get an ordering key, if the topic's URI says `ordered=true`.
+        """
 
     def close(self) -> None:
         """Disconnect."""
@@ -87,12 +120,42 @@ def is_broker(uri: str) -> bool:
     return uri.startswith(("pubsub://", "kafka://"))
 
 
-def open_broker(uri: str) -> Broker:
-    """The broker that a URI names; ValueError if it does not name one."""
+def open_broker(uri: str, *, kafka_config: str | os.PathLike[str] | None = None, **options: Any) -> Broker:
+    """The broker that a URI names; BrokerOptionError if it does not name one, or an option can't be.
+
+    `pubsub://PROJECT/NAME[?event_time=ATTRIBUTE][&ordered=true]`, or
+    `kafka://HOST:PORT[,HOST:PORT]/TOPIC[?group=GROUP][&event_time=HEADER]`. `kafka_config` is a properties file of
+    librdkafka's settings, by default the one that the environment variable HEADRACE_KAFKA_CONFIG names; it is read
+    wherever a connection is made, so that no secret in it travels. `options` are the broker's own fields.
+    """
     if uri.startswith("pubsub://"):
         from pipelines.brokers.pubsub import PubsubBroker
 
-        return PubsubBroker.parse(uri)
+        return PubsubBroker.parse(uri, **options)
     from pipelines.brokers.kafka import KafkaBroker
 
-    return KafkaBroker.parse(uri)
+    config = os.fspath(kafka_config) if kafka_config is not None else os.environ.get(KAFKA_CONFIG)
+    return KafkaBroker.parse(uri, **{"config_file": config or None, **options})
+
+
+def split_query(uri: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """A URI without its query, and that by name; BrokerOptionError unless each is of `names`, once, and not empty."""
+    place, mark, query = uri.partition("?")
+    pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark), max_num_fields=10)
+    found = dict(pairs)
+    if (
+        bool(mark) != bool(pairs)
+        or len(found) < len(pairs)
+        or not found.keys() <= set(names)
+        or not all(found.values())
+    ):
+        raise BrokerOptionError(f"the query is not of {', '.join(names)}, once each and not empty")
+    return place, found
+
+
+def join_query(place: str, found: dict[str, str | None]) -> str:
+    """The URI that `split_query` takes apart; what is None is left out."""
+    query = urllib.parse.urlencode(
+        {name: value for name, value in found.items() if value}, quote_via=urllib.parse.quote, safe=""
+    )
+    return f"{place}?{query}" if query else place

@@ -1,8 +1,8 @@
 """Kafka, by librdkafka: a topic that a consumer group reads, with offsets committed as messages are safe.
 
 An offset is committed when all of its partition before it is acknowledged: what is not comes again after a
-crash or a rebalance, with the same id, "topic/partition/offset". Values pass through as they are;
-schema_registry.split_wire takes Confluent's wire format apart.
+crash or a rebalance, with the same id, "topic/partition/offset". Values pass through as they are; see
+pipelines.sources.values.
 """
 
 from __future__ import annotations
@@ -10,34 +10,38 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import logging
 import os
 import re
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pipelines.brokers import BrokerError, Messages
+from pipelines.brokers import BrokerError, BrokerOptionError, Messages, join_query, split_query
+from pipelines.brokers.kafka_client import (
+    Outage,
+    Settings,
+    check_no_secrets,
+    check_settings,
+    connect,
+    read_properties,
+    resolve,
+)
+from pipelines.brokers.kafka_publisher import PRODUCER, KafkaPublisher
 
-_log = logging.getLogger(__name__)
-_URI = re.compile(r"kafka://([^/?#]+)/([A-Za-z0-9._-]{1,249})(?:\?group=([^&#]+))?")
+_URI = re.compile(r"kafka://([^/?#]+)/([A-Za-z0-9._-]{1,249})")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
-_SECRET = re.compile(r".*(password|passphrase|secret|key\.pem).*")
 # Errors after which waiting does not help.
 _REFUSALS = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "TOPIC_EXCEPTION", "TOPIC_AUTHORIZATION_FAILED"}
 _REFUSALS |= {"GROUP_AUTHORIZATION_FAILED", "SASL_AUTHENTICATION_FAILED", "_AUTHENTICATION"}
 # librdkafka commits what acknowledge() stores, at this interval and before partitions are revoked.
 _CONSUMER = {"enable.auto.offset.store": False, "enable.auto.commit": True, "auto.commit.interval.ms": 500}
-# Messages wait for a broker for ever, and there may be as many as the caller wants to publish at once.
-_PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0}
-_PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2_147_483_647}
-_OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *_PRODUCER}
+_CONSUMER |= {"enable.partition.eof": True}  # tells where a partition ends, past what is not for readers
+_OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *PRODUCER}
 _TICK_SECONDS = 1.0  # how often the backlog is measured, and the group answered while nobody receives
-_SLICE_SECONDS, _CALL_SECONDS, _CLOSE_SECONDS, _LOG_SECONDS = 0.2, 1.0, 10.0, 30.0
+_SLICE_SECONDS, _CALL_SECONDS, _PROBE_SECONDS, _CLOSE_SECONDS = 0.2, 1.0, 0.1, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +51,11 @@ class KafkaBroker:
     The two bounds are on messages that are held without being acknowledged; librdkafka fetches as much again
     ahead. `Messages.event_times` are of the header `event_time_attribute`. `start`, "earliest" or "latest", is
     where a group begins that has committed nothing, or whose offset is no longer there. A broker that does not
-    answer for `connect_seconds` is a BrokerError; later it is waited for. `settings` are librdkafka's own: a value
-    `$NAME` is read from the environment on connecting, the only way to give a secret; `$$` is a dollar sign.
+    answer for `connect_seconds` is a BrokerError; later it is waited for.
+
+    `settings` are librdkafka's own, and go before those of the properties file `config_file`, which is read on
+    connecting. A value `$NAME` is read from the environment then, too; `$$` is a dollar sign. Secrets come from the
+    file or the environment only.
     """
 
     servers: tuple[str, ...]
@@ -59,73 +66,86 @@ class KafkaBroker:
     event_time_attribute: str | None = None
     start: str = "earliest"
     connect_seconds: float = 30.0
-    settings: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict, hash=False)
+    settings: Settings = dataclasses.field(default_factory=dict, hash=False)
+    config_file: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_outstanding_messages, self.max_outstanding_bytes) < 1:
-            raise ValueError("max_outstanding_messages and max_outstanding_bytes are at least 1")
-        for name, value in self.settings.items():
-            if name in _OURS:
-                raise ValueError(f"{name} is not a setting to change")
-            if _SECRET.fullmatch(name) and not re.match(r"\$[^$]", str(value)):
-                raise ValueError(f"{name} is a secret: give $NAME, and have it in the environment variable NAME")
+            raise BrokerOptionError("max_outstanding_messages and max_outstanding_bytes are at least 1")
+        check_settings(self.settings, _OURS)
+        check_no_secrets(self.settings)
+        self._file_settings()
 
     @classmethod
     def parse(cls, uri: str, **options: Any) -> Self:
-        """The broker that `uri` names; ValueError if it does not."""
-        match = _URI.fullmatch(uri)
+        """The broker that `uri` names; BrokerOptionError if it does not."""
+        try:
+            place, query = split_query(uri, ("group", "event_time"))
+        except ValueError:
+            place, query = "", {}
+        match = _URI.fullmatch(place)
         if match is None or not all(map(_SERVER.fullmatch, match[1].split(","))):
-            shown = re.sub(r"//.*@", "//...@", uri)  # there may be a password
-            raise ValueError(f"{shown!r} is not kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP")
-        return cls(tuple(match[1].split(",")), match[2], urllib.parse.unquote(match[3] or "") or None, **options)
+            shown = re.sub(r"//.*@|=[^&]*", lambda found: found[0][:1] + "...", uri)  # there may be a password
+            raise BrokerOptionError(
+                f"{shown!r} is not kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP&event_time=HEADER"
+            )
+        found = {"group": query.get("group"), "event_time_attribute": query.get("event_time")}
+        return cls(tuple(match[1].split(",")), match[2], **{**found, **options})
 
     @property
     def uri(self) -> str:
-        group = f"?group={urllib.parse.quote(self.group, safe='')}" if self.group else ""
-        return f"kafka://{','.join(self.servers)}/{self.topic}{group}"
+        place = f"kafka://{','.join(self.servers)}/{self.topic}"
+        return join_query(place, {"group": self.group, "event_time": self.event_time_attribute})
 
     def subscribe(self) -> KafkaSubscription:
         if not self.group:
             raise BrokerError(f"{self.uri}: reading needs a group: add ?group=GROUP")
-        return KafkaSubscription(self, self._consumer(self.group))
+        return KafkaSubscription(self, *self._consumer(self.group))
 
     def publisher(self) -> KafkaPublisher:
-        self._consumer("headrace").close()  # to see the topic: a producer that asks for one creates it
-        return KafkaPublisher(self, self._connect(Producer, {}, _PRODUCER))
+        self._consumer("headrace")[0].close()  # to see the topic: a producer that asks for one creates it
+        producer, outage = self._connect(Producer, {"partitioner": "murmur2_random"}, PRODUCER)  # Java's
+        outage.connected = True
+        return KafkaPublisher(self.uri, self.topic, producer, outage)
 
-    def _consumer(self, group: str) -> Consumer:
+    def _consumer(self, group: str) -> tuple[Consumer, Outage]:
         """A consumer that has seen the topic."""
-        errors: collections.deque[KafkaError] = collections.deque(maxlen=1)
         defaults = {
             "partition.assignment.strategy": "cooperative-sticky",  # a member keeps what it can in a rebalance
+            "session.timeout.ms": 10_000,  # after which a dead member's partitions are another's; not 45 s
             "fetch.queue.backoff.ms": 20,  # it would wait a second, whenever it had fetched as far ahead as this
             "queued.min.messages": min(self.max_outstanding_messages, 100_000),
             "queued.max.messages.kbytes": max(self.max_outstanding_bytes >> 10, 1),
         }
-        ours = {"group.id": group, "auto.offset.reset": self.start, "error_cb": errors.append}
-        consumer: Consumer = self._connect(Consumer, defaults, _CONSUMER | ours)
+        ours = {"group.id": group, "auto.offset.reset": self.start}
+        consumer, outage = self._connect(Consumer, defaults, _CONSUMER | ours)
         try:
             topic = consumer.list_topics(self.topic, timeout=self.connect_seconds).topics[self.topic]
             why = None if topic.partitions else topic.error or KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
         except KafkaException as failure:
             consumer.poll(0)  # calls error_cb, which knows more
-            why = errors[-1] if errors else failure.args[0]
+            why = outage.error or failure.args[0]
         if why is not None:
             consumer.close()
             raise BrokerError(f"{self.uri}: {why.str()}")
-        return consumer
+        outage.connected = True
+        return consumer, outage
 
-    def _connect(self, client: Callable[..., Any], defaults: dict[str, Any], ours: dict[str, Any]) -> Any:
-        config = {"bootstrap.servers": ",".join(self.servers), "reconnect.backoff.ms": 500, **defaults, **self.settings}
-        for name, value in self.settings.items():
-            if isinstance(value, str) and value.startswith("$"):
-                config[name] = value[1:] if value.startswith("$$") else os.environ.get(value[1:])
-                if config[name] is None:
-                    raise BrokerError(f"{self.uri}: {name} needs the environment variable {value[1:]}")
+    def _connect(
+        self, client: Callable[..., Any], defaults: dict[str, Any], ours: dict[str, Any]
+    ) -> tuple[Any, Outage]:
+        outage = Outage(self.uri)
+        first = {"bootstrap.servers": ",".join(self.servers), "reconnect.backoff.ms": 500}
         try:
-            return client(config | ours, logger=_log)
-        except (KafkaException, TypeError, ValueError) as failure:
-            raise BrokerError(f"{self.uri}: librdkafka refuses the settings: {failure}") from None
+            chosen = resolve({**self._file_settings(), **self.settings})
+            return connect(client, {**first, **defaults, **chosen, **ours}, outage), outage
+        except (BrokerError, OSError) as failure:
+            raise BrokerError(f"{self.uri}: {failure}") from None
+
+    def _file_settings(self) -> dict[str, str]:
+        settings = read_properties(self.config_file) if self.config_file else {}
+        check_settings(settings, _OURS, self.config_file or "")
+        return settings
 
 
 @dataclasses.dataclass(slots=True)
@@ -144,8 +164,10 @@ class KafkaSubscription:
     into a consumer, callbacks included: who calls it holds `_polling`, and never `_changed`.
     """
 
-    def __init__(self, broker: KafkaBroker, consumer: Consumer) -> None:
-        self._broker, self._topic, self._consumer = broker, broker.topic, consumer
+    redelivery_seconds = 0.0
+
+    def __init__(self, broker: KafkaBroker, consumer: Consumer, outage: Outage) -> None:
+        self._broker, self._topic, self._consumer, self._outage = broker, broker.topic, consumer, outage
         self._closing, self._polling = threading.Event(), threading.Lock()
         self._polled, self._paused, self._measured = time.monotonic(), False, 0.0
         self._kept: list[Message] = []  # what came while nobody received
@@ -190,9 +212,9 @@ class KafkaSubscription:
         return frozenset(self._parts)
 
     def backlog(self) -> int | None:
-        """By the offsets, with ends of a second ago; None until all are known."""
+        """By the offsets, with ends of a second ago; None until all are known, and in an outage."""
         ends = [(part.position, part.high) for part in list(self._parts.values())]
-        known = ends and min(map(min, ends)) >= 0
+        known = ends and min(map(min, ends)) >= 0 and not self._outage.down
         return sum(max(high - position, 0) for position, high in ends) if known else None
 
     def close(self) -> None:
@@ -224,11 +246,18 @@ class KafkaSubscription:
         return fetched
 
     def _hand_out(self, fetched: list[Message]) -> Messages | None:
-        for error in filter(None, (each.error() for each in fetched)):
-            if error.fatal() or error.name() in _REFUSALS:  # after others librdkafka tries again
+        ends: dict[int, int] = {}
+        for each in fetched:
+            if (error := each.error()) is None:
+                continue
+            if error.name() == "_PARTITION_EOF":
+                ends[each.partition() or 0] = each.offset() or 0
+            elif error.fatal() or error.name() in _REFUSALS:  # after others librdkafka tries again
                 raise BrokerError(f"{self._broker.uri}: {error.str()}")
         header = self._broker.event_time_attribute
         with self._changed:
+            for partition in ends.keys() & self._parts.keys():
+                self._parts[partition].position = max(self._parts[partition].position, ends[partition])
             fetched = [each for each in fetched if not each.error() and each.partition() in self._parts]
             if not fetched:
                 return None
@@ -246,6 +275,7 @@ class KafkaSubscription:
             self._held += len(payloads)
             self._held_bytes += size
             self._mean_bytes = max(size // len(payloads), 1)
+        self._outage.worked()
         ids = [f"{self._topic}/{partition}/{offset}" for partition, offset in places]
         published = [1000 * each.timestamp()[1] for each in fetched]
         found: list[Any] = [dict(each.headers() or ()).get(header or "") for each in fetched] if header else []
@@ -295,55 +325,16 @@ class KafkaSubscription:
             self._consumer.store_offsets(offsets=[TopicPartition(self._topic, *each) for each in acknowledged.items()])
 
     def _measure(self) -> None:
+        asked = self._paused or self._outage.down  # a fetch tells the ends, but nothing is fetched then
+        seconds = _PROBE_SECONDS if self._outage.down else _CALL_SECONDS
         new = [TopicPartition(self._topic, each) for each, part in self._parts.items() if part.position < 0]
-        found = self._consumer.committed(new, timeout=_CALL_SECONDS) if new else []
+        found = self._consumer.committed(new, timeout=seconds) if new else []
         starts = {each.partition: each.offset for each in found}
         for partition, part in self._parts.items():
-            # A fetch tells the ends, but nothing is fetched of a partition that is paused.
-            known = {"timeout": _CALL_SECONDS} if self._paused else {"cached": True}
+            known: dict[str, Any] = {"timeout": seconds} if asked else {"cached": True}
             low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), **known)
             if part.position < 0 <= high:
                 part.position = max(starts[partition], low if self._broker.start == "earliest" else high)
             part.high = high
-
-
-class KafkaPublisher:
-    """An idempotent producer: what it sends again is not there twice."""
-
-    def __init__(self, broker: KafkaBroker, producer: Producer) -> None:
-        self._broker, self._producer = broker, producer
-        self._closed = threading.Event()
-
-    def publish(self, payloads: Sequence[bytes], attributes: Sequence[dict[str, str]] | None = None) -> None:
-        """Publish, attributes as headers, and return when all are safe; tries until `close` is called meanwhile."""
-        outcomes: list[KafkaError | None] = []
-        for payload, each in zip(payloads, attributes or [{}] * len(payloads), strict=True):
-            headers: Any = [(name, value.encode()) for name, value in each.items()]
-            try:
-                self._producer.produce(
-                    self._broker.topic, payload, headers=headers, on_delivery=lambda error, _: outcomes.append(error)
-                )
-            except KafkaException as failure:
-                outcomes.append(failure.args[0])
-        while len(outcomes) < len(payloads):
-            if self._closed.is_set():
-                raise BrokerError("closed")
-            self._producer.poll(_SLICE_SECONDS)
-        if error := next(filter(None, outcomes), None):
-            raise BrokerError(f"{self._broker.uri}: {error.str()}")
-
-    def close(self) -> None:
-        self._closed.set()
-        self._producer.flush(_CLOSE_SECONDS)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Let a line pass and then none of its kind for a while: librdkafka tells of an outage 20 times a second."""
-    kind = record.args[0] if isinstance(record.args, tuple) and record.args else ""
-    passes = record.created >= _logged.get(kind, 0.0) + _LOG_SECONDS
-    _logged.update({kind: record.created} if passes else {})
-    return passes
-
-
-_logged: dict[object, float] = {}
-_log.addFilter(_is_news)
+        if asked and self._parts:
+            self._outage.worked()

@@ -38,7 +38,7 @@ SUCCESS = "_SUCCESS.json"
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
 WRITERS = 2  # files encoded at once
-ENDS = ("scored", "dead-lettered", "duplicate", "history")
+ENDS = ("scored", "dead-lettered", "duplicate", "history", "labelled")
 
 
 class CountMismatch(RuntimeError):
@@ -205,7 +205,7 @@ def check_counts(outcomes: collections.Counter[str]) -> None:
     """Raise CountMismatch unless every event that was read has one outcome."""
     ended = sum(count for outcome, count in outcomes.items() if outcome in ENDS)
     if outcomes["read"] != ended:
-        parts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ENDS)
+        parts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ENDS if outcomes[outcome])
         raise CountMismatch(f"{outcomes['read']} events were read, but {ended} came out: {parts}")
 
 

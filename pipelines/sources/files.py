@@ -18,10 +18,21 @@ from apache_beam.io.filesystems import FileSystems
 
 from models import progress
 from pipelines.sources.avro_blocks import read_avro
-from pipelines.sources.journal import read_segment, read_segment_file
+from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment, read_segment_file
 from pipelines.sources.lines import compression_of, read_first_line, read_lines
 from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
-from transforms.batches import IS_HISTORY, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, column, with_column
+from transforms.batches import (
+    IS_HISTORY,
+    MARKS,
+    PAYLOAD,
+    POSITION,
+    SLICE,
+    SOURCE,
+    SYSTEM_FIELDS,
+    column,
+    take_rows,
+    with_column,
+)
 
 FORMATS = {
     ".parquet": "parquet",
@@ -32,6 +43,7 @@ FORMATS = {
     ".avro": "avro",
     ".journal": "journal",
 }
+JOURNALED_LABELS = "journaled labels"
 _HIDDEN = (".", "_")
 SPLIT_BYTES = 32 << 20
 PARQUET_BATCH_ROWS = 65536
@@ -84,6 +96,25 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
             yield _with_origin(batch, split.path, self.history, self.slice_us)
 
 
+@dataclasses.dataclass(eq=False)
+class ReadLabelled(beam.PTransform):  # type: ignore[misc]
+    """The records of events, and those of their labels; a journal may be the files of both."""
+
+    events: ReadFiles
+    labels: tuple[str, ...]
+
+    def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
+        """{"events", "labels"} of batches."""
+        journals = tuple(pattern for pattern in self.labels if pattern.endswith(".journal"))
+        others = tuple(pattern for pattern in self.labels if not pattern.endswith(".journal"))
+        parts = [
+            ("Journaled labels", ReadFiles(journals, JOURNALED_LABELS, slice_us=self.events.slice_us)),
+            ("Labels", ReadFiles(others, slice_us=self.events.slice_us)),
+        ]
+        labels = [pbegin | name >> read for name, read in parts if read.patterns]
+        return {"events": pbegin | "Events" >> self.events, "labels": labels | "All labels" >> beam.Flatten()}
+
+
 def _match_all(patterns: tuple[str, ...]) -> list[str]:
     """The paths that one of the patterns matches, once each."""
     return sorted({path for pattern in patterns for path in match_files(pattern)})
@@ -124,7 +155,7 @@ def split_file(path: str, kind: str) -> Iterator[Split]:
     """The parts of a file that can be read on their own."""
     if kind == "parquet":
         yield from _split_parquet(path)
-    elif kind in ("avro", "journal"):
+    elif kind in ("avro", "journal", JOURNALED_LABELS):
         yield Split(path, kind)
     else:
         yield from _split_lines(path, kind)
@@ -189,8 +220,8 @@ def read_split(split: Split) -> Iterator[pa.RecordBatch]:
         yield from _read_parquet(split)
     elif split.format == "avro":
         yield from read_avro(split.path)
-    elif split.format == "journal":
-        yield from _read_journal(split.path)
+    elif split.format in ("journal", JOURNALED_LABELS):
+        yield from _read_journal(split.path, split.format == JOURNALED_LABELS)
     elif split.format == "unreadable":
         yield unreadable(split.header[0], b"", 0)
     else:
@@ -224,14 +255,17 @@ def _read_parquet(split: Split) -> Iterator[pa.RecordBatch]:
         yield unreadable(f"row group {split.start} is broken from row {position} on: {error}", b"", position)
 
 
-def _read_journal(path: str) -> Iterator[pa.RecordBatch]:
-    """The messages of a stream, with the places that the stream knew them by."""
+def _read_journal(path: str, labels: bool) -> Iterator[pa.RecordBatch]:
+    """The events of a stream, or its labels, with the places that the stream knew them by."""
     if "://" in path:
         with FileSystems.open(path) as file:
             batches = read_segment(file.read())
     else:
         batches = read_segment_file(pathlib.Path(path))
-    for batch in batches:
+    for both in batches:
+        batch = take_rows(both, np.flatnonzero((column(both, PARTITION).to_numpy() == LABEL_PARTITION) == labels))
+        if not batch.num_rows:
+            continue
         kept = [column(batch, name) for name in (PAYLOAD, POSITION, SOURCE)]
         fields = [SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE)]
         yield pa.RecordBatch.from_arrays(kept, schema=pa.schema(fields, batch.schema.metadata))

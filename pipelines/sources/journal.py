@@ -42,6 +42,7 @@ SEGMENT_BYTES = 64 << 20
 
 MESSAGE = "__message"
 PARTITION = "__partition"
+LABEL_PARTITION = -1  # of labels, which come from a topic of their own
 _FORMAT = "__format"
 _COLUMNS = "__columns"
 RECORD_SCHEMA = pa.schema(

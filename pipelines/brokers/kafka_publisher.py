@@ -1,0 +1,61 @@
+"""Publishing to Kafka: an idempotent producer, whose messages wait for a broker for as long as it takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from pipelines.brokers import BrokerError
+from pipelines.brokers.kafka_client import Outage
+
+# Messages wait for ever, and there may be as many as the caller wants to publish at once.
+PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0}
+PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2_147_483_647}
+_SLICE_SECONDS, _CLOSE_SECONDS = 0.2, 10.0
+
+
+class KafkaPublisher:
+    """An idempotent producer: what it sends again is not there twice."""
+
+    def __init__(self, uri: str, topic: str, producer: Producer, outage: Outage) -> None:
+        self._uri, self._topic, self._producer, self._outage = uri, topic, producer, outage
+        self._closed = threading.Event()
+
+    def publish(
+        self,
+        payloads: Sequence[bytes],
+        attributes: Sequence[dict[str, str]] | None = None,
+        keys: Sequence[str | None] | None = None,
+    ) -> None:
+        """Publish, attributes as headers, and return when all are safe; tries until `close` is called meanwhile."""
+        count = len(payloads)
+        attributes = [{}] * count if attributes is None else attributes
+        keys = [None] * count if keys is None else keys
+        outcomes: list[KafkaError | None] = []
+        for payload, each, key in zip(payloads, attributes, keys, strict=True):
+            headers: Any = [(name, value.encode()) for name, value in each.items()]
+            try:
+                self._producer.produce(
+                    self._topic,
+                    payload,
+                    key,
+                    headers=headers,
+                    on_delivery=lambda error, _: outcomes.append(error),
+                )
+            except KafkaException as failure:
+                outcomes.append(failure.args[0])
+        while len(outcomes) < count:
+            if self._closed.is_set():
+                raise BrokerError("closed")
+            self._producer.poll(_SLICE_SECONDS)
+        if error := next(filter(None, outcomes), None):
+            raise BrokerError(f"{self._uri}: {error.str()}")
+        if count:
+            self._outage.worked()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._producer.flush(_CLOSE_SECONDS)

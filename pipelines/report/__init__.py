@@ -1,0 +1,24 @@
+"""`headrace report`: a run's folder as one static page that people can read."""
+
+from __future__ import annotations
+
+import pathlib
+
+from models.project import Project
+from pipelines.report.gather import gather
+from pipelines.report.render import render
+from pipelines.run import RunError
+
+__all__ = ["report"]
+
+
+def report(project: Project, run: str, output: pathlib.Path | None = None) -> pathlib.Path:
+    """Write the report of the run in the folder `run`, by default into that folder; the path of the file."""
+    if output is None:
+        if "://" in run:
+            raise RunError(f"{run} is no folder of this machine: say with --output where the report goes")
+        output = pathlib.Path(run) / "report.html"
+    page = render(gather(project, run))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return output

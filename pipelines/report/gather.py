@@ -1,0 +1,74 @@
+"""What a report says, gathered from a run's folder: numbers and names only, nothing of how they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from apache_beam.io.filesystems import FileSystems
+
+from models.project import Project
+from models.quality.records import Verdict
+from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
+from pipelines.report.scores import Latency, Scores, Series
+from pipelines.run import RunError, read_success
+from pipelines.sinks.files import SCORES, SUCCESS
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All of a report; `events` is None without a `_SUCCESS.json`, `verdicts` empty without quality records."""
+
+    project: str
+    bundles: tuple[str, ...]
+    events: dict[str, int] | None
+    scored: int
+    period: tuple[np.datetime64, np.datetime64] | None
+    series: Series | None
+    verdicts: tuple[Verdict, ...]
+    comparisons: tuple[Comparison, ...]
+    troubles: tuple[Trouble, ...]
+    spreads: tuple[Spread, ...]
+    latencies: tuple[Latency, ...]
+    late: int
+    corrections: int
+
+
+def gather(project: Project, run: str) -> Report:
+    """Read a run's folder; RunError if it is none, or another project's, or a file in it is not what it should be."""
+    said = _read_said(run)
+    if said is not None and said.get("project", project.name) != project.name:
+        raise RunError(f"{run} is a run of the project {said['project']}, not of {project.name}")
+    verdicts, statistics, baseline = read_quality(run, project)
+    scores = Scores.open(run)
+    if said is None and not verdicts and scores is None:
+        raise RunError(f"{run}: has no {SUCCESS}, no scores and no quality records: not the folder of a finished run")
+    if said is not None and scores is None and any(f["kind"] == SCORES for f in said.get("files", ())):
+        raise RunError(f"{run}: its scores are not Parquet; a report needs a run with --sink-format parquet")
+    return Report(
+        project=project.name,
+        bundles=scores.bundles() if scores else tuple(sorted({v.bundle_id for v in verdicts})),
+        events=None if said is None else {name: int(count) for name, count in said["events"].items()},
+        scored=scores.rows if scores else 0,
+        period=scores.period(project.event.time) if scores else None,
+        series=scores.series(project) if scores else None,
+        verdicts=verdicts,
+        comparisons=compare_windows(verdicts),
+        troubles=find_troubles(verdicts),
+        spreads=spread(statistics, baseline, verdicts) or (scores.spreads(project) if scores else ()),
+        latencies=scores.latencies() if scores else (),
+        late=scores.count("late") if scores else 0,
+        corrections=scores.count("correction") if scores else 0,
+    )
+
+
+def _read_said(run: str) -> dict[str, Any] | None:
+    if not FileSystems.exists(FileSystems.join(run, SUCCESS)):
+        return None
+    try:
+        said = read_success(run)
+        said["events"].items()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RunError(f"{run}/{SUCCESS} is not what a run writes: {error}") from None
+    return said

@@ -1,0 +1,64 @@
+"""Feedback: how good the scores of a running job are, as far as labels have come."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from models import progress
+from models.project import Project
+from transforms.batches import as_float64, column
+from transforms.features import feedback_horizon_us, rolling_kernels
+from transforms.labels import JoinLabels, MoveLater
+from transforms.score import DECISION, SCORE
+
+NAMESPACE = "feedback"
+
+
+@dataclasses.dataclass(eq=False)
+class CountFeedback(beam.PTransform):  # type: ignore[misc]
+    """{"events": score rows, "labels": valid label records} → counters of labels by decision and label.
+
+    The counters are `DECISION labelled 1` and the like, in Beam's metrics under `feedback` and in the status line.
+    Labels of events that were not scored here, such as history, are not counted.
+    """
+
+    project: Project
+    shards: int
+    lateness_us: int = 0
+
+    def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
+        """(score, label) of each label that came, float64[n, 2]."""
+        labels = inputs["labels"]
+        # As many steps wait for the end of a slice before the score: deduplication, the labels' join, the windows.
+        for number in range(2 + len(rolling_kernels(self.project))):
+            labels = labels | f"Meet scores {number}" >> MoveLater()
+        carried = (SCORE, DECISION) if self.project.decisions else (SCORE,)
+        join = JoinLabels(
+            self.project,
+            carried,
+            feedback_horizon_us(self.project),
+            self.shards,
+            self.lateness_us,
+            event_time=self.project.event.time,
+        )
+        joined = {"events": inputs["events"], "labels": labels} | "Join scores" >> join
+        return joined.rows | "Count" >> beam.Map(_count, self.project)
+
+
+def _count(batch: pa.RecordBatch, project: Project) -> np.ndarray:  # type: ignore[type-arg]
+    assert project.label is not None
+    label = as_float64(column(batch, project.label.field))
+    decisions = column(batch, DECISION).to_numpy(zero_copy_only=False) if project.decisions else np.full(len(label), "")
+    for decision in np.unique(decisions.astype(str)).tolist():
+        for value in (0, 1):
+            number = int(np.count_nonzero((decisions == decision) & (label == value)))
+            if number:
+                name = f"{decision} labelled {value}".strip()
+                Metrics.counter(NAMESPACE, name).inc(number)
+                progress.advance(name, number)
+    return np.column_stack([as_float64(column(batch, SCORE)), label])
