@@ -37,6 +37,14 @@ Runner = Annotated[str, typer.Option(help="DirectRunner (in this process), or a 
 Registry = Annotated[
     str, typer.Option(envvar="HEADRACE_REGISTRY", help="Where bundles are kept: an MLflow tracking URI.")
 ]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(help="Labels that come as records of their own: files, or a stream's subscription."),
+]
+KafkaConfig = Annotated[
+    str | None,
+    typer.Option(envvar="HEADRACE_KAFKA_CONFIG", help="Properties file of librdkafka's settings."),
+]
 Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
 DEFAULT_REGISTRY = "sqlite:///.headrace/registry.db"
@@ -66,6 +74,11 @@ def run(
     history: Annotated[
         list[str] | None, typer.Option(help="Files of earlier events that fill a stream's windows; may be repeated.")
     ] = None,
+    labels: Labels = None,
+    values: Annotated[
+        str, typer.Option(help="A stream's messages: json, avro:FILE.avsc, or avro:http://REGISTRY[?subject=SUBJECT].")
+    ] = "json",
+    kafka_config: KafkaConfig = None,
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
@@ -75,6 +88,9 @@ def run(
     ] = None,
     reason_codes: Annotated[int, typer.Option(min=0, help="Features to name with each score; slow.")] = 0,
     runner: Runner = "DirectRunner",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make and check the job for DataflowRunner, offline; run nothing.")
+    ] = False,
     registry: Registry = DEFAULT_REGISTRY,
     shards: Shards = 1,
     threads: Threads = 2,
@@ -90,10 +106,18 @@ def run(
         _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
         _check_source_format(source_format)
         beam_args = _beam_args(context, runner)
+        if dry_run:
+            from pipelines.dataflow import dry_run_options
+            from pipelines.options import DATAFLOW
+
+            _require(runner == DATAFLOW, "--dry-run is for --runner DataflowRunner")
+            beam_args = dry_run_options(beam_args)
         _require(order in ("event_time", "arrival"), f"--order is event_time or arrival, not {order}")
+        _require_labels(declared, labels)
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
+            _require(len(labels or ()) < 2, "a stream has one subscription of --labels")
             bundle = running.load_bundle(declared, project, model, registry)
             _run_stream(
                 declared,
@@ -104,6 +128,9 @@ def run(
                 journal=journal,
                 history=history or (),
                 at_arrival=order == "arrival",
+                labels=labels[0] if labels else None,
+                values=values,
+                kafka_config=kafka_config,
                 runner=runner,
                 shards=shards,
                 reason_codes=reason_codes,
@@ -112,7 +139,7 @@ def run(
             )
             return
         _require(not history, "--history is for streams: give a batch all files as --source, and --score-from")
-        events = running.open_source(source, source_format)
+        events = running.open_source(source, source_format, labels or (), look=not dry_run)
         bundle = running.load_bundle(declared, project, model, registry)
         result = running.score(
             declared,
@@ -127,6 +154,8 @@ def run(
             threads=threads,
             beam_args=beam_args,
         )
+        if result is None:
+            return
         console.print(outcome_table(result.outcomes, result.seconds))
         if sink_format == "parquet":
             _print_scores(sink, declared)
@@ -138,6 +167,7 @@ def train(
     context: typer.Context,
     project: ProjectFolder,
     source: Source,
+    labels: Labels = None,
     source_format: SourceFormat = None,
     start: Annotated[datetime.datetime | None, typer.Option(help="First day of training (UTC).")] = None,
     examples: Annotated[str | None, typer.Option(help="Folder to keep the computed examples in.")] = None,
@@ -154,11 +184,12 @@ def train(
 
         declared = load_project(project)
         _check_source_format(source_format)
+        _require_labels(declared, labels)
         beam_args = _beam_args(context, runner)
         trained = training.train(
             declared,
             project,
-            open_source(source, source_format),
+            open_source(source, source_format, labels or ()),
             start=start,
             examples=examples,
             runner=runner,
@@ -307,12 +338,18 @@ def publish(
     speed_up: Annotated[
         float | None, typer.Option(min=0.001, help="Times as fast as it happened; as fast as it goes, if not given.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Field whose values keep their order on a topic of several partitions.")
+    ] = None,
+    kafka_config: KafkaConfig = None,
 ) -> None:
     """Publish the events of files to a topic, as JSON and in their order."""
     with _clear_errors():
         from pipelines.stream import publish as publish_files
 
-        sent = publish_files(load_project(project), source, to, speed_up)
+        declared = load_project(project)
+        _require(key is None or key in declared.contract.fields, f"--key {key} is no field of the schema")
+        sent = publish_files(declared, source, to, speed_up, key, kafka_config)
         typer.echo(f"{sent:,} events published to {to}")
 
 
@@ -392,6 +429,7 @@ def demo(
             f"{output}/run",
             score_from_us=trained.test_from_us,
         )
+        assert result is not None
         console.print(outcome_table(result.outcomes, result.seconds))
         _print_scores(f"{output}/run", declared)
         console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters")
@@ -467,6 +505,13 @@ def _beam_args(context: typer.Context, runner: str) -> list[str]:
     return context.args
 
 
+def _require_labels(declared: Project, labels: list[str] | None) -> None:
+    """Labels are given where the project declares label.events, and nowhere else."""
+    declares = declared.label_records is not None
+    _require(bool(labels) or not declares, "the project declares label.events: say with --labels where they come from")
+    _require(declares or not labels, "--labels are for a project that declares label.events")
+
+
 class UsageError(ValueError):
     """Something on the command line that can't be."""
 
@@ -510,6 +555,7 @@ _USERS_ERRORS = (
     "JournalError",
     "AlertError",
     "ReplayError",
+    "DataflowError",
 )
 
 

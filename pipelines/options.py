@@ -16,6 +16,7 @@ from pipelines.engine import LocalRunner
 
 DIRECT = "DirectRunner"
 FN_API = "FnApiRunner"
+DATAFLOW = "DataflowRunner"
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 
 
@@ -41,6 +42,10 @@ def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
         # Beam's own cache of state weighs every value it holds; transforms.rolling keeps what it needs itself.
         options = PipelineOptions(["--max_cache_memory_usage_mb=0", *beam_args])
         return beam.Pipeline(runner=FnApiRunner(), options=options)
+    if runner == DATAFLOW:
+        from pipelines.dataflow import SELF_CONTAINED
+
+        beam_args = [*beam_args, *SELF_CONTAINED]
     return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from models.bundle import Bundle
-from models.codecs import MAX_BLOCK_ROWS, rows_as_json
+from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
+from models.contract import Contract
+from models.faults import RowFaults
 from models.project import Project
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.options import DIRECT, GraphConfig
@@ -122,6 +124,13 @@ def event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, 
         last = last if value == NO_TIME_US else value
         times.append(last)
     return np.array(times, np.int64)
+
+
+def read_texts(payloads: Sequence[bytes], project: Project, name: str) -> list[str | None]:
+    """One field of JSON records as text; null where there is none of its type."""
+    contract = Contract({name: project.contract.fields[name]}, b"")
+    values = decode_json(pa.array(payloads, pa.binary()), contract, False, RowFaults(len(payloads)))[name]
+    return list(values.cast(pa.string()).to_pylist())
 
 
 def _times_of(payloads: Sequence[bytes], project: Project) -> Any:

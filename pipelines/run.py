@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +22,10 @@ from models.project import Project
 from models.schemas import SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from models.training import DAY_US
 from pipelines.display import working
-from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
+from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import SCORES, SUCCESS, WriteFiles
-from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files
+from pipelines.sources.files import ReadFiles, ReadLabelled, SourceError, format_of, match_files
 from transforms.score import DECISION, SCORE, Score
 
 
@@ -41,13 +42,19 @@ class RunResult:
     seconds: float
 
 
-def open_source(uris: Sequence[str], kind: str | None) -> ReadFiles:
-    """The source for `uris`; SourceError if one of them matches nothing or has no known format."""
-    for uri in uris:
+def open_source(
+    uris: Sequence[str], kind: str | None, labels: Sequence[str] = (), look: bool = True
+) -> ReadFiles | ReadLabelled:
+    """The source for `uris`, and for those of `labels` if there are.
+
+    With `look`, SourceError if one of them matches nothing or has no known format.
+    """
+    for uri in [*uris, *labels] if look else ():
         for path in match_files(uri):
             if kind is None:
                 format_of(path)
-    return ReadFiles(tuple(uris), kind)
+    events = ReadFiles(tuple(uris), kind)
+    return ReadLabelled(events, tuple(labels)) if labels else events
 
 
 def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:
@@ -68,7 +75,7 @@ def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_u
 def score(
     project: Project,
     bundle: Bundle,
-    source: ReadFiles,
+    source: ReadFiles | ReadLabelled,
     directory: str,
     *,
     runner: str = DIRECT,
@@ -78,8 +85,8 @@ def score(
     score_from_us: int | None = None,
     threads: int = 2,
     beam_args: Sequence[str] = (),
-) -> RunResult:
-    """Run the graph and wait for its end."""
+) -> RunResult | None:
+    """Run the graph and wait for its end; None if nothing was to run, but to be checked or made a template."""
     scorer = Scorer.from_bundle(bundle, nthread=threads)
     config = GraphConfig(
         project=project,
@@ -99,13 +106,25 @@ def score(
         shards=shards,
         score_from_us=score_from_us,
     )
-    return run_graph(config, directory, runner, beam_args, "scoring")
+    pipeline = make_pipeline(runner, beam_args)
+    build(pipeline, config)
+    if runner == DATAFLOW:
+        from pipelines.dataflow import done_here
+
+        if done_here(pipeline):
+            return None
+    return run_pipeline(pipeline, directory, "scoring")
 
 
 def run_graph(config: GraphConfig, directory: str, runner: str, beam_args: Sequence[str], title: str) -> RunResult:
     """Build the graph, run it to its end, and read what it says of itself."""
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
+    return run_pipeline(pipeline, directory, title)
+
+
+def run_pipeline(pipeline: beam.Pipeline, directory: str, title: str) -> RunResult:
+    """Run a graph to its end, and read what it says of itself."""
     started = time.monotonic()
     with working(title):
         pipeline.run().wait_until_finish()

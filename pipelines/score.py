@@ -16,6 +16,7 @@ from transforms.deduplicate import Deduplicate
 from transforms.features import ComputeFeatures, feedback_horizon_us
 from transforms.feedback import CountFeedback
 from transforms.labels import JoinLabels, MoveLater
+from transforms.score import Score
 from transforms.validate import Validate
 
 
@@ -39,7 +40,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     events: Any = {"events": unique.rows, "labels": labels.joined} if labels else unique.rows
     featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
     rows = featured | "Score" >> config.score
-    if labels:
+    if labels and isinstance(config.score, Score):
         feedback = CountFeedback(config.project, config.shards, config.lateness_us)
         {"events": rows, "labels": labels.records} | "Feedback" >> feedback
     if config.at_arrival:

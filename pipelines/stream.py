@@ -13,15 +13,16 @@ from typing import Any
 from models import progress
 from models.bundle import Bundle
 from models.project import Project
-from pipelines.brokers import open_broker
+from pipelines.brokers import Broker, BrokerError, open_broker
 from pipelines.display import working
 from pipelines.engine import LocalRunner
-from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
-from pipelines.parity import event_times, read_payloads
+from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
+from pipelines.parity import event_times, read_payloads, read_texts
 from pipelines.score import build
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import match_files
 from pipelines.sources.stream import ReadStream
+from pipelines.sources.values import open_values
 from transforms.features import horizon_us
 from transforms.score import Score
 
@@ -45,6 +46,9 @@ def score_stream(
     history: Sequence[str] = (),
     at_arrival: bool = False,
     lateness_us: int = LATENESS_US,
+    labels: str | None = None,
+    values: str = "json",
+    kafka_config: str | None = None,
     runner: str = DIRECT,
     shards: int = DEFAULT_SHARDS,
     reason_codes: int = 0,
@@ -53,28 +57,57 @@ def score_stream(
     """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
     for pattern in history:
         match_files(pattern)
-    reading = ReadStream(
-        open_broker(source),
+    broker = open_broker(source, kafka_config=kafka_config)
+    read_values = open_values(values, getattr(broker, "topic", None))
+    read_values.check(project.contract)
+    reading: Any = ReadStream(
+        broker,
         project,
         allowance_us,
         journal=journal,
         history=tuple(history),
         horizon_us=horizon_us(project, lateness_us),
         at_arrival=at_arrival,
+        values=read_values,
+        labels=open_broker(labels, kafka_config=kafka_config) if labels else None,
     )
+    if runner == DATAFLOW:
+        reading = _native_source(broker, bool(journal or history or at_arrival or labels or values != "json"))
     config = GraphConfig(
         project,
         reading,
         Score(project, scorer, bundle.bundle_id, reason_codes, keep_marks=at_arrival),
-        PublishRows(open_broker(sink), open_broker(dead_letters)),
+        PublishRows(
+            open_broker(sink, kafka_config=kafka_config),
+            open_broker(dead_letters, kafka_config=kafka_config),
+            next(iter(project.entities.values()), None),
+        ),
         shards,
         lateness_us=lateness_us,
         at_arrival=at_arrival,
     )
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
+    if runner == DATAFLOW:
+        from pipelines.dataflow import done_here
+
+        if done_here(pipeline):
+            return
     with working("scoring"), _status_lines(), _stopped_by_signals(pipeline.runner):
         pipeline.run().wait_until_finish()
+
+
+def _native_source(broker: Broker, asks_for_more: bool) -> Any:
+    """Dataflow's own reader, which keeps what was read itself: there is no journal, nor history, nor a first score."""
+    from pipelines.brokers.pubsub import PubsubBroker
+    from pipelines.sources.native_pubsub import ReadNativePubsub
+
+    if not isinstance(broker, PubsubBroker) or asks_for_more:
+        raise BrokerError(
+            "on Dataflow a stream comes from pubsub:// in JSON, "
+            "without --journal, --history, --labels and --order arrival"
+        )
+    return ReadNativePubsub(broker)
 
 
 @contextlib.contextmanager
@@ -121,6 +154,7 @@ def status() -> str:
     parts = [f"{done.get('read', 0):,} in", f"{done.get('written', 0):,} out", f"{done.get('dead-lettered', 0):,} dead"]
     parts += [f"{done[step]:,} {step}" for step in ("late", "corrected") if step in done]
     parts += [f"{int(gauges[name]):,} {name}" for name in ("waiting", "backlog") if name in gauges]
+    parts += [f"{events:,} {step}" for step, events in sorted(done.items()) if " labelled " in step]
     if "watermark lag" in gauges:
         parts.append(f"watermark {gauges['watermark lag']:,.1f} s behind")
     if (latencies := progress.take_latencies()) is not None:
@@ -128,10 +162,17 @@ def status() -> str:
     return ", ".join(parts)
 
 
-def publish(project: Project, uris: list[str], topic: str, speed_up: float | None) -> int:
-    """Publish the records of files as JSON in their order, `speed_up` times as fast as they happened."""
+def publish(
+    project: Project, uris: list[str], topic: str, speed_up: float | None, key: str | None, kafka_config: str | None
+) -> int:
+    """Publish the records of files as JSON in their order, `speed_up` times as fast as they happened.
+
+    Messages with the same value of the field `key` stay in order, also on a topic of several partitions.
+    """
     payloads = read_payloads(uris)
-    publisher = open_broker(topic).publisher()
+    broker = open_broker(topic, kafka_config=kafka_config)
+    publisher = broker.publisher()
+    name = broker.event_time_attribute  # such as Dataflow's watermark follows
     times = event_times(payloads, project)
     started, first = time.monotonic(), int(times[0]) if len(times) else 0
     sent = 0
@@ -145,7 +186,9 @@ def publish(project: Project, uris: list[str], topic: str, speed_up: float | Non
                     time.sleep(PUBLISH_TICK_SECONDS)
                     continue
                 stop = later
-            publisher.publish(payloads[sent:stop])
+            stamps = [{name: str(t)} for t in (times[sent:stop] // 1000).tolist()] if name else None
+            keys = read_texts(payloads[sent:stop], project, key) if key else None
+            publisher.publish(payloads[sent:stop], stamps, keys)
             progress.advance("written", stop - sent)
             sent = stop
     publisher.close()

@@ -22,8 +22,9 @@ from pipelines.display import working
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import SCORES, WriteFiles
-from pipelines.sources.files import ReadFiles
-from transforms.batches import as_float64
+from pipelines.sources.files import JOURNALED_LABELS, ReadFiles, ReadLabelled, read_all
+from transforms.batches import as_float64, column, take_rows
+from transforms.decode import decode_batch
 from transforms.examples import CollectExamples
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -48,7 +49,7 @@ class Trained:
 def train(
     project: Project,
     folder: pathlib.Path,
-    source: ReadFiles,
+    source: ReadFiles | ReadLabelled,
     *,
     start: datetime.datetime | None = None,
     examples: str | None = None,
@@ -68,6 +69,8 @@ def train(
         if not result.outcomes.get("scored"):
             raise TrainingError("no event is left to train on; see the dead letters of `headrace run` for why")
         table = _ordered(_read_examples(directory, project), project)
+        if isinstance(source, ReadLabelled):
+            table = _with_labels(table, source.labels, project)
     with working("training"):
         return _fit(project, folder, table, result, start, threads)
 
@@ -78,6 +81,24 @@ def _read_examples(directory: str, project: Project) -> pa.Table:
     names = [project.event.id, project.event.time, project.label.field, *entity]
     columns = dict.fromkeys([*names, *project.model.inputs, *project.training.slices])
     return read_kind(directory, SCORES, list(columns))
+
+
+def _with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
+    """The examples with the labels of label records, of which the first of an event counts; others are unknown."""
+    records, label = project.label_records, project.label
+    assert records is not None
+    assert label is not None
+    found: dict[Any, tuple[int, int]] = {}
+    for batch in read_all(patterns, JOURNALED_LABELS):
+        columns, faults = decode_batch(batch, records.contract, project.event.max_bytes, False)
+        good = take_rows(columns, np.flatnonzero(~faults.bad))
+        names = (project.event.id, records.event.time, label.field)
+        for key, at, value in zip(*(column(good, name).to_pylist() for name in names), strict=True):
+            if None not in (key, at, value):
+                found[key] = min(found.get(key, (at, value)), (at, value))
+    values = [found[key][1] if key in found else None for key in table.column(project.event.id).to_pylist()]
+    place = table.schema.get_field_index(label.field)
+    return table.set_column(place, label.field, pa.array(values, pa.int64()))
 
 
 def _ordered(table: pa.Table, project: Project) -> pa.Table:

@@ -7,6 +7,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from models import progress
 from models.sample import write_sample
 from pipelines.brokers import Messages
 from pipelines.options import GraphConfig, make_pipeline
@@ -29,6 +30,7 @@ class Given:
 
     payloads: list
     seed: int
+    most: int = 60
     uri: str = "given://messages"
 
     def subscribe(self):
@@ -43,14 +45,11 @@ class GivenSubscription:
 
     def receive(self, most, seconds):
         start = self._next
-        self._next = min(start + int(self._random.integers(1, 60)), len(self._given.payloads))
+        self._next = min(start + int(self._random.integers(1, self._given.most)), len(self._given.payloads))
         names = [str(n) for n in range(start, self._next)]
         times = [2_000_000_000 * SECOND] * len(names)
-        return (
-            Messages(self._given.payloads[start : self._next], names, times, [0] * len(names), None, names)
-            if names
-            else None
-        )
+        payloads = self._given.payloads[start : self._next]
+        return Messages(payloads, names, times, [0] * len(names), None, names) if names else None
 
     def acknowledge(self, receipt):
         assert receipt
@@ -78,8 +77,9 @@ class Collect(beam.PTransform):
             pcolls[kind] | kind >> beam.Map(_keep, kind)
 
 
-def stream(payloads, allowance_us, at_arrival, seed=0, **options):
-    project = card_fraud()
+def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
+    project = project or card_fraud()
+    progress.reset()
     _found.update(scores=[], dead_letters=[])
     source = ReadStream(
         Given(payloads, seed),

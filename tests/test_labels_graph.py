@@ -1,5 +1,6 @@
 """Labels that come as records of their own, through the whole graph and through windows as a watermark moves."""
 
+import json
 import random
 
 import apache_beam as beam
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models import progress
 from models.labels import LABEL_TIME
 from models.project import parse_project
 from pipelines.options import DIRECT, FN_API, GraphConfig, make_pipeline
@@ -15,6 +17,7 @@ from pipelines.sinks.files import WriteFiles
 from pipelines.sources.files import ReadFiles, ReadLabelled
 from tests.steps import END, through
 from tests.support import CARD_FRAUD, read_output, tiny_scorer, write_rows
+from tests.test_arrival import Given, stream
 from transforms import rolling
 from transforms.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, slice_ends
 from transforms.features import ComputeFeatures, label_horizon_us
@@ -73,6 +76,10 @@ def score(folder, project, events, labels=None, *, runner=DIRECT, shards=1, slic
     source = ReadFiles((write_rows(folder / "events.jsonl", events),), slice_us=slice_us)
     if labels is not None:
         source = ReadLabelled(source, (write_rows(folder / "labels.jsonl", labels),))
+    return score_source(folder, project, source, runner=runner, shards=shards)
+
+
+def score_source(folder, project, source, *, runner=DIRECT, shards=1):
     config = GraphConfig(
         project,
         source,
@@ -223,3 +230,30 @@ def test_provisional_events_see_the_labels_that_are_known():
     expected = expected_risk(was_known, np.where(known <= end, known, known + 999 * DAY), last, 30 * DAY)
     assert row["TERMINAL_ID_RISK_30DAY_WINDOW"].to_pylist() == [expected]
     assert expected > 0
+
+
+def test_labels_in_a_stream_give_the_bits_of_batch(tmp_path):
+    """Labels come long before their time, in any order; so do they from the journal."""
+    data = make()
+    rng = np.random.default_rng(5)
+    known = data["time"] + rng.integers(0, 15 * 24, ROWS) * (DAY // 24)
+    labels = [{"TRANSACTION_ID": n, "TX_FRAUD": int(data["fraud"][n]), "SEEN": iso(known[n])} for n in range(ROWS)]
+    labels += [{"TRANSACTION_ID": 10**6, "TX_FRAUD": 1, "SEEN": iso(known[3])}, {"TRANSACTION_ID": 1}]
+    rng.shuffle(labels)
+    order = np.argsort(data["time"] + rng.integers(0, DAY, ROWS))
+    events = [json.dumps(events_of(data)[n]).encode() for n in order]
+    batch = score(tmp_path / "batch", PROJECT, events_of(data), labels)
+    texts = [json.dumps(label).encode() for label in labels]
+    journal = tmp_path / "journal"
+    scores, dead = stream(events, DAY, False, project=PROJECT, labels=Given(texts, 1, 10**9), journal=str(journal))
+    assert bits(scores) == bits(batch.scores)
+    counted = [progress.done().get(f"{d} labelled {n}", 0) for d in ("block", "review", "approve") for n in (0, 1)]
+    assert sum(counted) == ROWS  # the live metrics saw each label
+    rules = sorted(json.loads(text)[0]["rule"] for text in dead["reasons"].to_pylist())
+    assert rules == sorted(rule for _, rule in batch.reasons) == ["missing", "no event with this id"]
+    from_journal = score_source(
+        tmp_path / "journaled", PROJECT, ReadLabelled(ReadFiles((f"{journal}/*.journal",)), (f"{journal}/*.journal",))
+    )
+    assert bits(from_journal.scores) == bits(batch.scores)
+    again, dead = stream([], DAY, False, project=PROJECT, labels=Given([], 1), journal=str(journal))
+    assert (again, dead) == (None, None)  # all is done

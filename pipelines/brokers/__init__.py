@@ -108,6 +108,10 @@ class Broker(Protocol):
     def uri(self) -> str:
         """What it was parsed from, without secrets."""
 
+    @property
+    def event_time_attribute(self) -> str | None:
+        """The attribute, or header, of the messages that holds the event's time, if one is named."""
+
     def subscribe(self) -> Subscription:
         """Connect for reading; BrokerError if there is no such subscription."""
 

@@ -27,16 +27,19 @@ class PublishRows(beam.PTransform):  # type: ignore[misc]
 
     scores: Broker
     dead_letters: Broker
+    key: str | None = None  # a column of the scores: those of one value keep their order
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
-        pcolls["dead_letters"] | "Publish dead letters" >> beam.ParDo(_Publish(self.dead_letters, "dead-lettered"))
-        return pcolls["scores"] | "Publish scores" >> beam.ParDo(_Publish(self.scores, "written"))
+        dead = _Publish(self.dead_letters, "dead-lettered", None)
+        pcolls["dead_letters"] | "Publish dead letters" >> beam.ParDo(dead)
+        return pcolls["scores"] | "Publish scores" >> beam.ParDo(_Publish(self.scores, "written", self.key))
 
 
 class _Publish(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, broker: Broker, step: str) -> None:
+    def __init__(self, broker: Broker, step: str, key: str | None) -> None:
         self._broker = broker
+        self._key = key
         self._step = step
 
     def setup(self) -> None:
@@ -44,16 +47,19 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._payloads: list[bytes] = []
+        self._keys: list[str | None] = []
         self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
         self._payloads += encode_json_lines(batch).splitlines()
+        if self._key:
+            self._keys += column(batch, self._key).cast(pa.string()).to_pylist()
         if PUBLISHED_AT in batch.schema.names:
             self._published.append(as_int64(column(batch, PUBLISHED_AT).drop_null()))
 
     def finish_bundle(self) -> None:
         if self._payloads:
-            self._publisher.publish(self._payloads)
+            self._publisher.publish(self._payloads, None, self._keys or None)
             progress.advance(self._step, len(self._payloads))
             progress.took((time.time_ns() // 1000 - np.concatenate([*self._published, np.empty(0, np.int64)])) / 1000)
 

@@ -271,10 +271,11 @@ def _read_journal(path: str, labels: bool) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_arrays(kept, schema=pa.schema(fields, batch.schema.metadata))
 
 
-def read_all(patterns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """All records of the files that match, with their origin."""
+def read_all(patterns: Sequence[str], of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
+    """All records of the files that match, with their origin; of journals the events, or the labels."""
     for path in _match_all(tuple(patterns)):
-        for split in split_file(path, format_of(path)):
+        kind = format_of(path)
+        for split in split_file(path, of_journals if kind == "journal" else kind):
             for batch in read_split(split):
                 yield _with_origin(batch, path, True, SLICE_US)
 

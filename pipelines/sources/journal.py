@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -76,11 +77,16 @@ class JournalWriter:
             self._lock.close()
             raise JournalError(f"{directory}: another stream writes to this journal") from None
         existing = segments(directory)
+        self._writing = threading.Lock()  # an engine may call finalizers in a thread of their own
         self.rows = first_row(existing[-1]) + count_rows(existing[-1]) if existing else 0
         self._open: _Segment | None = None
 
     def append(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches and wait until they are on disk; OSError if they can't be."""
+        with self._writing:
+            self._append(batches)
+
+    def _append(self, batches: Sequence[pa.RecordBatch]) -> None:
         if self._open is None or self._open.file.tell() > self._segment_bytes:
             self._end_segment()
             self._open = _Segment.create(self._directory / f"{self.rows:012d}{ENDING}")
@@ -97,8 +103,10 @@ class JournalWriter:
 
     def mark(self, line: str) -> None:
         """Note what was done. It survives the process, and need not survive the machine: work done twice is equal."""
-        existing = segments(self._directory)
-        if existing:
+        with self._writing:
+            existing = segments(self._directory)
+            if not existing:
+                return
             with existing[-1].with_suffix(MARKS_ENDING).open("a") as file:
                 file.write(f"\n{line} .")  # what a crash cut off before is a line by itself
 

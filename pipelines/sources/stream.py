@@ -32,6 +32,7 @@ from pipelines.sources.ahead import Ahead, Int64
 from pipelines.sources.files import read_all
 from pipelines.sources.journal import LABEL_PARTITION, PARTITION, RECORD_SCHEMA, JournalWriter
 from pipelines.sources.replay import NO_TIME_US, Replay
+from pipelines.sources.shared_reader import SharedReader
 from pipelines.sources.values import JsonValues, Values, attribute_times_us
 from pipelines.sources.watermark import StreamWatermark
 from transforms.batches import (
@@ -107,14 +108,21 @@ class ReadStream(beam.PTransform):  # type: ignore[misc]
         return {EVENTS: both[EVENTS], LABELS: both[LABELS]}
 
 
+class _Rounds(OffsetRestrictionTracker):  # type: ignore[misc]
+    """Rounds of one reader: what is left can be put off, but not be given to a second reader."""
+
+    def try_split(self, fraction_of_remainder: float) -> Any:
+        return super().try_split(0) if fraction_of_remainder == 0 else None
+
+
 class _Endless(beam.transforms.core.RestrictionProvider):  # type: ignore[misc]
     """A restriction without an end; a position is a round of receiving."""
 
     def initial_restriction(self, element: str) -> OffsetRange:
         return OffsetRange(0, 1 << 62)
 
-    def create_tracker(self, restriction: OffsetRange) -> OffsetRestrictionTracker:
-        return OffsetRestrictionTracker(restriction)
+    def create_tracker(self, restriction: OffsetRange) -> _Rounds:
+        return _Rounds(restriction)
 
     def restriction_size(self, element: str, restriction: OffsetRange) -> int:
         return 1
@@ -128,6 +136,32 @@ _MANUAL = ManualWatermarkEstimator.default_provider()
 
 
 class _ReadStream(beam.DoFn):  # type: ignore[misc]
+    """Lets the process's reader go on by a round for each position."""
+
+    def __init__(self, source: ReadStream) -> None:
+        self._reader = SharedReader(functools.partial(_Reader, source))
+
+    def setup(self) -> None:
+        self._reader.join()
+
+    # The finalizer must stand before the restriction and the estimator: Beam 2.72 looks for it there.
+    @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
+    def process(
+        self,
+        element: str,
+        finalizer: Any = beam.DoFn.BundleFinalizerParam,
+        tracker: Any = beam.DoFn.RestrictionParam(_ENDLESS),
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_MANUAL),
+    ) -> Iterator[TimestampedValue]:
+        number = tracker.current_restriction().start
+        if tracker.try_claim(number):
+            yield from self._reader.at(number).receive(element, finalizer, tracker, estimator)
+
+    def teardown(self) -> None:
+        self._reader.leave()
+
+
+class _Reader:
     """Receives, keeps what is ahead of the watermark, and yields what the watermark has passed as one slice.
 
     So the batches that come out are in the order of event time, and as large as the watermark's steps are.
@@ -135,9 +169,6 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
 
     def __init__(self, source: ReadStream) -> None:
         self._source = source
-
-    def setup(self) -> None:
-        source = self._source
         self._subscription: Any = None
         self._label_subscription: Any = None
         self._journal: JournalWriter | None = None
@@ -154,28 +185,20 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
         self._slice_end_us: int | None = None
         self._held_until_us = 0
         # A clock of how long messages were waited for: a round that takes long, as when the sink stalls, is no silence.
-        self._round_us = _now_us()
+        self._round_us = _monotonic_us()
         self._clock_us = self._received_us = 0
 
-    # The finalizer must stand before the restriction and the estimator: Beam 2.72 looks for it there.
-    @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
-    def process(
-        self,
-        element: str,
-        finalizer: Any = beam.DoFn.BundleFinalizerParam,
-        tracker: Any = beam.DoFn.RestrictionParam(_ENDLESS),
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_MANUAL),
-    ) -> Iterator[TimestampedValue]:
-        if not tracker.try_claim(tracker.current_restriction().start):
-            return
+    def receive(self, element: str, finalizer: Any, tracker: Any, estimator: Any) -> Iterator[TimestampedValue]:
+        """A round: what has become due."""
         over = False
-        now_us = _now_us()
+        now_us = _monotonic_us()
         self._clock_us += min(now_us - self._round_us, LONGEST_ROUND_US, self._source.idle_us // 4)
         self._round_us = now_us
         if self._subscription is None and (past := next(self._past, None)) is not None:
             self._slice_end_us, batches = past
             for batch in batches:
                 yield from self._emit_kinds(batch, IS_HISTORY)
+            finalizer.register(_nothing)
         else:
             if self._subscription is None:
                 yield from self._begin()
@@ -195,17 +218,20 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
                 (self._ahead, self._subscription),
                 (self._labels_ahead, self._label_subscription),
             ):
-                if receipts := ahead.done():
-                    finalizer.register(functools.partial(_acknowledge, subscription, receipts))
+                # Even without receipts: Prism asks to finalize every bundle, and a worker logs those that can't be.
+                finalizer.register(functools.partial(_acknowledge, subscription, ahead.done()))
         if over:
             estimator.set_watermark(MAX_TIMESTAMP)
             tracker.try_claim((1 << 62) - 1)
             return
         if self._slice_end_us is not None:
-            estimator.set_watermark(timestamp_of(self._slice_end_us + STEP_US // 2))
+            reached, before = timestamp_of(self._slice_end_us + STEP_US // 2), estimator.current_watermark()
+            if before is None or reached > before:  # a new reader may be behind the one before a failure
+                estimator.set_watermark(reached)
         tracker.defer_remainder(Duration(0))
 
-    def teardown(self) -> None:
+    def close(self) -> None:
+        """Give back what was not acknowledged."""
         for subscription in (self._subscription, self._label_subscription):
             if subscription is not None:
                 subscription.close()
@@ -242,7 +268,7 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
         self._received_us = self._clock_us
         if replay is not None and replay.crashed:
             # Messages that the former process had received and not written down come again only after a while.
-            self._held_until_us = _now_us() + int(self._subscription.redelivery_seconds * 1e6)
+            self._held_until_us = _monotonic_us() + int(self._subscription.redelivery_seconds * 1e6)
 
     def _take(self, messages: Messages, uri: str) -> Iterator[TimestampedValue]:
         """Journal the messages that were not received before, and keep them for the watermark to pass."""
@@ -292,9 +318,8 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
 
     def _pass_watermark(self, over: bool, finalizer: Any) -> Iterator[TimestampedValue]:
         """What the watermark has passed since the last time, as a slice."""
-        now_us = _now_us()
         reached = self._watermark.current(self._subscription.partitions(), self._clock_us)
-        if now_us < self._held_until_us:
+        if _monotonic_us() < self._held_until_us:
             reached = _EARLIEST_US
         if over:
             reached = max([reached, *(n for a in (self._ahead, self._labels_ahead) if (n := a.newest()) is not None)])
@@ -310,7 +335,7 @@ class _ReadStream(beam.DoFn):  # type: ignore[misc]
             finalizer.register(functools.partial(self._journal.mark, line))
         progress.gauge("waiting", len(self._ahead))
         if self._slice_end_us > _EARLIEST_US:
-            progress.gauge("watermark lag", (now_us - self._slice_end_us) / 1e6)
+            progress.gauge("watermark lag", (_now_us() - self._slice_end_us) / 1e6)
         progress.gauge("backlog", self._subscription.backlog())
 
     def _emit_kinds(self, batch: pa.RecordBatch, marks: int) -> Iterator[Any]:
@@ -396,6 +421,10 @@ def _has_labels(batch: pa.RecordBatch) -> bool:
     return batch.num_rows > 0 and bool(column(batch, PARTITION)[0].as_py() == LABEL_PARTITION)
 
 
+def _nothing() -> None:
+    """A finalizer for bundles that need none."""
+
+
 def _acknowledge(subscription: Any, receipts: list[Any]) -> None:
     for receipt in receipts:
         if receipt is not None:
@@ -420,3 +449,7 @@ def _decode(batch: pa.RecordBatch, contract: Contract, max_bytes: int) -> pa.Rec
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000

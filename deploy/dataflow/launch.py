@@ -1,0 +1,10 @@
+"""The Flex Template's main file: its parameters are options of `headrace run`, the project is the image's."""
+
+import os
+import sys
+
+from pipelines.cli import app
+from pipelines.dataflow import SELF_CONTAINED
+
+if __name__ == "__main__":
+    app(["run", os.environ["HEADRACE_PROJECT"], *sys.argv[1:], *SELF_CONTAINED])
