@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?=
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test check lock bench clean
+.PHONY: setup demo test check lock bench prism k8s-schemas clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+prism:
+	deploy/prism/build.sh
+
+k8s-schemas: setup
+	deploy/k8s/build.sh
 
 lock: $(VENV)/uv/bin/uv
 	$(VENV)/uv/bin/uv pip compile requirements/dev.in --override requirements/overrides.txt --generate-hashes \

@@ -1,7 +1,6 @@
 """Prism, Beam's portable runner: another process, real encoding at every stage, watermarks; and the same bits."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -109,10 +108,6 @@ def test_workers_of_another_process_need_nothing_staged(events, batch, tmp_path)
     assert files_of(tmp_path) == files_of(batch)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pipelines.sources.shared_reader") is None,
-    reason="a stream's reader is still each DoFn's own, which Prism makes several of",
-)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_stream_gives_the_same_bits(events, batch, tmp_path, monkeypatch, seed):
     project = card_fraud()
