@@ -9,6 +9,7 @@ A bundle is saved as a folder of plain files:
     model.ubj       boosted trees, xgboost's UBJSON
     golden.json     feature names, golden rows (null where missing) and their scores
     metadata.json   metrics, training period, versions: all that is told and not used
+    baseline.json   optional: how the training's features and scores were spread (models.quality.windows)
 
 Nothing in it is code, and nothing is read before its size is known to be bounded.
 """
@@ -41,6 +42,8 @@ FILE_BYTES = {  # the largest size of each file; one more byte is refused, writt
     "golden.json": 16 << 20,
     "metadata.json": 4 << 20,
 }
+BASELINE = "baseline.json"  # the one file that need not be there
+OPTIONAL_BYTES = {BASELINE: 4 << 20}
 
 
 class BundleError(Exception):
@@ -60,6 +63,7 @@ class Bundle:
         golden_features: [m, k] float32, m at least 1, NaN where missing, no infinities; read-only.
         golden_scores: [m] float32, finite; read-only.
         metadata: what JSON can hold, by name; metrics under "metrics".
+        baseline: a baseline file, bytes, or None. It changes no score, so it is not in the bundle id.
 
     Raises:
         BundleError: at construction, if shapes or dtypes differ or metadata is not JSON.
@@ -73,6 +77,7 @@ class Bundle:
     golden_features: npt.NDArray[np.float32]
     golden_scores: npt.NDArray[np.float32]
     metadata: Mapping[str, Any]
+    baseline: bytes | None = None
 
     def __post_init__(self) -> None:
         features, scores = np.array(self.golden_features), np.array(self.golden_scores)
@@ -133,9 +138,12 @@ class Bundle:
             "golden.json": _golden_json(self.feature_names, self.golden_features, self.golden_scores),
             "metadata.json": _canonical(self.metadata),
         }
+        if self.baseline is not None:
+            files[BASELINE] = self.baseline
         for name, content in files.items():
-            if len(content) > FILE_BYTES[name]:
-                raise BundleError(f"{name}: {len(content)} bytes, at most {FILE_BYTES[name]} are allowed")
+            limit = (FILE_BYTES | OPTIONAL_BYTES)[name]
+            if len(content) > limit:
+                raise BundleError(f"{name}: {len(content)} bytes, at most {limit} are allowed")
         files[MANIFEST] = _canonical(
             {
                 "format": FORMAT,
@@ -173,10 +181,12 @@ class Bundle:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise BundleError(f"{MANIFEST}: not of format {FORMAT}")
         listed = manifest.get("files")
-        if not isinstance(listed, dict) or set(listed) != set(FILE_BYTES):
+        if not isinstance(listed, dict) or set(listed) - set(OPTIONAL_BYTES) != set(FILE_BYTES):
             raise BundleError(f"{MANIFEST}: does not list exactly {', '.join(FILE_BYTES)}")
         files: dict[str, bytes] = {}
-        for name, limit in FILE_BYTES.items():
+        for name, limit in (FILE_BYTES | OPTIONAL_BYTES).items():
+            if name not in listed:
+                continue
             files[name] = content = _read(directory, name, limit)
             stated = {"bytes": len(content), "sha256": _sha256(content)}
             if listed[name] != stated:
@@ -191,6 +201,7 @@ class Bundle:
             files["model.ubj"],
             *_parse_golden(files["golden.json"]),
             metadata,
+            files.get(BASELINE),
         )
         if (manifest.get("bundle_id"), manifest.get("digest")) != (bundle.bundle_id, bundle.digest):
             raise BundleError(f"{MANIFEST}: the bundle id of these files is {bundle.bundle_id}, not the stated one")

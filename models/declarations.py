@@ -19,6 +19,8 @@ from models.expressions import Expression
 
 _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _DURATION = re.compile(r"([0-9]+)\s*(us|ms|s|m|h|d)")
+# After how long the parts of an event time come again.
+_CYCLES = {"hour": _UNITS["d"], "weekday": 7 * _UNITS["d"], "day": 31 * _UNITS["d"], "month": 366 * _UNITS["d"]}
 _LONGEST = 100 * 366 * _UNITS["d"]
 _AGGREGATE = re.compile(r"(count|sum|mean|min|max|rate)(?:\(\s*([A-Za-z_]\w*)\s*\))?")
 
@@ -180,6 +182,8 @@ class Quality(_Declaration):
     gate: Literal["warn", "quarantine", "stop"] = "warn"
     safe_action: str | None = None  # what a stopped stream decides
     hold_off: Annotated[int, pydantic.Field(ge=1)] = 1  # so many good windows in a row close the circuit
+    alert_cool_down: Duration = parse_duration("1d")  # an open incident is told again after this long
+    alert_clear_after: Annotated[int, pydantic.Field(ge=1)] = 1  # windows without its alarm end an incident
 
 
 class Project(_Declaration):
@@ -261,8 +265,17 @@ class Project(_Declaration):
 
     @property
     def watched_columns(self) -> tuple[str, ...]:
-        """The columns whose values are watched: features, other inputs, and fields that go out but are no label."""
+        """The columns whose values are watched: features, other inputs, and fields that go out but are no label.
+
+        A feature of the event time alone, such as the weekday, is not where windows are shorter than its cycle: it is
+        another in each window by its nature.
+        """
         unwatched = {self.event.id, *self.entities.values(), *([self.label.field] if self.label else [])}
+        window_us = self.quality.window if self.quality else 0
+        for name, text in self.features.row.items():
+            cycles = [_CYCLES[part] for part in re.findall(r"\b(hour|weekday|day|month)\(", text)]
+            if self.row_features[name].names <= {self.event.time} and max(cycles, default=0) > window_us:
+                unwatched.add(name)
         names = dict.fromkeys([*self.feature_names, *self.model.inputs, *self.output])
         return tuple(name for name in names if name not in unwatched)
 

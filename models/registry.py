@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,21 @@ def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
         except (OSError, MlflowException) as error:
             raise RegistryError(f"{name} version {found.version}: its files cannot be read: {error}") from error
         return Bundle.load(Path(path), expected_id=found.bundle_id)
+
+
+def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracking_uri: str) -> int:
+    """Put a baseline file into a registered bundle, in place of the one it has, and return its version.
+
+    Raises:
+        RegistryError: if there is no such registry, name, version or alias.
+        BundleError: if the stored files are missing or damaged, or the baseline is too large.
+    """
+    bundle = replace(load(name, version_or_alias, tracking_uri), baseline=baseline)
+    with _client(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+        found = _find(client, name, version_or_alias)
+        bundle.save(Path(folder) / _FOLDER)
+        client.log_artifacts(found.run_id, folder)
+        return found.version
 
 
 def set_alias(name: str, alias: str, version_or_alias: int | str, tracking_uri: str) -> int:

@@ -75,6 +75,12 @@ def run(
         list[str] | None, typer.Option(help="Files of earlier events that fill a stream's windows; may be repeated.")
     ] = None,
     labels: Labels = None,
+    alert_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where alerts of the project's quality go: log, file:PATH, webhook, a topic; may be repeated."
+        ),
+    ] = None,
     values: Annotated[
         str, typer.Option(help="A stream's messages: json, avro:FILE.avsc, or avro:http://REGISTRY[?subject=SUBJECT].")
     ] = "json",
@@ -114,6 +120,7 @@ def run(
             beam_args = dry_run_options(beam_args)
         _require(order in ("event_time", "arrival"), f"--order is event_time or arrival, not {order}")
         _require_labels(declared, labels)
+        _check_quality(declared, alert_to)
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
@@ -131,6 +138,7 @@ def run(
                 labels=labels[0] if labels else None,
                 values=values,
                 kafka_config=kafka_config,
+                alert_sinks=alert_to or (),
                 runner=runner,
                 shards=shards,
                 reason_codes=reason_codes,
@@ -151,6 +159,7 @@ def run(
             shards=shards,
             reason_codes=reason_codes,
             score_from_us=micros_of(score_from) if score_from else None,
+            alert_sinks=alert_to or (),
             threads=threads,
             beam_args=beam_args,
         )
@@ -385,6 +394,55 @@ def replay_dead_letters(
 
 
 @app.command()
+def quarantine(
+    source: Annotated[str, typer.Option(help="Folder of a run, or subscription to a stream's quarantined rows.")],
+    release: Annotated[bool, typer.Option("--release", help="Let the rows go to the scores.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete them.")] = False,
+    to: Annotated[str | None, typer.Option(help="Topic of the scores, for rows of a stream.")] = None,
+) -> None:
+    """Release score rows that the quality gate held back, or drop them."""
+    with _clear_errors():
+        from pipelines.brokers import is_broker
+        from pipelines.quarantine import settle_run, settle_topic
+
+        _require(release != drop, "say --release or --drop")
+        _require(is_broker(source) or to is None, "--to is for rows of a stream")
+        _require(not (is_broker(source) and release and to is None), "say with --to where the rows are to go")
+        rows = settle_topic(source, to if release else None) if is_broker(source) else settle_run(source, release)
+        typer.echo(f"{rows:,} rows {'released' if release else 'dropped'}")
+
+
+@app.command()
+def baseline(
+    project: ProjectFolder,
+    source: Source,
+    labels: Labels = None,
+    source_format: SourceFormat = None,
+    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    registry: Registry = DEFAULT_REGISTRY,
+    threads: Threads = 2,
+) -> None:
+    """Write statistics of the source's features and scores into a bundle: what windows are compared with."""
+    with _clear_errors():
+        from models.codecs.times import micros_of
+        from models.registry import set_baseline
+        from pipelines import run as running
+
+        declared = load_project(project)
+        _require(declared.quality is not None, "the project declares no quality: there is nothing to compare")
+        _require_labels(declared, labels)
+        _check_source_format(source_format)
+        events = running.open_source(source, source_format, labels or ())
+        bundle = running.load_bundle(declared, project, model, registry)
+        start = bundle.metadata.get("test_from")
+        content, rows = running.compute_baseline(
+            declared, bundle, events, micros_of(datetime.datetime.fromisoformat(start)) if start else None, threads
+        )
+        set_baseline(declared.name, int(model) if model.isdigit() else model, content, registry)
+        typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")
+
+
+@app.command()
 def report(
     project: ProjectFolder,
     run: Annotated[str, typer.Option(help="Folder that a run's scores went to.")],
@@ -432,7 +490,10 @@ def demo(
         assert result is not None
         console.print(outcome_table(result.outcomes, result.seconds))
         _print_scores(f"{output}/run", declared)
+        from pipelines.report import report as write_report
+
         console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters")
+        console.print(f"report in {write_report(declared, f'{output}/run')}")
 
 
 def main() -> None:
@@ -479,11 +540,13 @@ def _print_training(trained: Any, project: Project, version: int, registry: str)
 
 def _print_scores(directory: str, project: Project) -> None:
     from pipelines import run as running
-    from pipelines.display import console, decision_table, evaluation_table
+    from pipelines.display import console, decision_table, evaluation_table, quality_line
 
     decisions = running.count_decisions(directory, project)
     if sum(decisions.values()):
         console.print(decision_table(decisions))
+    if project.quality:
+        console.print(quality_line(running.read_verdicts(directory)))
     evaluation = running.evaluate_scores(directory, project)
     if evaluation is not None:
         console.print(evaluation_table(evaluation, "Scores against labels"))
@@ -510,6 +573,18 @@ def _require_labels(declared: Project, labels: list[str] | None) -> None:
     declares = declared.label_records is not None
     _require(bool(labels) or not declares, "the project declares label.events: say with --labels where they come from")
     _require(declares or not labels, "--labels are for a project that declares label.events")
+
+
+def _check_quality(declared: Project, alert_to: list[str] | None) -> None:
+    """Fail early on a sink of alerts that can't be, and say what of quality is off here."""
+    from models.quality.backend import why_off
+    from pipelines.alerts import open_sink
+
+    _require(declared.quality is not None or not alert_to, "--alert-to is for a project that declares quality")
+    for uri in alert_to or ():
+        open_sink(uri).close()
+    if declared.quality is not None and (reason := why_off()) is not None:
+        typer.echo(f"windows are not checked against the schema: {reason}", err=True)
 
 
 class UsageError(ValueError):
@@ -556,6 +631,9 @@ _USERS_ERRORS = (
     "AlertError",
     "ReplayError",
     "DataflowError",
+    "QualityStop",
+    "BaselineError",
+    "QuarantineError",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from models import progress
 from models.evaluation import Evaluation, Metrics
+from models.quality.records import Verdict
 
 console = Console(highlight=False)
 _REFRESH_SECONDS = 0.2
@@ -81,6 +83,17 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
         for value, metrics in values.items():
             add(f"{column} = {value}", metrics)
     return table
+
+
+def quality_line(verdicts: Sequence[Verdict]) -> str:
+    """How many windows were judged, and which alarms they raised most often."""
+    judged = [verdict for verdict in verdicts if verdict.judged]
+    alarms = collections.Counter(
+        f"{finding.feature} {finding.kind}" for v in judged for finding in v.findings if finding.severity == "alarm"
+    )
+    bad = sum(verdict.status == "alarm" for verdict in judged)
+    most = ", ".join(f"{name} in {count}" for name, count in alarms.most_common(3))
+    return f"quality: {len(judged)} windows judged, {bad} with alarms{': ' + most if most else ''}"
 
 
 def facts_table(rows: Sequence[tuple[str, str]]) -> Table:

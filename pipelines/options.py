@@ -13,6 +13,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from models.project import Project
 from pipelines.engine import LocalRunner
+from transforms.gate import WatchScores
 
 DIRECT = "DirectRunner"
 FN_API = "FnApiRunner"
@@ -32,6 +33,8 @@ class GraphConfig:
     score_from_us: int | None = None
     lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
     at_arrival: bool = False
+    watch: WatchScores | None = None  # where the project declares `quality`
+    alert_sinks: tuple[str, ...] = ()
 
 
 def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:

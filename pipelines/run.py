@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +20,18 @@ from models.booster import Scorer
 from models.bundle import Bundle
 from models.evaluation import Evaluation, evaluate
 from models.project import Project
+from models.quality.records import Verdict
+from models.quality.windows import WindowJudge, read_baseline
 from models.schemas import SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from models.training import DAY_US
 from pipelines.display import working
 from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
-from pipelines.sinks.files import SCORES, SUCCESS, WriteFiles
-from pipelines.sources.files import ReadFiles, ReadLabelled, SourceError, format_of, match_files
+from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
+from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, format_of, match_files
+from transforms.gate import OnStop, WatchScores
 from transforms.score import DECISION, SCORE, Score
+from transforms.statistics import make_baseline
 
 
 class RunError(ValueError):
@@ -83,6 +88,7 @@ def score(
     shards: int = DEFAULT_SHARDS,
     reason_codes: int = 0,
     score_from_us: int | None = None,
+    alert_sinks: Sequence[str] = (),
     threads: int = 2,
     beam_args: Sequence[str] = (),
 ) -> RunResult | None:
@@ -105,6 +111,8 @@ def score(
         ),
         shards=shards,
         score_from_us=score_from_us,
+        watch=watch_scores(project, bundle, SLICE_US, "fail", shards),
+        alert_sinks=tuple(alert_sinks),
     )
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
@@ -113,7 +121,40 @@ def score(
 
         if done_here(pipeline):
             return None
-    return run_pipeline(pipeline, directory, "scoring")
+    result = run_pipeline(pipeline, directory, "scoring")
+    if config.watch and bundle.baseline and "://" not in directory:
+        pathlib.Path(directory, QUALITY, "baseline.json").write_bytes(bundle.baseline)
+    return result
+
+
+def compute_baseline(
+    project: Project, bundle: Bundle, source: ReadFiles | ReadLabelled, from_us: int | None, threads: int
+) -> tuple[bytes, int]:
+    """The baseline of a source's score rows from a time on, and how many they are.
+
+    Scores of the events that a model was trained on are too good: leave them out.
+    """
+    if project.quality is None:
+        raise RunError(f"{project.name} declares no quality")
+    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+        scorer = Scorer.from_bundle(bundle, nthread=threads)
+        sink = WriteFiles(scratch, project.event.id, project.event.time)
+        config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, score_from_us=from_us)
+        run_graph(config, scratch, DIRECT, (), "scoring the baseline")
+        table = read_kind(scratch, SCORES)
+        if not table.num_rows:
+            raise RunError("no event is left for a baseline")
+        return make_baseline(table.to_batches(), project), table.num_rows
+
+
+def watch_scores(
+    project: Project, bundle: Bundle, boundary_us: int, on_stop: OnStop, shards: int
+) -> WatchScores | None:
+    """What watches windows of score rows, where the project declares `quality`; windows end at multiples of a slice."""
+    if project.quality is None:
+        return None
+    baseline = read_baseline(bundle.baseline, project) if bundle.baseline else None
+    return WatchScores(WindowJudge(project, baseline), boundary_us, on_stop, shards)
 
 
 def run_graph(config: GraphConfig, directory: str, runner: str, beam_args: Sequence[str], title: str) -> RunResult:
@@ -147,6 +188,17 @@ def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -
     except SourceError:
         return pa.table({})
     return pa.concat_tables([pq.read_table(path, columns=columns and list(columns)) for path in paths])
+
+
+def read_verdicts(directory: str) -> list[Verdict]:
+    """The verdicts on a run's windows, in their order."""
+    from apache_beam.io.filesystems import FileSystems
+
+    path = FileSystems.join(directory, QUALITY, "verdicts.jsonl")
+    if not FileSystems.exists(path):
+        return []
+    with FileSystems.open(path) as file:
+        return [Verdict.from_json(line) for line in file.read().decode().splitlines()]
 
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 
+from models.quality.incidents import Policy
+from pipelines.alerts import SendAlerts
 from pipelines.options import GraphConfig
 from transforms.correct import Correct
 from transforms.count import CountEvents
@@ -15,6 +17,7 @@ from transforms.decode import DEAD, Decode
 from transforms.deduplicate import Deduplicate
 from transforms.features import ComputeFeatures, feedback_horizon_us
 from transforms.feedback import CountFeedback
+from transforms.incidents import RaiseAlerts
 from transforms.labels import JoinLabels, MoveLater
 from transforms.score import Score
 from transforms.validate import Validate
@@ -39,12 +42,12 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     labels = join_labels(source["labels"], unique.rows, config) if isinstance(source, dict) else None
     events: Any = {"events": unique.rows, "labels": labels.joined} if labels else unique.rows
     featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
-    rows = featured | "Score" >> config.score
+    scored = rows = featured | "Score" >> config.score
     if labels and isinstance(config.score, Score):
         feedback = CountFeedback(config.project, config.shards, config.lateness_us)
         {"events": rows, "labels": labels.records} | "Feedback" >> feedback
     if config.at_arrival:
-        rows = rows | "Correct" >> Correct(config.project, config.shards)
+        rows = scored | "Correct" >> Correct(config.project, config.shards)
     dead = (decoded[DEAD], valid[DEAD], unique[DEAD], *(labels.dead if labels else ()))
     refused = dead | "Dead letters" >> beam.Flatten()
     read = raw | "Count read" >> CountEvents("read")
@@ -52,7 +55,13 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     history = past | "Count history" >> CountEvents("history", history_only=True)
     counts = (read, history, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
     news = refused | "News" >> DropKnown()
-    return {"scores": rows, "dead_letters": news, "counts": counts} | "Write" >> config.sink
+    watched = {"scored": scored, "rows": rows} | "Watch" >> config.watch if config.watch else {"scores": rows}
+    if config.watch and config.project.quality:
+        quality = config.project.quality
+        policy = Policy(quality.alert_cool_down, quality.alert_clear_after)
+        alerts = watched["verdicts"] | "Raise alerts" >> RaiseAlerts(config.project.name, policy)
+        alerts | "Send alerts" >> SendAlerts(config.alert_sinks)
+    return {"dead_letters": news, "counts": counts, **watched} | "Write" >> config.sink
 
 
 def join_labels(raw: beam.PCollection, events: beam.PCollection, config: GraphConfig) -> Labels:

@@ -18,6 +18,7 @@ from pipelines.display import working
 from pipelines.engine import LocalRunner
 from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.parity import event_times, read_payloads, read_texts
+from pipelines.run import watch_scores
 from pipelines.score import build
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import match_files
@@ -49,6 +50,7 @@ def score_stream(
     labels: str | None = None,
     values: str = "json",
     kafka_config: str | None = None,
+    alert_sinks: Sequence[str] = (),
     runner: str = DIRECT,
     shards: int = DEFAULT_SHARDS,
     reason_codes: int = 0,
@@ -69,6 +71,7 @@ def score_stream(
         horizon_us=horizon_us(project, lateness_us),
         at_arrival=at_arrival,
         values=read_values,
+        cut_us=project.quality.window if project.quality else None,
         labels=open_broker(labels, kafka_config=kafka_config) if labels else None,
     )
     if runner == DATAFLOW:
@@ -81,10 +84,14 @@ def score_stream(
             open_broker(sink, kafka_config=kafka_config),
             open_broker(dead_letters, kafka_config=kafka_config),
             next(iter(project.entities.values()), None),
+            open_broker(f"{sink}-quarantine", kafka_config=kafka_config) if project.quality else None,
+            open_broker(f"{sink}-quality", kafka_config=kafka_config) if project.quality else None,
         ),
         shards,
         lateness_us=lateness_us,
         at_arrival=at_arrival,
+        watch=watch_scores(project, bundle, project.quality.window if project.quality else 0, "fallback", shards),
+        alert_sinks=tuple(alert_sinks),
     )
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)

@@ -23,9 +23,11 @@ from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import SCORES, WriteFiles
 from pipelines.sources.files import JOURNALED_LABELS, ReadFiles, ReadLabelled, read_all
-from transforms.batches import as_float64, column, take_rows
+from transforms.batches import as_batch, as_float64, column, take_rows, with_column
 from transforms.decode import decode_batch
 from transforms.examples import CollectExamples
+from transforms.score import DECISION, SCORE, decide
+from transforms.statistics import make_baseline
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -79,7 +81,8 @@ def _read_examples(directory: str, project: Project) -> pa.Table:
     assert project.label is not None
     entity = [project.entities[project.training.group]] if project.training.group else []
     names = [project.event.id, project.event.time, project.label.field, *entity]
-    columns = dict.fromkeys([*names, *project.model.inputs, *project.training.slices])
+    watched = project.watched_columns if project.quality else ()
+    columns = dict.fromkeys([*names, *project.model.inputs, *project.training.slices, *watched])
     return read_kind(directory, SCORES, list(columns))
 
 
@@ -99,6 +102,16 @@ def _with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> 
     values = [found[key][1] if key in found else None for key in table.column(project.event.id).to_pylist()]
     place = table.schema.get_field_index(label.field)
     return table.set_column(place, label.field, pa.array(values, pa.int64()))
+
+
+def _baseline(project: Project, examples: pa.Table, scores: Any) -> bytes | None:
+    """What windows of scores are compared with: the tested examples, as scores of trained ones are too good."""
+    if project.quality is None:
+        return None
+    batch = with_column(as_batch(examples), SCORE, pa.array(scores))
+    if project.decisions:
+        batch = with_column(batch, DECISION, decide(scores, project.decisions))
+    return make_baseline([batch], project)
 
 
 def _ordered(table: pa.Table, project: Project) -> pa.Table:
@@ -143,9 +156,10 @@ def _fit(
         feature_names=project.model.inputs,
         nthread=threads,
     )
+    test_scores = predict(booster, np.ascontiguousarray(inputs[test_rows]))
     evaluation = evaluate(
         label[test_rows],
-        predict(booster, np.ascontiguousarray(inputs[test_rows])),
+        test_scores,
         day=(time_us[test_rows] - start_us) // training.DAY_US,
         card=group[test_rows] if group is not None else None,
         slices={name: table.column(name).to_numpy()[test_rows] for name in split.slices},
@@ -160,6 +174,7 @@ def _fit(
         feature_names=tuple(project.model.inputs),
         golden_features=golden_features,
         golden_scores=golden_scores,
+        baseline=_baseline(project, table.take(pa.array(test_rows)), test_scores),
         metadata={
             "metrics": {"test": _plain(evaluation.as_dict()["overall"])},
             "slices": evaluation.as_dict()["slices"],

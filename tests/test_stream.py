@@ -176,6 +176,8 @@ def test_a_stream_in_two_terminals(tmp_path):
         _, events = server.create("demo", "events", "events")
         _, scored = server.create("demo", "scores", "scores")
         server.create("demo", "scores-dead-letters", "dead")
+        server.create("demo", "scores-quarantine")
+        server.create("demo", "scores-quality", "quality")
         run = [HEADRACE, "run", str(CARD_FRAUD), "--source", "pubsub://demo/events", "--sink", "pubsub://demo/scores"]
         stream = subprocess.Popen(
             [*run, "--journal", "journal"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
@@ -214,12 +216,14 @@ def test_a_stream_in_two_terminals(tmp_path):
             )
             return [json.loads(line) for line in done.stdout.splitlines()]
 
-        scores, dead = messages("pubsub://demo/scores"), messages("pubsub://demo/dead")
+        scores, dead, quality = (messages(f"pubsub://demo/{name}") for name in ("scores", "dead", "quality"))
     ids = [score["TRANSACTION_ID"] for score in scores]
     assert sorted(ids) == list(range(len(ids)))
     assert len(ids) == published > 4000
     assert {"published", "ingested", "scored", "late", "bundle_id"} <= set(scores[0])
     assert not any(score["late"] for score in scores)
+    verdicts = {record["verdict_id"] for record in quality if "verdict_id" in record}
+    assert 0 < len({score["verdict_id"] for score in scores} - {""}) <= len(verdicts)
     assert sorted(json.loads(letter["reasons"])[0]["rule"] for letter in dead) == ["below 0", "not JSON"]
     journaled = sum(b.num_rows for p in segments(tmp_path / "journal") for b in read_segment(p.read_bytes()))
     assert journaled == len(ids) + 2

@@ -111,7 +111,8 @@ def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Arra
     """What of an event goes out: its id, event time, entities, declared output fields and features."""
     result = {project.event.id: column(batch, project.event.id)}
     result[project.event.time] = column(batch, EVENT_TIME)
-    for name in (*project.entities.values(), *project.output, *project.feature_names):
+    watched = project.watched_columns if project.quality else ()
+    for name in (*project.entities.values(), *project.output, *project.feature_names, *watched):
         result[name] = column(batch, name)
     return result
 

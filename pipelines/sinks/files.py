@@ -30,6 +30,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
 from models.codecs import encode_json_lines
+from models.quality.records import Verdict, WindowStatistics
 from models.windows import sort_order
 from transforms.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from transforms.deduplicate import DUPLICATE
@@ -37,8 +38,10 @@ from transforms.deduplicate import DUPLICATE
 SUCCESS = "_SUCCESS.json"
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
+QUARANTINE = "quarantine"
+QUALITY = "quality"
 WRITERS = 2  # files encoded at once
-ENDS = ("scored", "dead-lettered", "duplicate", "history", "labelled")
+ENDS = ("scored", "quarantined", "dead-lettered", "duplicate", "history", "labelled")
 
 
 class CountMismatch(RuntimeError):
@@ -58,7 +61,10 @@ class Written:
 
 @dataclasses.dataclass(eq=False)
 class WriteFiles(beam.PTransform):  # type: ignore[misc]
-    """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`."""
+    """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`.
+
+    With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`.
+    """
 
     directory: str
     event_id: str
@@ -72,17 +78,23 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         """One element, what `_SUCCESS.json` says, when all is in place."""
         scores = self._write(pcolls["scores"], SCORES, (self.event_time, self.event_id))
         dead = self._write(pcolls["dead_letters"], DEAD_LETTERS, ("position", "source"))
+        kinds = [scores, dead]
+        if "verdicts" in pcolls:
+            kinds.append(self._write(pcolls[QUARANTINE], QUARANTINE, (self.event_time, self.event_id)))
+            records = (pcolls["statistics"], pcolls["verdicts"]) | "Quality" >> beam.Flatten()
+            lines = records | "As lines" >> beam.Map(_as_line).with_output_types(tuple[str, tuple[int, str]])
+            kinds.append(lines | "Gather quality" >> beam.GroupByKey() | "Write quality" >> beam.Map(self._write_lines))
+        files = kinds | "Files" >> beam.Flatten()
         counts = pcolls["counts"] | "Sum counts" >> beam.CombinePerKey(sum)
         once = scores.pipeline | "Once" >> beam.Create([None])
         return once | "Commit" >> beam.Map(
             self._commit,
-            beam.pvalue.AsList(scores),
-            beam.pvalue.AsList(dead),
+            beam.pvalue.AsList(files),
             beam.pvalue.AsDict(counts),
         )
 
     def _write(self, pcoll: beam.PCollection, kind: str, order: tuple[str, str]) -> beam.PCollection:
-        spread = self._by_month if kind == SCORES else self._by_position
+        spread = self._by_position if kind == DEAD_LETTERS else self._by_month
         return (
             pcoll
             | f"Spread {kind}" >> beam.FlatMap(spread).with_output_types(tuple[int, pa.RecordBatch])
@@ -103,22 +115,34 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         """Write one file of one kind to the staging folder."""
         batch = _sorted(concat_batches(batches), *order)
         month, shard = divmod(number, self.files)
-        prefix = str(np.datetime64(month, "M")) if kind == SCORES else "part"
+        prefix = "part" if kind == DEAD_LETTERS else str(np.datetime64(month, "M"))
         name = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
         data = _encode(batch, self.format)
         path = FileSystems.join(self._staging, kind, name)
         with FileSystems.create(path, compression_type="uncompressed") as file:
             file.write(data)
         progress.advance("written", batch.num_rows)
-        outcomes = {"scored": batch.num_rows} if kind == SCORES else count_reasons(batch)
+        ends = {SCORES: "scored", QUARANTINE: "quarantined"}
+        outcomes = {ends[kind]: batch.num_rows} if kind in ends else count_reasons(batch)
         return Written(kind, name, batch.num_rows, hashlib.sha256(data).hexdigest(), outcomes)
+
+    def _write_lines(self, element: tuple[str, Iterable[tuple[int, str]]]) -> Written:
+        """Write the records of one kind, in the order of their windows."""
+        kind, lines = element
+        data = "".join(f"{line}\n" for _, line in sorted(lines)).encode()
+        name = f"{kind}.jsonl"
+        with FileSystems.create(
+            FileSystems.join(self._staging, QUALITY, name), compression_type="uncompressed"
+        ) as file:
+            file.write(data)
+        return Written(QUALITY, name, data.count(b"\n"), hashlib.sha256(data).hexdigest(), {})
 
     @property
     def _staging(self) -> str:
         return str(FileSystems.join(self.directory, f".staging-{self.run_id}"))
 
-    def _commit(self, _: None, scores: list[Written], dead: list[Written], counts: dict[str, int]) -> str:
-        written = sorted([*scores, *dead], key=lambda file: (file.kind, file.name))
+    def _commit(self, _: None, files: list[Written], counts: dict[str, int]) -> str:
+        written = sorted(files, key=lambda file: (file.kind, file.name))
         outcomes = collections.Counter(counts)
         for file in written:
             outcomes.update(file.outcomes)
@@ -126,8 +150,11 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         success = FileSystems.join(self.directory, SUCCESS)
         if FileSystems.exists(success):
             FileSystems.delete([success])
-        for kind in (SCORES, DEAD_LETTERS):
-            self._publish(kind, [file.name for file in written if file.kind == kind])
+        for kind in (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY):
+            names = [file.name for file in written if file.kind == kind]
+            stale = FileSystems.exists(FileSystems.join(self.directory, kind))
+            if names or stale or kind in (SCORES, DEAD_LETTERS):
+                self._publish(kind, names)
         said = {
             **self.facts,
             "events": dict(sorted(outcomes.items())),
@@ -221,6 +248,11 @@ def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
             counts["dead-lettered"] += 1
             counts[f"dead-lettered: {step}: {reason['field']}: {reason['rule']}"] += 1
     return dict(counts)
+
+
+def _as_line(record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
+    kind = "verdicts" if isinstance(record, Verdict) else "statistics"
+    return kind, (record.window_end_us, record.to_json())
 
 
 def _sorted(batch: pa.RecordBatch, first: str, second: str) -> pa.RecordBatch:

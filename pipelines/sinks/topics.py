@@ -28,11 +28,18 @@ class PublishRows(beam.PTransform):  # type: ignore[misc]
     scores: Broker
     dead_letters: Broker
     key: str | None = None  # a column of the scores: those of one value keep their order
+    quarantine: Broker | None = None  # of rows held back, and
+    quality: Broker | None = None  # of statistics and verdicts, where the project declares `quality`
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
         dead = _Publish(self.dead_letters, "dead-lettered", None)
         pcolls["dead_letters"] | "Publish dead letters" >> beam.ParDo(dead)
+        if self.quarantine is not None and self.quality is not None:
+            held = _Publish(self.quarantine, "quarantined", self.key)
+            pcolls["quarantine"] | "Publish quarantine" >> beam.ParDo(held)
+            records = (pcolls["statistics"], pcolls["verdicts"]) | "Quality" >> beam.Flatten()
+            records | "Publish quality" >> beam.ParDo(_PublishRecords(self.quality))
         return pcolls["scores"] | "Publish scores" >> beam.ParDo(_Publish(self.scores, "written", self.key))
 
 
@@ -62,6 +69,22 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
             self._publisher.publish(self._payloads, None, self._keys or None)
             progress.advance(self._step, len(self._payloads))
             progress.took((time.time_ns() // 1000 - np.concatenate([*self._published, np.empty(0, np.int64)])) / 1000)
+
+    def teardown(self) -> None:
+        self._publisher.close()
+
+
+class _PublishRecords(beam.DoFn):  # type: ignore[misc]
+    """Publishes records that can write themselves as JSON."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def setup(self) -> None:
+        self._publisher = self._broker.publisher()
+
+    def process(self, record: Any) -> None:
+        self._publisher.publish([record.to_json().encode()])
 
     def teardown(self) -> None:
         self._publisher.close()

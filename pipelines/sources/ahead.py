@@ -73,6 +73,14 @@ class Ahead:
         """The latest event time that is here."""
         return max((int(run.times[-1]) for runs in self._runs.values() for run in runs), default=None)
 
+    def oldest(self, after_us: int) -> int | None:
+        """The earliest event time after another that is here."""
+        found = []
+        for run in (run for runs in self._runs.values() for run in runs):
+            known = int(np.searchsorted(run.times, after_us, side="right"))
+            found += run.times[known : known + 1].tolist()
+        return min(found, default=None)
+
     def done(self) -> list[Any]:
         """The receipts of calls of which nothing is here any more, once each."""
         over = [call for call, left in self._left.items() if not left]

@@ -91,6 +91,7 @@ class ReadStream(beam.PTransform):  # type: ignore[misc]
     history: tuple[str, ...] = ()
     horizon_us: int = 1 << 60
     at_arrival: bool = False
+    cut_us: int | None = None
     values: Values = JsonValues()  # noqa: RUF009, it is frozen
     labels: Broker | None = None
 
@@ -220,7 +221,7 @@ class _Reader:
             ):
                 # Even without receipts: Prism asks to finalize every bundle, and a worker logs those that can't be.
                 finalizer.register(functools.partial(_acknowledge, subscription, ahead.done()))
-        if over:
+        if over and not len(self._ahead) and not len(self._labels_ahead):
             estimator.set_watermark(MAX_TIMESTAMP)
             tracker.try_claim((1 << 62) - 1)
             return
@@ -324,6 +325,9 @@ class _Reader:
         if over:
             reached = max([reached, *(n for a in (self._ahead, self._labels_ahead) if (n := a.newest()) is not None)])
         reached = (-(-reached // STEP_US) if over else reached // STEP_US) * STEP_US
+        cut_us, oldest = self._source.cut_us, self._ahead.oldest(NO_TIME_US)
+        if cut_us and oldest is not None:
+            reached = min(reached, -(-oldest // cut_us) * cut_us)
         if self._slice_end_us is None or reached > self._slice_end_us:
             self._slice_end_us = max(reached, _EARLIEST_US)
         passed = [*self._ahead.take(self._slice_end_us), *self._labels_ahead.take(self._slice_end_us)]
