@@ -21,10 +21,10 @@ from models.contract import Contract
 from models.faults import RowFaults
 from models.project import Project
 from pipelines.brokers.pubsub import PubsubBroker
-from pipelines.options import DIRECT, GraphConfig
-from pipelines.run import RunResult, read_kind, run_graph
+from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
+from pipelines.run import RunResult, read_kind, read_verdicts, run_graph, watch_scores
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
-from pipelines.sources.files import ReadFiles, format_of, match_files, read_split, split_file
+from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files, read_split, split_file
 from pipelines.sources.raw import raw_batch
 from pipelines.sources.replay import NO_TIME_US
 from pipelines.sources.stream import ReadStream, read_event_times
@@ -70,13 +70,15 @@ def check_parity(
         events = pathlib.Path(scratch) / "events.jsonl"
         events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
 
-        def run(name: str, source: Any) -> RunResult:
+        def run(name: str, source: Any, boundary_us: int) -> RunResult:
             directory = f"{scratch}/{name}"
             sink = WriteFiles(directory, project.event.id, project.event.time)
-            config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink)
+            watch = watch_scores(project, bundle, boundary_us, "fallback", DEFAULT_SHARDS)
+            config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, watch=watch)
             return run_graph(config, directory, DIRECT, (), name)
 
-        batch = run("batch", ReadFiles((str(events),)))
+        window_us = project.quality.window if project.quality else None
+        batch = run("batch", ReadFiles((str(events),)), SLICE_US)
         with _published([payloads[i] for i in order], seed) as broker:
             source = ReadStream(
                 broker,
@@ -85,8 +87,9 @@ def check_parity(
                 idle_us=IDLE_US,
                 until_idle=True,
                 journal=f"{scratch}/journal",
+                cut_us=window_us,
             )
-            stream = run("stream", source)
+            stream = run("stream", source, window_us or 0)
         return Parity(batch, stream, tuple(_compare(project, batch, stream)), _control(payloads, order))
 
 
@@ -182,6 +185,9 @@ def _compare(project: Project, batch: RunResult, stream: RunResult) -> Iterator[
         ("decisions", [DECISION] if project.decisions else []),
     ):
         yield compare_tables(what, ours, theirs, names)
+    if project.quality:
+        verdicts = [{v.to_json() for v in read_verdicts(result.directory)} for result in (batch, stream)]
+        yield Comparison("verdicts on windows", len(verdicts[0]), len(verdicts[0] ^ verdicts[1]))
     dead = [_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream)]
     different = set(dead[0]) ^ set(dead[1])
     yield Comparison("dead letters", len(set(dead[0])), len(different), str(next(iter(different), "")))

@@ -58,6 +58,7 @@ def test_stream_and_batch_differ_in_source_and_sink_only():
 @dataclasses.dataclass
 class AnyBundle:
     bundle_id: str = "bundle"
+    baseline: bytes | None = None
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -72,6 +73,7 @@ def test_stream_equals_batch_with_disorder_duplicates_and_bad_events(tmp_path, s
         "features": 3001,
         "scores": 3001,
         "decisions": 3001,
+        "verdicts on windows": 4,
         "dead letters": len(BAD),
     }
     assert found.stream.outcomes["duplicate"] > 200
