@@ -45,7 +45,8 @@ from apache_beam.transforms.window import (
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from pipelines.engine import LocalRunner, UnsupportedGraph, _Agenda
+from pipelines.engine import LocalRunner, UnsupportedGraph
+from pipelines.engine_state import Agenda
 
 Graph = Callable[[beam.Pipeline], beam.PCollection]
 
@@ -1200,7 +1201,7 @@ def test_nothing_is_kept_of_keys_windows_and_timers_that_are_over() -> None:
 
 
 def test_timers_that_are_moved_again_and_again_take_no_room() -> None:
-    agenda = _Agenda()
+    agenda = Agenda()
     for number in range(100_000):
         agenda.put(f"place {number % 50}", number)
     assert len(agenda._heap) <= 200
