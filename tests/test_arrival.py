@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import apache_beam as beam
 import numpy as np
@@ -164,3 +165,30 @@ def test_changed_rows_are_found_by_any_bit_and_by_missing_partners():
     assert find_changed(batch, other.slice(0, 3), "id").column(0).to_pylist() == [1, 3, 4]
     table = as_batch(pa.Table.from_batches([batch]))
     assert find_changed(table, batch.slice(0, 2), "id").column(0).to_pylist() == [3, 4]
+
+
+def test_an_event_just_after_a_slice_is_still_known_to_the_next(tmp_path):
+    """Events a millisecond apart, in order: none is left out while it goes from provisional to final."""
+    start = np.datetime64("2018-04-01T00:00:00.000")
+    rows = [transaction(n, CUSTOMER_ID=1, TERMINAL_ID=1, TX_DATETIME=str(start + n)) for n in range(3000)]
+    scores, _ = stream([json.dumps(row).encode() for row in rows], 50_000, True)
+    assert scores["TRANSACTION_ID"].to_pylist() == list(range(3000))
+    assert scores["CUSTOMER_ID_NB_TX_1DAY_WINDOW"].to_pylist() == list(range(1, 3001))
+
+
+def test_in_silence_the_newest_event_is_scored_too(monkeypatch):
+    """Its time is no whole step of the watermark, and the stream does not end."""
+    monkeypatch.setattr("pipelines.sources.stream.WAIT_SECONDS", 0.0)
+    payload = json.dumps(transaction(1, TX_DATETIME="2018-04-01T10:00:00.341")).encode()
+    project = card_fraud()
+    _found.update(scores=[], dead_letters=[])
+    pipeline = make_pipeline("DirectRunner", [])
+    source = ReadStream(Given([payload], 0), project, SECOND, 100_000)
+    build(
+        pipeline, GraphConfig(project, source, Score(project, tiny_scorer(project.model.inputs), "bundle"), Collect())
+    )
+    timer = threading.Timer(2.0, pipeline.runner.stop)
+    timer.start()
+    pipeline.run().wait_until_finish()
+    timer.join()
+    assert [batch.num_rows for batch in _found["scores"]] == [1]

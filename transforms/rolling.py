@@ -188,7 +188,8 @@ class _Advance(beam.DoFn):  # type: ignore[misc]
             columns, memory.history = self._kernel.advance(memory.history, events)
             self._remember(batch, shard, base, recent)
             yield TimestampedValue(_with_columns(batch, self._kernel, columns), timestamp_of(due_us))
-            memory.ahead = History(tuple(run.after(due_us) for run in memory.ahead.runs if run.last > due_us))
+            reached = int(events.time.max())
+            memory.ahead = History(tuple(run.after(reached) for run in memory.ahead.runs if run.last > reached))
         memory.token = shard.token
         self._memories[key] = memory
         shard.timer_us = min((due_us for due_us, _ in waiting), default=None)

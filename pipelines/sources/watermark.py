@@ -26,6 +26,7 @@ class StreamWatermark:
     _newest: dict[int, int] = dataclasses.field(default_factory=dict)
     _heard: dict[int, int] = dataclasses.field(default_factory=dict)
     _reached: int = _START_US
+    silent: bool = False  # all partitions were silent when it was last asked for
 
     def observe(self, partitions: Int64, event_times_us: Int64, now_us: int) -> None:
         """Take note of events that were received."""
@@ -43,6 +44,7 @@ class StreamWatermark:
         if not self._heard:
             return self._reached
         busy = [p for p, heard in self._heard.items() if now_us - heard < self.idle_us]
+        self.silent = not busy
         if busy:
             least = min(self._newest.get(p, _START_US) for p in busy)
             self._reached = max(self._reached, least - self.allowance_us if least > _START_US else _START_US)
