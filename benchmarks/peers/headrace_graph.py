@@ -1,6 +1,8 @@
 """Benchmark side: headrace's whole graph, with validation, deduplication and dead letters, in its own process.
 
-python headrace_graph.py INPUT.parquet MODEL.ubj OUTPUT_FOLDER [RUNNER]
+python headrace_graph.py INPUT.parquet MODEL.ubj OUTPUT_FOLDER [RUNNER [WINDOW]]
+
+With a WINDOW, such as 1d, score rows are watched by windows of that length.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ import numpy as np
 import xgboost
 
 from models.booster import Scorer
-from models.project import load_project
+from models.project import load_project, parse_duration
+from models.quality.windows import WindowJudge
 from pipelines.options import DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources.files import ReadFiles
+from pipelines.sources.files import SLICE_US, ReadFiles
+from transforms.gate import WatchScores
 from transforms.score import Score
 
 imported = time.perf_counter()
@@ -35,6 +39,10 @@ def main() -> None:
     source, model_path, output = sys.argv[1:4]
     runner = sys.argv[4] if len(sys.argv) > 4 else DIRECT
     project = load_project(pathlib.Path(__file__).parents[2] / "examples" / "card_fraud")
+    window = parse_duration(sys.argv[5]) if len(sys.argv) > 5 else None
+    quality = project.quality.model_copy(update={"window": window}) if window else None
+    project = project.model_copy(update={"quality": quality})
+    watch = WatchScores(WindowJudge(project, None), SLICE_US) if window else None
     model = pathlib.Path(model_path).read_bytes()
     golden = np.zeros((1, len(project.model.inputs)), np.float32)
     scorer = Scorer(
@@ -47,7 +55,7 @@ def main() -> None:
     )
     pipeline = make_pipeline(runner, [])
     sink = WriteFiles(output, project.event.id, project.event.time)
-    build(pipeline, GraphConfig(project, ReadFiles((source,)), Score(project, scorer, "benchmark"), sink))
+    build(pipeline, GraphConfig(project, ReadFiles((source,)), Score(project, scorer, "benchmark"), sink, watch=watch))
     ready = time.perf_counter()
     pipeline.run().wait_until_finish()
     ended = time.perf_counter()
