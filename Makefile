@@ -48,3 +48,5 @@ lock: $(VENV)/uv/bin/uv
 
 clean:
 	rm -rf $(VENV) build demo-output *.egg-info
+
+include deploy/flink.mk

@@ -124,6 +124,8 @@ def run(
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
+            on_flink = runner == "FlinkRunner"
+            _require(not (journal and on_flink), "on Flink, checkpoints take the place of --journal: leave it out")
             _require(len(labels or ()) < 2, "a stream has one subscription of --labels")
             bundle = running.load_bundle(declared, project, model, registry)
             _run_stream(

@@ -18,6 +18,7 @@ from transforms.gate import WatchScores
 DIRECT = "DirectRunner"
 FN_API = "FnApiRunner"
 DATAFLOW = "DataflowRunner"
+FLINK = "FlinkRunner"
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 
 

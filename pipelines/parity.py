@@ -26,8 +26,9 @@ from pipelines.run import RunResult, read_kind, read_verdicts, run_graph, watch_
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files, read_split, split_file
 from pipelines.sources.raw import raw_batch
+from pipelines.sources.reader import read_event_times
 from pipelines.sources.replay import NO_TIME_US
-from pipelines.sources.stream import ReadStream, read_event_times
+from pipelines.sources.stream import ReadStream
 from transforms.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
 from transforms.score import DECISION, SCORE, Score
 

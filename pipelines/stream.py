@@ -16,12 +16,13 @@ from models.project import Project
 from pipelines.brokers import Broker, BrokerError, open_broker
 from pipelines.display import working
 from pipelines.engine import LocalRunner
-from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
+from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, FLINK, GraphConfig, make_pipeline
 from pipelines.parity import event_times, read_payloads, read_texts
 from pipelines.run import watch_scores
 from pipelines.score import build
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import match_files
+from pipelines.sources.flink_stream import ReadFlinkStream
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import open_values
 from transforms.features import horizon_us
@@ -62,7 +63,8 @@ def score_stream(
     broker = open_broker(source, kafka_config=kafka_config)
     read_values = open_values(values, getattr(broker, "topic", None))
     read_values.check(project.contract)
-    reading: Any = ReadStream(
+    read = ReadFlinkStream if runner == FLINK else ReadStream
+    reading: Any = read(
         broker,
         project,
         allowance_us,

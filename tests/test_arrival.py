@@ -178,7 +178,7 @@ def test_an_event_just_after_a_slice_is_still_known_to_the_next(tmp_path):
 
 def test_in_silence_the_newest_event_is_scored_too(monkeypatch):
     """Its time is no whole step of the watermark, and the stream does not end."""
-    monkeypatch.setattr("pipelines.sources.stream.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.sources.reader.WAIT_SECONDS", 0.0)
     payload = json.dumps(transaction(1, TX_DATETIME="2018-04-01T10:00:00.341")).encode()
     project = card_fraud()
     _found.update(scores=[], dead_letters=[])

@@ -24,8 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.transforms.window import GlobalWindows
-from apache_beam.utils.timestamp import MAX_TIMESTAMP
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
@@ -222,7 +221,7 @@ class _WriteFile(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for job in self._writing:
-            yield GlobalWindows.windowed_value(job.result(), MAX_TIMESTAMP)
+            yield GlobalWindows.windowed_value(job.result(), GlobalWindow().max_timestamp())
 
     def teardown(self) -> None:
         self._pool.shutdown(cancel_futures=True)
