@@ -20,12 +20,15 @@ from pipelines import schema_cli
 from pipelines.schema_cli import read_sample
 from tests.support import CARD_FRAUD, DATA, ROOT, card_fraud, needs_data, run_graph, transaction, write_rows
 
+# When the tests are collected, before others load TFDV's extension alone: both ways in one process end it at its exit.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what TensorFlow and TFDV say at import
+    schema_cli._prepare_tfdv()
+    import tensorflow_data_validation  # noqa: F401
+
 
 @pytest.fixture(scope="module")
 def infer():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what TensorFlow and TFDV say at import
-        schema_cli._prepare_tfdv()
     from models.schemas.propose import propose_schema
 
     def propose(*sources, project=None, rows=100_000):
