@@ -237,7 +237,6 @@ class _ParDo(_Node):
         self._fn, *self._static = pickler.loads(pickler.dumps((do.fn, do.args, do.kwargs)))  # each run has its own
         if self._fn._process_yields_batches or not self._fn._process_defined:
             raise UnsupportedGraph(self.label, "run DoFns over Beam's own batches")
-        self._signature = common.DoFnSignature(self._fn)
         self._windowing = next(iter(applied.outputs.values()), applied.inputs[0]).windowing
         outputs = {tag: _Receiver(run.consumers[output]) for tag, output in applied.outputs.items()}
         self._receivers = collections.defaultdict(lambda: _Receiver([]), outputs)  # what nobody asked for is dropped
@@ -347,6 +346,7 @@ class _Splittable(_ParDo):
         super().__init__(applied, run)
         self._residuals: list[tuple[float, int, WindowedValue]] = []  # when by the clock, watermark, what
         self._interrupt_at = 0.0
+        self._signature = common.DoFnSignature(self._fn)  # it takes a millisecond to make one
         if self._signature.is_unbounded_per_element():
             for receiver in self._receivers.values():
                 receiver.consumers.append(self._interrupt)
@@ -518,6 +518,8 @@ def _make_node(applied: AppliedPTransform, run: _Run) -> _Node:
             return node(applied, run)
     if not isinstance(transform, core.ParDo):
         raise UnsupportedGraph(applied.full_label, f"run {transform!r}")
+    if isinstance(transform.fn, core.CallableWrapperDoFn):
+        return _ParDo(applied, run)
     signature = common.DoFnSignature(transform.fn)
     if signature.is_stateful_dofn():
         return _Stateful(applied, run)
