@@ -87,6 +87,7 @@ def run(
     kafka_config: KafkaConfig = None,
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a month.")] = 1,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     score_from: Annotated[
         datetime.datetime | None,
@@ -159,6 +160,7 @@ def run(
             runner=runner,
             sink_format=sink_format,
             shards=shards,
+            files=files,
             reason_codes=reason_codes,
             score_from_us=micros_of(score_from) if score_from else None,
             alert_sinks=alert_to or (),

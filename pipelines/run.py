@@ -86,6 +86,7 @@ def score(
     runner: str = DIRECT,
     sink_format: Any = "parquet",
     shards: int = DEFAULT_SHARDS,
+    files: int = 1,
     reason_codes: int = 0,
     score_from_us: int | None = None,
     alert_sinks: Sequence[str] = (),
@@ -103,6 +104,7 @@ def score(
             event_id=project.event.id,
             event_time=project.event.time,
             format=sink_format,
+            files=files,
             facts={
                 "project": project.name,
                 "bundle_id": bundle.bundle_id,
