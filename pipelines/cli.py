@@ -399,7 +399,9 @@ def replay_dead_letters(
 
 @app.command()
 def quarantine(
-    source: Annotated[str, typer.Option(help="Folder of a run, or subscription to a stream's quarantined rows.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of a run, or subscription to a stream's quarantined rows.")
+    ],
     release: Annotated[bool, typer.Option("--release", help="Let the rows go to the scores.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Delete them.")] = False,
     to: Annotated[str | None, typer.Option(help="Topic of the scores, for rows of a stream.")] = None,

@@ -50,7 +50,7 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
     """How many events were read, and what became of them."""
     table = Table("events", "number", title="Outcome", title_justify="left")
     table.columns[1].justify = "right"
-    for name in ("read", "history", "scored", "duplicate", "dead-lettered"):
+    for name in ("read", "history", "scored", "quarantined", "labelled", "duplicate", "dead-lettered"):
         if outcomes.get(name) or name in ("read", "scored", "dead-lettered"):
             table.add_row(name, f"{outcomes.get(name, 0):,}")
     for name, count in sorted(outcomes.items()):

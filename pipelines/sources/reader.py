@@ -223,8 +223,12 @@ class Reader:
             reached = _EARLIEST_US
         if over:
             reached = max([reached, *(n for a in (self._ahead, self._labels_ahead) if (n := a.newest()) is not None)])
-        # In silence up to the newest event, and not to the whole step before it.
-        reached = (-(-reached // STEP_US) if over or self._watermark.silent else reached // STEP_US) * STEP_US
+        if over:
+            reached = -(-reached // STEP_US) * STEP_US
+        elif self._watermark.silent:  # up to the newest event, and no further: the next may be a little later
+            reached = -(-reached // 1000) * 1000
+        else:
+            reached = reached // STEP_US * STEP_US
         cut_us, oldest = self._source.cut_us, self._ahead.oldest(NO_TIME_US)
         if cut_us and oldest is not None:
             reached = min(reached, -(-oldest // cut_us) * cut_us)
