@@ -90,6 +90,21 @@ def test_a_slice_costs_its_own_rows():
     assert RecordBatchCoder().decode(encoded).to_pydict() == part.to_pydict()
 
 
+def test_a_large_batch_is_compressed_and_a_small_one_is_not():
+    large = to_batch([(n, "text", True, None, "a", n) for n in range(5000)])
+    encoded = RecordBatchCoder().encode(large)
+    assert len(encoded) < large.nbytes / 2
+    assert RecordBatchCoder().decode(encoded).to_pydict() == large.to_pydict()
+    small = large.slice(0, 10)
+    assert len(RecordBatchCoder().encode(small)) > small.nbytes
+
+
+def test_telling_a_size_does_not_encode(monkeypatch):
+    monkeypatch.delattr(RecordBatchCoder, "encode")
+    batch = to_batch([(1, "a", True, 2.0, "a", 3)])
+    assert RecordBatchCoder().get_impl().estimate_size(batch) == batch.nbytes
+
+
 def test_the_coder_is_one_and_not_for_keys():
     assert RecordBatchCoder() == RecordBatchCoder()
     assert len({RecordBatchCoder(), RecordBatchCoder()}) == 1

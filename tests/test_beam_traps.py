@@ -6,7 +6,6 @@ import pytest
 from apache_beam.coders import VarIntCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -60,7 +59,7 @@ def test_fn_api_runner_loses_what_a_timer_hands_to_the_next_stateful_step():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_regrouping_between_them_keeps_it(engine):
-    assert hold_twice(engine, ReshufflePerKey()) == list(range(COUNT))
+    assert hold_twice(engine, beam.Reshuffle()) == list(range(COUNT))
 
 
 def test_the_in_process_engine_has_no_such_trap():

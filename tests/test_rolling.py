@@ -201,6 +201,7 @@ class State:
         return other
 
     def put(self, advance, items):
+        advance.start_bundle()
         for end, batch in items:
             out = advance.process((0, batch), Timestamp(micros=end), release=self.timer, **self.cells)
             assert list(out) == []

@@ -56,9 +56,13 @@ SYSTEM_FIELDS = {
 
 Keys = np.ndarray[Any, Any]
 
+# Engines move a batch several times between processes, which costs more than LZ4 does; below this size it does not.
+COMPRESS_BYTES = 1 << 16
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+
 
 class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
-    """A record batch as an Arrow IPC stream: a slice costs its own rows, not its parent's buffers.
+    """A record batch as an Arrow IPC stream, LZ4 if large: a slice costs its own rows, not its parent's buffers.
 
     It is not deterministic: batches that are equal may differ in their dictionaries or in what lies under a null.
     """
@@ -66,7 +70,8 @@ class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
     def encode(self, value: pa.RecordBatch) -> bytes:
         """The stream's bytes: schema, dictionaries, one batch."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema) as writer:
+        options = _COMPRESSED if value.nbytes >= COMPRESS_BYTES else None
+        with pa.ipc.new_stream(sink, value.schema, options=options) as writer:
             columns = [_without_spare_values(column) for column in value.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=value.schema))
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
@@ -75,6 +80,10 @@ class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
         """The batch; its buffers are views of `encoded`."""
         with pa.ipc.open_stream(pa.py_buffer(encoded)) as reader:
             return reader.read_next_batch()
+
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        """The batch's bytes in memory; Beam's metrics ask for it, and its own way of telling is to encode."""
+        return int(value.nbytes)
 
     def to_type_hint(self) -> type:
         """pa.RecordBatch."""

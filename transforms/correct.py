@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.transforms.userstate import BagStateSpec
-from apache_beam.transforms.util import ReshufflePerKey
 
 from models import progress
 from models.project import Project
@@ -53,7 +52,7 @@ class Correct(beam.PTransform):  # type: ignore[misc]
         return (
             pcoll
             | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
-            | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, pa.RecordBatch])
+            | "Regroup" >> beam.Reshuffle().with_output_types(tuple[int, pa.RecordBatch])
             | "Compare" >> beam.ParDo(_Compare(event.id, event.time)).with_output_types(pa.RecordBatch)
         )
 

@@ -19,7 +19,6 @@ from apache_beam.coders import BytesCoder, TupleCoder, VarIntCoder
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
@@ -87,7 +86,7 @@ class Gate(beam.PTransform):  # type: ignore[misc]
         return (
             (rows, verdicts)
             | "Join" >> beam.Flatten().with_output_types(item)
-            | "Regroup" >> ReshufflePerKey().with_output_types(item)
+            | "Regroup" >> beam.Reshuffle().with_output_types(item)
             | "Hold"
             >> beam.ParDo(_Hold(self.project, self.boundary_us, self.on_stop))
             .with_output_types(pa.RecordBatch, quarantine=pa.RecordBatch)

@@ -10,7 +10,6 @@ import apache_beam as beam
 from apache_beam.coders import BytesCoder, TupleCoder, VarIntCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.utils.timestamp import Timestamp
 
 from models.quality.incidents import Alert, Incidents, Policy, raise_alerts
@@ -37,7 +36,7 @@ class RaiseAlerts(beam.PTransform):  # type: ignore[misc]
         return (
             pcoll
             | "Key" >> beam.Map(lambda verdict: (0, verdict.to_json().encode())).with_output_types(tuple[int, bytes])
-            | "Regroup" >> ReshufflePerKey().with_output_types(tuple[int, bytes])
+            | "Regroup" >> beam.Reshuffle().with_output_types(tuple[int, bytes])
             | "Advance" >> beam.ParDo(_Advance(self.project, self.policy)).with_output_types(Alert)
         )
 

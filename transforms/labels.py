@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from apache_beam.coders import BooleanCoder, BytesCoder, TupleCoder, VarIntCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -87,7 +86,7 @@ class JoinLabels(beam.PTransform):  # type: ignore[misc]
         return (
             (events, labels)
             | "Both" >> beam.Flatten()
-            | "Regroup" >> ReshufflePerKey().with_output_types(_Routed)
+            | "Regroup" >> beam.Reshuffle().with_output_types(_Routed)
             | "Join"
             >> beam.ParDo(_Join(self))
             .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)

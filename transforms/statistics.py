@@ -19,7 +19,6 @@ from apache_beam.coders import BytesCoder, TupleCoder, VarIntCoder
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -102,7 +101,7 @@ class WatchQuality(beam.PTransform):  # type: ignore[misc]
         return (
             pcoll
             | "Sum up" >> beam.FlatMap(_sum_up, self.judge.project).with_output_types(part)
-            | "Regroup" >> ReshufflePerKey().with_output_types(part)
+            | "Regroup" >> beam.Reshuffle().with_output_types(part)
             | "Judge"
             >> beam.ParDo(_Judge(self.judge, self.boundary_us))
             .with_output_types(WindowStatistics, verdicts=Verdict)

@@ -127,6 +127,7 @@ def beam_options(address: str, environment: Mapping[str, str] | None = None) -> 
         "--environment_type=PROCESS",
         f"--environment_config={config}",
         "--max_cache_memory_usage_mb=0",
+        "--object_reuse",
         "--streaming",
     ]
 
@@ -171,8 +172,10 @@ def start(
         "heartbeat.timeout": "6000",
         "io.tmp.dirs": str(folder / "tmp"),
         "state.checkpoints.dir": (folder / "checkpoints").as_uri(),
-        # Beam's workers and job server hold class loaders longer than Flink's check allows.
+        # Beam's workers hold class loaders longer than Flink's check allows.
         "classloader.check-leaked-classloader": "false",
+        # Beam's classes from the cluster's own jar: compiled once, not anew for each job.
+        "classloader.resolve-order": "parent-first",
         # flink-dist's start script computes these from the process's size.
         "taskmanager.cpu.cores": str(float(slots)),
         "taskmanager.numberOfTaskSlots": str(slots),
@@ -232,7 +235,7 @@ def _launch(folder: pathlib.Path, main: str, name: str, heap: str, *more: str) -
         f"-Dlog4j.configurationFile={folder / 'log4j.properties'}",
         f"-Dlog.file={log}",
         "-cp",
-        f"{folder / 'lib'}/*",
+        f"{folder / 'lib'}/*:{JOB_SERVER}",
         main,
         "--configDir",
         str(folder),
