@@ -14,6 +14,8 @@ import pathlib
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 started = time.perf_counter()
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -35,14 +37,23 @@ from transforms.score import Score
 imported = time.perf_counter()
 
 
-def main() -> None:
-    source, model_path, output = sys.argv[1:4]
-    runner = sys.argv[4] if len(sys.argv) > 4 else DIRECT
+def run(
+    source: str,
+    model_path: str,
+    output: str,
+    runner: str = DIRECT,
+    window: str | None = None,
+    shards: int = 1,
+    threads: int = 2,
+    beam_args: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run the graph; rows, and seconds for building it and for running it."""
+    begun = time.perf_counter()
     project = load_project(pathlib.Path(__file__).parents[2] / "examples" / "card_fraud")
-    window = parse_duration(sys.argv[5]) if len(sys.argv) > 5 else None
-    quality = project.quality.model_copy(update={"window": window}) if window else None
+    length = parse_duration(window) if window else None
+    quality = project.quality.model_copy(update={"window": length}) if length else None
     project = project.model_copy(update={"quality": quality})
-    watch = WatchScores(WindowJudge(project, None), SLICE_US) if window else None
+    watch = WatchScores(WindowJudge(project, None), SLICE_US) if length else None
     model = pathlib.Path(model_path).read_bytes()
     golden = np.zeros((1, len(project.model.inputs)), np.float32)
     scorer = Scorer(
@@ -51,28 +62,25 @@ def main() -> None:
         feature_names=project.model.inputs,
         golden_features=golden,
         golden_scores=xgboost.Booster(model_file=model_path).inplace_predict(golden),
-        nthread=2,
+        nthread=threads,
     )
-    pipeline = make_pipeline(runner, [])
+    pipeline = make_pipeline(runner, beam_args)
     sink = WriteFiles(output, project.event.id, project.event.time)
-    build(pipeline, GraphConfig(project, ReadFiles((source,)), Score(project, scorer, "benchmark"), sink, watch=watch))
+    score = Score(project, scorer, "benchmark")
+    build(pipeline, GraphConfig(project, ReadFiles((source,)), score, sink, shards, watch=watch))
     ready = time.perf_counter()
     pipeline.run().wait_until_finish()
     ended = time.perf_counter()
     events = json.loads((pathlib.Path(output) / "_SUCCESS.json").read_text())["events"]
+    return {"rows": events["read"], "build_s": round(ready - begun, 4), "total_s": round(ended - ready, 4)}
+
+
+def main() -> None:
+    found = run(*sys.argv[1:])
     status = pathlib.Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    print(
-        json.dumps(
-            {
-                "rows": events["read"],
-                "import_s": round(imported - started, 4),
-                "build_s": round(ready - imported, 4),
-                "total_s": round(ended - ready, 4),
-                "peak_rss_mib": round(peak / 1024, 1),
-            }
-        )
-    )
+    found |= {"import_s": round(imported - started, 4), "peak_rss_mib": round(peak / 1024, 1)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

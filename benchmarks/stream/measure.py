@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -84,7 +85,8 @@ def measure(
         dead = Reader(topics.dead_reader, folder / "dead.npz")
         stack.callback(dead.kill)
         registry = ("--registry", f"sqlite:///{setting.folder}/.headrace/registry.db")
-        options = [*registry, *setting.arguments, *arguments]
+        # A worker of another process is told where the broker is by "$PUBSUB_EMULATOR_HOST".
+        options = [os.path.expandvars(each) for each in [*registry, *setting.arguments, *arguments]]
         began = time.monotonic()
         stream = stack.enter_context(streaming(folder, topics, options))
         wait_until_it_scores(stream, folder, topics, setting, scores, live)

@@ -49,7 +49,7 @@ class PubsubBroker:
 
     project: str
     name: str
-    max_outstanding_messages: int = 20_000
+    max_outstanding_messages: int = 100_000
     max_outstanding_bytes: int = 64 << 20
     event_time_attribute: str | None = None
     ack_deadline_seconds: int = 60
