@@ -18,7 +18,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 import pyarrow as pa
@@ -129,19 +128,12 @@ def stream(asked: argparse.Namespace, folder: pathlib.Path) -> None:
             found = measure(setting, rate, asked.seconds, warm_up=asked.warm_up, tail=5, patience=60)
             job = next(each for each in running.rest("/jobs/overview")["jobs"] if each["state"] == "RUNNING")
             counts = running.rest(f"/jobs/{job['jid']}/checkpoints")["counts"]
-            cancel(running, job["jid"])
+            running.cancel_job(job["jid"])
             times = found.latency
             seen = [times.p50, times.p90, times.p99, times.max, times.missing, times.again]
             table.append([rate, found.scored, *seen, counts["completed"], counts["failed"]])
     header = ["events/s", "scored/s", "p50 s", "p90 s", "p99 s", "longest s", "missing", "again"]
     print(markdown([*header, "checkpoints", "failed"], table))
-
-
-def cancel(running: cluster.Cluster, job: str) -> None:
-    """End a job and wait for it."""
-    running.rest(f"/jobs/{job}/yarn-cancel")
-    while any(each["state"] in ("RUNNING", "CANCELLING") for each in running.rest("/jobs/overview")["jobs"]):
-        time.sleep(0.2)
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Flink: the same bytes from a real cluster, and a stream that loses nothing when a TaskManager is killed."""
+"""Flink: the same bytes from a real cluster, and a stream that loses nothing, whatever is killed or upgraded."""
 
 import collections
 import json
@@ -69,54 +69,112 @@ def test_batch_on_the_cluster_writes_the_same_bytes(tmp_path, flink, sample, sha
     assert here.scores.num_rows == 20_000
 
 
-@needs_flink
-@pytest.mark.timeout(240)
-@pytest.mark.filterwarnings("ignore")
-def test_a_stream_loses_nothing_when_a_task_manager_is_killed(tmp_path, flink, sample, monkeypatch):
-    """Every event is scored as in batch and at last acknowledged; some are published twice, with the same bits."""
-    project = card_fraud()
-    here = run_graph(tmp_path / "here", [f"{sample}/*.parquet"])
-    expected = dict(zip(here.scores["TRANSACTION_ID"].to_pylist(), here.scores["score"].to_numpy(), strict=True))
-    payloads = list(read_payloads([f"{sample}/*.parquet"]))
-    with PubsubEmulator() as server:
-        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
-        _, events = server.create("demo", "events", "events")
-        _, scored = server.create("demo", "scores", "scores")
+class Streaming:
+    """A stream on the cluster over an emulated Pub/Sub, and what it must come to by a batch over the same events."""
+
+    def __init__(self, flink, server, sample, folder):
+        self.flink, self.server, self.project = flink, server, card_fraud()
+        here = run_graph(folder / "here", [f"{sample}/*.parquet"])
+        self.expected = {row["TRANSACTION_ID"]: self._result(row) for row in here.scores.to_pylist()}
+        self.payloads = list(read_payloads([f"{sample}/*.parquet"]))
+        _, self.events = server.create("demo", "events", "events")
+        _, self.scored = server.create("demo", "scores", "scores")
         server.create("demo", "dead", "dead")
+        self.publisher = open_broker("pubsub://demo/events").publisher()
+
+    def start(self, bundle_id, *more):
+        """The job's id, once the cluster has it."""
+        before = self._jobs()
         source = ReadFlinkStream(
-            open_broker("pubsub://demo/events", ack_deadline_seconds=10), project, 10 * SECOND, idle_us=2 * SECOND
+            open_broker("pubsub://demo/events", ack_deadline_seconds=10), self.project, 10 * SECOND, idle_us=2 * SECOND
         )
         config = GraphConfig(
-            project,
+            self.project,
             source,
-            Score(project, tiny_scorer(project.model.inputs), "bundle", 0),
+            Score(self.project, tiny_scorer(self.project.model.inputs), bundle_id, 0),
             PublishRows(open_broker("pubsub://demo/scores"), open_broker("pubsub://demo/dead")),
             lateness_us=100 * 86_400 * SECOND,  # seconds here are months of the events: what comes again is that late
         )
-        environment = {"PUBSUB_EMULATOR_HOST": server.address}
-        options = [*cluster.beam_options(flink.address, environment), *cluster.STREAM_OPTIONS]
+        environment = {"PUBSUB_EMULATOR_HOST": self.server.address}
+        options = [*cluster.beam_options(self.flink.address, environment), *cluster.STREAM_OPTIONS, *more]
         pipeline = make_pipeline("FlinkRunner", options)
         build(pipeline, config)
-        result = pipeline.run()
-        publisher = open_broker("pubsub://demo/events").publisher()
-        for start in range(0, 8000, 1000):  # of one call, the parts may change places
-            publisher.publish(payloads[start : start + 1000])
-        _wait(lambda: server.backlog(scored).undelivered >= 4000)
-        job = next(job["jid"] for job in flink.rest("/jobs/overview")["jobs"] if job["state"] == "RUNNING")
+        pipeline.run()
+        _wait(lambda: self._jobs() - before)
+        (job,) = self._jobs() - before
+        return job
+
+    def _jobs(self):
+        return {job["jid"] for job in self.flink.rest("/jobs/overview")["jobs"]}
+
+    def publish(self, start, stop, pause=0.0):
+        for first in range(start, stop, 1000):  # of one call, the parts may change places
+            self.publisher.publish(self.payloads[first : min(first + 1000, stop)])
+            time.sleep(pause)
+
+    def wait_for_scores(self, count):
+        _wait(lambda: self.server.backlog(self.scored).undelivered >= count)
+
+    def finish(self, job):
+        """All scores, when each event has one and all messages are acknowledged."""
+        self.wait_for_scores(len(self.payloads))
+        _wait(lambda: _empty(self.server.backlog(self.events)))
+        self.publisher.close()
+        self.flink.cancel_job(job)
+        scores = _messages("pubsub://demo/scores")
+        assert {score["TRANSACTION_ID"] for score in scores} == set(self.expected)
+        assert not [score["TRANSACTION_ID"] for score in scores if score["late"]]
+        assert not [s for s in scores if self._result(s) != self.expected[s["TRANSACTION_ID"]]]
+        return scores
+
+    def _result(self, row):
+        return [np.float32(row["score"]), row["decision"], *(row[name] for name in self.project.feature_names)]
+
+
+@pytest.fixture
+def streaming(tmp_path, flink, sample, monkeypatch):
+    with PubsubEmulator() as server:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        yield Streaming(flink, server, sample, tmp_path)
+
+
+@needs_flink
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("killed", ["task manager", "worker"])
+def test_a_stream_loses_nothing_when_a_process_is_killed(streaming, flink, killed):
+    """Every event is scored as in batch and at last acknowledged; some are published twice, with the same bits."""
+    job = streaming.start("bundle")
+    streaming.publish(0, 8000)
+    streaming.wait_for_scores(4000)
+    if killed == "worker":
+        flink.kill_worker(_host(flink, job))
+    else:
         flink.kill_task_manager(_host(flink, job))
         flink.start_task_manager()
-        for start in range(8000, len(payloads), 1000):
-            publisher.publish(payloads[start : start + 1000])
-            time.sleep(0.2)
-        publisher.close()
-        _wait(lambda: server.backlog(scored).undelivered >= len(payloads) and _empty(server.backlog(events)))
-        restored = flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"]
-        result.cancel()
-        scores = _messages("pubsub://demo/scores")
-    assert restored == 1
-    assert {score["TRANSACTION_ID"] for score in scores} == set(expected)
-    assert not [s["TRANSACTION_ID"] for s in scores if s["late"]]
-    assert not [s for s in scores if np.float32(s["score"]) != expected[s["TRANSACTION_ID"]]]
+    streaming.publish(8000, len(streaming.payloads), 0.2)
+    streaming.wait_for_scores(len(streaming.payloads))
+    assert flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"] == 1
+    streaming.finish(job)
+
+
+@needs_flink
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore")
+def test_a_stream_goes_on_from_a_savepoint_with_another_bundle(streaming, flink, tmp_path):
+    """Each event has one score, by the bundle before or the one after, with the windows of all events before it."""
+    job = streaming.start("before")
+    streaming.publish(0, 8000)
+    streaming.wait_for_scores(4000)
+    savepoint = flink.stop_job(job, tmp_path / "savepoints")
+    streaming.publish(8000, 12_000)
+    job = streaming.start("after", f"--savepoint_path={savepoint}")
+    streaming.publish(12_000, len(streaming.payloads), 0.2)
+    scores = streaming.finish(job)
+    assert flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"] == 1
+    assert len(scores) == len(streaming.payloads)
+    by_bundle = collections.Counter(score["bundle_id"] for score in scores)
+    assert min(by_bundle["before"], by_bundle["after"]) >= 4000
 
 
 def test_what_a_bundle_registers_is_called_at_the_second_checkpoint():
@@ -146,7 +204,7 @@ def test_a_journal_is_refused():
 
 
 def _host(flink, job):
-    """The TaskManager that runs the first step of a job."""
+    """The name of the TaskManager that runs the first step of a job."""
     vertex = flink.rest(f"/jobs/{job}")["vertices"][0]["id"]
     return flink.rest(f"/jobs/{job}/vertices/{vertex}/subtasks/0")["taskmanager-id"]
 

@@ -84,6 +84,38 @@ class Cluster:
         os.killpg(self.task_managers.pop(name), signal.SIGKILL)
         self.save()
 
+    def kill_worker(self, name: str) -> None:
+        """End the Python workers of a TaskManager at once."""
+        group = self.task_managers[name]
+        workers = [pid for pid in _processes() if "sdk_worker_main" in _command(pid) and os.getpgid(pid) == group]
+        if not workers:
+            raise ClusterError(f"{name} has no worker")
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def stop_job(self, job: str, folder: pathlib.Path) -> str:
+        """Stop a job with a savepoint below `folder`; its URI, for --savepoint_path of the job that goes on."""
+        asked = json.dumps({"targetDirectory": folder.as_uri(), "drain": False}).encode()
+        header = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{self.address}/jobs/{job}/stop", asked, header)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            number = json.load(answer)["request-id"]
+        while (said := self.rest(f"/jobs/{job}/savepoints/{number}"))["status"]["id"] != "COMPLETED":
+            time.sleep(0.1)
+        if "location" not in said["operation"]:
+            raise ClusterError(f"no savepoint of {job}: {said['operation']['failure-cause']['class']}")
+        self._wait_for_end(job)
+        return str(said["operation"]["location"])
+
+    def cancel_job(self, job: str) -> None:
+        """End a job without a savepoint."""
+        self.rest(f"/jobs/{job}/yarn-cancel")
+        self._wait_for_end(job)
+
+    def _wait_for_end(self, job: str) -> None:
+        while self.rest(f"/jobs/{job}")["state"] not in ("FINISHED", "CANCELED", "FAILED"):
+            time.sleep(0.1)
+
     def wait_for_slots(self, slots: int) -> None:
         """Return when so many slots are registered; ClusterError after a minute."""
         deadline = time.monotonic() + START_SECONDS
@@ -247,6 +279,17 @@ def _launch(folder: pathlib.Path, main: str, name: str, heap: str, *more: str) -
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, start_new_session=True
         )
     return process.pid
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _alive(pid: int) -> bool:
