@@ -1,7 +1,7 @@
 """Benchmarks of Flink on this machine against the in-process engine; each sub-command prints one Markdown table.
 
     python benchmarks/flink.py batch [--slots 1,2,4] [--rows 200000,719307,3000000] [--times 2]
-    python benchmarks/flink.py stream [--rate 5000] [--seconds 60]
+    python benchmarks/flink.py stream [--broker kafka] [--rates 1000,5000] [--seconds 60]
 
 Needs `make flink`. A cluster is started for each: a JobManager and a TaskManager, whose Python worker is a process of
 its own. Batch: Flink's own duration of the job, and how much of it passed until the first event was read, which is the
@@ -27,6 +27,8 @@ from run import train as train_model
 from stream.figures import markdown
 from stream.measure import Setting, measure
 from stream.processes import train
+
+from pipelines.brokers import KAFKA_CONFIG
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from deploy.flink import cluster
@@ -120,10 +122,10 @@ def stream(asked: argparse.Namespace, folder: pathlib.Path) -> None:
     table = []
     with cluster.running(folder / "cluster", task_managers=1, slots=1, heap_mb=HEAP_MB) as running:
         for rate in asked.rates:
-            told = {"PUBSUB_EMULATOR_HOST": "$PUBSUB_EMULATOR_HOST"}  # measure() knows it
+            told = {name: f"${name}" for name in ("PUBSUB_EMULATOR_HOST", KAFKA_CONFIG)}  # measure() knows them
             options = [*cluster.beam_options(running.address, told), *cluster.STREAM_OPTIONS, "--runner", "FlinkRunner"]
             arguments = ("--allowance", "100ms", *options)
-            setting = Setting("pubsub", asked.data / "transactions.parquet", folder, arguments)
+            setting = Setting(asked.broker, asked.data / "transactions.parquet", folder, arguments)
             say(f"{rate:,} events/s for {asked.seconds:.0f} s")
             found = measure(setting, rate, asked.seconds, warm_up=asked.warm_up, tail=5, patience=60)
             job = next(each for each in running.rest("/jobs/overview")["jobs"] if each["state"] == "RUNNING")
@@ -155,6 +157,7 @@ def main() -> None:
             made.add_argument("--rows", type=numbers, default=[200_000, 719_307, 3_000_000])
             made.add_argument("--times", type=int, default=2, help="runs of each, of which the fastest counts")
         else:
+            made.add_argument("--broker", choices=("pubsub", "kafka"), default="pubsub", help="embedded, or a mock")
             made.add_argument("--rates", type=numbers, default=[1000, 5000])
             made.add_argument("--seconds", type=float, default=60)
             made.add_argument("--warm-up", type=float, default=20)

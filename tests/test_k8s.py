@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from deploy.flink import cluster
+from pipelines.options import FLINK
 from tests.support import ROOT
 
 DEPLOY = ROOT / "deploy" / "k8s"
@@ -65,8 +67,7 @@ def test_every_manifest_fits_its_schema():
 
 
 def test_addresses_meet():
-    cluster = manifests()["FlinkDeployment", "headrace"]
-    assert cluster["spec"]["flinkVersion"] == "v1_19"
+    assert manifests()["FlinkDeployment", "headrace"]["spec"]["flinkVersion"] == "v1_19"
     # The operator names the service of the JobManager's interface so.
     assert "--flink-master=headrace-rest:8081" in container("headrace-job-server", "job-server")["args"]
     ports = {p["name"]: p["containerPort"] for p in container("headrace-job-server", "job-server")["ports"]}
@@ -100,6 +101,17 @@ def test_nothing_is_staged_and_the_job_is_submitted_once():
     job = manifests()["Job", "headrace-submit"]["spec"]
     assert job["backoffLimit"] == 0
     assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_stream_has_the_options_that_flink_needs():
+    """A stream that is read as on another runner acknowledges too early; one without these hardly moves."""
+    given = [arg.split("=")[0] for arg in container("headrace-submit", "headrace")["args"]]
+    assert options()["runner"] == FLINK
+    assert {option.split("=")[0] for option in cluster.STREAM_OPTIONS} < set(given)
+    assert {"--streaming", "--object_reuse", "--max_cache_memory_usage_mb"} < set(given)
+    dockerfile = (ROOT / "deploy" / "flink" / "Dockerfile").read_text()
+    assert container("headrace-job-server", "job-server")["image"] in dockerfile
+    assert cluster.JOB_SERVER.name in dockerfile
 
 
 def test_state_is_kept_where_pods_come_and_go():

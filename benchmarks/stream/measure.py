@@ -85,7 +85,7 @@ def measure(
         dead = Reader(topics.dead_reader, folder / "dead.npz")
         stack.callback(dead.kill)
         registry = ("--registry", f"sqlite:///{setting.folder}/.headrace/registry.db")
-        # A worker of another process is told where the broker is by "$PUBSUB_EMULATOR_HOST".
+        # A worker of another process is told where the broker is, such as by "$PUBSUB_EMULATOR_HOST".
         options = [os.path.expandvars(each) for each in [*registry, *setting.arguments, *arguments]]
         began = time.monotonic()
         stream = stack.enter_context(streaming(folder, topics, options))
