@@ -43,7 +43,7 @@ def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
     if runner == DIRECT:
         return beam.Pipeline(runner=LocalRunner(), options=PipelineOptions(list(beam_args)))
     if runner == FN_API:
-        # Beam's own cache of state weighs every value it holds; transforms.rolling keeps what it needs itself.
+        # Beam's own cache of state weighs every value it holds; transforms.segments keeps what it needs itself.
         options = PipelineOptions(["--max_cache_memory_usage_mb=0", *beam_args])
         return beam.Pipeline(runner=FnApiRunner(), options=options)
     if runner == DATAFLOW:

@@ -19,7 +19,9 @@ from models.project import RollingFeature, parse_project
 from models.windows import Events, History, RollingKernel
 from tests.steps import END, ENGINES, through
 from tests.support import CARD_FRAUD
+from tests.test_segments import State, make_worker
 from transforms import labels as joining
+from transforms import segments
 from transforms.batches import (
     EVENT_TIME,
     IS_PROVISIONAL,
@@ -365,12 +367,87 @@ def test_labels_find_their_events_as_the_watermark_moves():
     assert summary(*join([*steps, ([], END)], 2)) == expected
     # With a log that is joined often and read each time, and hashes that many ids share.
     with (
-        mock.patch.object(joining, "MAX_RECENT_SEGMENTS", 3),
-        mock.patch.object(joining, "SEGMENT_ROWS", 20),
-        mock.patch.object(joining._Join, "setup", lambda self: setattr(self, "_memories", Forgetful())),
+        mock.patch.object(segments, "MAX_RECENT_SEGMENTS", 3),
+        mock.patch.object(segments, "SEGMENT_ROWS", 20),
+        mock.patch.object(segments.AdvanceSlices, "setup", lambda self: setattr(self, "_memories", Forgetful())),
         mock.patch.object(joining, "_hashes", lambda ids: ids.to_numpy() % 5),
     ):
         assert summary(*join([*steps, ([], END)], 2)) == expected
+
+
+def labels_worker():
+    return make_worker(joining._Join(JoinLabels(PROJECT, ("CARD",), HORIZON, 1)))
+
+
+def routed(events, labels, slice_us):
+    """The items of each slice, as they come to one shard."""
+    route = JoinLabels(PROJECT, ("CARD",), HORIZON, 1)
+    items = [(end, part) for end, batch in cut(events, slice_us, 2) for _, part in route._route_events(batch)]
+    items += cut(labels, slice_us, 2, after=1000)
+    ends = sorted({end // slice_us for end, _ in items})
+    return [[item for item in items if item[0] // slice_us == end] for end in ends]
+
+
+def told(outputs):
+    dead = [output.value for output in outputs if isinstance(output, beam.pvalue.TaggedOutput)]
+    rows = [output.value for output in outputs if not isinstance(output, beam.pvalue.TaggedOutput)]
+    return summary(*([row for batch in batches for row in batch.to_pylist()] for batches in (rows, dead)))
+
+
+@pytest.mark.parametrize("recent", [3, 1000])
+def test_workers_that_take_turns_over_a_state_that_is_restored(monkeypatch, recent):
+    """The memory of each is of a state that the other has moved on since, or that never was."""
+    monkeypatch.setattr(segments, "MAX_RECENT_SEGMENTS", recent)
+    events, labels = make(8)
+    workers, state, found = [labels_worker(), labels_worker()], State(), []
+    for number, items in enumerate(routed(events, labels, 10 * SECOND)):
+        worker = workers[number // 3 % 2]
+        state.put(worker, items)
+        checkpoint = state.copy()
+        while state.timer.at is not None:  # a bundle that is lost
+            list(state.fire(worker))
+        state = checkpoint
+        while state.timer.at is not None:
+            found += state.fire(worker)
+    assert told(found) == by_definition_joined(events, labels)
+
+
+def test_a_bundle_of_labels_that_fails_half_way_is_done_again():
+    events, labels = make(9)
+    worker, state = labels_worker(), State()
+    state.put(worker, [item for items in routed(events, labels, 30 * SECOND) for item in items])
+    before = state.copy()
+    half_way = state.fire(worker, END)
+    for _ in range(6):
+        next(half_way)
+    half_way.close()
+    assert told(list(before.fire(worker, END))) == by_definition_joined(events, labels)
+
+
+def test_labels_of_one_slice_go_on_in_pieces(monkeypatch):
+    monkeypatch.setattr(segments, "OUTPUT_ROWS", 16)
+    events, labels = make(10)
+    state, worker = State(), labels_worker()
+    state.put(worker, [item for items in routed(events, labels, 1000 * SECOND) for item in items])
+    outputs = list(state.fire(worker, END))
+    assert told(outputs) == by_definition_joined(events, labels)
+    sizes = [output.value.num_rows for output in outputs if not isinstance(output, beam.pvalue.TaggedOutput)]
+    assert len(sizes) > 4
+    assert max(sizes) == 16
+
+
+def test_the_log_of_labels_stays_bounded(monkeypatch):
+    monkeypatch.setattr(segments, "MAX_RECENT_SEGMENTS", 3)
+    state, most = State(), 0
+    worker = labels_worker()
+    events = [an_event(n, n) for n in range(1500)]
+    labels = [a_label(n, n + 3) for n in range(1500)]
+    for items in routed(events, labels, 10 * SECOND):
+        state.put(worker, items)
+        while state.timer.at is not None:
+            list(state.fire(worker))
+        most = max(most, state.rows())
+    assert 100 < most < 500  # two rows a second, for the horizon and as long again
 
 
 def test_what_is_kept_stays_bounded():

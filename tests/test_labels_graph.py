@@ -18,7 +18,7 @@ from pipelines.sources.files import ReadFiles, ReadLabelled
 from tests.steps import END, through
 from tests.support import CARD_FRAUD, read_output, tiny_scorer, write_rows
 from tests.test_arrival import Given, stream
-from transforms import rolling
+from transforms import segments
 from transforms.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, slice_ends
 from transforms.features import ComputeFeatures, label_horizon_us
 from transforms.score import Score
@@ -187,9 +187,9 @@ class Forgetful(dict):
 @pytest.mark.parametrize("forgetful", [False, True])
 def test_windows_with_labels_as_the_watermark_moves(forgetful, monkeypatch):
     if forgetful:  # the history is read from a state that is joined and tidied often
-        monkeypatch.setattr(rolling, "MAX_RECENT_SEGMENTS", 3)
-        monkeypatch.setattr(rolling, "SEGMENT_ROWS", 20)
-        monkeypatch.setattr(rolling._Advance, "setup", lambda self: setattr(self, "_memories", Forgetful()))
+        monkeypatch.setattr(segments, "MAX_RECENT_SEGMENTS", 3)
+        monkeypatch.setattr(segments, "SEGMENT_ROWS", 20)
+        monkeypatch.setattr(segments.AdvanceSlices, "setup", lambda self: setattr(self, "_memories", Forgetful()))
     data = make(3)
     rng = np.random.default_rng(4)
     known = data["time"] + rng.integers(0, 20 * 24, ROWS) * (DAY // 24)

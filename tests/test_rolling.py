@@ -1,21 +1,20 @@
 """Rolling windows as a transform: whatever order, batches, shards, slices and engine, the bits are the same."""
 
-import json
 import random
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from apache_beam.coders import BytesCoder
 from apache_beam.utils.timestamp import Timestamp
 
 from models.project import RollingFeature
 from models.windows import RollingKernel
 from tests.steps import END, ENGINES, through
 from tests.support import brute_force
-from transforms import rolling
+from tests.test_segments import State, make_worker
+from transforms import segments
 from transforms.batches import EVENT_TIME, partition, slice_ends, times_us
-from transforms.rolling import RollingWindows, _Advance
+from transforms.rolling import RollingWindows, _Windows
 
 SECOND = 1_000_000
 FEATURES = (
@@ -151,82 +150,8 @@ def test_a_late_batch_is_handed_on_with_what_it_still_can_know():
     assert counts == {"a": 1, "b": 2, "c": 1}
 
 
-class Bag:
-    def __init__(self, spec):
-        self.coder, self.data = spec.coder, []
-
-    def read(self):
-        return iter([self.coder.decode(data) for data in self.data])
-
-    def add(self, value):
-        self.data.append(self.coder.encode(value))
-
-    def clear(self):
-        self.data = []
-
-
-class Value:
-    def __init__(self):
-        self.data = None
-
-    def read(self):
-        return self.data
-
-    def write(self, data):
-        assert BytesCoder().decode(BytesCoder().encode(data)) == data
-        self.data = data
-
-
-class Timer:
-    def __init__(self):
-        self.at = None
-
-    def set(self, timestamp):
-        self.at = timestamp
-
-
-class State:
-    """What a runner keeps of one shard, encoded; it can be copied, as by a checkpoint."""
-
-    def __init__(self):
-        self.cells = {name: Bag(getattr(_Advance, name.upper())) for name in ("pending", "base", "recent")}
-        self.cells["shard_state"] = Value()
-        self.timer = Timer()
-
-    def copy(self):
-        other = State()
-        for name, cell in self.cells.items():
-            other.cells[name].data = cell.data if isinstance(cell.data, (bytes, type(None))) else list(cell.data)
-        other.timer.at = self.timer.at
-        return other
-
-    def put(self, advance, items):
-        advance.start_bundle()
-        for end, batch in items:
-            out = advance.process((0, batch), Timestamp(micros=end), release=self.timer, **self.cells)
-            assert list(out) == []
-
-    def fire(self, advance, until_us=None):
-        fired = self.timer.at if until_us is None else Timestamp(micros=until_us)
-        self.timer.at = None
-        yield from advance.release(0, fired, release=self.timer, **self.cells)
-
-    def run(self, advance, items):
-        """The rows handed on, once all timers have fired."""
-        self.put(advance, items)
-        found = []
-        while self.timer.at is not None:
-            found += [output.value for output in self.fire(advance)]
-        return found
-
-    def rows(self):
-        return sum(batch.num_rows for name in ("base", "recent") for batch in self.cells[name].read())
-
-
 def advance():
-    made = _Advance("card", "id", KERNEL)
-    made.setup()
-    return made
+    return make_worker(_Windows("card", "id", KERNEL))
 
 
 def slices(rows, slice_us=5 * SECOND, texts=False):
@@ -286,17 +211,10 @@ def test_several_slices_that_are_due_at_once():
     assert joined([o.value for o in outputs]) == EXPECTED
 
 
-def test_the_timer_is_set_for_the_earliest_slice():
-    worker, state = advance(), State()
-    for end in (50, 20, 30):
-        state.put(worker, [(end * SECOND, to_batch(ROWS[:1]))])
-    assert state.timer.at == Timestamp(micros=20 * SECOND + 1000)
-
-
 @pytest.mark.parametrize("texts", [False, True])
 def test_joins_and_evictions_change_nothing(monkeypatch, texts):
-    monkeypatch.setattr(rolling, "MAX_RECENT_SEGMENTS", 3)
-    monkeypatch.setattr(rolling, "SEGMENT_ROWS", 50)
+    monkeypatch.setattr(segments, "MAX_RECENT_SEGMENTS", 3)
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 50)
     rows = make_rows(4000, seed=2, span=4000)
     horizon = KERNEL.horizon_us // SECOND
     one, state, found, most = advance(), State(), [], 0
@@ -310,23 +228,15 @@ def test_joins_and_evictions_change_nothing(monkeypatch, texts):
 
 
 def test_names_that_never_come_again_are_forgotten(monkeypatch):
-    monkeypatch.setattr(rolling, "MAX_RECENT_SEGMENTS", 3)
+    monkeypatch.setattr(segments, "MAX_RECENT_SEGMENTS", 3)
     worker, state = advance(), State()
     row, number = ROWS[0], 0
     for start in range(0, 3000, 10):
         number += 200
         rows = [{**row, "id": str(n), "card": n, "time": start * SECOND} for n in range(number, number + 200)]
         state.run(worker, [(start * SECOND, to_batch(rows, texts=True))])
-        assert len(worker._memories[0].codes) < 20_000
+        assert len(worker._memories[0][1].codes) < 20_000
     assert number == 60_000
-
-
-def test_the_small_state_is_json_of_few_numbers():
-    state = State()
-    state.run(advance(), [(5 * SECOND, to_batch(ROWS[:3]))])
-    said = json.loads(state.cells["shard_state"].data)
-    assert sorted(said) == ["recent", "tidy_us", "timer_us", "token"]
-    assert (said["recent"], said["tidy_us"], said["timer_us"]) == (1, None, None)
 
 
 def test_a_segment_holds_only_what_windows_read():

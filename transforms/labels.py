@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.coders import BooleanCoder, BytesCoder, TupleCoder, VarIntCoder
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -27,7 +22,6 @@ from transforms.batches import (
     POSITION,
     SOURCE,
     SYSTEM_FIELDS,
-    RecordBatchCoder,
     as_float64,
     column,
     concat_batches,
@@ -38,10 +32,12 @@ from transforms.batches import (
     take_rows,
     times_us,
     timestamp_of,
+    with_column,
+    without,
 )
 from transforms.dead_letters import make_dead_letters
 from transforms.decode import DEAD
-from transforms.rolling import AFTER_SLICE_US, MAX_RECENT_SEGMENTS, SEGMENT_ROWS
+from transforms.segments import AFTER_SLICE_US, AdvanceSlices, Log, Shard
 
 NO_EVENT = "no event with this id"
 ALREADY_KNOWN = "label already known"
@@ -50,8 +46,7 @@ ALREADY_KNOWN = "label already known"
 _KEPT_RATIO = 8
 
 _FOREVER = 1 << 62
-_CODER = RecordBatchCoder()
-_Routed = tuple[int, tuple[bool, pa.RecordBatch]]
+_Routed = tuple[int, pa.RecordBatch]
 _Rows = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -88,7 +83,7 @@ class JoinLabels(beam.PTransform):  # type: ignore[misc]
             | "Both" >> beam.Flatten()
             | "Regroup" >> beam.Reshuffle().with_output_types(_Routed)
             | "Join"
-            >> beam.ParDo(_Join(self))
+            >> beam.ParDo(AdvanceSlices(_Join(self)))
             .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
             .with_outputs(DEAD, main="rows")
         )
@@ -100,12 +95,10 @@ class JoinLabels(beam.PTransform):  # type: ignore[misc]
         event_id, *carried, times = (column(batch, name) for name in names)
         arrays = [event_id, *carried, times.cast(SYSTEM_FIELDS[EVENT_TIME].type)]
         kept = pa.RecordBatch.from_arrays(arrays, names=[*names[:-1], EVENT_TIME])
-        for shard, part in partition(kept, shard_of(event_id, self.shards)):
-            yield shard, (False, part)
+        yield from partition(kept, shard_of(event_id, self.shards))
 
     def _route_labels(self, batch: pa.RecordBatch) -> Iterator[_Routed]:
-        for shard, part in partition(batch, shard_of(column(batch, self.project.event.id), self.shards)):
-            yield shard, (True, part)
+        yield from partition(batch, shard_of(column(batch, self.project.event.id), self.shards))
 
 
 @dataclasses.dataclass(eq=False)
@@ -238,33 +231,21 @@ def _hashes(ids: pa.Array) -> Int64:
 
 
 @dataclasses.dataclass
-class _Shard:
-    """The small part of a shard's state, which is read and written each time; times are in microseconds."""
-
-    timer_us: int | None = None  # when the next slice is due
-    token: str = ""  # marks this very state of the log
-    recent: int = 0  # segments of the log that are not joined yet
-    tidy_us: int | None = None  # the event time at which what no label can come for is next thrown out
+class _Shard(Shard):
     slice_us: int = -_FOREVER  # when the latest slice of events was due
     newest_us: int = -_FOREVER  # the latest event
     passed_us: int = -_FOREVER  # the latest event before that slice, whose labels may still come
 
-    @staticmethod
-    def from_bytes(data: bytes | None) -> _Shard:
-        return _Shard(**json.loads(data)) if data else _Shard()
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
+@dataclasses.dataclass
+class _Memory:
+    kept: Kept
 
 
-class _Join(beam.DoFn):  # type: ignore[misc]
-    """The state is a log: a row for an event, and one more with the label's time once it has a label."""
+class _Join:
+    """A Step. Its log has a row for an event, and one more with the label's time once it has a label."""
 
-    PENDING = BagStateSpec("pending", TupleCoder((VarIntCoder(), BooleanCoder(), _CODER)))
-    BASE = BagStateSpec("base", _CODER)
-    RECENT = BagStateSpec("recent", _CODER)
-    SHARD = ReadModifyWriteStateSpec("shard", BytesCoder())
-    RELEASE = TimerSpec("release", TimeDomain.WATERMARK)
+    shard = _Shard
 
     def __init__(self, options: JoinLabels) -> None:
         project = options.project
@@ -273,116 +254,46 @@ class _Join(beam.DoFn):  # type: ignore[misc]
         self._event_id, self._label = project.event.id, project.label.field
         self._records = project.label_records.event
         self._names = {EVENT_TIME: options.event_time, LABEL_TIME: options.label_time}
-        self._horizon_us = options.horizon_us
-        self._keep_us = options.horizon_us + options.lateness_us
+        self._join_us = options.horizon_us
+        self.horizon_us = options.horizon_us + options.lateness_us
 
-    def setup(self) -> None:
-        self._memories: dict[int, tuple[str, Kept]] = {}
+    def kind_of(self, batch: pa.RecordBatch) -> int:
+        """Of one slice events first; only labels still say where they came from."""
+        return int(SOURCE in batch.schema.names)
 
-    def process(
-        self,
-        element: _Routed,
-        slice_end: Timestamp = beam.DoFn.TimestampParam,
-        pending: Any = beam.DoFn.StateParam(PENDING),
-        shard_state: Any = beam.DoFn.StateParam(SHARD),
-        release: Any = beam.DoFn.TimerParam(RELEASE),
-    ) -> None:
-        due_us = slice_end.micros + AFTER_SLICE_US
-        pending.add((due_us, *element[1]))
-        shard = _Shard.from_bytes(shard_state.read())
-        if shard.timer_us is None or due_us < shard.timer_us:
-            shard.timer_us = due_us
-            shard_state.write(shard.to_bytes())
-            release.set(timestamp_of(due_us))
+    def recall(self, memory: _Memory | None, log: Log[_Shard]) -> _Memory:
+        """What is kept."""
+        if memory is not None:
+            return memory
+        memory = _Memory(())
+        for past in log.read():  # all have one schema: it is one batch
+            is_event = column(past, LABEL_TIME).is_null().to_numpy(zero_copy_only=False)
+            events, labels = (take_rows(past, np.flatnonzero(rows)) for rows in (is_event, ~is_event))
+            kept = KeptEvents.of(without(events, LABEL_TIME))
+            rows = kept.find(labels.column(0), times_us(labels))
+            kept.labelled[rows[rows >= 0]] = True
+            memory.kept = (kept,)
+        return memory
 
-    @on_timer(RELEASE)  # type: ignore[untyped-decorator]
-    def release(
-        self,
-        key: int = beam.DoFn.KeyParam,
-        fired: Timestamp = beam.DoFn.TimestampParam,
-        pending: Any = beam.DoFn.StateParam(PENDING),
-        base: Any = beam.DoFn.StateParam(BASE),
-        recent: Any = beam.DoFn.StateParam(RECENT),
-        shard_state: Any = beam.DoFn.StateParam(SHARD),
-        release: Any = beam.DoFn.TimerParam(RELEASE),
-    ) -> Iterator[Any]:
-        due: dict[tuple[int, bool], list[pa.RecordBatch]] = {}
-        waiting = []
-        for due_us, is_label, batch in pending.read():
-            if due_us <= fired.micros:
-                due.setdefault((due_us, is_label), []).append(batch)
-            else:
-                waiting.append((due_us, is_label, batch))
-        pending.clear()
-        for item in waiting:
-            pending.add(item)
-
-        shard = _Shard.from_bytes(shard_state.read())
-        kept = self._recall(key, shard, base, recent)
-        for due_us, is_label in sorted(due):  # of one slice events first
-            batch = concat_batches(due[due_us, is_label])
-            if not is_label:
-                if due_us > shard.slice_us:
-                    shard.slice_us, shard.passed_us = due_us, shard.newest_us
-                shard.newest_us = max(shard.newest_us, int(times_us(batch).max()))
-                kept = keep_events(kept, batch, shard.passed_us - self._keep_us)
-                self._remember(batch, pa.nulls(batch.num_rows, SYSTEM_FIELDS[EVENT_TIME].type), shard, base, recent)
-                continue
-            joined, faults, kept = join_labels(kept, batch, self._event_id, self._label, self._horizon_us)
-            if faults.bad.any():
-                dead = make_dead_letters(batch, faults.rows, faults.reasons(), "JoinLabels", self._records)
-                yield beam.pvalue.TaggedOutput(DEAD, dead)
-            if joined is not None:
-                *events, label_time, _ = joined.columns
-                names = joined.schema.names[: len(events)]
-                self._remember(pa.RecordBatch.from_arrays(events, names=names), label_time, shard, base, recent)
-                named = [self._names.get(name, name) for name in joined.schema.names]
-                yield TimestampedValue(pa.RecordBatch.from_arrays(joined.columns, names=named), timestamp_of(due_us))
-        self._memories[key] = (shard.token, kept)
-        shard.timer_us = min((due_us for due_us, _, _ in waiting), default=None)
-        if shard.timer_us is not None:
-            release.set(timestamp_of(shard.timer_us))
-        shard_state.write(shard.to_bytes())
-
-    def _recall(self, key: int, shard: _Shard, base: Any, recent: Any) -> Kept:
-        """What is kept, from memory or, where that is not of this state, from the log."""
-        token, kept = self._memories.pop(key, ("", ()))
-        if token == shard.token:
-            return kept
-        segments = [*base.read(), *recent.read()]
-        if not segments:
-            return ()
-        log = self._still_needed(concat_batches(segments), shard)
-        is_event = column(log, LABEL_TIME).is_null().to_numpy(zero_copy_only=False)
-        events, labels = (take_rows(log, np.flatnonzero(rows)) for rows in (is_event, ~is_event))
-        events = pa.RecordBatch.from_arrays(events.columns[:-1], names=events.schema.names[:-1])
-        all_events = KeptEvents.of(events)
-        rows = all_events.find(labels.column(0), times_us(labels))
-        all_events.labelled[rows[rows >= 0]] = True
-        return (all_events,)
-
-    def _remember(self, batch: pa.RecordBatch, label_time: pa.Array, shard: _Shard, base: Any, recent: Any) -> None:
-        """Append to the log; join small segments, and at times throw out what no label can come for."""
-        names = [*batch.schema.names, LABEL_TIME]
-        recent.add(pa.RecordBatch.from_arrays([*batch.columns, label_time], names=names))
-        shard.recent += 1
-        shard.token = os.urandom(16).hex()  # a state that was restored and went on otherwise has another
-        if shard.recent <= MAX_RECENT_SEGMENTS:
+    def advance(self, batch: pa.RecordBatch, due_us: int, memory: _Memory, log: Log[_Shard]) -> Iterator[Any]:
+        """Labels with their events, and dead letters; of events nothing."""
+        if not self.kind_of(batch):
+            shard = log.shard
+            if due_us > shard.slice_us:
+                shard.slice_us, shard.passed_us = due_us, shard.newest_us
+            shard.newest_us = max(shard.newest_us, int(times_us(batch).max()))
+            memory.kept = keep_events(memory.kept, batch, self.passed_us((), shard))
+            log.append(with_column(batch, LABEL_TIME, pa.nulls(batch.num_rows, SYSTEM_FIELDS[EVENT_TIME].type)))
             return
-        joined = concat_batches(list(recent.read()))
-        recent.clear()
-        shard.recent = 0
-        base.add(joined)
-        last = int(times_us(joined).max())
-        if shard.tidy_us is not None and last >= shard.tidy_us:
-            needed = self._still_needed(concat_batches(list(base.read())), shard)
-            base.clear()
-            for start in range(0, needed.num_rows, SEGMENT_ROWS):
-                base.add(needed.slice(start, SEGMENT_ROWS))
-            shard.tidy_us = None
-        if shard.tidy_us is None:
-            shard.tidy_us = last + self._keep_us
+        joined, faults, memory.kept = join_labels(memory.kept, batch, self._event_id, self._label, self._join_us)
+        if faults.bad.any():
+            dead = make_dead_letters(batch, faults.rows, faults.reasons(), "JoinLabels", self._records)
+            yield beam.pvalue.TaggedOutput(DEAD, dead)
+        if joined is not None:
+            log.append(without(joined, self._label))
+            names = [self._names.get(name, name) for name in joined.schema.names]
+            yield pa.RecordBatch.from_arrays(joined.columns, names=names)
 
-    def _still_needed(self, log: pa.RecordBatch, shard: _Shard) -> pa.RecordBatch:
-        needed = times_us(log) > shard.passed_us - self._keep_us
-        return log if needed.all() else take_rows(log, np.flatnonzero(needed))
+    def passed_us(self, segments: Sequence[pa.RecordBatch], shard: _Shard) -> int:
+        """That for which no label can come."""
+        return shard.passed_us - self.horizon_us
