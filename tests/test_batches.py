@@ -14,6 +14,10 @@ from pipelines.sources.files import ReadFiles
 from tests.support import card_fraud
 from transforms.batches import (
     EVENT_TIME,
+    IS_PROVISIONAL,
+    MARKS,
+    LazyBatch,
+    LazyBatchCoder,
     RecordBatchCoder,
     as_batch,
     column,
@@ -24,6 +28,7 @@ from transforms.batches import (
     slice_ends,
     take_rows,
     times_us,
+    with_column,
     without,
 )
 from transforms.examples import CollectExamples
@@ -99,6 +104,27 @@ def test_a_large_batch_is_compressed_and_a_small_one_is_not():
     assert len(RecordBatchCoder().encode(small)) > small.nbytes
 
 
+@pytest.mark.parametrize("mark", [0, IS_PROVISIONAL])
+def test_a_lazy_batch_is_coded_once_and_only_if_it_must(mark, monkeypatch):
+    coder, done = LazyBatchCoder(), []
+    for name in ("encode", "decode"):
+        code = getattr(RecordBatchCoder, name)
+        monkeypatch.setattr(
+            RecordBatchCoder, name, lambda coder, it, code=code, name=name: done.append(name) or code(coder, it)
+        )
+    batch = with_column(to_batch([(1, "a", True, 2.0, "a", 3)]), MARKS, pa.array([mark], pa.int8()))
+    sent = LazyBatch(batch)
+    assert sent.batch is batch
+    assert done == []
+    brought = coder.decode(coder.encode(sent))
+    assert coder.encode(brought) == coder.encode(sent)  # as into a state
+    assert brought.provisional == bool(mark)
+    assert done == ["encode"]
+    assert brought.batch.to_pydict() == brought.batch.to_pydict() == batch.to_pydict()
+    assert done == ["encode", "decode"]
+    assert coder.estimate_size(sent) == batch.nbytes
+
+
 def test_telling_a_size_does_not_encode(monkeypatch):
     monkeypatch.delattr(RecordBatchCoder, "encode")
     batch = to_batch([(1, "a", True, 2.0, "a", 3)])
@@ -129,8 +155,12 @@ def test_every_batch_of_the_graph_has_the_coder(tmp_path):
         outputs = {tag: kind for (label, tag), kind in kinds.items() if label.startswith(step)}
         assert "dead" in outputs
         assert set(outputs.values()) == {pa.RecordBatch}, step
-    for label in ("Advance", "Row features", "Count earlier/Route"):
-        assert any(f"/{label}" in step and "RecordBatch" in str(kind) for (step, _), kind in kinds.items())
+    for label, kind in (
+        ("Advance", "RecordBatch"),
+        ("Row features", "RecordBatch"),
+        ("Count earlier/Route", "LazyBatch"),
+    ):
+        assert any(f"/{label}" in step and kind in str(found) for (step, _), found in kinds.items())
 
 
 def test_beam_encodes_batches_by_the_coder(monkeypatch):

@@ -382,7 +382,7 @@ def labels_worker():
 def routed(events, labels, slice_us):
     """The items of each slice, as they come to one shard."""
     route = JoinLabels(PROJECT, ("CARD",), HORIZON, 1)
-    items = [(end, part) for end, batch in cut(events, slice_us, 2) for _, part in route._route_events(batch)]
+    items = [(end, part.batch) for end, batch in cut(events, slice_us, 2) for _, part in route._route_events(batch)]
     items += cut(labels, slice_us, 2, after=1000)
     ends = sorted({end // slice_us for end, _ in items})
     return [[item for item in items if item[0] // slice_us == end] for end in ends]

@@ -12,7 +12,16 @@ from apache_beam.utils.timestamp import Timestamp
 from models.labels import LABEL_TIME
 from tests.steps import END
 from transforms import segments
-from transforms.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, concat_batches, times_us, with_column
+from transforms.batches import (
+    EVENT_TIME,
+    IS_PROVISIONAL,
+    MARKS,
+    SYSTEM_FIELDS,
+    LazyBatch,
+    concat_batches,
+    times_us,
+    with_column,
+)
 from transforms.segments import AdvanceSlices, Shard, has_labels
 
 SECOND = 1_000_000
@@ -77,7 +86,7 @@ class State:
         worker.start_bundle()
         found = []
         for end, batch in items:
-            found += worker.process((0, batch), Timestamp(micros=end), release=self.timer, **self.cells)
+            found += worker.process((0, LazyBatch(batch)), Timestamp(micros=end), release=self.timer, **self.cells)
         return found
 
     def fire(self, worker, until_us=None):
@@ -255,7 +264,7 @@ def test_what_comes_after_a_release_in_one_bundle_is_in_its_state():
     state.put(worker, [(10 * SECOND, batch)])
     assert len(list(state.fire(worker))) == 1
     for end in (20, 15):
-        list(worker.process((0, batch), Timestamp(micros=end * SECOND), release=state.timer, **state.cells))
+        list(worker.process((0, LazyBatch(batch)), Timestamp(micros=end * SECOND), release=state.timer, **state.cells))
         assert state.timer.at == Timestamp(micros=end * SECOND + 1000)
     assert json.loads(state.cells["shard_state"].data)["recent"] == 1
 

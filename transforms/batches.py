@@ -99,6 +99,68 @@ class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
 beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
 
 
+class LazyBatch:
+    """A record batch that may be there encoded, and is decoded when it is looked at; it is encoded once at most.
+
+    So one that an engine brings to a step and that the step puts into its state costs neither. `provisional` tells
+    whether its rows are provisional, without a look.
+    """
+
+    def __init__(self, batch: pa.RecordBatch | None = None, encoded: bytes = b"", provisional: bool = False) -> None:
+        self._batch = batch
+        self._encoded = encoded
+        self.provisional = provisional if batch is None else is_provisional(batch)
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        """The rows."""
+        if self._batch is None:
+            self._batch = _CODER.decode(self._encoded)
+        return self._batch
+
+    @property
+    def encoded(self) -> bytes:
+        """What RecordBatchCoder makes of the rows."""
+        if not self._encoded:
+            self._encoded = _CODER.encode(self._batch)
+        return self._encoded
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is there."""
+        return len(self._encoded) if self._batch is None else int(self._batch.nbytes)
+
+
+class LazyBatchCoder(beam.coders.Coder):  # type: ignore[misc]
+    """A byte, 1 for provisional rows, and what RecordBatchCoder makes of the batch; not deterministic, as that is."""
+
+    def encode(self, value: LazyBatch) -> bytes:
+        """The batch's bytes, which it keeps."""
+        return bytes([value.provisional]) + value.encoded
+
+    def decode(self, encoded: bytes) -> LazyBatch:
+        """A batch that is not decoded yet."""
+        return LazyBatch(encoded=encoded[1:], provisional=encoded[0] == 1)
+
+    def estimate_size(self, value: LazyBatch) -> int:
+        """The bytes of what is there of it."""
+        return value.nbytes
+
+    def to_type_hint(self) -> type:
+        """LazyBatch."""
+        return LazyBatch
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+_CODER = RecordBatchCoder()
+beam.coders.registry.register_coder(LazyBatch, LazyBatchCoder)
+
+
 def _without_spare_values(values: pa.Array) -> pa.Array:
     """A dictionary column with no more values than rows; any other as it is."""
     if not pa.types.is_dictionary(values.type) or len(values.dictionary) <= len(values):

@@ -22,12 +22,12 @@ from transforms.batches import (
     POSITION,
     SOURCE,
     SYSTEM_FIELDS,
+    LazyBatch,
     as_float64,
     column,
     concat_batches,
     hash_keys,
     is_provisional,
-    partition,
     shard_of,
     take_rows,
     times_us,
@@ -37,7 +37,7 @@ from transforms.batches import (
 )
 from transforms.dead_letters import make_dead_letters
 from transforms.decode import DEAD
-from transforms.segments import AFTER_SLICE_US, AdvanceSlices, Log, Shard
+from transforms.segments import AFTER_SLICE_US, AdvanceSlices, Log, Shard, spread
 
 NO_EVENT = "no event with this id"
 ALREADY_KNOWN = "label already known"
@@ -46,7 +46,7 @@ ALREADY_KNOWN = "label already known"
 _KEPT_RATIO = 8
 
 _FOREVER = 1 << 62
-_Routed = tuple[int, pa.RecordBatch]
+_Routed = tuple[int, LazyBatch]
 _Rows = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -95,10 +95,10 @@ class JoinLabels(beam.PTransform):  # type: ignore[misc]
         event_id, *carried, times = (column(batch, name) for name in names)
         arrays = [event_id, *carried, times.cast(SYSTEM_FIELDS[EVENT_TIME].type)]
         kept = pa.RecordBatch.from_arrays(arrays, names=[*names[:-1], EVENT_TIME])
-        yield from partition(kept, shard_of(event_id, self.shards))
+        yield from spread(kept, shard_of(event_id, self.shards))
 
     def _route_labels(self, batch: pa.RecordBatch) -> Iterator[_Routed]:
-        yield from partition(batch, shard_of(column(batch, self.project.event.id), self.shards))
+        yield from spread(batch, shard_of(column(batch, self.project.event.id), self.shards))
 
 
 @dataclasses.dataclass(eq=False)

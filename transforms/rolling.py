@@ -21,15 +21,15 @@ from models.labels import LABEL_TIME, LabelledKernel, Labels
 from models.windows import Events, History, RollingKernel, encode_entities
 from transforms.batches import (
     EVENT_TIME,
+    LazyBatch,
     as_float64,
     as_int64,
     column,
     is_provisional,
-    partition,
     shard_of,
     times_us,
 )
-from transforms.segments import AdvanceSlices, Log, Shard, has_labels
+from transforms.segments import AdvanceSlices, Log, Shard, has_labels, spread
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,17 +54,17 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
             inputs = (inputs["events"], inputs["labels"]) | "Both" >> beam.Flatten()
         return (
             inputs
-            | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, pa.RecordBatch])
+            | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, LazyBatch])
             # Without this, in-process Beam fuses two stateful steps and loses what the first one's timer emits.
-            | "Regroup" >> beam.Reshuffle().with_output_types(tuple[int, pa.RecordBatch])
+            | "Regroup" >> beam.Reshuffle().with_output_types(tuple[int, LazyBatch])
             | "Advance"
             >> beam.ParDo(AdvanceSlices(_Windows(self.entity, self.tie_breaker, self.kernel))).with_output_types(
                 pa.RecordBatch
             )
         )
 
-    def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        yield from partition(batch, shard_of(column(batch, self.entity), self.shards))
+    def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, LazyBatch]]:
+        yield from spread(batch, shard_of(column(batch, self.entity), self.shards))
 
 
 @dataclasses.dataclass

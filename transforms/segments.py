@@ -22,7 +22,17 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.labels import LABEL_TIME
-from transforms.batches import RecordBatchCoder, concat_batches, is_provisional, take_rows, times_us, timestamp_of
+from transforms.batches import (
+    Keys,
+    LazyBatch,
+    LazyBatchCoder,
+    RecordBatchCoder,
+    concat_batches,
+    partition,
+    take_rows,
+    times_us,
+    timestamp_of,
+)
 
 # So many small segments of a shard's history are joined into one; a join rewrites only those.
 MAX_RECENT_SEGMENTS = 128
@@ -134,8 +144,8 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
     A provisional batch is not kept: it goes on at once.
     """
 
-    PENDING = BagStateSpec("pending", TupleCoder((VarIntCoder(), _CODER)))
-    LATER = BagStateSpec("later", TupleCoder((VarIntCoder(), _CODER)))
+    PENDING = BagStateSpec("pending", TupleCoder((VarIntCoder(), LazyBatchCoder())))
+    LATER = BagStateSpec("later", TupleCoder((VarIntCoder(), LazyBatchCoder())))
     BASE = BagStateSpec("base", _CODER)
     RECENT = BagStateSpec("recent", _CODER)
     SHARD = ReadModifyWriteStateSpec("shard", BytesCoder())
@@ -153,7 +163,7 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
 
     def process(
         self,
-        element: tuple[int, pa.RecordBatch],
+        element: tuple[int, LazyBatch],
         slice_end: Timestamp = beam.DoFn.TimestampParam,
         pending: Any = beam.DoFn.StateParam(PENDING),
         later: Any = beam.DoFn.StateParam(LATER),
@@ -167,10 +177,10 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
         shard = self._shards.get(key)
         if shard is None:
             shard = self._shards[key] = self._step.shard.from_bytes(shard_state.read())
-        if is_provisional(batch):
+        if batch.provisional:
             log = Log(base, recent, shard, self._step)
             memory = self._recall(key, log)
-            yield from self._step.advance(batch, due_us, memory, log)
+            yield from self._step.advance(batch.batch, due_us, memory, log)
             self._memories[key] = (log.shard.token, memory)
             return
         (pending if shard.later_us is None or due_us < shard.later_us else later).add((due_us, batch))
@@ -192,7 +202,7 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
         release: Any = beam.DoFn.TimerParam(RELEASE),
     ) -> Iterator[Any]:
         shard = self._step.shard.from_bytes(shard_state.read())
-        slices: dict[tuple[int, int], list[pa.RecordBatch]] = {}
+        slices: dict[tuple[int, int], list[LazyBatch]] = {}
         self._take(pending, slices)
         if shard.later_us is not None and all(due_us <= fired.micros for due_us, _ in slices):
             self._take(later, slices)
@@ -203,12 +213,12 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
         for due_us, kind in slices:
             if due_us > fired.micros:
                 bag = pending if shard.later_us is None or due_us < shard.later_us else later
-                bag.add((due_us, concat_batches(slices[due_us, kind])))
+                bag.add((due_us, _joined(slices[due_us, kind])))
 
         log = Log(base, recent, shard, self._step)
         memory = self._recall(key, log)
         for due_us, kind in sorted(place for place in slices if place[0] <= fired.micros):
-            for output in self._step.advance(concat_batches(slices[due_us, kind]), due_us, memory, log):
+            for output in self._step.advance(_joined(slices[due_us, kind]).batch, due_us, memory, log):
                 if isinstance(output, beam.pvalue.TaggedOutput):
                     yield output
                     continue
@@ -221,10 +231,10 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
             release.set(timestamp_of(shard.timer_us))
         shard_state.write(shard.to_bytes())
 
-    def _take(self, bag: Any, slices: dict[tuple[int, int], list[pa.RecordBatch]]) -> None:
+    def _take(self, bag: Any, slices: dict[tuple[int, int], list[LazyBatch]]) -> None:
         """Move all of a bag into `slices`, by when they are due and their kind."""
         for due_us, batch in bag.read():
-            slices.setdefault((due_us, self._step.kind_of(batch)), []).append(batch)
+            slices.setdefault((due_us, self._step.kind_of(batch.batch)), []).append(batch)
         bag.clear()
 
     def _recall(self, key: int, log: Log[Any]) -> Any:
@@ -236,6 +246,12 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
         return self._step.recall(memory if token == log.shard.token else None, log)
 
 
+def spread(batch: pa.RecordBatch, shards: Keys) -> Iterator[tuple[int, LazyBatch]]:
+    """What goes to each shard, by the shard int64[n] of each row, as AdvanceSlices takes it."""
+    for shard, part in partition(batch, shards):
+        yield shard, LazyBatch(part)
+
+
 def has_labels(batch: pa.RecordBatch) -> bool:
     """Whether a batch's rows have the time of a label."""
     return LABEL_TIME in batch.schema.names
@@ -245,6 +261,10 @@ def _concat_kinds(segments: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
     """All events as one batch and all labels as another, events first, as far as there are any."""
     kinds = [[segment for segment in segments if has_labels(segment) is labels] for labels in (False, True)]
     return [concat_batches(kind) for kind in kinds if kind]
+
+
+def _joined(batches: list[LazyBatch]) -> LazyBatch:
+    return batches[0] if len(batches) == 1 else LazyBatch(concat_batches([each.batch for each in batches]))
 
 
 def _pieces(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
