@@ -149,6 +149,12 @@ def run(
                 threads=threads,
             )
             return
+        if runner == "FlinkRunner" and "LOOPBACK" not in str(beam_args):
+            for uri in [*source, *(labels or ()), sink]:
+                there = "://" in uri or uri.startswith("/")
+                _require(
+                    there, f"{uri}: Flink's workers run in a folder of their own: name it from / on, as in $PWD/{uri}"
+                )
         _require(not history, "--history is for streams: give a batch all files as --source, and --score-from")
         events = running.open_source(source, source_format, labels or (), look=not dry_run)
         bundle = running.load_bundle(declared, project, model, registry)
