@@ -125,6 +125,8 @@ def run(
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
+            of_files = score_from is None and files == 1 and sink_format == "parquet"
+            _require(of_files, "--score-from, --sink-format and --files are for files, not for a stream")
             on_flink = runner == "FlinkRunner"
             _require(not (journal and on_flink), "on Flink, checkpoints take the place of --journal: leave it out")
             _require(len(labels or ()) < 2, "a stream has one subscription of --labels")
@@ -133,8 +135,8 @@ def run(
                 declared,
                 bundle,
                 (source[0], sink, dead_letters or f"{sink}-dead-letters"),
-                allowance_us=parse_duration(allowance),
-                lateness_us=parse_duration(lateness),
+                allowance_us=_duration("--allowance", allowance),
+                lateness_us=_duration("--lateness", lateness),
                 journal=journal,
                 history=history or (),
                 at_arrival=order == "arrival",
@@ -319,7 +321,9 @@ def parity(
         running.open_source(source, None)
         bundle = running.load_bundle(declared, project, model, registry)
         scorer = Scorer.from_bundle(bundle, nthread=threads)
-        found = comparing.check_parity(declared, bundle, scorer, source, parse_duration(allowance), seed, duplicates)
+        found = comparing.check_parity(
+            declared, bundle, scorer, source, _duration("--allowance", allowance), seed, duplicates
+        )
         comparing.show(found)
         typer.echo("equal" if found.equal else "NOT EQUAL")
         if not found.equal:
@@ -573,11 +577,19 @@ def _check_source_format(kind: str | None) -> None:
 
 def _beam_args(context: typer.Context, runner: str) -> list[str]:
     """What is left over for Beam; for the in-process runner, only what some option of Beam's names."""
-    from pipelines.options import DIRECT, unknown_options
+    from pipelines.options import DIRECT, FN_API, check_runner, unknown_options
 
-    unknown = unknown_options(context.args) if runner == DIRECT else []
+    check_runner(runner)
+    unknown = unknown_options(context.args) if runner in (DIRECT, FN_API) else []
     _require(not unknown, f"unknown: {' '.join(unknown)}; neither headrace nor Beam has it")
     return context.args
+
+
+def _duration(option: str, text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _require_labels(declared: Project, labels: list[str] | None) -> None:
@@ -640,6 +652,7 @@ _USERS_ERRORS = (
     "CountMismatch",
     "BrokerError",
     "JournalError",
+    "RunnerError",
     "AlertError",
     "ReplayError",
     "DataflowError",

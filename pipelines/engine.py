@@ -44,6 +44,7 @@ MIN_US: int = MIN_TIMESTAMP.micros
 SLEEP_SECONDS = 0.02  # at most, before looking again whether to stop
 BUNDLE_SECONDS = 1.0  # after so long an unbounded source that goes on emitting is interrupted
 SIDE_INPUT_WINDOWS = 64  # so many windows' views of a side input are kept
+STOP_SECONDS = 2.0  # the same, once the run is to stop
 STEP_NOTE = "while running the step "
 
 Receive = Callable[[WindowedValue], None]
@@ -367,7 +368,7 @@ class _Splittable(_ParDo):
         self._residuals = [residual for residual in self._residuals if residual[0] > now]
         for _, _, element in due:
             self.open_bundle()
-            self._interrupt_at = time.monotonic() + BUNDLE_SECONDS
+            self._interrupt_at = math.inf
             self._keep(self.call(self._runner.process_with_sized_restriction, element))
         return bool(due)
 
@@ -377,9 +378,17 @@ class _Splittable(_ParDo):
             self._residuals.append((at, (element.timestamp if watermark is None else watermark).micros, element))
 
     def _interrupt(self, _: WindowedValue) -> None:
-        """Split off what is not claimed yet of an element that has gone on for long, or if the run is to stop."""
+        """Split off what is not claimed yet of an element that has gone on for long since it first emitted.
+
+        What was emitted before a split is ahead of the watermark, and stays in the steps that wait for it: so a source
+        that ends its rounds itself is let do so, also when the run is to stop.
+        """
         now = time.monotonic()
-        if now >= self._interrupt_at or self._run.runner.stopped:
+        if self._interrupt_at == math.inf:
+            self._interrupt_at = now + BUNDLE_SECONDS
+        if self._run.runner.stopped:
+            self._interrupt_at = min(self._interrupt_at, now + STOP_SECONDS)
+        if now >= self._interrupt_at:
             self._interrupt_at = now + BUNDLE_SECONDS
             split = self._runner.try_split(0.0)
             self._keep(split[1] if split is not None else ())

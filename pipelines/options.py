@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import create_runner
 
 from models.project import Project
 from pipelines.engine import LocalRunner
@@ -51,6 +52,20 @@ def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
 
         beam_args = [*beam_args, *SELF_CONTAINED]
     return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
+
+
+class RunnerError(ValueError):
+    """A runner that Beam does not have."""
+
+
+def check_runner(name: str) -> None:
+    """RunnerError if there is no runner of that name."""
+    if name == FN_API:
+        return
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise RunnerError(f"--runner {name}: {' '.join(str(error).split())}") from None
 
 
 def unknown_options(args: Sequence[str]) -> list[str]:

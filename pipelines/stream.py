@@ -121,12 +121,17 @@ def _native_source(broker: Broker, asks_for_more: bool) -> Any:
 
 @contextlib.contextmanager
 def _stopped_by_signals(runner: Any) -> Iterator[None]:
-    """Let SIGINT and SIGTERM stop the in-process engine; other runners have their own ways."""
+    """Let SIGINT and SIGTERM stop the in-process engine, and a second one break off; others have their own ways."""
     if not isinstance(runner, LocalRunner):
         yield
         return
-    stop = runner.stop
-    previous = {n: signal.signal(n, lambda number, frame: stop()) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: object) -> None:
+        if runner.stopped:  # it was asked before, and waits for something, such as a broker that is down
+            raise KeyboardInterrupt
+        runner.stop()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -76,6 +76,15 @@ def trained(tmp_path_factory):
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--source-format", "xml"], "json or avro"),
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "/proc/none"], "/proc"),
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--runner", "FlinkRunner"], "$PWD/data/*"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--runner", "Foo"], "--runner Foo: "),
+        (
+            ["run", "{card_fraud}", "--source", "pubsub://p/a", "--sink", "pubsub://p/b", "--allowance", "x"],
+            "--allowance: ",
+        ),
+        (
+            ["run", "{card_fraud}", "--source", "pubsub://p/a", "--sink", "pubsub://p/b", "--files", "2"],
+            "not for a stream",
+        ),
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--registry", "sqlite:///none.db"], "none.db"),
         (["train", "{card_fraud}", "--source", "data/transactions-2018-04-01.parquet"], "the events span 1 days"),
         (["init", "data"], "is there and not empty"),

@@ -1130,6 +1130,37 @@ def test_a_source_that_never_pauses_is_interrupted(seconds: float, rounds: range
     assert CALLS.count("ack") in rounds
 
 
+class Rounds(beam.DoFn):
+    """Emits two elements a round, and moves the watermark past them at the round's end."""
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: int,
+        finalizer: Any = beam.DoFn.BundleFinalizerParam,
+        tracker: Any = beam.DoFn.RestrictionParam(_SCRIPT),
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_SCRIPT),
+    ) -> Iterator[TimestampedValue]:
+        number = tracker.current_restriction().start
+        if tracker.try_claim(number):
+            finalizer.register(functools.partial(CALLS.append, "ack"))
+            if number == 3:
+                HOOKS["A"]()
+            yield TimestampedValue(("k", 2 * number), Timestamp(2 * number))
+            yield TimestampedValue(("k", 2 * number + 1), Timestamp(2 * number + 1))
+            estimator.set_watermark(Timestamp(2 * number + 2))
+            tracker.defer_remainder()
+
+
+def test_a_round_under_way_when_the_run_is_to_stop_is_finished_with_its_watermark() -> None:
+    """What was acknowledged has come out: it is not left waiting for a watermark that a split took away."""
+    runner = LocalRunner()
+    HOOKS["A"] = runner.stop
+    seen = run_stream(lambda p: release_and_log(p | beam.Create([0]) | beam.ParDo(Rounds())), runner)
+    assert CALLS.count("ack") == 4
+    assert [second for _, second in seen] == list(range(8))
+
+
 def test_resting_takes_no_time_of_the_processor() -> None:
     marks: list[tuple[float, float]] = []
     HOOKS["A"] = lambda: marks.append((time.monotonic(), time.process_time()))

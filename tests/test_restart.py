@@ -1,5 +1,6 @@
 """A stream that is killed, stopped and started again: nothing lost, nothing scored otherwise, equal to batch."""
 
+import errno
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from pipelines.brokers import open_broker
 from pipelines.parity import arrival_order, read_payloads
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.pubsub_emulator.broker import Clock
+from pipelines.sinks.topics import _fitting
 from pipelines.sources import replay as replaying
-from pipelines.sources.journal import JournalWriter, Marks, segments
+from pipelines.sources.journal import JournalError, JournalWriter, Marks, segments
 from pipelines.sources.replay import NO_TIME_US, Replay, find_crashing
 from tests.stream_process import context, run
 from tests.support import card_fraud, run_graph, transaction
@@ -288,6 +290,89 @@ def test_a_second_stream_is_kept_out(tmp_path):
     writer.close()
     JournalWriter(tmp_path).close()
     assert segments(tmp_path) == []
+
+
+def test_a_window_is_kept_though_a_late_event_came_first_after_a_restart(tmp_path):
+    """What a mark calls the newest is of one process; after a restart it may be older than what was before."""
+    writer = JournalWriter(tmp_path)
+    writer.append([records(events(100, 110))])
+    writer.mark("emitted 2 120 110")
+    cut_off(writer)
+    writer = JournalWriter(tmp_path)
+    writer.append([records(events(1))])
+    writer.mark("emitted 3 120 1")
+    cut_off(writer)
+    _, past = told(tmp_path, horizon_us=50)
+    assert sorted(t for _, times in past for t in times) == [1, 100, 110]
+
+
+def test_a_crash_is_told_on_until_what_was_out_has_come_again(tmp_path):
+    def crashed():
+        return Replay(tmp_path, times_of, times_of, 0).crashed
+
+    JournalWriter(tmp_path).close(in_order=False)
+    assert not crashed()  # nobody was here
+    writer = JournalWriter(tmp_path)
+    writer.mark("started")  # it receives from here on, and may be killed before it writes
+    cut_off(writer)
+    assert crashed()
+    JournalWriter(tmp_path).close(in_order=False)  # stopped while it waited
+    assert crashed()
+    JournalWriter(tmp_path).close()
+    assert not crashed()
+
+
+def test_a_journal_that_lacks_records_is_refused(tmp_path):
+    writer = JournalWriter(tmp_path, segment_bytes=1)
+    for n in range(4):
+        writer.append([records(events(n))])
+        writer.mark(f"emitted {n + 1} {n} {n}")
+    writer.close()
+    (tmp_path / "notes.journal").write_text("not a segment")
+    paths = segments(tmp_path)
+    assert [path.stem for path in paths] == [f"{n:012d}" for n in range(4)]
+    paths[0].unlink()  # old ones may go
+    assert told(tmp_path)[1]
+    last = paths[3].read_bytes()
+    paths[3].write_bytes(last[:100])
+    with pytest.raises(JournalError, match="4 records were scored, but it ends at record 3"):
+        told(tmp_path)
+    paths[3].write_bytes(last)
+    paths[2].unlink()
+    with pytest.raises(JournalError, match="records 2 to 3 before it are missing"):
+        told(tmp_path)
+
+
+def test_marks_that_are_none_are_passed_over(tmp_path):
+    writer = JournalWriter(tmp_path)
+    writer.append([records(events(1, 2))])
+    writer.mark("emitted 1 1 1")
+    writer.close()
+    (path,) = tmp_path.glob("*.marks")
+    path.write_bytes(path.read_bytes() + b"\nemitted 1 x 2 .\nemitted 1 2 .\n\xff\xfe .\naside 1e9 .\n")
+    marks = Marks.read(tmp_path)
+    assert (marks.rows.tolist(), marks.aside, marks.stopped) == ([1], frozenset(), False)
+
+
+def test_a_journal_that_cannot_be_written_says_so(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalError, match="file: is a file; a journal is a folder"):
+        JournalWriter(tmp_path / "file")
+    writer = JournalWriter(tmp_path)
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JournalError, match="cannot be written: No space left on device; .* comes again"):
+        writer.append([records(events(1))])
+
+
+def test_a_dead_letter_that_no_broker_takes_goes_without_its_payload():
+    batch = pa.RecordBatch.from_pydict({"step": ["a", "b"], "payload": [b"x", b"\xff" * 2000]})
+    small, large = (json.loads(line) for line in _fitting(batch, 1000))
+    assert small == json.loads(_fitting(batch, 1_000_000)[0])
+    assert (large["step"], large.get("payload")) == ("b", None)
 
 
 def test_history_keeps_its_format(tmp_path):

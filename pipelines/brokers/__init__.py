@@ -112,6 +112,10 @@ class Broker(Protocol):
     def event_time_attribute(self) -> str | None:
         """The attribute, or header, of the messages that holds the event's time, if one is named."""
 
+    @property
+    def max_message_bytes(self) -> int:
+        """No larger messages are published."""
+
     def subscribe(self) -> Subscription:
         """Connect for reading; BrokerError if there is no such subscription."""
 

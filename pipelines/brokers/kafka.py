@@ -97,6 +97,11 @@ class KafkaBroker:
         place = f"kafka://{','.join(self.servers)}/{self.topic}"
         return join_query(place, {"group": self.group, "event_time": self.event_time_attribute})
 
+    @property
+    def max_message_bytes(self) -> int:
+        """Kafka's brokers and librdkafka take 1 MB with what is around it, if not told otherwise."""
+        return 990_000
+
     def subscribe(self) -> KafkaSubscription:
         if not self.group:
             raise BrokerError(f"{self.uri}: reading needs a group: add ?group=GROUP")

@@ -80,6 +80,11 @@ class PubsubBroker:
         query = {"event_time": self.event_time_attribute, "ordered": "true" if self.ordered else None}
         return join_query(f"pubsub://{self.project}/{self.name}", query)
 
+    @property
+    def max_message_bytes(self) -> int:
+        """Pub/Sub takes 10 MB, with attributes and envelope."""
+        return 9_900_000
+
     def subscribe(self) -> PubsubSubscription:
         return PubsubSubscription(self)
 

@@ -44,7 +44,8 @@ class Broker:
         self.paused = False
         self.publish_fails_until = 0.0
         self._max_backlog_bytes = max_backlog_bytes
-        self._numbers = itertools.count(1)
+        # Higher than those of a server before this one: a stream knows messages by their ids.
+        self._numbers = itertools.count(clock.wall_ns() // 1000)
         self._ack_ids = itertools.count(1)
         self._published_ns = 0
 

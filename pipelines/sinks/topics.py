@@ -13,7 +13,7 @@ import pyarrow as pa
 from models import progress
 from models.codecs import encode_json_lines
 from pipelines.brokers import Broker
-from transforms.batches import as_int64, column
+from transforms.batches import as_int64, column, take_rows, with_column
 from transforms.score import PUBLISHED_AT
 
 
@@ -58,7 +58,7 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
         self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
-        self._payloads += encode_json_lines(batch).splitlines()
+        self._payloads += _fitting(batch, self._broker.max_message_bytes)
         if self._key:
             self._keys += column(batch, self._key).cast(pa.string()).to_pylist()
         if PUBLISHED_AT in batch.schema.names:
@@ -72,6 +72,17 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
 
     def teardown(self) -> None:
         self._publisher.close()
+
+
+def _fitting(batch: pa.RecordBatch, max_bytes: int) -> list[bytes]:
+    """The rows as JSON; a dead letter that a broker would refuse for its size goes without its payload."""
+    lines = encode_json_lines(batch).splitlines()
+    large = np.flatnonzero(np.array([len(line) for line in lines]) > max_bytes)
+    if len(large) and "payload" in batch.schema.names:
+        bare = with_column(take_rows(batch, large), "payload", pa.nulls(len(large), pa.binary()))
+        for row, line in zip(large.tolist(), encode_json_lines(bare).splitlines(), strict=True):
+            lines[row] = line
+    return lines
 
 
 class _PublishRecords(beam.DoFn):  # type: ignore[misc]

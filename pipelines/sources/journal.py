@@ -7,6 +7,7 @@ end in a full stop:
     emitted ROWS END NEWEST   of the first ROWS records, all up to the event time END were scored and written;
                               none of them is later than NEWEST (times in microseconds)
     aside ROW                 this record crashes the decoder
+    started                   a stream begins to receive
     stopped                   the stream ended in good order
 """
 
@@ -16,6 +17,7 @@ import dataclasses
 import fcntl
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -56,6 +58,9 @@ RECORD_SCHEMA = pa.schema(
 _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_COLUMNS, SOURCE_TYPE)])
 
 
+_MARK = re.compile(r"(emitted -?\d{1,19} -?\d{1,19} -?\d{1,19}|aside \d{1,19}|started|stopped) \.", re.ASCII)
+
+
 class JournalError(RuntimeError):
     """A journal that can't be used, such as one that another stream writes to."""
 
@@ -67,7 +72,10 @@ class JournalWriter:
     """
 
     def __init__(self, directory: pathlib.Path, segment_bytes: int = SEGMENT_BYTES) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise JournalError(f"{directory}: is a file; a journal is a folder") from None
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._lock = (directory / ".lock").open("w")
@@ -82,9 +90,15 @@ class JournalWriter:
         self._open: _Segment | None = None
 
     def append(self, batches: Sequence[pa.RecordBatch]) -> None:
-        """Write batches and wait until they are on disk; OSError if they can't be."""
-        with self._writing:
-            self._append(batches)
+        """Write batches and wait until they are on disk; JournalError if they can't be."""
+        try:
+            with self._writing:
+                self._append(batches)
+        except OSError as error:
+            raise JournalError(
+                f"{self._directory}: cannot be written: {error.strerror or error}; what was not written was not "
+                "acknowledged and comes again: mend this, and start again"
+            ) from error
 
     def _append(self, batches: Sequence[pa.RecordBatch]) -> None:
         if self._open is None or self._open.file.tell() > self._segment_bytes:
@@ -104,16 +118,15 @@ class JournalWriter:
     def mark(self, line: str) -> None:
         """Note what was done. It survives the process, and need not survive the machine: work done twice is equal."""
         with self._writing:
-            existing = segments(self._directory)
-            if not existing:
-                return
-            with existing[-1].with_suffix(MARKS_ENDING).open("a") as file:
+            last = [self._directory / f"{self.rows:012d}{ENDING}", *segments(self._directory)][-1]
+            with last.with_suffix(MARKS_ENDING).open("a") as file:
                 file.write(f"\n{line} .")  # what a crash cut off before is a line by itself
 
-    def close(self) -> None:
-        """End the open segment in good order."""
+    def close(self, in_order: bool = True) -> None:
+        """End the open segment, and say so if the stream has ended in good order."""
         self._end_segment()
-        self.mark("stopped")
+        if in_order:
+            self.mark("stopped")
         self._lock.close()
 
     def _end_segment(self) -> None:
@@ -149,28 +162,47 @@ class Marks:
     newest_us: np.ndarray[Any, np.dtype[np.int64]]
     aside: frozenset[int]
     stopped: bool
+    any: bool = True  # a stream was here before
 
     @staticmethod
     def read(directory: pathlib.Path) -> Marks:
-        """The marks of all segments; a line that a crash cut off is passed over."""
+        """The marks of all segments; a line that a crash cut off, or else is none, is passed over."""
         emitted: list[list[int]] = []
         aside: set[int] = set()
         stopped = False
         for path in sorted(directory.glob(f"*{MARKS_ENDING}")):
-            for line in path.read_text().splitlines():
-                word, *numbers = line.removesuffix(" .").split() if line.endswith(" .") else [""]
+            for line in path.read_text(errors="replace").splitlines():
+                match = _MARK.fullmatch(line)
+                word, *numbers = match[1].split() if match else [""]
                 stopped = word == "stopped"
                 if word == "emitted":
                     emitted.append([int(number) for number in numbers])
                 elif word == "aside":
                     aside.add(int(numbers[0]))
         columns = np.array(emitted, np.int64).reshape(-1, 3).T
-        return Marks(columns[0], columns[1], columns[2], frozenset(aside), stopped)
+        used = any(path.suffix in (ENDING, MARKS_ENDING) for path in directory.iterdir())
+        return Marks(columns[0], columns[1], columns[2], frozenset(aside), stopped, used)
 
 
 def segments(directory: pathlib.Path) -> list[pathlib.Path]:
     """A journal's segments, oldest first."""
-    return sorted(directory.glob(f"*{ENDING}"))
+    return sorted(path for path in directory.glob(f"*{ENDING}") if path.stem.isdecimal())
+
+
+def check_whole(directory: pathlib.Path, marks: Marks) -> None:
+    """JournalError if records are missing that were there once, but for the oldest, which may be deleted."""
+    paths = segments(directory)
+    end = first_row(paths[0]) if paths else 0
+    for path in paths:
+        if first_row(path) != end:
+            raise JournalError(f"{path}: records {end} to {first_row(path)} before it are missing: restore them")
+        end += count_rows(path)
+    done = int(marks.rows[-1]) if len(marks.rows) else 0
+    if end < done:
+        raise JournalError(
+            f"{directory}: {done} records were scored, but it ends at record {end}: restore its last segment; or begin "
+            "in an empty folder, with earlier events as --history"
+        )
 
 
 def first_row(segment: pathlib.Path) -> int:

@@ -97,7 +97,7 @@ class Reader:
         if self._subscription is None and (past := next(self._past, None)) is not None:
             self._slice_end_us, batches = past
             for batch in batches:
-                yield from self._emit_kinds(batch, IS_HISTORY)
+                yield from self._emit_past(batch)
             finalizer.register(_nothing)
         else:
             if self._subscription is None:
@@ -136,7 +136,9 @@ class Reader:
             if subscription is not None:
                 subscription.close()
         if self._journal is not None:
-            self._journal.close()
+            # A crash is told on while messages that the former process had received may still come.
+            crashed = self._replay is not None and self._replay.crashed
+            self._journal.close(in_order=not crashed or 0 < self._held_until_us <= monotonic_us())
 
     def _read_past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """Slices of history: the files' events as one, then the journal's as they were."""
@@ -162,6 +164,7 @@ class Reader:
                 times = np.full(batch.num_rows, NO_TIME_US)
                 (self._labels_ahead if _has_labels(batch) else self._ahead).add([(batch, times)])
             replay.pending, replay.set_aside, replay.message_ids = [], [], []
+            self._journal.mark("started")  # what the broker hands out from here on may be lost with the process
         self._subscription = self._source.broker.subscribe()
         if self._source.labels is not None:
             self._label_subscription = self._source.labels.subscribe()
@@ -254,6 +257,18 @@ class Reader:
         for has_labels, part in partition(batch, (column(batch, PARTITION).to_numpy() == LABEL_PARTITION).astype(int)):
             value = self._emit(part, marks)
             yield beam.pvalue.TaggedOutput(LABELS, value) if has_labels else value
+
+    def _emit_past(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        """History, but for rows of the journal that the gate held until their window's end when the process ended."""
+        quality = self._source.project.quality
+        end_us = self._replay.end_us if self._replay is not None and self._slice_end_us != _EARLIEST_US else None
+        if end_us is None or quality is None or quality.gate != "quarantine":
+            yield from self._emit_kinds(batch, IS_HISTORY)
+            return
+        held = self._times(batch) >= end_us // quality.window * quality.window
+        for is_held, part in partition(batch, held.astype(np.int64)):
+            live = with_column(part, MARKS, pa.array(np.zeros(part.num_rows, np.int8)))
+            yield from self._emit_kinds(live if is_held else part, 0 if is_held else IS_HISTORY)
 
     def _emit(self, batch: pa.RecordBatch, marks: int, slice_end_us: int | None = None) -> TimestampedValue:
         """A batch as one slice, with more marks."""

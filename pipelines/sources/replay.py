@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.sources.ahead import Int64
-from pipelines.sources.journal import MESSAGE, Marks, first_row, read_segment_file, segments
+from pipelines.sources.journal import MESSAGE, Marks, check_whole, first_row, read_segment_file, segments
 from transforms.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
 
 CRASHES = "crashes the decoder"
@@ -55,9 +55,10 @@ class Replay:
         self._times_of = times_of
         self._probe = probe
         self._marks = Marks.read(directory)
+        check_whole(directory, self._marks)
         self._done_rows = int(self._marks.rows[-1]) if len(self._marks.rows) else 0
         self._first_needed = self._find_first(horizon_us)
-        self.crashed = bool(segments(directory)) and not self._marks.stopped
+        self.crashed = self._marks.any and not self._marks.stopped
         self.end_us = int(self._marks.ends_us[-1]) if len(self._marks.ends_us) else None
         self.pending: list[tuple[pa.RecordBatch, Int64]] = []
         self.set_aside: list[pa.RecordBatch] = []
@@ -103,7 +104,7 @@ class Replay:
         marks = self._marks
         if not len(marks.rows):
             return 0
-        over = marks.newest_us < marks.ends_us[-1] - horizon_us
+        over = np.maximum.accumulate(marks.newest_us) < marks.ends_us[-1] - horizon_us
         return int(marks.rows[over].max(initial=0))
 
     def _without_crashing(self, batch: pa.RecordBatch, numbers: Int64) -> tuple[pa.RecordBatch, Int64]:
