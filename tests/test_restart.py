@@ -366,6 +366,8 @@ def test_a_journal_that_cannot_be_written_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(JournalError, match="cannot be written: No space left on device; .* comes again"):
         writer.append([records(events(1))])
+    monkeypatch.undo()
+    writer.close()
 
 
 def test_a_dead_letter_that_no_broker_takes_goes_without_its_payload():
