@@ -122,12 +122,12 @@ def run(
         _require(order in ("event_time", "arrival"), f"--order is event_time or arrival, not {order}")
         _require_labels(declared, labels)
         _check_quality(declared, alert_to)
+        on_flink = runner == "FlinkRunner"
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
             of_files = score_from is None and files == 1 and sink_format == "parquet"
             _require(of_files, "--score-from, --sink-format and --files are for files, not for a stream")
-            on_flink = runner == "FlinkRunner"
             _require(not (journal and on_flink), "on Flink, checkpoints take the place of --journal: leave it out")
             _require(len(labels or ()) < 2, "a stream has one subscription of --labels")
             bundle = running.load_bundle(declared, project, model, registry)
@@ -151,7 +151,7 @@ def run(
                 threads=threads,
             )
             return
-        if runner == "FlinkRunner" and "LOOPBACK" not in str(beam_args):
+        if on_flink and "LOOPBACK" not in str(beam_args):
             for uri in [*source, *(labels or ()), sink]:
                 there = "://" in uri or uri.startswith("/")
                 _require(

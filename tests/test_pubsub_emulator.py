@@ -239,7 +239,7 @@ def test_a_message_that_fails_too_often_goes_to_the_dead_letter_topic() -> None:
     [(_, body, attempt)] = bench.broker.take(dead_reader, Consumer(), 1, 10)
     assert attempt == 0
     message = wire.PubsubMessage.FromString(body)
-    assert message.data == b"a"
+    assert (message.data, message.message_id) == (b"a", "1000000001")  # the clock's microseconds, and one
     assert dict(message.attributes) == {
         "colour": "red",
         "CloudPubSubDeadLetterSourceDeliveryCount": "5",
