@@ -1,8 +1,9 @@
-# headrace: `make demo` and `make test` need only Python 3.11 and a package registry.
+# headrace: `make demo` and `make test` need only Python 3.11, 3.12 or 3.13 and a package registry.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+LOCK ?= $(shell $(PYTHON) requirements/choose.py)
 DATA ?=
 PYTEST_ARGS ?=
 
@@ -14,9 +15,9 @@ $(VENV)/uv/bin/uv: requirements/uv.txt
 	mkdir -p $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(VENV)/uv -r requirements/uv.txt
 
-$(VENV)/.installed: requirements/lock.txt requirements/overrides.txt setup.py $(VENV)/uv/bin/uv
+$(VENV)/.installed: $(LOCK) setup.py $(VENV)/uv/bin/uv
 	test -x $(BIN)/python || $(VENV)/uv/bin/uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(VENV)/uv/bin/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements/lock.txt
+	$(VENV)/uv/bin/uv pip sync --quiet --require-hashes --python $(BIN)/python $(LOCK)
 	$(VENV)/uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -40,11 +41,16 @@ prism:
 k8s-schemas: setup
 	deploy/k8s/build.sh
 
+COMPILE = $(VENV)/uv/bin/uv pip compile --override requirements/overrides.txt --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --upgrade --quiet --custom-compile-command "make lock"
+ALL_IN = requirements/core.in requirements/tfdv.in requirements/dev.in
+
 lock: $(VENV)/uv/bin/uv
-	$(VENV)/uv/bin/uv pip compile requirements/dev.in --override requirements/overrides.txt --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --upgrade --quiet --output-file requirements/lock.txt \
-	  --custom-compile-command "make lock"
+	$(COMPILE) $(ALL_IN) --override requirements/overrides-py311.txt --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --output-file requirements/locks/py311.txt
+	$(COMPILE) $(ALL_IN) --python-version 3.12 --python-platform x86_64-manylinux_2_39 --output-file requirements/locks/py312.txt
+	$(COMPILE) $(ALL_IN) --python-version 3.13 --python-platform x86_64-manylinux_2_39 --output-file requirements/locks/py313.txt
+	$(COMPILE) requirements/core.in requirements/dev.in --universal --python-version 3.11 --output-file requirements/locks/core.txt
 
 clean:
 	rm -rf $(VENV) build demo-output *.egg-info

@@ -262,7 +262,7 @@ def test_the_template_asks_for_what_a_run_needs():
 
 
 def test_the_image_is_of_the_beam_that_is_locked():
-    lock = (ROOT / "requirements" / "lock.txt").read_text()
+    lock = (ROOT / "requirements" / "locks" / "py311.txt").read_text()
     version = re.search(r"(?m)^apache-beam(?:\[.*\])?==([0-9.]+)", lock)[1]
     assert f"beam_python3.11_sdk:{version}" in (DEPLOY / "Dockerfile").read_text()
 
