@@ -275,7 +275,9 @@ def test_empty_files_of_text_have_no_records(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.avro"])
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"Obj\x01", DATA, gzip.compress(DATA, mtime=0), b"PAR1" * 100, b"\0" * 1000])
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", b"Obj\x01", DATA, gzip.compress(DATA, mtime=0), b"PAR1" * 100, b"\0" * 1000]
+)
 def test_a_file_that_is_not_what_its_name_says_is_one_dead_letter(name, content, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
