@@ -3,7 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-LOCK ?= $(shell $(PYTHON) requirements/choose.py)
+ifndef LOCK
+LOCK := $(shell $(PYTHON) requirements/choose.py)
+endif
 DATA ?=
 PYTEST_ARGS ?=
 
