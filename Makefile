@@ -9,7 +9,7 @@ endif
 DATA ?=
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test check lock bench prism k8s-schemas clean
+.PHONY: setup demo test debian13-test check lock bench prism k8s-schemas clean
 
 setup: $(VENV)/.installed
 
@@ -23,8 +23,14 @@ $(VENV)/.installed: $(LOCK) setup.py $(VENV)/uv/bin/uv
 	$(VENV)/uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+# A file's tests run in one process, as they share what is slow to make; WORKERS=0 runs all in one.
+WORKERS ?= auto
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# The tests that neither need an engine nor a broker, in a Debian 13 tree with the second set of libraries.
+debian13-test: setup
+	deploy/debian13/test.sh -n $(WORKERS) --dist loadfile --ignore tests/test_flink.py --ignore tests/test_prism.py $(PYTEST_ARGS)
 
 demo: setup
 	$(BIN)/headrace demo --output demo-output $(if $(DATA),--data $(DATA))

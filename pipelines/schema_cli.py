@@ -263,7 +263,9 @@ def _prepare_tfdv() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            import tensorflow_data_validation  # noqa: F401
+            from models.quality.backend import import_tfdv
+
+            import_tfdv()
     except ImportError as error:
         raise UsageError(f"schema infer needs tensorflow-data-validation, which can't be imported: {error}") from None
 

@@ -74,7 +74,7 @@ def test_a_job_is_made_and_checked_without_a_network(mode):
     assert summary.streaming == (mode == "stream")
     assert summary.image == IMAGE
     assert summary.requirements == ("beam:requirement:pardo:stateful:v1",)
-    assert "beam:version:sdk_base:apache/beam_python3.11_sdk:2.72.0" in summary.capabilities
+    assert "beam:version:sdk_base:apache/beam_python3.11_sdk:2.77.0" in summary.capabilities
     assert summary.graph_bytes < 1_000_000
     request = json.loads(summary.request)
     assert request["type"] == ("JOB_TYPE_STREAMING" if summary.streaming else "JOB_TYPE_BATCH")

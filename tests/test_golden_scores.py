@@ -6,7 +6,6 @@ The model was trained by xgboost 3.2; `python -m tests.test_golden_scores` makes
 import pathlib
 
 import numpy as np
-import pytest
 import xgboost as xgb
 
 FOLDER = pathlib.Path(__file__).parent / "golden_scores"
@@ -31,21 +30,17 @@ def score(rows, model):
     return booster.inplace_predict(rows, missing=np.nan).astype(np.float32).view(np.uint32)
 
 
-@pytest.mark.parametrize("model", ["model.ubj", "model.json"])
-def test_a_model_scores_as_where_it_was_trained(model):
-    assert (score(make_rows(), FOLDER / model) == read_scores()).all()
+def test_the_model_scores_as_where_it_was_trained():
+    assert (score(make_rows(), FOLDER / "model.ubj") == read_scores()).all()
 
 
 def test_the_scores_tell_rows_apart():
     assert len(np.unique(read_scores())) > 500
 
 
-def test_another_model_has_other_scores(tmp_path):
-    text = (FOLDER / "model.json").read_text()
-    changed = text.replace('"base_score":"[5E-1]"', '"base_score":"[4E-1]"')
-    assert changed != text
-    (tmp_path / "model.json").write_text(changed)
-    assert (score(make_rows(), tmp_path / "model.json") != read_scores()).all()
+def test_a_model_without_its_last_tree_has_other_scores(tmp_path):
+    xgb.Booster(model_file=str(FOLDER / "model.ubj"))[:19].save_model(tmp_path / "less.ubj")
+    assert (score(make_rows(), tmp_path / "less.ubj") != read_scores()).mean() > 0.9
 
 
 def main():
@@ -60,8 +55,7 @@ def main():
         20,
     )
     FOLDER.mkdir(exist_ok=True)
-    for name in ("model.ubj", "model.json"):
-        booster.save_model(FOLDER / name)
+    booster.save_model(FOLDER / "model.ubj")
     scores = score(rows, FOLDER / "model.ubj")
     (FOLDER / "scores.txt").write_text("".join(f"{s:08x}\n" for s in scores))
 

@@ -1,5 +1,6 @@
 """Our statistics are those of TFDV, and its validator says the same of both. TFDV runs in a process of its own."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from models.quality.columns import describe, quantile_cuts
 from models.quality.records import Distribution
 
 ROWS = 4000
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorflow_data_validation") is None, reason="no TFDV")
+
 SCHEMA = b"""
 feature { name: "normal" type: FLOAT presence { min_fraction: 1.0 } }
 feature { name: "gaps" type: FLOAT presence { min_fraction: 0.95 } }
@@ -24,7 +27,10 @@ string_domain { name: "names" value: "a" value: "bb" }
 ORACLE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-import pyarrow as pa, tensorflow_data_validation as tfdv
+sys.path.insert(0, ".")
+import pyarrow as pa
+from models.quality.backend import import_tfdv
+tfdv = import_tfdv()
 from google.protobuf import text_format
 from tensorflow_data_validation.statistics import stats_impl
 from tensorflow_metadata.proto.v0 import schema_pb2
@@ -36,7 +42,6 @@ statistics = stats_impl.generate_statistics_in_memory(batch, tfdv.StatsOptions()
 open(folder + "/statistics", "wb").write(statistics.SerializeToString())
 anomalies = tfdv.validate_statistics(statistics, text_format.Parse(schema_text, schema_pb2.Schema()))
 open(folder + "/anomalies", "wb").write(anomalies.SerializeToString())
-sys.path.insert(0, ".")
 from models.quality import backend
 print(backend.why_off(), backend._load().__name__)
 """

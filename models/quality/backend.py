@@ -71,6 +71,19 @@ def parse_schema(text: bytes) -> Any:
     return text_format.Parse(text.decode(), schema_pb2.Schema())
 
 
+def import_tfdv() -> Any:
+    """TFDV's Python package; ImportError where it is not installed.
+
+    It imports farmhash, which has no wheels and so would ask for a C++ compiler. Only feature partitions and
+    feature skew detection call it, and headrace neither; an empty module stands in for it.
+    """
+    if "farmhash" not in sys.modules and importlib.util.find_spec("farmhash") is None:
+        sys.modules["farmhash"] = ModuleType("farmhash")
+    import tensorflow_data_validation
+
+    return tensorflow_data_validation
+
+
 def _keep(repeated: Any, wanted: Any) -> None:
     for place in reversed(range(len(repeated))):
         if not wanted(repeated[place]):

@@ -15,6 +15,7 @@ from models.codecs.columns import Columns
 from models.codecs.times import times_from_numbers, times_from_text
 from models.contract import TIMESTAMP, UNIX_UNITS, Contract
 from models.declarations import Project
+from models.quality.backend import import_tfdv
 
 ISO_FORMAT = "%Y-%m-%d %H:%M:%S"  # stands for all forms of ISO 8601
 MAX_DOMAIN = 100  # values; text with more is free text
@@ -191,7 +192,7 @@ def _seen(column: pa.Array) -> str:
 
 def _infer(columns: Columns) -> schema_pb2.Schema:
     """TFDV's schema of columns, without a Beam job: its generators over one batch."""
-    import tensorflow_data_validation as tfdv
+    tfdv = import_tfdv()
     from tensorflow_data_validation.statistics import stats_impl
 
     batch = pa.RecordBatch.from_arrays([_as_lists(column) for column in columns.values()], names=list(columns))
