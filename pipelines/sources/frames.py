@@ -105,11 +105,9 @@ def walk(
         journal = piece.journal
         expected = piece.first_row if expected is None else expected
         if gap is not None:
-            lost = piece.first_row - expected
-            yield Fault(path, f"bytes {gap.place} to {gap.stop - 1} are damaged: {_records(expected, lost)}")
+            yield Fault(path, f"bytes {gap.place} to {gap.stop - 1} are damaged: {_records(expected, piece.first_row)}")
         elif piece.first_row > expected:
-            lost = piece.first_row - expected
-            yield Fault(path, f"{_records(expected, lost)} before byte {piece.place}: a part was taken out")
+            yield Fault(path, f"{_records(expected, piece.first_row)} before byte {piece.place}: a part was taken out")
         if piece.first_row < expected:
             yield Fault(
                 path, f"record {piece.first_row} comes again at byte {piece.place}, after record {expected - 1}"
@@ -121,15 +119,15 @@ def walk(
     expected = expected or 0
     if expected < needed:
         place = file.seek(0, 2) if gap is None else gap.place
-        lost = _records(expected, needed - expected)
+        lost = _records(expected, needed)
         how = "ends too early, or the segment after it is missing" if gap is None else "is damaged"
         yield Fault(path, f"it {how}, at byte {place}: {lost}")
 
 
-def _records(first: int, count: int) -> str:
-    if count <= 0:
+def _records(first: int, stop: int) -> str:
+    if stop <= first:
         return "no record is lost"
-    return f"record {first} is lost" if count == 1 else f"records {first} to {first + count - 1} are lost"
+    return f"record {first} is lost" if stop == first + 1 else f"records {first} to {stop - 1} are lost"
 
 
 def _scan(file: IO[bytes], journal: int | None, verify_from: int) -> Iterator[Frame | Gap]:

@@ -186,7 +186,7 @@ def to_payload(batches: Sequence[pa.RecordBatch]) -> bytes:
 
 def _read_old(data: bytes) -> Iterator[pa.RecordBatch]:
     """The whole batches of a segment without checksums, up to what can't be read."""
-    with contextlib.suppress(StopIteration, pa.ArrowInvalid, EOFError, OSError):
+    with contextlib.suppress(StopIteration, pa.ArrowException, ValueError, EOFError, OSError):
         reader = pa.ipc.open_stream(data)
         while reader.schema == _SCHEMA:
             batch = reader.read_next_batch()

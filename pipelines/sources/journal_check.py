@@ -31,6 +31,7 @@ class Segment:
     first_row: int
     needed: int  # its records reach at least up to this one
     end_row: int
+    begins: int = 0  # by its first frame, whatever its name is
     journal: int | None = None
     checksum: int = 0  # of its last frame
     before: int | None = None  # the checksum of the last frame of the segment before it
@@ -176,7 +177,7 @@ def _needed(paths: Sequence[str], synced: int) -> dict[str, int]:
 
 def _examine_segment(path: str, needed: int, journal: int | None, verify_from: int) -> tuple[Segment, list[Fault]]:
     first_row = number_of(path) or 0
-    segment, faults = Segment(path, first_row, needed, first_row), []
+    segment, faults = Segment(path, first_row, needed, first_row, first_row), []
     with contextlib.closing(open_file(path)) as file:
         for piece in pieces_of(
             file, path, first_row=first_row, needed=needed, journal=journal, verify_from=verify_from
@@ -185,7 +186,7 @@ def _examine_segment(path: str, needed: int, journal: int | None, verify_from: i
                 faults.append(piece)
                 continue
             if segment.before is None:
-                segment.journal, segment.before = piece.journal, piece.before
+                segment.journal, segment.before, segment.begins = piece.journal, piece.before, piece.first_row
             segment.end_row = max(segment.end_row, piece.end_row)
             segment.checksum = piece.checksum
     return segment, faults
