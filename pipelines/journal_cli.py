@@ -62,7 +62,9 @@ def recover(
         for first, last in done.lost:
             typer.echo(f"lost: {last - first + 1:,} records, {first} to {last}")
         lost = sum(last - first + 1 for first, last in done.lost)
-        typer.echo(f"{done.records:,} records and {done.marks:,} marks are in {to}; {lost:,} records are lost")
+        typer.echo(
+            f"{done.records:,} records and {done.marks:,} marks are in {to}; {lost:,} records are known to be lost"
+        )
 
 
 def _look_into(segment: Segment, journal: int | None) -> tuple[int, str]:
