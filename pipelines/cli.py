@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
-from pipelines import schema_cli
+from pipelines import journal_cli, schema_cli
 
 app = typer.Typer(
     help="One Apache Beam graph for features, validation and scoring, over files or streams.",
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(schema_cli.app, name="schema")
+app.add_typer(journal_cli.app, name="journal")
 _BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 ProjectFolder = Annotated[pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")]

@@ -28,7 +28,7 @@ from pipelines.display import working
 from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
-from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, format_of, match_files
+from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, match_files
 from transforms.gate import OnStop, WatchScores
 from transforms.score import DECISION, SCORE, Score
 from transforms.statistics import make_baseline
@@ -52,12 +52,13 @@ def open_source(
 ) -> ReadFiles | ReadLabelled:
     """The source for `uris`, and for those of `labels` if there are.
 
-    With `look`, SourceError if one of them matches nothing or has no known format.
+    With `look`, SourceError if one of them matches nothing or has no known format, JournalError if one is a journal
+    that is not whole.
     """
-    for uri in [*uris, *labels] if look else ():
-        for path in match_files(uri):
-            if kind is None:
-                format_of(path)
+    if look:
+        for uri in uris:
+            match_files(uri)
+        check_files([*(uris if kind is None else ()), *labels])
     events = ReadFiles(tuple(uris), kind)
     return ReadLabelled(events, tuple(labels)) if labels else events
 

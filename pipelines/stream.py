@@ -21,7 +21,7 @@ from pipelines.parity import event_times, read_payloads, read_texts
 from pipelines.run import watch_scores
 from pipelines.score import build
 from pipelines.sinks.topics import PublishRows
-from pipelines.sources.files import match_files
+from pipelines.sources.files import check_files
 from pipelines.sources.flink_stream import ReadFlinkStream
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import open_values
@@ -58,8 +58,7 @@ def score_stream(
     beam_args: tuple[str, ...] = (),
 ) -> None:
     """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
-    for pattern in history:
-        match_files(pattern)
+    check_files(history)
     broker = open_broker(source, kafka_config=kafka_config)
     read_values = open_values(values, getattr(broker, "topic", None))
     read_values.check(project.contract)

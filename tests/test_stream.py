@@ -23,7 +23,8 @@ from pipelines.score import build
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import ReadFiles
-from pipelines.sources.journal import RECORD_SCHEMA, JournalError, JournalWriter, read_segment, segments
+from pipelines.sources.journal import RECORD_SCHEMA, JournalError, read_segment, segments
+from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.watermark import StreamWatermark
 from tests.support import CARD_FRAUD, ROOT, card_fraud, tiny_scorer, transaction, write_rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from models import progress
 from pipelines.sources.avro_blocks import read_avro
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment, read_segment_file
+from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
+from pipelines.sources.journal_check import check_segments, needed_row
 from pipelines.sources.lines import compression_of, read_first_line, read_lines
 from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
 from transforms.batches import (
@@ -57,7 +57,10 @@ class SourceError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A part of a file: a Parquet row group, a range of bytes that lines start in, or the whole file."""
+    """A part of a file: a Parquet row group, a range of bytes that lines start in, or the whole file.
+
+    The whole segment of a journal stops at the record that it has to reach at least.
+    """
 
     path: str
     format: str
@@ -136,6 +139,11 @@ def match_files(pattern: str) -> list[str]:
     return sorted(found)
 
 
+def check_files(patterns: Sequence[str]) -> None:
+    """SourceError if a pattern matches nothing or has no known format, JournalError if a journal is not whole."""
+    check_segments([path for path in _match_all(tuple(patterns)) if format_of(path) == "journal"])
+
+
 def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
@@ -155,8 +163,10 @@ def split_file(path: str, kind: str) -> Iterator[Split]:
     """The parts of a file that can be read on their own."""
     if kind == "parquet":
         yield from _split_parquet(path)
-    elif kind in ("avro", "journal", JOURNALED_LABELS):
+    elif kind == "avro":
         yield Split(path, kind)
+    elif kind in ("journal", JOURNALED_LABELS):
+        yield Split(path, kind, stop=needed_row(path))
     else:
         yield from _split_lines(path, kind)
 
@@ -221,7 +231,7 @@ def read_split(split: Split) -> Iterator[pa.RecordBatch]:
     elif split.format == "avro":
         yield from read_avro(split.path)
     elif split.format in ("journal", JOURNALED_LABELS):
-        yield from _read_journal(split.path, split.format == JOURNALED_LABELS)
+        yield from _read_journal(split)
     elif split.format == "unreadable":
         yield unreadable(split.header[0], b"", 0)
     else:
@@ -255,14 +265,10 @@ def _read_parquet(split: Split) -> Iterator[pa.RecordBatch]:
         yield unreadable(f"row group {split.start} is broken from row {position} on: {error}", b"", position)
 
 
-def _read_journal(path: str, labels: bool) -> Iterator[pa.RecordBatch]:
+def _read_journal(split: Split) -> Iterator[pa.RecordBatch]:
     """The events of a stream, or its labels, with the places that the stream knew them by."""
-    if "://" in path:
-        with FileSystems.open(path) as file:
-            batches = read_segment(file.read())
-    else:
-        batches = read_segment_file(pathlib.Path(path))
-    for both in batches:
+    labels = split.format == JOURNALED_LABELS
+    for both in read_segment_file(split.path, split.stop or 0):
         batch = take_rows(both, np.flatnonzero((column(both, PARTITION).to_numpy() == LABEL_PARTITION) == labels))
         if not batch.num_rows:
             continue

@@ -1,30 +1,24 @@
 """The journal: every message of a stream as it came, on disk before it is acknowledged, and what was done of it.
 
-A journal is a folder of segments, each an Arrow IPC stream of raw records and named by the number of its first
-one. A segment that a crash cut off is read up to its last whole batch. Beside it lie its marks, lines of text that
-end in a full stop:
-
-    emitted ROWS END NEWEST   of the first ROWS records, all up to the event time END were scored and written;
-                              none of them is later than NEWEST (times in microseconds)
-    aside ROW                 this record crashes the decoder
-    started                   a stream begins to receive
-    stopped                   the stream ended in good order
+A journal is a folder of segments, each named by the number of its first record: frames (pipelines.sources.frames), of
+which each holds what was on disk at once, as an Arrow IPC stream of raw records. Segments of before are one Arrow IPC
+stream without checksums; they are still read. Beside each segment lie its marks (pipelines.sources.marks).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
+import io
 import os
 import pathlib
-import re
-import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.sources.frames import MAGIC, Fault, Frame, walk
 from transforms.batches import (
     COLUMNS,
     FORMAT,
@@ -41,7 +35,6 @@ from transforms.batches import (
 
 ENDING = ".journal"
 MARKS_ENDING = ".marks"
-SEGMENT_BYTES = 64 << 20
 
 MESSAGE = "__message"
 PARTITION = "__partition"
@@ -56,190 +49,149 @@ RECORD_SCHEMA = pa.schema(
     ]
 )
 _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_COLUMNS, SOURCE_TYPE)])
-
-
-_MARK = re.compile(r"(emitted -?\d{1,19} -?\d{1,19} -?\d{1,19}|aside \d{1,19}|started|stopped) \.", re.ASCII)
+_CONTINUATION = b"\xff\xff\xff\xff"  # that an Arrow IPC stream begins with
 
 
 class JournalError(RuntimeError):
     """A journal that can't be used, such as one that another stream writes to."""
 
 
-class JournalWriter:
-    """Appends raw batches to a folder of segments; each append is on disk when it returns.
+@dataclasses.dataclass(frozen=True)
+class OldBatch:
+    """A batch of a segment without checksums, in a frame's place."""
 
-    One process at a time may write to a journal. `rows` is how many records it holds.
-    """
+    first_row: int
+    rows: int
+    batch: pa.RecordBatch
+    journal = None
+    before = checksum = 0
 
-    def __init__(self, directory: pathlib.Path, segment_bytes: int = SEGMENT_BYTES) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise JournalError(f"{directory}: is a file; a journal is a folder") from None
-        self._directory = directory
-        self._segment_bytes = segment_bytes
-        self._lock = (directory / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise JournalError(f"{directory}: another stream writes to this journal") from None
-        existing = segments(directory)
-        self._writing = threading.Lock()  # an engine may call finalizers in a thread of their own
-        self.rows = first_row(existing[-1]) + count_rows(existing[-1]) if existing else 0
-        self._open: _Segment | None = None
-
-    def append(self, batches: Sequence[pa.RecordBatch]) -> None:
-        """Write batches and wait until they are on disk; JournalError if they can't be."""
-        try:
-            with self._writing:
-                self._append(batches)
-        except OSError as error:
-            raise JournalError(
-                f"{self._directory}: cannot be written: {error.strerror or error}; what was not written was not "
-                "acknowledged and comes again: mend this, and start again"
-            ) from error
-
-    def _append(self, batches: Sequence[pa.RecordBatch]) -> None:
-        if self._open is None or self._open.file.tell() > self._segment_bytes:
-            self._end_segment()
-            self._open = _Segment.create(self._directory / f"{self.rows:012d}{ENDING}")
-            folder = os.open(self._directory, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the segment's name is on disk too
-            finally:
-                os.close(folder)
-        for batch in batches:
-            self._open.writer.write_batch(_to_journal(batch))
-        self._open.raw.flush()
-        os.fsync(self._open.raw.fileno())
-        self.rows += sum(batch.num_rows for batch in batches)
-
-    def mark(self, line: str) -> None:
-        """Note what was done. It survives the process, and need not survive the machine: work done twice is equal."""
-        with self._writing:
-            last = [self._directory / f"{self.rows:012d}{ENDING}", *segments(self._directory)][-1]
-            with last.with_suffix(MARKS_ENDING).open("a") as file:
-                file.write(f"\n{line} .")  # what a crash cut off before is a line by itself
-
-    def close(self, in_order: bool = True) -> None:
-        """End the open segment, and say so if the stream has ended in good order."""
-        self._end_segment()
-        if in_order:
-            self.mark("stopped")
-        self._lock.close()
-
-    def _end_segment(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+    @property
+    def end_row(self) -> int:
+        """The number of the record after its last one."""
+        return self.first_row + self.rows
 
 
-@dataclasses.dataclass
-class _Segment:
-    raw: Any
-    file: pa.PythonFile
-    writer: pa.ipc.RecordBatchStreamWriter
-
-    @classmethod
-    def create(cls, path: pathlib.Path) -> Self:
-        raw = path.open("wb")  # what may be there of that name holds no whole record
-        file = pa.PythonFile(raw, "w")
-        return cls(raw, file, pa.ipc.new_stream(file, _SCHEMA))
-
-    def close(self) -> None:
-        self.writer.close()
-        self.file.close()
-        self.raw.close()
+def segment_name(first_row: int) -> str:
+    """The name of the segment that begins with a record."""
+    return f"{first_row:012d}{ENDING}"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Marks:
-    """What the marks of a journal say: int64 columns of what was emitted, records set aside, a good end."""
-
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-    ends_us: np.ndarray[Any, np.dtype[np.int64]]
-    newest_us: np.ndarray[Any, np.dtype[np.int64]]
-    aside: frozenset[int]
-    stopped: bool
-    any: bool = True  # a stream was here before
-
-    @staticmethod
-    def read(directory: pathlib.Path) -> Marks:
-        """The marks of all segments; a line that a crash cut off, or else is none, is passed over."""
-        emitted: list[list[int]] = []
-        aside: set[int] = set()
-        stopped = False
-        for path in sorted(directory.glob(f"*{MARKS_ENDING}")):
-            for line in path.read_text(errors="replace").splitlines():
-                match = _MARK.fullmatch(line)
-                word, *numbers = match[1].split() if match else [""]
-                stopped = word == "stopped"
-                if word == "emitted":
-                    emitted.append([int(number) for number in numbers])
-                elif word == "aside":
-                    aside.add(int(numbers[0]))
-        columns = np.array(emitted, np.int64).reshape(-1, 3).T
-        used = any(path.suffix in (ENDING, MARKS_ENDING) for path in directory.iterdir())
-        return Marks(columns[0], columns[1], columns[2], frozenset(aside), stopped, used)
+def number_of(path: str | os.PathLike[str], ending: str = ENDING) -> int | None:
+    """The number of the first record of a segment, or of its marks; None for other files."""
+    name = os.fspath(path).rsplit("/", 1)[-1]
+    stem = name.removesuffix(ending)
+    return int(stem) if stem != name and stem.isascii() and stem.isdecimal() and len(stem) < 19 else None
 
 
 def segments(directory: pathlib.Path) -> list[pathlib.Path]:
     """A journal's segments, oldest first."""
-    return sorted(path for path in directory.glob(f"*{ENDING}") if path.stem.isdecimal())
+    numbered = [(number, path) for path in directory.iterdir() if (number := number_of(path)) is not None]
+    return [path for _, path in sorted(numbered)]
 
 
-def check_whole(directory: pathlib.Path, marks: Marks) -> None:
-    """JournalError if records are missing that were there once, but for the oldest, which may be deleted."""
-    paths = segments(directory)
-    end = first_row(paths[0]) if paths else 0
-    for path in paths:
-        if first_row(path) != end:
-            raise JournalError(f"{path}: records {end} to {first_row(path)} before it are missing: restore them")
-        end += count_rows(path)
-    done = int(marks.rows[-1]) if len(marks.rows) else 0
-    if end < done:
-        raise JournalError(
-            f"{directory}: {done} records were scored, but it ends at record {end}: restore its last segment; or begin "
-            "in an empty folder, with earlier events as --history"
-        )
+def open_file(path: str) -> IO[bytes]:
+    """A file of a local journal, or of one on any filesystem that Beam knows."""
+    if "://" not in path:
+        return open(path, "rb")
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems.open(path, compression_type="uncompressed")  # type: ignore[no-any-return]
 
 
-def first_row(segment: pathlib.Path) -> int:
-    """The number of a segment's first record."""
-    return int(segment.stem)
-
-
-def count_rows(segment: pathlib.Path) -> int:
-    """How many whole records a segment holds."""
-    return sum(batch.num_rows for batch in _read_batches(_map(segment)))
-
-
-def read_segment(data: pa.Buffer | bytes) -> Iterator[pa.RecordBatch]:
-    """The whole batches of a segment, each of one format; what a crash cut off was never acknowledged."""
-    for batch in _read_batches(data):
-        yield from _from_journal(batch)
-
-
-def read_segment_file(path: pathlib.Path) -> Iterator[pa.RecordBatch]:
-    """The whole batches of a segment on disk, without reading it into memory at once."""
-    return read_segment(_map(path))
-
-
-def _map(path: pathlib.Path) -> pa.Buffer | bytes:
-    return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else b""
-
-
-def _read_batches(data: pa.Buffer | bytes) -> Iterator[pa.RecordBatch]:
-    try:
-        reader = pa.ipc.open_stream(data)
-    except (pa.ArrowInvalid, EOFError, OSError):
+def pieces_of(
+    file: IO[bytes],
+    path: str,
+    *,
+    first_row: int | None = None,
+    needed: int = 0,
+    journal: int | None = None,
+    verify_from: int = 0,
+) -> Iterator[Frame | OldBatch | Fault]:
+    """The sound pieces of a segment and its faults, as `walk` gives them; of one without checksums, its batches."""
+    file.seek(0)
+    start = file.read(len(MAGIC))
+    if not start.startswith(_CONTINUATION):
+        found = False
+        for piece in walk(file, path, first_row=first_row, needed=needed, journal=journal, verify_from=verify_from):
+            found = True
+            yield piece
+        if not found and start.strip(b"\0") and not MAGIC.startswith(start):
+            yield Fault(path, "it is not a segment of a journal: take it out of here")
         return
-    while True:
-        try:
-            yield reader.read_next_batch()
-        except (StopIteration, pa.ArrowInvalid, EOFError, OSError):
-            return
+    file.seek(0)
+    row = first_row or 0
+    for batch in _read_old(file.read()):
+        yield OldBatch(row, batch.num_rows, batch)
+        row += batch.num_rows
+    if row < needed:
+        yield Fault(path, f"records {row} to {needed - 1} are lost: it was cut off, or is damaged from there on")
+
+
+def batches_of(piece: Frame | OldBatch, path: str) -> list[pa.RecordBatch]:
+    """The raw batches of a piece, each of one format; JournalError if its bytes are sound and still no records."""
+    if isinstance(piece, OldBatch):
+        return list(_from_journal(piece.batch))
+    if not piece.rows:
+        return []
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(piece.payload)) as reader:
+            found = list(reader) if reader.schema == _SCHEMA else None
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        raise JournalError(f"{path}: at byte {piece.place}: no Arrow records: {error}") from None
+    if found is None or sum(batch.num_rows for batch in found) != piece.rows:
+        raise JournalError(f"{path}: at byte {piece.place}: records of another version of headrace")
+    return [part for batch in found for part in _from_journal(batch)]
+
+
+def read_segment(
+    data: bytes | IO[bytes], path: str = "a segment", first_row: int | None = None, needed: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a segment, each of one format; JournalError where it is damaged.
+
+    What a crash cut off at its end was never acknowledged, if it is beyond the record `needed`.
+    """
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    for piece in pieces_of(file, path, first_row=first_row, needed=needed):
+        if isinstance(piece, Fault):
+            raise refusal([piece])
+        yield from batches_of(piece, path)
+
+
+def read_segment_file(path: str | os.PathLike[str], needed: int = 0) -> Iterator[pa.RecordBatch]:
+    """The batches of the segment at a path, as `read_segment` gives them, frame by frame."""
+    name = os.fspath(path)
+    with contextlib.closing(open_file(name)) as file:
+        yield from read_segment(file, name, number_of(name), needed)
+
+
+def refusal(faults: Sequence[Fault]) -> JournalError:
+    """One line that names the first fault, and says what can be done."""
+    folder = faults[0].path.rpartition("/")[0] or "."
+    more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return JournalError(
+        f"{faults[0]}{more}: restore it from a copy; or see `headrace journal check {folder}`, and save what is sound "
+        f"by `headrace journal recover {folder} --to NEW_FOLDER`"
+    )
+
+
+def to_payload(batches: Sequence[pa.RecordBatch]) -> bytes:
+    """Raw batches as the payload of a frame."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(_to_journal(batch))
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _read_old(data: bytes) -> Iterator[pa.RecordBatch]:
+    """The whole batches of a segment without checksums, up to what can't be read."""
+    with contextlib.suppress(StopIteration, pa.ArrowException, ValueError, EOFError, OSError):
+        reader = pa.ipc.open_stream(data)
+        while reader.schema == _SCHEMA:
+            batch = reader.read_next_batch()
+            batch.validate(full=True)  # or the process may end where a damaged one is used
+            yield batch
 
 
 def _to_journal(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -256,7 +208,7 @@ def _to_journal(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _from_journal(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     formats, about = (column(batch, name) for name in (_FORMAT, _COLUMNS))
     records = pa.RecordBatch.from_arrays(batch.columns[: len(RECORD_SCHEMA)], schema=RECORD_SCHEMA)
-    pairs = formats.indices.to_numpy() * np.int64(len(about.dictionary)) + about.indices.to_numpy()
+    pairs: Any = formats.indices.to_numpy() * np.int64(len(about.dictionary)) + about.indices.to_numpy()
     for pair, part in partition(records, pairs):
         kind, columns = divmod(pair, len(about.dictionary))
         metadata = {FORMAT: formats.dictionary[kind].as_py(), COLUMNS: about.dictionary[columns].as_py()}

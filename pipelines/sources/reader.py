@@ -23,7 +23,8 @@ from models.project import Project
 from pipelines.brokers import Messages
 from pipelines.sources.ahead import Ahead, Int64
 from pipelines.sources.files import read_all
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION, RECORD_SCHEMA, JournalWriter
+from pipelines.sources.journal import LABEL_PARTITION, PARTITION, RECORD_SCHEMA
+from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.replay import NO_TIME_US, Replay
 from pipelines.sources.values import JsonValues, attribute_times_us
 from pipelines.sources.watermark import StreamWatermark
@@ -74,9 +75,8 @@ class Reader:
         self._journal: JournalWriter | None = None
         self._replay: Replay | None = None
         if source.journal:
-            folder = pathlib.Path(source.journal)
-            self._journal = JournalWriter(folder)
-            self._replay = Replay(folder, self._times, self._probe, source.horizon_us)
+            self._journal = JournalWriter(pathlib.Path(source.journal))
+            self._replay = Replay(self._journal.found, self._times, self._probe, source.horizon_us)
         self._past = self._read_past()
         self._watermark = StreamWatermark(source.allowance_us, source.idle_us)
         self._seen: dict[str, None] = {}  # message ids, oldest first

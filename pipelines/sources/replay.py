@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.sources.ahead import Int64
-from pipelines.sources.journal import MESSAGE, Marks, check_whole, first_row, read_segment_file, segments
+from pipelines.sources.journal import MESSAGE, read_segment_file
+from pipelines.sources.journal_check import Journal, Segment
 from transforms.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
 
 CRASHES = "crashes the decoder"
@@ -46,19 +46,18 @@ class Replay:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        journal: Journal,
         times_of: Callable[[pa.RecordBatch], Int64],
         probe: Callable[[pa.RecordBatch], object],
         horizon_us: int,
     ) -> None:
-        self._directory = directory
+        self._segments = journal.segments
         self._times_of = times_of
         self._probe = probe
-        self._marks = Marks.read(directory)
-        check_whole(directory, self._marks)
+        self._marks = journal.marks
         self._done_rows = int(self._marks.rows[-1]) if len(self._marks.rows) else 0
         self._first_needed = self._find_first(horizon_us)
-        self.crashed = self._marks.any and not self._marks.stopped
+        self.crashed = any([*journal.segments, *(file.texts for file in journal.files)]) and not self._marks.stopped
         self.end_us = int(self._marks.ends_us[-1]) if len(self._marks.ends_us) else None
         self.pending: list[tuple[pa.RecordBatch, Int64]] = []
         self.set_aside: list[pa.RecordBatch] = []
@@ -68,9 +67,9 @@ class Replay:
     def past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """(slice end, records of each format) in the order in which they were released."""
         waiting: list[_Records] = []
-        for path in self._segments():
-            row = first_row(path)
-            for batch in read_segment_file(path):
+        for segment in self._needed():
+            row = segment.first_row
+            for batch in read_segment_file(segment.path, segment.end_row):
                 numbers = np.arange(row, row + batch.num_rows)
                 row += batch.num_rows
                 self.message_ids += column(batch, MESSAGE).to_pylist()
@@ -94,10 +93,8 @@ class Replay:
             if batch.num_rows:
                 self.pending.append((batch, records.times[np.isin(records.numbers, numbers)]))
 
-    def _segments(self) -> list[pathlib.Path]:
-        paths = segments(self._directory)
-        ends = [*(first_row(path) for path in paths[1:]), None]
-        return [path for path, end in zip(paths, ends, strict=False) if end is None or end > self._first_needed]
+    def _needed(self) -> list[Segment]:
+        return [segment for segment in self._segments if segment.end_row > self._first_needed]
 
     def _find_first(self, horizon_us: int) -> int:
         """The number of the first record that some window may still need."""
