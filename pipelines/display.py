@@ -13,6 +13,7 @@ from rich.table import Table
 
 from models import progress
 from models.evaluation import Evaluation, Metrics
+from models.expressions import NOT_FINITE
 from models.quality.records import Verdict
 
 console = Console(highlight=False)
@@ -56,6 +57,9 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
     for name, count in sorted(outcomes.items()):
         if name.startswith("dead-lettered: "):
             table.add_row("  " + name.removeprefix("dead-lettered: "), f"{count:,}")
+    for name, count in sorted(outcomes.items()):
+        if name.startswith(NOT_FINITE):
+            table.add_row(f"missing, as {name}", f"{count:,}")
     table.add_row("read a second", f"{outcomes.get('read', 0) / seconds:,.0f}")
     return table
 
