@@ -145,7 +145,10 @@ class Model(_Declaration):
 
 
 class Training(_Declaration):
-    """The split by time: days to train on, a gap for labels to become known, days to test on."""
+    """The split by time: days to train on, a gap for labels to become known, days to test on.
+
+    The events of the gap, which the model neither learns from nor is tested on, make the baseline.
+    """
 
     train: Duration = parse_duration("7d")
     delay: Duration = parse_duration("7d")
@@ -153,6 +156,7 @@ class Training(_Declaration):
     start: UtcTime | None = None
     group: str | None = None
     slices: list[str] = []
+    max_dead_letters: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.1  # share of what is read; fails beyond
 
 
 class Decision(_Declaration):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from models.declarations import Project, Rolling
 from models.documents import Path
 from models.expressions import Expression, ExpressionError
+from models.parameters import find_parameter_faults
 from models.quality.backend import parse_schema
 
 Fault = tuple[Path, str]
@@ -186,6 +187,8 @@ def _check_model(project: Project, features: set[str]) -> Iterator[Fault]:
             yield path, f"{name} is not a number"
         if name in project.model.inputs[:i]:
             yield path, f"{name} stands twice"
+    for name, message in find_parameter_faults(project.model.params):
+        yield ("model", "params", name), message
 
 
 def _check_training(project: Project) -> Iterator[Fault]:

@@ -191,7 +191,10 @@ def train(
     labels: Labels = None,
     source_format: SourceFormat = None,
     start: Annotated[datetime.datetime | None, typer.Option(help="First day of training (UTC).")] = None,
-    examples: Annotated[str | None, typer.Option(help="Folder to keep the computed examples in.")] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(help="Folder to keep the examples and dead letters in; else dead letters are in .headrace."),
+    ] = None,
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = "DirectRunner",
     registry: Registry = DEFAULT_REGISTRY,
@@ -213,6 +216,7 @@ def train(
             open_source(source, source_format, labels or ()),
             start=start,
             examples=examples,
+            dead_letters=pathlib.Path(".headrace", "dead_letters", declared.name),
             runner=runner,
             shards=shards,
             threads=threads,
@@ -493,7 +497,9 @@ def demo(
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
-        trained = training.train(declared, project, running.open_source([data], None))
+        trained = training.train(
+            declared, project, running.open_source([data], None), dead_letters=output / "training" / "dead_letters"
+        )
         version = training.register(trained, declared, registry, promote=True)
         _print_training(trained, declared, version, registry)
         result = running.score(
@@ -543,14 +549,22 @@ def _write_sample(directory: pathlib.Path, rows: int, seed: int, days: int, form
 
 
 def _print_training(trained: Any, project: Project, version: int, registry: str) -> None:
-    from pipelines.display import console, evaluation_table
+    from pipelines.display import console, evaluation_table, outcome_table, split_table
     from pipelines.train import to_iso
 
+    outcomes = {"examples" if name == "scored" else name: n for name, n in trained.examples.outcomes.items()}
+    console.print(outcome_table(outcomes, trained.examples.seconds))
+    if trained.dead_letters:
+        console.print(f"dead letters in {trained.dead_letters}")
+    console.print(split_table([(s.name, to_iso(s.from_us)[:10], to_iso(s.to_us)[:10], s) for s in trained.splits]))
+    if project.quality and trained.bundle.baseline is None:
+        console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
     title = f"{project.name} {version}, tested from {to_iso(trained.test_from_us)[:10]}"
     console.print(evaluation_table(trained.evaluation, title))
-    start = to_iso(trained.start_us)[:10]
+    first = trained.splits[0]
     console.print(
-        f"trained on {trained.train_rows:,} events from {start}; bundle {trained.bundle.bundle_id} in {registry}"
+        f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; "
+        f"bundle {trained.bundle.bundle_id} in {registry}"
     )
 
 
@@ -644,6 +658,7 @@ _USERS_ERRORS = (
     "UsageError",
     "RunError",
     "TrainingError",
+    "EvaluationError",
     "SourceError",
     "RegistryError",
     "BundleError",

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -51,8 +52,9 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
     """How many events were read, and what became of them."""
     table = Table("events", "number", title="Outcome", title_justify="left")
     table.columns[1].justify = "right"
-    for name in ("read", "history", "scored", "quarantined", "labelled", "duplicate", "dead-lettered"):
-        if outcomes.get(name) or name in ("read", "scored", "dead-lettered"):
+    scored = "examples" if "examples" in outcomes else "scored"
+    for name in ("read", "history", scored, "quarantined", "labelled", "duplicate", "dead-lettered"):
+        if outcomes.get(name) or name in ("read", scored, "dead-lettered"):
             table.add_row(name, f"{outcomes.get(name, 0):,}")
     for name, count in sorted(outcomes.items()):
         if name.startswith("dead-lettered: "):
@@ -61,6 +63,14 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
         if name.startswith(NOT_FINITE):
             table.add_row(f"missing, as {name}", f"{count:,}")
     table.add_row("read a second", f"{outcomes.get('read', 0) / seconds:,.0f}")
+    return table
+
+
+def split_table(splits: Sequence[tuple[str, str, str, Any]]) -> Table:
+    """The spans of a training, [from, before): their events, those that were used, and the positives of these."""
+    table = Table("split", "from", "before", "events", "used", "positives", title="Training", title_justify="left")
+    for name, start, end, split in splits:
+        table.add_row(name, start, end, f"{split.events:,}", f"{split.rows:,}", f"{split.positives:,}")
     return table
 
 
