@@ -10,7 +10,7 @@ import pathlib
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -179,7 +179,7 @@ def run(
             return
         console.print(outcome_table(result.outcomes, result.seconds))
         if sink_format == "parquet":
-            _print_scores(sink, declared)
+            _print_scores(sink, declared, bundle, labels or ())
         console.print(f"bundle {bundle.bundle_id}, output in {sink}")
 
 
@@ -278,15 +278,13 @@ def sample(
 
 @app.command()
 def models(project: ProjectFolder, registry: Registry = DEFAULT_REGISTRY) -> None:
-    """List the registered bundles of a project."""
+    """List the registered bundles of a project: aliases, date, metrics of the test, spans of the data."""
     with _clear_errors():
         from models.registry import list_versions
-        from pipelines.display import console, facts_table
+        from pipelines.display import version_lines
 
-        versions = list_versions(load_project(project).name, registry)
-        console.print(
-            facts_table([(f"version {v.version}", f"{v.bundle_id}  {', '.join(v.aliases)}") for v in versions])
-        )
+        for version in list_versions(load_project(project).name, registry):
+            typer.echo("\n".join(version_lines(version)))
 
 
 @app.command()
@@ -438,11 +436,19 @@ def baseline(
     source: Source,
     labels: Labels = None,
     source_format: SourceFormat = None,
+    start: Annotated[
+        datetime.datetime | None,
+        typer.Option(help="Take events from this time (UTC) on; from the end of the model's training, if not given."),
+    ] = None,
+    end: Annotated[datetime.datetime | None, typer.Option(help="Take events before this time (UTC).")] = None,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     registry: Registry = DEFAULT_REGISTRY,
     threads: Threads = 2,
 ) -> None:
-    """Write statistics of the source's features and scores into a bundle: what windows are compared with."""
+    """Write statistics of the source's features and scores into a bundle: what windows are compared with.
+
+    Take events that no run is to score: else they are compared with themselves.
+    """
     with _clear_errors():
         from models.codecs.times import micros_of
         from models.registry import set_baseline
@@ -454,10 +460,8 @@ def baseline(
         _check_source_format(source_format)
         events = running.open_source(source, source_format, labels or ())
         bundle = running.load_bundle(declared, project, model, registry)
-        start = bundle.metadata.get("test_from")
-        content, rows = running.compute_baseline(
-            declared, bundle, events, micros_of(datetime.datetime.fromisoformat(start)) if start else None, threads
-        )
+        span = [None if time is None else micros_of(time) for time in (start, end)]
+        content, rows = running.compute_baseline(declared, bundle, events, *span, threads)
         set_baseline(declared.name, int(model) if model.isdigit() else model, content, registry)
         typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")
 
@@ -466,15 +470,20 @@ def baseline(
 def report(
     project: ProjectFolder,
     run: Annotated[str, typer.Option(help="Folder that a run's scores went to.")],
+    labels: Labels = None,
     output: Annotated[
         pathlib.Path | None, typer.Option(help="HTML file to write; report.html in the run's folder, if not given.")
     ] = None,
 ) -> None:
-    """Write what a run was like as one HTML file: outcomes, decisions, drift, distributions, latency."""
+    """Write what a run was like as one HTML file: outcomes, decisions, performance, drift, distributions, latency."""
     with _clear_errors():
         from pipelines.report import report as write_report
 
-        typer.echo(f"report in {write_report(load_project(project), run, output)}")
+        declared = load_project(project)
+        _require(
+            declared.label_records is not None or not labels, "--labels are for a project that declares label.events"
+        )
+        typer.echo(f"report in {write_report(declared, run, output, labels or ())}")
 
 
 @app.command()
@@ -511,7 +520,7 @@ def demo(
         )
         assert result is not None
         console.print(outcome_table(result.outcomes, result.seconds))
-        _print_scores(f"{output}/run", declared)
+        _print_scores(f"{output}/run", declared, trained.bundle)
         from pipelines.report import report as write_report
 
         console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters")
@@ -568,7 +577,8 @@ def _print_training(trained: Any, project: Project, version: int, registry: str)
     )
 
 
-def _print_scores(directory: str, project: Project) -> None:
+def _print_scores(directory: str, project: Project, bundle: Any, labels: Sequence[str] = ()) -> None:
+    from models.evaluation import EvaluationError
     from pipelines import run as running
     from pipelines.display import console, decision_table, evaluation_table, quality_line
 
@@ -577,7 +587,13 @@ def _print_scores(directory: str, project: Project) -> None:
         console.print(decision_table(decisions))
     if project.quality:
         console.print(quality_line(running.read_verdicts(directory)))
-    evaluation = running.evaluate_scores(directory, project)
+    for sentence in running.find_seen(directory, project, bundle):
+        console.print(sentence)
+    try:
+        evaluation = running.evaluate_scores(directory, project, labels)
+    except EvaluationError as error:  # the scores are there nonetheless
+        console.print(f"not evaluated: {error}")
+        return
     if evaluation is not None:
         console.print(evaluation_table(evaluation, "Scores against labels"))
 

@@ -22,12 +22,12 @@ from models.evaluation import Evaluation, evaluate
 from models.project import PROJECT_FILE, Project
 from models.training import TrainingError
 from pipelines.display import working
+from pipelines.known_labels import with_labels
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
-from pipelines.sources.files import JOURNALED_LABELS, ReadFiles, ReadLabelled, read_all
-from transforms.batches import as_batch, column, take_rows, with_column
-from transforms.decode import decode_batch
+from pipelines.sources.files import ReadFiles, ReadLabelled
+from transforms.batches import as_batch, with_column
 from transforms.examples import CollectExamples
 from transforms.score import DECISION, SCORE, decide, model_inputs
 from transforms.statistics import make_baseline
@@ -95,7 +95,7 @@ def train(
         _check_dead_letters(project, result, kept)
         table = _ordered(_read_examples(directory, project), project)
         if isinstance(source, ReadLabelled):
-            table = _with_labels(table, source.labels, project)
+            table = with_labels(table, source.labels, project)
     with working("training"):
         return _fit(project, folder, table, result, kept, start, threads)
 
@@ -137,24 +137,6 @@ def _read_examples(directory: str, project: Project) -> pa.Table:
     watched = project.watched_columns if project.quality else ()
     columns = dict.fromkeys([*names, *project.model.inputs, *project.training.slices, *watched])
     return read_kind(directory, SCORES, list(columns))
-
-
-def _with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
-    """The examples with the labels of label records, of which the first of an event counts; others are unknown."""
-    records, label = project.label_records, project.label
-    assert records is not None
-    assert label is not None
-    found: dict[Any, tuple[int, int]] = {}
-    for batch in read_all(patterns, JOURNALED_LABELS):
-        columns, faults = decode_batch(batch, records.contract, project.event.max_bytes, False)
-        good = take_rows(columns, np.flatnonzero(~faults.bad))
-        names = (project.event.id, records.event.time, label.field)
-        for key, at, value in zip(*(column(good, name).to_pylist() for name in names), strict=True):
-            if None not in (key, at, value):
-                found[key] = min(found.get(key, (at, value)), (at, value))
-    values = [found[key][1] if key in found else None for key in table.column(project.event.id).to_pylist()]
-    place = table.schema.get_field_index(label.field)
-    return table.set_column(place, label.field, pa.array(values, pa.int64()))
 
 
 def _baseline(project: Project, examples: pa.Table, booster: xgboost.Booster) -> bytes | None:
