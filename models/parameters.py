@@ -60,7 +60,7 @@ class Choice(NamedTuple):
         return f"must be {' or '.join(self.texts)}, not {_shown(value)}" + (f": {why}" if why else "")
 
 
-_SHARE = Number(1e-6, 1)
+_SHARE = Number(0, 1, above=True)
 _WEIGHT = Number(0, 1e30)  # more than its square is beyond 32 bits
 
 PARAMETERS: dict[str, Whole | Number | Choice] = {

@@ -100,6 +100,10 @@ def parse_project(
         said = " ".join(message.split())
         return Fault(f"{place}:{document.line_of(path)}: {_printable(_dotted(path))}", _printable(said))
 
+    def in_schema(line: int | None, message: str) -> Fault:
+        there = pathlib.PurePath(place).with_name(str(file))
+        return Fault(str(there) if line is None else f"{there}:{line}", _printable(" ".join(message.split())))
+
     faults = [Fault(f"{place}:{line}", f"the key {key!r} stands twice") for key, line in document.repeated]
     project, wrong, left_out = _declare(raw)
     faults += [fault(path, message) for path, message in wrong]
@@ -109,18 +113,22 @@ def parse_project(
     if isinstance(file, str) and not any(path[0] == "schema" for path, _ in wrong):
         try:
             contract, broken = Contract.read(read_schema(file))
-            faults += [fault(("schema",), f"{file}: {problem}") for problem in broken]
+            faults += [in_schema(problem.line, str(problem)) for problem in broken]
         except OSError as error:
             faults.append(fault(("schema",), f"{file} cannot be read: {error.strerror or error}"))
         except ValueError as error:
-            faults.append(fault(("schema",), f"{file}: {error}"))
+            faults.append(in_schema(getattr(error, "line", None), str(error)))
     if project is None or contract is None:
         return None, faults
     project._contract = contract
     broken_fields = {problem.field for problem in broken}
     for path, message in check_declarations(project):
         if not _may_follow(path, f"{message.partition(';')[0]} {_at(raw, path)}", left_out, broken_fields):
-            faults.append(fault(path, message))
+            if path[0] == "schema" and len(path) > 1:
+                name, part = str(path[1]), str(path[2]) if len(path) > 2 else ""
+                faults.append(in_schema(contract.line_of(name, part), f"field {name}: {message}"))
+            else:
+                faults.append(fault(path, message))
     return (None if wrong or broken else project), faults
 
 

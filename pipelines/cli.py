@@ -460,8 +460,8 @@ def baseline(
         _check_source_format(source_format)
         events = running.open_source(source, source_format, labels or ())
         bundle = running.load_bundle(declared, project, model, registry)
-        span = [None if time is None else micros_of(time) for time in (start, end)]
-        content, rows = running.compute_baseline(declared, bundle, events, *span, threads)
+        from_us, to_us = (None if time is None else micros_of(time) for time in (start, end))
+        content, rows = running.compute_baseline(declared, bundle, events, from_us, to_us, threads)
         set_baseline(declared.name, int(model) if model.isdigit() else model, content, registry)
         typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")
 

@@ -224,12 +224,16 @@ def read_success(directory: str) -> dict[str, Any]:
 
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A run's scores or dead letters, in the files' order, as they were written to Parquet."""
+    """A run's scores or dead letters, in the files' order, as written to Parquet; of `columns` those there are."""
     try:
         paths = match_files(f"{directory.rstrip('/')}/{kind}/*.parquet")
     except SourceError:
         return pa.table({})
-    return pa.concat_tables([pq.read_table(path, columns=columns and list(columns)) for path in paths])
+    tables = []
+    for path in paths:
+        there = set(pq.read_schema(path).names)
+        tables.append(pq.read_table(path, columns=None if columns is None else [n for n in columns if n in there]))
+    return pa.concat_tables(tables)
 
 
 def read_verdicts(directory: str) -> list[Verdict]:
@@ -261,11 +265,14 @@ def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ())
     if project.label is None or not (labels or project.label.field in project.output):
         return None
     group = [project.entities[project.training.group]] if project.training.group else []
-    wanted = [SCORE, DECISION, project.event.id, project.event.time, *group, *project.training.slices]
-    table = read_kind(directory, SCORES, list(dict.fromkeys([*wanted, *([] if labels else [project.label.field])])))
-    if table.num_rows and labels:
+    wanted = [SCORE, DECISION, project.event.id, project.event.time]
+    wanted += [] if labels else [project.label.field]
+    table = read_kind(directory, SCORES, list(dict.fromkeys([*wanted, *group, *project.training.slices])))
+    if not {SCORE, project.event.id, project.event.time} <= set(table.schema.names):
+        return None
+    if labels:
         table = with_labels(table, labels, project)
-    if not table.num_rows or project.label.field not in table.schema.names:
+    if project.label.field not in table.schema.names:
         return None
     table = table.filter(pa.compute.is_valid(table.column(project.label.field)))
     return table if table.num_rows else None
@@ -275,6 +282,7 @@ def evaluate_table(table: pa.Table, project: Project) -> Evaluation:
     """How good the scores of `read_evaluated` were; EvaluationError if a declared slice is none."""
     assert project.label is not None
     group = project.entities[project.training.group] if project.training.group else None
+    group = group if group in table.schema.names else None
     days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
     slices = [name for name in project.training.slices if name in table.schema.names]
     return evaluate(

@@ -194,8 +194,8 @@ def _performance(performance: Performance) -> dict[str, Any]:
     metrics = []
     if performance.evaluation is not None:
         metrics.append(_metrics("all", performance.evaluation.overall))
-        for column, values in performance.evaluation.slices.items():
-            metrics += [_metrics(f"{column} = {value}", found) for value, found in values.items()]
+        for column, by_value in performance.evaluation.slices.items():
+            metrics += [_metrics(f"{column} = {value}", found) for value, found in by_value.items()]
     positives = sum(caught.positives for caught in performance.caught)
     plots = []
     for name, values in performance.lines.items():
