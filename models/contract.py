@@ -106,10 +106,10 @@ class Contract:
             raise SchemaError("not a TensorFlow Metadata schema: nested too deep") from None
         faults: list[FieldFault] = []
         fields: dict[str, Field] = {}
-        parts = read_feature_lines(text)
+        parts = functools.cache(lambda: read_feature_lines(text))
 
         def add(number: int, message: str, part: str = "") -> None:
-            lines = parts[number] if number < len(parts) else {"": 1}
+            lines = parts()[number] if number < len(parts()) else {"": 1}
             faults.append(FieldFault(schema.feature[number].name, message, lines.get(part, lines[""])))
 
         for number, feature in enumerate(schema.feature):

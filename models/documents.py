@@ -80,10 +80,11 @@ _BARE_WINDOW = re.compile(r"""(?<!["'\w}])(\w*(?:\{\w+\}\w*)+)(?=\s*:)""")
 def _hint(text: bytes, error: yaml.YAMLError, problem: str) -> str:
     """What to do about a fault that people often make; "" for others."""
     marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
-    lines = [mark.line for mark in marks if mark is not None]
+    lines = sorted({mark.line for mark in marks if mark is not None})
     if not lines:
         return ""
-    there = text.decode(errors="replace").splitlines()[min(lines) : max(lines) + 1]
+    whole = text.decode(errors="replace").splitlines()
+    there = [whole[line] for line in lines if line < len(whole)]
     if (bare := _BARE_WINDOW.search("\n".join(there))) is not None:
         return f': braces begin a mapping, so a name that has them is to be quoted: "{bare[1]}": …'
     last = there[-1] if there else ""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models import progress
+from models.contract import Field
 from models.expressions import NOT_FINITE
 from models.labels import LabelledKernel
 from models.project import Project
@@ -104,18 +105,34 @@ def count_impossible(batch: pa.RecordBatch, project: Project) -> dict[str, int]:
     """
     live = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) == 0
     found: dict[str, int] = {}
-    for name in dict.fromkeys([*project.row_features, *project.model.inputs]):
+    large = _may_be_too_large(project)
+    for name in dict.fromkeys([*project.row_features, *large]):
         values = column(batch, name)
         if not pa.types.is_floating(values.type):
             continue
         numbers = as_float64(values)
-        events = int(np.count_nonzero(live & (np.abs(numbers) > _LARGEST_INPUT))) if name in project.model.inputs else 0
+        events = int(np.count_nonzero(live & (np.abs(numbers) > _LARGEST_INPUT))) if name in large else 0
         if name in project.row_features and (missing := np.flatnonzero(np.isnan(numbers) & live)).size:
             columns = _operands(take_rows(batch, missing), name, project)
             events += int(np.count_nonzero(project.row_features[name].find_impossible(columns)))
         if events:
             found[name] = events
     return found
+
+
+def _may_be_too_large(project: Project) -> list[str]:
+    """The model's inputs that may be beyond 32 bits: neither within a declared domain, nor counted, nor summed."""
+    within = {name for name, field in project.contract.fields.items() if _is_bounded(field)}
+    within |= {f.name for f in project.rolling_features if f.aggregate not in ("min", "max") or f.field in within}
+    return [name for name in project.model.inputs if name not in within]
+
+
+def _is_bounded(field: Field) -> bool:
+    """Whether 32 bits hold all numbers that a field may have."""
+    low, high = field.minimum, field.maximum
+    return field.kind == "int" or (
+        low is not None and high is not None and -_LARGEST_INPUT <= low <= high <= _LARGEST_INPUT
+    )
 
 
 def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
