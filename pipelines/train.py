@@ -38,7 +38,7 @@ _MOST_REASONS = 3  # that an error names
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Span:
     """One span of the training, [from, to) in microseconds: its events, those of them that were used, and positives."""
 
     name: str
@@ -56,7 +56,7 @@ class Trained:
     bundle: Bundle
     evaluation: Evaluation
     examples: RunResult
-    splits: tuple[Split, ...]  # train, baseline, test
+    splits: tuple[Span, ...]  # train, baseline, test
     dead_letters: str | None  # the folder that they are kept in, if there are any
 
     @property
@@ -186,9 +186,9 @@ def _fit(
     _require_both_classes(label[test_rows], "test on", test_from_us, test_to_us)
     between = np.flatnonzero((time_us >= train_to_us) & (time_us < test_from_us))
 
-    def counted(name: str, from_us: int, to_us: int, rows: Any) -> Split:
+    def counted(name: str, from_us: int, to_us: int, rows: Any) -> Span:
         events = int(np.count_nonzero((time_us >= from_us) & (time_us < to_us)))
-        return Split(name, from_us, to_us, events, len(rows), int(np.count_nonzero(label[rows] == 1)))
+        return Span(name, from_us, to_us, events, len(rows), int(np.count_nonzero(label[rows] == 1)))
 
     splits = (
         counted("train", start_us, train_to_us, train_rows),

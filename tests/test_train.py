@@ -116,9 +116,9 @@ def test_without_a_delay_there_is_no_baseline(folder):
 
 def test_a_run_says_which_of_its_events_the_bundle_knows(folder):
     project, trained = load_project(folder), train(folder, make_rows())
-    source = ReadFiles((str(folder / "events.jsonl"),))
 
     def seen(name, from_us):
+        source = ReadFiles((str(folder / "events.jsonl"),))
         running.score(project, trained.bundle, source, str(folder / name), score_from_us=from_us, threads=1)
         return list(running.find_seen(str(folder / name), project, trained.bundle))
 
@@ -142,7 +142,7 @@ def test_dead_letters_are_kept_and_too_many_fail(folder):
     with pytest.raises(TrainingError) as error:
         train(folder, rows, dead_letters=kept)
     assert str(error.value) == (
-        "600 of 3,000 records are dead letters (20.0%), more than training.max_dead_letters (10.0%) allows: "
+        "600 of 3,000 records are dead letters (20.0%), more than training.max_dead_letters (10.0%): "
         f"Validate: distance: below 0 (600); they are kept in {kept}. Give other files, or declare a larger share"
     )
     assert running.read_kind(str(folder), "kept").num_rows == 600
@@ -192,11 +192,14 @@ def test_labels_that_are_records_are_measured_in_run_and_report(folder):
     path = write_rows(folder / "labels.jsonl", [*later, *broken, *labels[::-1]])
     project = load_project(write_project(folder, RECORDS))
     write_rows(folder / "bare.jsonl", [{**row, "y": None} for row in rows])
-    events = running.open_source([str(folder / "bare.jsonl")], None, [path])
+
+    def events():
+        return running.open_source([str(folder / "bare.jsonl")], None, [path])
+
     write_project(folder, RECORDS.replace("train: 3d", "max_dead_letters: 0.2, train: 3d"))
-    trained = training.train(load_project(folder), folder, events, threads=1)
+    trained = training.train(load_project(folder), folder, events(), threads=1)
     assert trained.bundle.model == column.bundle.model
-    running.score(project, trained.bundle, events, str(folder / "out"), threads=1)
+    running.score(project, trained.bundle, events(), str(folder / "out"), threads=1)
     assert running.evaluate_scores(str(folder / "out"), project) is None
     assert running.evaluate_scores(str(folder / "out"), project, [path]) == expected
     without = report(project, str(folder / "out")).read_text()

@@ -117,7 +117,7 @@ def test_fit_names_its_faults(rows):
         fit(features, label * 0, {}, feature_names=NAMES)
     with pytest.raises(ValueError, match="without nulls"):
         fit(features, label - 1, {}, feature_names=NAMES)
-    with pytest.raises(ValueError, match="the feature . is infinite in row"):
+    with pytest.raises(ValueError, match="the feature amount is infinite in row 2"):
         fit(np.where(np.isnan(features), np.float32(np.inf), features), label, {}, feature_names=NAMES)
 
 
