@@ -46,11 +46,11 @@ model:
   inputs: [speed, distance, N_D, FAR_D]
   params: {n_estimators: 5, max_depth: 2}
 training: {train: 3d, delay: 2d, test: 3d, group: car, slices: [hours]}
-output: [y]
+output: [y, hours]
 decisions: [{action: stop, at_least: 0.5}, {action: go, at_least: 0.0}]
 quality: {window: 1d, min_rows: 30, sample: 100}
 """
-RECORDS = YAML.replace("delay: 1d}", "delay: 1d, events: {time: seen}}").replace("output: [y]", "output: [hours]")
+RECORDS = YAML.replace("delay: 1d}", "delay: 1d, events: {time: seen}}").replace("output: [y, hours]", "output: [hours]")
 
 
 def make_rows():
