@@ -50,7 +50,9 @@ output: [y, hours]
 decisions: [{action: stop, at_least: 0.5}, {action: go, at_least: 0.0}]
 quality: {window: 1d, min_rows: 30, sample: 100}
 """
-RECORDS = YAML.replace("delay: 1d}", "delay: 1d, events: {time: seen}}").replace("output: [y, hours]", "output: [hours]")
+RECORDS = YAML.replace("delay: 1d}", "delay: 1d, events: {time: seen}}").replace(
+    "output: [y, hours]", "output: [hours]"
+)
 
 
 def make_rows():
