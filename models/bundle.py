@@ -9,7 +9,7 @@ A bundle is saved as a folder of plain files:
     model.ubj       boosted trees, xgboost's UBJSON
     golden.json     feature names, golden rows (null where missing) and their scores
     metadata.json   metrics, training period, versions: all that is told and not used
-    baseline.json   optional: how the training's features and scores were spread (models.quality.windows)
+    baseline.json   optional: how features and scores of events not trained on are spread (models.quality.windows)
 
 Nothing in it is code, and nothing is read before its size is known to be bounded.
 """

@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from models.faults import RowFaults
+from models.schema_lines import read_feature_lines
 
 Kind = Literal["int", "float", "string", "time"]
 
@@ -38,15 +39,20 @@ FIXED_POINT_LIMIT = 1 << 44
 
 
 class SchemaError(ValueError):
-    """A schema that can't be used; the message has one fault a line."""
+    """A schema that can't be used; the message has one fault a line, `line` (from 1) is where, if that is known."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldFault:
-    """What is wrong with a field of a schema."""
+    """What is wrong with a field of a schema, and at which line (from 1)."""
 
     field: str
     message: str
+    line: int | None = None
 
     def __str__(self) -> str:
         shown = self.field if self.field.isprintable() and self.field else repr(self.field)
@@ -94,15 +100,22 @@ class Contract:
             schema = text_format.Parse(text.decode(), schema_pb2.Schema())
         except (text_format.ParseError, UnicodeDecodeError) as error:
             why = " ".join(str(error).split())
-            raise SchemaError(f"not a TensorFlow Metadata schema: {why}") from None
+            line = error.GetLine() if isinstance(error, text_format.ParseError) else None
+            raise SchemaError(f"not a TensorFlow Metadata schema: {why}", line) from None
         except RecursionError:
             raise SchemaError("not a TensorFlow Metadata schema: nested too deep") from None
         faults: list[FieldFault] = []
         fields: dict[str, Field] = {}
-        for feature in schema.feature:
+        parts = functools.cache(lambda: read_feature_lines(text))
+
+        def add(number: int, message: str, part: str = "") -> None:
+            lines = parts()[number] if number < len(parts()) else {"": 1}
+            faults.append(FieldFault(schema.feature[number].name, message, lines.get(part, lines[""])))
+
+        for number, feature in enumerate(schema.feature):
             if feature.name in fields:
-                faults.append(FieldFault(feature.name, "stands twice"))
-            fields[feature.name] = _read_field(feature, schema, faults)
+                add(number, "stands twice")
+            fields[feature.name] = _read_field(feature, schema, functools.partial(add, number))
         if not fields:
             raise SchemaError("has no feature")
         return Contract(fields, text), faults
@@ -112,29 +125,35 @@ class Contract:
         """The Arrow schema of decoded events."""
         return pa.schema([(field.name, field.arrow_type) for field in self.fields.values()])
 
+    def line_of(self, name: str, part: str = "") -> int:
+        """The line (from 1) of a part of a field in the schema's text, or else of the field."""
+        features = text_format.Parse(self.text.decode(), schema_pb2.Schema()).feature
+        for feature, lines in zip(features, read_feature_lines(self.text), strict=False):
+            if feature.name == name:
+                return lines.get(part, lines[""])
+        return 1
+
     def check(self, columns: dict[str, pa.Array], faults: RowFaults) -> None:
         """Add to `faults` every row of decoded `columns` that breaks presence or a domain."""
         for field in self.fields.values():
             _check_field(field, columns[field.name], faults)
 
 
-def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: list[FieldFault]) -> Field:
-    def fault(message: str) -> None:
-        faults.append(FieldFault(feature.name, message))
-
+def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, fault: Callable[..., None]) -> Field:
+    """The field as far as it can be read; `fault` gets each message and the part of the feature that it is about."""
     kind: Kind = "string"
     if feature.type == schema_pb2.INT:
         kind = "int"
     elif feature.type == schema_pb2.FLOAT:
         kind = "float"
     elif feature.type != schema_pb2.BYTES:
-        fault("needs a type of INT, FLOAT or BYTES")
+        fault("needs a type of INT, FLOAT or BYTES", "type")
         return Field(feature.name, kind)
     if not feature.name or not feature.name.isprintable():
-        fault("needs a name, of characters that can be seen")
+        fault("needs a name, of characters that can be seen", "name")
     several = feature.HasField("value_count") and (feature.value_count.max or 1) != 1
     if several or any(dimension.size != 1 for dimension in feature.shape.dim):
-        fault("has more than one value a row, which headrace does not read")
+        fault("has more than one value a row, which headrace does not read", "value_count" if several else "shape")
 
     minimum: float | None = None
     maximum: float | None = None
@@ -146,22 +165,22 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, faults: 
         minimum = _as_written(bounds.min) if bounds.HasField("min") and bounds.min != -math.inf else None
         maximum = _as_written(bounds.max) if bounds.HasField("max") and bounds.max != math.inf else None
         if not (-math.inf if minimum is None else minimum) <= (math.inf if maximum is None else maximum):
-            fault(f"no number is in its {info}, from {minimum} to {maximum}")
+            fault(f"no number is in its {info}, from {minimum} to {maximum}", info)
             minimum = maximum = None
     elif info in ("string_domain", "domain") and kind == "string":
         named = {d.name: tuple(d.value) for d in schema.string_domain}
         domain = tuple(feature.string_domain.value) if info == "string_domain" else named.get(feature.domain)
         if domain is None:
-            fault(f"its domain {feature.domain!r} is not in the schema")
+            fault(f"its domain {feature.domain!r} is not in the schema", info)
         elif not domain:
-            fault("no text is in its domain")
+            fault("no text is in its domain", info)
     elif info == "bool_domain" and kind == "int":
         minimum, maximum = 0, 1
     elif info == "time_domain":
-        time_format = _read_time_format(feature, kind, fault)
+        time_format = _read_time_format(feature, kind, functools.partial(fault, part=info))
         kind = "time"
     elif info is not None:
-        fault(f"its {info} is not one that headrace checks for its type")
+        fault(f"its {info} is not one that headrace checks for its type", info)
     return Field(
         name=feature.name,
         kind=kind,

@@ -21,6 +21,7 @@ _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_
 _DURATION = re.compile(r"([0-9]+)\s*(us|ms|s|m|h|d)")
 # After how long the parts of an event time come again.
 _CYCLES = {"hour": _UNITS["d"], "weekday": 7 * _UNITS["d"], "day": 31 * _UNITS["d"], "month": 366 * _UNITS["d"]}
+_LARGEST_INPUT = 3.4e38
 _LONGEST = 100 * 366 * _UNITS["d"]
 _AGGREGATE = re.compile(r"(count|sum|mean|min|max|rate)(?:\(\s*([A-Za-z_]\w*)\s*\))?")
 
@@ -50,8 +51,8 @@ def _scalar(value: object) -> object:
 
 
 def _not_infinite(value: float) -> float:
-    if math.isinf(value):
-        raise ValueError("must be finite, or .nan for missing")
+    if abs(value) > _LARGEST_INPUT:
+        raise ValueError("must be finite in the 32 bits that models read, or .nan for missing")
     return value
 
 
@@ -145,7 +146,10 @@ class Model(_Declaration):
 
 
 class Training(_Declaration):
-    """The split by time: days to train on, a gap for labels to become known, days to test on."""
+    """The split by time: days to train on, a gap for labels to become known, days to test on.
+
+    The events of the gap, which the model neither learns from nor is tested on, make the baseline.
+    """
 
     train: Duration = parse_duration("7d")
     delay: Duration = parse_duration("7d")
@@ -153,6 +157,7 @@ class Training(_Declaration):
     start: UtcTime | None = None
     group: str | None = None
     slices: list[str] = []
+    max_dead_letters: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.1  # share of what is read; fails beyond
 
 
 class Decision(_Declaration):
@@ -287,6 +292,21 @@ class Project(_Declaration):
         parts["inputs"] = self.model.inputs
         parts["decisions"] = self.model_dump(mode="json")["decisions"]
         return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+
+
+# What is declared at which path; "*" stands for each part of a list.
+DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
+    (): Project,
+    ("event",): Event,
+    ("label",): Label,
+    ("label", "events"): LabelEvents,
+    ("features",): Features,
+    ("features", "rolling", "*"): Rolling,
+    ("model",): Model,
+    ("training",): Training,
+    ("decisions", "*"): Decision,
+    ("quality",): Quality,
+}
 
 
 @dataclasses.dataclass(frozen=True)

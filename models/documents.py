@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,13 @@ class Document:
             if node is not None:
                 self.data = loader.construct_document(node)
                 self._note_lines(node, ())
+        except yaml.reader.ReaderError as error:
+            raise _unreadable(text, error) from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or str(error)
-            raise DocumentError(f"not YAML: {problem}", mark.line + 1 if mark else None) from None
+            hint = _hint(text, error, problem)
+            raise DocumentError(f"not YAML: {problem}{hint}", mark.line + 1 if mark else None) from None
 
     def line_of(self, path: Sequence[str | int]) -> int:
         """The line (from 1) of the deepest part of `path` that is there."""
@@ -58,6 +62,43 @@ class Document:
         elif isinstance(node, yaml.SequenceNode):
             for number, value in enumerate(node.value):
                 self._note_lines(value, (*path, str(number)))
+
+
+def _unreadable(text: bytes, error: yaml.reader.ReaderError) -> DocumentError:
+    """What is wrong with bytes that are no text, or with a character that YAML does not allow."""
+    if error.encoding == "unicode":
+        line = text.decode(errors="replace")[: error.position].count("\n") + 1
+        return DocumentError(f"not YAML: it holds the character U+{error.character:04X}: take it out", line)
+    line = text[: error.position].count(b"\n") + 1
+    return DocumentError(f"not {error.encoding.upper()}: {error.reason}: save the file as UTF-8", line)
+
+
+# A name with {window} in it that no quote stands before.
+_BARE_WINDOW = re.compile(r"""(?<!["'\w}])(\w*(?:\{\w+\}\w*)+)(?=\s*:)""")
+
+
+def _hint(text: bytes, error: yaml.YAMLError, problem: str) -> str:
+    """What to do about a fault that people often make; "" for others."""
+    marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
+    lines = sorted({mark.line for mark in marks if mark is not None})
+    if not lines:
+        return ""
+    whole = text.decode(errors="replace").splitlines()
+    there = [whole[line] for line in lines if line < len(whole)]
+    if (bare := _BARE_WINDOW.search("\n".join(there))) is not None:
+        return f': braces begin a mapping, so a name that has them is to be quoted: "{bare[1]}": …'
+    last = there[-1] if there else ""
+    if "\\t" in problem or "\t" in last[: len(last) - len(last.lstrip())]:
+        return ": indent with spaces, not with a tab"
+    if "mapping values are not allowed" in problem:
+        return ": quote a text that has a colon and a space in it; keys of one mapping stand in one column"
+    if "cannot start any token" in problem:
+        return ": quote a text that starts so"
+    if "anchors and aliases" in problem:
+        return ": write the part out, or quote a text that starts with & or *"
+    if "expected" in problem or "end of stream" in problem:
+        return ": close each {, [ and quote, put a comma between parts, and keys of one mapping into one column"
+    return ""
 
 
 class _Loader(yaml.SafeLoader):

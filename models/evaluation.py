@@ -17,6 +17,10 @@ import numpy.typing as npt
 MAX_SLICE_VALUES = 1000
 
 
+class EvaluationError(ValueError):
+    """A column that rows can't be sliced by."""
+
+
 @dataclass(frozen=True)
 class Metrics:
     """The figures of one set of rows; those that need both classes are None where one is absent."""
@@ -161,8 +165,8 @@ def evaluate(
             is null). Values are named `7`, `true`, `text` and `null`, and come in ascending order.
 
     Raises:
-        ValueError: on NaN scores, other labels, unequal lengths, a slice column of another type or of more
-            than MAX_SLICE_VALUES values.
+        EvaluationError: on a slice column of another type or of more than MAX_SLICE_VALUES values.
+        ValueError: on NaN scores, other labels, or unequal lengths.
     """
     labels, scores = _check(label, score)
     everything = np.ones(len(labels), dtype=bool)
@@ -219,12 +223,12 @@ def _slice_values(
     name: str, values: npt.NDArray[Any], shape: tuple[int, ...]
 ) -> tuple[list[str], npt.NDArray[np.int64]]:
     if values.shape != shape:
-        raise ValueError(f"slice {name} has shape {values.shape}, label {shape}")
+        raise EvaluationError(f"slice {name} has shape {values.shape}, label {shape}")
     null = np.zeros(shape, dtype=bool)
     if values.dtype.kind == "O":
         null = np.array([value is None for value in values], dtype=bool)
         if not all(isinstance(value, str) for value in values[~null]):
-            raise ValueError(f"slice {name}: an object column must hold strings or None")
+            raise EvaluationError(f"slice {name}: an object column must hold strings or None")
         values = np.where(null, "", values).astype(str)
     elif values.dtype.kind == "f":
         null = np.isnan(values)
@@ -232,10 +236,10 @@ def _slice_values(
         if np.all(np.abs(whole) < 2**53) and np.all(whole == np.rint(whole)):
             values = whole.astype(np.int64)
     if values.dtype.kind not in "biuU":
-        raise ValueError(f"slice {name} is {values.dtype}: whole numbers, booleans or strings are needed")
+        raise EvaluationError(f"slice {name} is {values.dtype}: whole numbers, booleans or strings are needed")
     found, inverse = np.unique(values[~null], return_inverse=True)
     if len(found) > MAX_SLICE_VALUES:
-        raise ValueError(f"slice {name} has {len(found)} values, at most {MAX_SLICE_VALUES} are allowed")
+        raise EvaluationError(f"slice {name} has {len(found)} values, at most {MAX_SLICE_VALUES} are allowed")
     names = [str(value).lower() if values.dtype.kind == "b" else str(value) for value in found]
     codes = np.full(shape, len(names), dtype=np.int64)
     codes[~null] = inverse

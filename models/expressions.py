@@ -3,7 +3,7 @@
 The language is a small part of Python's: numbers, field names, `+ - * / // %`, comparisons, `and or not`,
 `abs min max where`, and, of the event time, `hour weekday day month`. Booleans become 0 and 1,
 integers have 64 bits and wrap, `/ // %` give floats. All of it is exact IEEE 754 arithmetic: there is no
-function, such as a logarithm, whose last bits depend on the processor.
+function, such as a logarithm, whose last bits depend on the processor. A result that is no finite number is missing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+# What precedes the name of a feature, or of another input, in the count of events that have no finite number there.
+NOT_FINITE = "not finite: "
 MAX_CHARS = 1000
 MAX_DEPTH = 100  # of operations in one another; deeper ones could overflow the stack where they are evaluated
 
@@ -131,8 +133,21 @@ class Expression:
 
         Gives int64 (comparisons as 0 and 1) or float64, n rows. A missing number is NaN and stays NaN in
         arithmetic; as in Python, no comparison with it is true but `!=`, and as a condition it is true itself.
-        Division by zero gives inf or NaN, which a model reads as it reads any number.
+        Division by zero gives inf or NaN, as in IEEE 754, which other operations may go on with, as in
+        `where(n == 0, 0, x / n)`; but a result that is infinite is missing, too.
         """
+        value = self._evaluate_raw(columns)
+        infinite = np.isinf(value) if value.dtype.kind == "f" else np.zeros(0, bool)
+        return np.where(infinite, np.nan, value) if infinite.any() else value
+
+    def find_impossible(self, columns: Mapping[str, Column]) -> Column:
+        """Whether each row's result, bool[n], is missing for want of a finite number, and not as an operand is."""
+        value = self._evaluate_raw(columns)
+        operands = [columns[name] for name in self.names]
+        holed = functools.reduce(np.logical_or, [np.isnan(o) for o in operands], np.zeros(len(value), bool))
+        return np.isinf(value) | (np.isnan(value) & ~holed)
+
+    def _evaluate_raw(self, columns: Mapping[str, Column]) -> Column:
         rows = len(next(iter(columns.values())))
         with np.errstate(all="ignore"):
             value = np.asarray(_evaluate(self._tree, columns))

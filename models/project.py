@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pydantic
 
 from models.contract import Contract, FieldFault
-from models.declarations import Decision, Project, RollingFeature, parse_duration
+from models.declarations import DECLARED_AT, Decision, Project, RollingFeature, parse_duration
 from models.documents import Document, DocumentError, Path
 from models.project_checks import check_declarations
 
@@ -94,11 +95,16 @@ def parse_project(
         return None, [Fault(place if error.line is None else f"{place}:{error.line}", str(error))]
     raw = document.data
     if not isinstance(raw, dict):
-        return None, [Fault(place, "is empty or not a mapping of declarations")]
+        wanted = "it begins with name: and schema:, as those that headrace init makes"
+        return None, [Fault(f"{place}:1", f"is empty or not a mapping of declarations: {wanted}")]
 
     def fault(path: Path, message: str) -> Fault:
         said = " ".join(message.split())
         return Fault(f"{place}:{document.line_of(path)}: {_printable(_dotted(path))}", _printable(said))
+
+    def in_schema(line: int | None, message: str) -> Fault:
+        there = pathlib.PurePath(place).with_name(str(file))
+        return Fault(str(there) if line is None else f"{there}:{line}", _printable(" ".join(message.split())))
 
     faults = [Fault(f"{place}:{line}", f"the key {key!r} stands twice") for key, line in document.repeated]
     project, wrong, left_out = _declare(raw)
@@ -109,18 +115,22 @@ def parse_project(
     if isinstance(file, str) and not any(path[0] == "schema" for path, _ in wrong):
         try:
             contract, broken = Contract.read(read_schema(file))
-            faults += [fault(("schema",), f"{file}: {problem}") for problem in broken]
+            faults += [in_schema(problem.line, str(problem)) for problem in broken]
         except OSError as error:
             faults.append(fault(("schema",), f"{file} cannot be read: {error.strerror or error}"))
         except ValueError as error:
-            faults.append(fault(("schema",), f"{file}: {error}"))
+            faults.append(in_schema(getattr(error, "line", None), str(error)))
     if project is None or contract is None:
         return None, faults
     project._contract = contract
     broken_fields = {problem.field for problem in broken}
     for path, message in check_declarations(project):
         if not _may_follow(path, f"{message.partition(';')[0]} {_at(raw, path)}", left_out, broken_fields):
-            faults.append(fault(path, message))
+            if path[0] == "schema" and len(path) > 1:
+                name, part = str(path[1]), str(path[2]) if len(path) > 2 else ""
+                faults.append(in_schema(contract.line_of(name, part), f"field {name}: {message}"))
+            else:
+                faults.append(fault(path, message))
     return (None if wrong or broken else project), faults
 
 
@@ -133,7 +143,7 @@ def _declare(raw: dict[Any, Any]) -> tuple[Project | None, list[tuple[Path, str]
         try:
             return Project.model_validate(usable), wrong, left_out
         except pydantic.ValidationError as error:
-            items = [(item["loc"], item["msg"].removeprefix("Value error, ")) for item in error.errors()]
+            items = [(item["loc"], _say(item)) for item in error.errors()]
         wrong = wrong or items
         paths = {path[: len(path) - level] for path, _ in items}
         for path in sorted(paths, key=lambda path: [(isinstance(part, int), part) for part in path], reverse=True):
@@ -141,6 +151,17 @@ def _declare(raw: dict[Any, Any]) -> tuple[Project | None, list[tuple[Path, str]
         left_out |= paths
         usable = {**_STAND_INS, **usable}
     return None, wrong, left_out
+
+
+def _say(item: Any) -> str:
+    """Pydantic's message, with the keys that there are where one is unknown."""
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] != "extra_forbidden":
+        return message
+    place = tuple("*" if isinstance(part, int) else part for part in item["loc"][:-1])
+    known = [field.alias or name for name, field in DECLARED_AT[place].model_fields.items()]
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
+    return f"{message}: " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
 
 
 def _at(data: Any, path: Path) -> Any:

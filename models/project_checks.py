@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from models.declarations import Project, Rolling
 from models.documents import Path
 from models.expressions import Expression, ExpressionError
+from models.parameters import find_parameter_faults
 from models.quality.backend import parse_schema
 
 Fault = tuple[Path, str]
@@ -16,6 +17,11 @@ Fault = tuple[Path, str]
 RESERVED = ("score", "decision", "reason_codes", "bundle_id", "verdict_id", "shadow_decision")
 
 _DAY_US = 86_400_000_000
+_TIMES = (
+    'such as time_domain { string_format: "%Y-%m-%d %H:%M:%S" } for texts (type: BYTES), or '
+    "time_domain { integer_format: UNIX_SECONDS } for numbers since 1970 (type: INT; also UNIX_MILLISECONDS, "
+    "UNIX_MICROSECONDS and UNIX_NANOSECONDS)"
+)
 
 
 def check_declarations(project: Project) -> Iterator[Fault]:
@@ -32,6 +38,11 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from _check_training(project)
     yield from _check_decisions(project)
     yield from _check_quality(project)
+
+
+def _place(project: Project, name: str) -> str:
+    """Where a field stands in the schema."""
+    return f"{project.schema_file}:{project.contract.line_of(name)}"
 
 
 def _unknown_field(project: Project, path: Path, name: str) -> Iterator[Fault]:
@@ -54,7 +65,8 @@ def _check_fields(project: Project) -> Iterator[Fault]:
             yield path, f"{name} must be a plain INT or BYTES field"
     for path, name in [*keys, others[0]]:
         if name in fields and not fields[name].required:
-            yield path, f"{name} must be required in the schema: give it presence {{ min_fraction: 1.0 }}"
+            wanted = f"presence {{ min_fraction: 1.0 }} in {_place(project, name)}"
+            yield path, f"{name} must be required in the schema: give it {wanted}"
     for name in project.fixed_point:
         if name in fields and fields[name].kind not in ("int", "float"):
             yield ("fixed_point", name), f"{name} is not a number"
@@ -63,18 +75,19 @@ def _check_fields(project: Project) -> Iterator[Fault]:
             yield ("output", i), f"{name} is the event time, which goes out anyway"
     for name, field in fields.items():
         if name.startswith("__"):
-            yield ("schema",), f"the field name {name} is reserved: names starting with __ are headrace's own"
+            yield ("schema", name), f"the field name {name} is reserved: names starting with __ are headrace's own"
         if field.time_format is not None and name != event.time:
-            yield ("schema",), f"{name} has a time_domain, which only the event time field may have"
+            yield ("schema", name, "time_domain"), f"{name} has a time_domain, which only the event time field may have"
     going_out = {*project.entities.values(), *project.output, event.id, event.time}
     for name in sorted(going_out.intersection(RESERVED)):
-        yield ("schema",), f"the field name {name} is reserved: a score row has a column of that name"
+        yield ("schema", name), f"the field name {name} is reserved: a score row has a column of that name"
 
 
 def _check_event(project: Project) -> Iterator[Fault]:
     fields, event, label = project.contract.fields, project.event, project.label
     if event.time in fields and fields[event.time].kind != "time":
-        yield ("event", "time"), f"{event.time} must be a time: give it a time_domain in the schema"
+        where = _place(project, event.time)
+        yield ("event", "time"), f"{event.time} must be a time: give it a time_domain in {where}, {_TIMES}"
     if event.earliest >= event.latest:
         yield ("event", "earliest"), "must be before event.latest"
     if event.deduplicate_within == 0:
@@ -83,7 +96,8 @@ def _check_event(project: Project) -> Iterator[Fault]:
         path: Path = ("label", "field")
         yield from _unknown_field(project, path, label.field)
         if label.field in fields and not fields[label.field].is_boolean:
-            yield path, f"{label.field} must be of 0 and 1: an INT field with int_domain {{ min: 0 max: 1 }}"
+            wanted = f"an INT field with int_domain {{ min: 0 max: 1 }} in {_place(project, label.field)}"
+            yield path, f"{label.field} must be of 0 and 1: {wanted}"
         if label.field in (event.id, *project.entities.values()):
             yield path, f"{label.field} is the event's id or an entity, which the label can't be"
     if label and label.events:
@@ -142,7 +156,8 @@ def _faults_of_aggregate(project: Project, rolling: Rolling) -> Iterator[str]:
     if aggregate in ("sum", "mean") and fields[name].kind == "float" and name not in project.fixed_point:
         yield f"sums are exact: declare the decimal places of {name} under fixed_point"
     if aggregate == "rate" and not fields[name].is_boolean:
-        yield f"rate needs a field of 0 and 1: give {name} int_domain {{ min: 0 max: 1 }}"
+        where = _place(project, name)
+        yield f"rate needs a field of 0 and 1: give {name} int_domain {{ min: 0 max: 1 }} in {where}"
     if label and name == label.field and rolling.delay < label.delay:
         yield f"reads the label {name} before it is known: its delay must be at least label.delay"
     if label and label.events and name == label.field:
@@ -186,6 +201,8 @@ def _check_model(project: Project, features: set[str]) -> Iterator[Fault]:
             yield path, f"{name} is not a number"
         if name in project.model.inputs[:i]:
             yield path, f"{name} stands twice"
+    for name, message in find_parameter_faults(project.model.params):
+        yield ("model", "params", name), message
 
 
 def _check_training(project: Project) -> Iterator[Fault]:
@@ -235,8 +252,11 @@ def _check_comparators(project: Project) -> Iterator[Fault]:
         for kind in ("drift_comparator", "skew_comparator"):
             comparator = getattr(feature, kind)
             if comparator.HasField("normalized_abs_difference"):
-                yield ("schema",), f"the {kind} of {name} has a normalized_abs_difference, which headrace does not know"
+                yield (
+                    ("schema", name, kind),
+                    f"its {kind} has a normalized_abs_difference, which headrace does not know",
+                )
             number = project.contract.fields[name].kind in ("int", "float") and not feature.int_domain.is_categorical
             if number and comparator.HasField("infinity_norm"):
                 wanted = "use jensen_shannon_divergence, or an int_domain { is_categorical: true }"
-                yield ("schema",), f"the {kind} of {name} has an infinity_norm, which is for texts: {wanted}"
+                yield ("schema", name, kind), f"its {kind} has an infinity_norm, which is for texts: {wanted}"

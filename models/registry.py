@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Version:
     aliases: tuple[str, ...]  # sorted
     created: datetime  # UTC
     run_id: str
+    metrics: Mapping[str, float] = field(default_factory=dict)  # by dotted path; of `list_versions` alone
+    facts: Mapping[str, str] = field(default_factory=dict)  # what else metadata tells, likewise
 
 
 def register(
@@ -140,13 +142,13 @@ def set_alias(name: str, alias: str, version_or_alias: int | str, tracking_uri: 
 
 
 def list_versions(name: str, tracking_uri: str) -> list[Version]:
-    """Return the versions of a name, ascending.
+    """Return the versions of a name, ascending, with what was told of them when they were registered.
 
     Raises:
         RegistryError: if there is no such registry or name.
     """
     with _client(tracking_uri) as client:
-        return _existing(client, name)
+        return [_with_facts(client, known) for known in _existing(client, name)]
 
 
 @contextmanager
@@ -188,6 +190,16 @@ def _versions(client: Any, name: str) -> list[Version]:
         token = page.token
         if not token:
             return sorted(found, key=lambda known: known.version)
+
+
+def _with_facts(client: Any, known: Version) -> Version:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        data = client.get_run(known.run_id).data
+    except MlflowException:  # the run was deleted, the version was not
+        return known
+    return replace(known, metrics=dict(data.metrics), facts=dict(data.params))
 
 
 def _existing(client: Any, name: str) -> list[Version]:

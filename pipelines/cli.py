@@ -10,7 +10,7 @@ import pathlib
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -180,7 +180,7 @@ def run(
             return
         console.print(outcome_table(result.outcomes, result.seconds))
         if sink_format == "parquet":
-            _print_scores(sink, declared)
+            _print_scores(sink, declared, bundle, labels or ())
         console.print(f"bundle {bundle.bundle_id}, output in {sink}")
 
 
@@ -192,7 +192,10 @@ def train(
     labels: Labels = None,
     source_format: SourceFormat = None,
     start: Annotated[datetime.datetime | None, typer.Option(help="First day of training (UTC).")] = None,
-    examples: Annotated[str | None, typer.Option(help="Folder to keep the computed examples in.")] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(help="Folder to keep the examples and dead letters in; else dead letters are in .headrace."),
+    ] = None,
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = "DirectRunner",
     registry: Registry = DEFAULT_REGISTRY,
@@ -214,6 +217,7 @@ def train(
             open_source(source, source_format, labels or ()),
             start=start,
             examples=examples,
+            dead_letters=pathlib.Path(".headrace", "dead_letters", declared.name),
             runner=runner,
             shards=shards,
             threads=threads,
@@ -275,15 +279,13 @@ def sample(
 
 @app.command()
 def models(project: ProjectFolder, registry: Registry = DEFAULT_REGISTRY) -> None:
-    """List the registered bundles of a project."""
+    """List the registered bundles of a project: aliases, date, metrics of the test, spans of the data."""
     with _clear_errors():
         from models.registry import list_versions
-        from pipelines.display import console, facts_table
+        from pipelines.display import version_lines
 
-        versions = list_versions(load_project(project).name, registry)
-        console.print(
-            facts_table([(f"version {v.version}", f"{v.bundle_id}  {', '.join(v.aliases)}") for v in versions])
-        )
+        for version in list_versions(load_project(project).name, registry):
+            typer.echo("\n".join(version_lines(version)))
 
 
 @app.command()
@@ -435,11 +437,19 @@ def baseline(
     source: Source,
     labels: Labels = None,
     source_format: SourceFormat = None,
+    start: Annotated[
+        datetime.datetime | None,
+        typer.Option(help="Take events from this time (UTC) on; from the end of the model's training, if not given."),
+    ] = None,
+    end: Annotated[datetime.datetime | None, typer.Option(help="Take events before this time (UTC).")] = None,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     registry: Registry = DEFAULT_REGISTRY,
     threads: Threads = 2,
 ) -> None:
-    """Write statistics of the source's features and scores into a bundle: what windows are compared with."""
+    """Write statistics of the source's features and scores into a bundle: what windows are compared with.
+
+    Take events that no run is to score: else they are compared with themselves.
+    """
     with _clear_errors():
         from models.codecs.times import micros_of
         from models.registry import set_baseline
@@ -451,10 +461,8 @@ def baseline(
         _check_source_format(source_format)
         events = running.open_source(source, source_format, labels or ())
         bundle = running.load_bundle(declared, project, model, registry)
-        start = bundle.metadata.get("test_from")
-        content, rows = running.compute_baseline(
-            declared, bundle, events, micros_of(datetime.datetime.fromisoformat(start)) if start else None, threads
-        )
+        from_us, to_us = (None if time is None else micros_of(time) for time in (start, end))
+        content, rows = running.compute_baseline(declared, bundle, events, from_us, to_us, threads)
         set_baseline(declared.name, int(model) if model.isdigit() else model, content, registry)
         typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")
 
@@ -463,15 +471,20 @@ def baseline(
 def report(
     project: ProjectFolder,
     run: Annotated[str, typer.Option(help="Folder that a run's scores went to.")],
+    labels: Labels = None,
     output: Annotated[
         pathlib.Path | None, typer.Option(help="HTML file to write; report.html in the run's folder, if not given.")
     ] = None,
 ) -> None:
-    """Write what a run was like as one HTML file: outcomes, decisions, drift, distributions, latency."""
+    """Write what a run was like as one HTML file: outcomes, decisions, performance, drift, distributions, latency."""
     with _clear_errors():
         from pipelines.report import report as write_report
 
-        typer.echo(f"report in {write_report(load_project(project), run, output)}")
+        declared = load_project(project)
+        _require(
+            declared.label_records is not None or not labels, "--labels are for a project that declares label.events"
+        )
+        typer.echo(f"report in {write_report(declared, run, output, labels or ())}")
 
 
 @app.command()
@@ -494,7 +507,9 @@ def demo(
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
-        trained = training.train(declared, project, running.open_source([data], None))
+        trained = training.train(
+            declared, project, running.open_source([data], None), dead_letters=output / "training" / "dead_letters"
+        )
         version = training.register(trained, declared, registry, promote=True)
         _print_training(trained, declared, version, registry)
         result = running.score(
@@ -506,7 +521,7 @@ def demo(
         )
         assert result is not None
         console.print(outcome_table(result.outcomes, result.seconds))
-        _print_scores(f"{output}/run", declared)
+        _print_scores(f"{output}/run", declared, trained.bundle)
         from pipelines.report import report as write_report
 
         console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters")
@@ -544,18 +559,27 @@ def _write_sample(directory: pathlib.Path, rows: int, seed: int, days: int, form
 
 
 def _print_training(trained: Any, project: Project, version: int, registry: str) -> None:
-    from pipelines.display import console, evaluation_table
+    from pipelines.display import console, evaluation_table, outcome_table, split_table
     from pipelines.train import to_iso
 
+    outcomes = {"examples" if name == "scored" else name: n for name, n in trained.examples.outcomes.items()}
+    console.print(outcome_table(outcomes, trained.examples.seconds))
+    if trained.dead_letters:
+        console.print(f"dead letters in {trained.dead_letters}")
+    console.print(split_table([(s.name, to_iso(s.from_us)[:10], to_iso(s.to_us)[:10], s) for s in trained.splits]))
+    if project.quality and trained.bundle.baseline is None:
+        console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
     title = f"{project.name} {version}, tested from {to_iso(trained.test_from_us)[:10]}"
     console.print(evaluation_table(trained.evaluation, title))
-    start = to_iso(trained.start_us)[:10]
+    first = trained.splits[0]
     console.print(
-        f"trained on {trained.train_rows:,} events from {start}; bundle {trained.bundle.bundle_id} in {registry}"
+        f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; "
+        f"bundle {trained.bundle.bundle_id} in {registry}"
     )
 
 
-def _print_scores(directory: str, project: Project) -> None:
+def _print_scores(directory: str, project: Project, bundle: Any, labels: Sequence[str] = ()) -> None:
+    from models.evaluation import EvaluationError
     from pipelines import run as running
     from pipelines.display import console, decision_table, evaluation_table, quality_line
 
@@ -564,7 +588,13 @@ def _print_scores(directory: str, project: Project) -> None:
         console.print(decision_table(decisions))
     if project.quality:
         console.print(quality_line(running.read_verdicts(directory)))
-    evaluation = running.evaluate_scores(directory, project)
+    for sentence in running.find_seen(directory, project, bundle):
+        console.print(sentence)
+    try:
+        evaluation = running.evaluate_scores(directory, project, labels)
+    except EvaluationError as error:  # the scores are there nonetheless
+        console.print(f"not evaluated: {error}")
+        return
     if evaluation is not None:
         console.print(evaluation_table(evaluation, "Scores against labels"))
 
@@ -645,6 +675,7 @@ _USERS_ERRORS = (
     "UsageError",
     "RunError",
     "TrainingError",
+    "EvaluationError",
     "SourceError",
     "RegistryError",
     "BundleError",

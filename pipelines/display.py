@@ -6,6 +6,7 @@ import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -13,7 +14,9 @@ from rich.table import Table
 
 from models import progress
 from models.evaluation import Evaluation, Metrics
+from models.expressions import NOT_FINITE
 from models.quality.records import Verdict
+from models.registry import Version
 
 console = Console(highlight=False)
 _REFRESH_SECONDS = 0.2
@@ -50,13 +53,25 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
     """How many events were read, and what became of them."""
     table = Table("events", "number", title="Outcome", title_justify="left")
     table.columns[1].justify = "right"
-    for name in ("read", "history", "scored", "quarantined", "labelled", "duplicate", "dead-lettered"):
-        if outcomes.get(name) or name in ("read", "scored", "dead-lettered"):
+    scored = "examples" if "examples" in outcomes else "scored"
+    for name in ("read", "history", scored, "quarantined", "labelled", "duplicate", "dead-lettered"):
+        if outcomes.get(name) or name in ("read", scored, "dead-lettered"):
             table.add_row(name, f"{outcomes.get(name, 0):,}")
     for name, count in sorted(outcomes.items()):
         if name.startswith("dead-lettered: "):
             table.add_row("  " + name.removeprefix("dead-lettered: "), f"{count:,}")
+    for name, count in sorted(outcomes.items()):
+        if name.startswith(NOT_FINITE):
+            table.add_row(f"missing, as {name}", f"{count:,}")
     table.add_row("read a second", f"{outcomes.get('read', 0) / seconds:,.0f}")
+    return table
+
+
+def split_table(splits: Sequence[tuple[str, str, str, Any]]) -> Table:
+    """The spans of a training, [from, before): their events, those that were used, and the positives of these."""
+    table = Table("split", "from", "before", "events", "used", "positives", title="Training", title_justify="left")
+    for name, start, end, split in splits:
+        table.add_row(name, start, end, f"{split.events:,}", f"{split.rows:,}", f"{split.positives:,}")
     return table
 
 
@@ -94,6 +109,22 @@ def quality_line(verdicts: Sequence[Verdict]) -> str:
     bad = sum(verdict.status == "alarm" for verdict in judged)
     most = ", ".join(f"{name} in {count}" for name, count in alarms.most_common(3))
     return f"quality: {len(judged)} windows judged, {bad} with alarms{': ' + most if most else ''}"
+
+
+def version_lines(version: Version) -> list[str]:
+    """What is known of a registered bundle: its name and aliases, its test's metrics, and the spans of its data."""
+    facts, metrics = version.facts, version.metrics
+    lines = [f"version {version.version}  {version.bundle_id}  {', '.join(version.aliases)}".rstrip()]
+    figures = {"AUC": "roc_auc", "AP": "average_precision", "CP@100": "card_precision"}
+    shown = [f"{n} {metrics[f'metrics.test.{m}']:.3f}" for n, m in figures.items() if f"metrics.test.{m}" in metrics]
+    lines.append(", ".join([f"  registered {version.created:%Y-%m-%d %H:%M} UTC", *shown]))
+    for part, what in (("train", "trained"), ("test", "tested")):
+        if f"{part}_from" in facts:
+            end = f" to before {facts[f'{part}_to'][:10]}" if f"{part}_to" in facts else ""
+            rows = f" on {int(facts[f'{part}_rows']):,} events" if f"{part}_rows" in facts else ""
+            positive = f", {int(facts[f'{part}_positives']):,} positive," if f"{part}_positives" in facts else ""
+            lines.append(f"  {what}{rows}{positive} from {facts[f'{part}_from'][:10]}{end}")
+    return lines
 
 
 def facts_table(rows: Sequence[tuple[str, str]]) -> Table:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import pathlib
+import shlex
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -17,7 +19,8 @@ import pyarrow.parquet as pq
 
 from models import registry
 from models.booster import Scorer
-from models.bundle import Bundle
+from models.bundle import Bundle, BundleError
+from models.codecs.times import micros_of
 from models.evaluation import Evaluation, evaluate
 from models.project import Project
 from models.quality.records import Verdict
@@ -25,6 +28,7 @@ from models.quality.windows import WindowJudge, read_baseline
 from models.schemas import SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from models.training import DAY_US
 from pipelines.display import working
+from pipelines.known_labels import with_labels
 from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
@@ -32,6 +36,8 @@ from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceErr
 from transforms.gate import OnStop, WatchScores
 from transforms.score import DECISION, SCORE, Score
 from transforms.statistics import make_baseline
+
+MAX_TRIED = 20  # versions, where one that fits is looked for
 
 
 class RunError(ValueError):
@@ -64,18 +70,43 @@ def open_source(
 
 
 def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:
-    """The registered bundle; RunError if it was made with other features, or with a schema that is not compatible."""
+    """The registered bundle; RunError if it was made with other features, or with a schema that is not compatible.
+
+    The error says what to do: promote a newer version that fits, if there is one, or train again.
+    """
     bundle = registry.load(project.name, int(version) if version.isdigit() else version, tracking_uri)
+    fault = _misfit(project, folder, bundle)
+    if fault is None:
+        return bundle
+    named = f"{project.name} {version} (bundle {bundle.bundle_id})"
+    fits = next(_fitting(project, folder, tracking_uri), None)
+    if fits is None:
+        raise RunError(f"{folder}: {named} does not fit: {fault}: train again, or take the changes back")
+    raise RunError(
+        f"{folder}: {named} does not fit: {fault}; version {fits} does: "
+        f"headrace promote {shlex.quote(str(folder))} {fits}, or run with --model {fits}"
+    )
+
+
+def _misfit(project: Project, folder: pathlib.Path, bundle: Bundle) -> str | None:
     try:
         check_against_bundle(project, folder, bundle.schema)
     except (SchemaMismatch, VersionError) as error:
-        raise RunError(f"{project.name} {version} (bundle {bundle.bundle_id}): {error}") from None
+        return str(error)
     if bundle.feature_definitions != project.feature_definitions():
-        raise RunError(
-            f"{folder}: the features, decisions or event declarations of project.yaml changed since {project.name} "
-            f"{version} (bundle {bundle.bundle_id}) was trained: train again, or take the changes back"
-        )
-    return bundle
+        return "the features, decisions or event declarations of project.yaml changed since it was trained"
+    return None
+
+
+def _fitting(project: Project, folder: pathlib.Path, tracking_uri: str) -> Iterator[int]:
+    """The versions that fit the project as it is, newest first, of the newest MAX_TRIED."""
+    for known in reversed(registry.list_versions(project.name, tracking_uri)[-MAX_TRIED:]):
+        try:
+            bundle = registry.load(project.name, known.version, tracking_uri)
+        except (registry.RegistryError, BundleError):  # its files are gone or damaged
+            continue
+        if _misfit(project, folder, bundle) is None:
+            yield known.version
 
 
 def score(
@@ -131,12 +162,19 @@ def score(
 
 
 def compute_baseline(
-    project: Project, bundle: Bundle, source: ReadFiles | ReadLabelled, from_us: int | None, threads: int
+    project: Project,
+    bundle: Bundle,
+    source: ReadFiles | ReadLabelled,
+    from_us: int | None,
+    to_us: int | None,
+    threads: int,
 ) -> tuple[bytes, int]:
-    """The baseline of a source's score rows from a time on, and how many they are.
+    """The baseline of a source's score rows of [from, to), microseconds, and how many they are.
 
-    Scores of the events that a model was trained on are too good: leave them out.
+    Scores of the events that a model was trained on are too good: they are left out if `from_us` is None.
     """
+    if from_us is None and (known := bundle.metadata.get("train_to") or bundle.metadata.get("test_from")):
+        from_us = _micros(known)
     if project.quality is None:
         raise RunError(f"{project.name} declares no quality")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
@@ -145,8 +183,10 @@ def compute_baseline(
         config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, score_from_us=from_us)
         run_graph(config, scratch, DIRECT, (), "scoring the baseline")
         table = read_kind(scratch, SCORES)
+        if to_us is not None and table.num_rows:
+            table = table.filter(pa.compute.less(table.column(project.event.time).cast(pa.int64()), to_us))
         if not table.num_rows:
-            raise RunError("no event is left for a baseline")
+            raise RunError("no event is left for a baseline: of those given, none is later than the model's training")
         return make_baseline(table.to_batches(), project), table.num_rows
 
 
@@ -185,12 +225,16 @@ def read_success(directory: str) -> dict[str, Any]:
 
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A run's scores or dead letters, in the files' order, as they were written to Parquet."""
+    """A run's scores or dead letters, in the files' order, as written to Parquet; of `columns` those there are."""
     try:
         paths = match_files(f"{directory.rstrip('/')}/{kind}/*.parquet")
     except SourceError:
         return pa.table({})
-    return pa.concat_tables([pq.read_table(path, columns=columns and list(columns)) for path in paths])
+    tables = []
+    for path in paths:
+        there = set(pq.read_schema(path).names)
+        tables.append(pq.read_table(path, columns=None if columns is None else [n for n in columns if n in there]))
+    return pa.concat_tables(tables)
 
 
 def read_verdicts(directory: str) -> list[Verdict]:
@@ -214,24 +258,72 @@ def count_decisions(directory: str, project: Project) -> dict[str, int]:
     return {band.action: counts.get(band.action, 0) for band in project.decisions}
 
 
-def evaluate_scores(directory: str, project: Project) -> Evaluation | None:
-    """How good the scores were, where the label is among the output fields and known; else None."""
-    label = project.label.field if project.label else None
-    if label not in project.output:
+def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ()) -> pa.Table | None:
+    """A run's score rows whose label is known, with what it takes to evaluate them; None if there are none.
+
+    The label is in the column of its name: as an output field, or by the records of `labels`.
+    """
+    if project.label is None or not (labels or project.label.field in project.output):
         return None
+    group = [project.entities[project.training.group]] if project.training.group else []
+    wanted = [SCORE, DECISION, project.event.id, project.event.time]
+    wanted += [] if labels else [project.label.field]
+    table = read_kind(directory, SCORES, list(dict.fromkeys([*wanted, *group, *project.training.slices])))
+    if not {SCORE, project.event.id, project.event.time} <= set(table.schema.names):
+        return None
+    if labels:
+        table = with_labels(table, labels, project)
+    if project.label.field not in table.schema.names:
+        return None
+    table = table.filter(pa.compute.is_valid(table.column(project.label.field)))
+    return table if table.num_rows else None
+
+
+def evaluate_table(table: pa.Table, project: Project) -> Evaluation:
+    """How good the scores of `read_evaluated` were; EvaluationError if a declared slice is none."""
+    assert project.label is not None
     group = project.entities[project.training.group] if project.training.group else None
-    names = [label, SCORE, project.event.time, *([group] if group else []), *project.training.slices]
-    table = read_kind(directory, SCORES, list(dict.fromkeys(names)))
-    if not table.num_rows:
-        return None
-    table = table.filter(pa.compute.is_valid(table.column(label)))
-    if not table.num_rows:
-        return None
+    group = group if group in table.schema.names else None
     days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
+    slices = [name for name in project.training.slices if name in table.schema.names]
     return evaluate(
-        table.column(label).to_numpy(),
+        table.column(project.label.field).to_numpy(),
         table.column(SCORE).to_numpy(),
         day=days if group else None,
         card=np.asarray(table.column(group).to_numpy()) if group else None,
-        slices={name: table.column(name).to_numpy() for name in project.training.slices},
+        slices={name: table.column(name).to_numpy() for name in slices},
     )
+
+
+def evaluate_scores(directory: str, project: Project, labels: Sequence[str] = ()) -> Evaluation | None:
+    """How good the scores of a run were, where labels are known; else None."""
+    table = read_evaluated(directory, project, labels)
+    return None if table is None else evaluate_table(table, project)
+
+
+def find_seen(directory: str, project: Project, bundle: Bundle) -> Iterator[str]:
+    """A sentence for each part of a run's score rows that the bundle knows: what it learned from, or its baseline."""
+    times = read_kind(directory, SCORES, [project.event.time])
+    if not times.num_rows:
+        return
+    time_us = times.column(project.event.time).cast(pa.int64()).to_numpy()
+    facts = bundle.metadata
+    spans = {}
+    if "train_from" in facts and "train_to" in facts:
+        spans["that the model was trained on: their scores are too good"] = (
+            _micros(facts["train_from"]),
+            _micros(facts["train_to"]),
+        )
+    if bundle.baseline and project.quality:
+        baseline = read_baseline(bundle.baseline, project)
+        what = "that the baseline was made of: skew and PSI compare them with themselves"
+        spans[what] = (baseline.window_start_us, baseline.window_end_us)
+    for what, (start, end) in spans.items():
+        events = int(np.count_nonzero((time_us >= start) & (time_us < end)))
+        if events:
+            first, last = (np.datetime64(us, "us").astype("M8[s]") for us in (start, end - 1))
+            yield f"{events:,} of the scored events are of the time, {first} to {last}, {what}"
+
+
+def _micros(text: str) -> int:
+    return micros_of(datetime.datetime.fromisoformat(text))

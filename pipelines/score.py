@@ -15,7 +15,7 @@ from transforms.count import CountEvents
 from transforms.dead_letters import DropKnown
 from transforms.decode import DEAD, Decode
 from transforms.deduplicate import Deduplicate
-from transforms.features import ComputeFeatures, feedback_horizon_us
+from transforms.features import ComputeFeatures, CountImpossible, feedback_horizon_us
 from transforms.feedback import CountFeedback
 from transforms.incidents import RaiseAlerts
 from transforms.labels import JoinLabels, MoveLater
@@ -53,7 +53,8 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     read = raw | "Count read" >> CountEvents("read")
     past = (featured, refused) | "Past" >> beam.Flatten()
     history = past | "Count history" >> CountEvents("history", history_only=True)
-    counts = (read, history, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
+    impossible = featured | "Impossible" >> CountImpossible(config.project)
+    counts = (read, history, impossible, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
     news = refused | "News" >> DropKnown()
     watched = {"scored": scored, "rows": rows} | "Watch" >> config.watch if config.watch else {"scores": rows}
     if config.watch and config.project.quality:

@@ -12,6 +12,7 @@ from typing import Any
 
 from models import progress
 from models.bundle import Bundle
+from models.expressions import NOT_FINITE
 from models.project import Project
 from pipelines.brokers import Broker, BrokerError, open_broker
 from pipelines.display import working
@@ -168,6 +169,7 @@ def status() -> str:
     parts += [f"{done[step]:,} {step}" for step in ("late", "corrected") if step in done]
     parts += [f"{int(gauges[name]):,} {name}" for name in ("waiting", "backlog") if name in gauges]
     parts += [f"{events:,} {step}" for step, events in sorted(done.items()) if " labelled " in step]
+    parts += [f"{events:,} {name}" for name, events in sorted(done.items()) if name.startswith(NOT_FINITE)]
     if "watermark lag" in gauges:
         parts.append(f"watermark {gauges['watermark lag']:,.1f} s behind")
     if (latencies := progress.take_latencies()) is not None:

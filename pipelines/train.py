@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xgboost
 
 from models import registry, training
 from models.booster import predict
@@ -18,22 +20,33 @@ from models.bundle import Bundle, library_versions
 from models.codecs.times import micros_of
 from models.evaluation import Evaluation, evaluate
 from models.project import PROJECT_FILE, Project
+from models.training import TrainingError
 from pipelines.display import working
+from pipelines.known_labels import with_labels
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
-from pipelines.sinks.files import SCORES, WriteFiles
-from pipelines.sources.files import JOURNALED_LABELS, ReadFiles, ReadLabelled, read_all
-from transforms.batches import as_batch, as_float64, column, take_rows, with_column
-from transforms.decode import decode_batch
+from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sources.files import ReadFiles, ReadLabelled
+from transforms.batches import as_batch, with_column
 from transforms.examples import CollectExamples
-from transforms.score import DECISION, SCORE, decide
+from transforms.score import DECISION, SCORE, decide, model_inputs
 from transforms.statistics import make_baseline
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+REASON = "dead-lettered: "  # before step, field and rule, where they are counted
+_MOST_REASONS = 3  # that an error names
 
 
-class TrainingError(ValueError):
-    """Events that no model can be trained on."""
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """One span of the training, [from, to) in microseconds: its events, those of them that were used, and positives."""
+
+    name: str
+    from_us: int
+    to_us: int
+    events: int
+    rows: int
+    positives: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +56,13 @@ class Trained:
     bundle: Bundle
     evaluation: Evaluation
     examples: RunResult
-    train_rows: int
-    start_us: int
-    test_from_us: int
+    splits: tuple[Span, ...]  # train, baseline, test
+    dead_letters: str | None  # the folder that they are kept in, if there are any
+
+    @property
+    def test_from_us(self) -> int:
+        """The start of the test."""
+        return self.splits[-1].from_us
 
 
 def train(
@@ -55,12 +72,17 @@ def train(
     *,
     start: datetime.datetime | None = None,
     examples: str | None = None,
+    dead_letters: pathlib.Path | None = None,
     runner: str = DIRECT,
     shards: int = DEFAULT_SHARDS,
     threads: int = 2,
     beam_args: Sequence[str] = (),
 ) -> Trained:
-    """Train and evaluate on the source's events; the examples stay in `examples`, if it is given."""
+    """Train and evaluate on the source's events.
+
+    The examples stay in `examples`, if it is given, and with them the dead letters, which else go to the folder
+    `dead_letters`, in place of those of the training before.
+    """
     if project.label is None:
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
@@ -68,13 +90,44 @@ def train(
         sink = WriteFiles(directory, project.event.id, project.event.time)
         config = GraphConfig(project, source, CollectExamples(project), sink, shards)
         result = run_graph(config, directory, runner, beam_args, "computing features")
-        if not result.outcomes.get("scored"):
-            raise TrainingError("no event is left to train on; see the dead letters of `headrace run` for why")
+        kept = f"{examples.rstrip('/')}/{DEAD_LETTERS}" if examples else _keep(scratch, dead_letters)
+        kept = kept if result.outcomes.get("dead-lettered") or result.outcomes.get("duplicate") else None
+        _check_dead_letters(project, result, kept)
         table = _ordered(_read_examples(directory, project), project)
         if isinstance(source, ReadLabelled):
-            table = _with_labels(table, source.labels, project)
+            table = with_labels(table, source.labels, project)
     with working("training"):
-        return _fit(project, folder, table, result, start, threads)
+        return _fit(project, folder, table, result, kept, start, threads)
+
+
+def _keep(scratch: str, folder: pathlib.Path | None) -> str | None:
+    """Put the dead letters, of which there may be none, in the place of those in `folder`."""
+    if folder is None:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    there = pathlib.Path(scratch, DEAD_LETTERS)
+    if any(there.glob("*")):
+        shutil.copytree(there, folder)
+    return str(folder)
+
+
+def _check_dead_letters(project: Project, result: RunResult, kept: str | None) -> None:
+    """TrainingError if there is nothing left to train on, or more was refused than is declared."""
+    outcomes = result.outcomes
+    read, dead = outcomes.get("read", 0), outcomes.get("dead-lettered", 0)
+    reasons = {name: count for name, count in outcomes.items() if name.startswith(REASON)}
+    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MOST_REASONS]
+    why = "; ".join(f"{name.removeprefix(REASON)} ({count:,})" for name, count in most)
+    why += f" and {len(reasons) - len(most)} other reasons" if len(reasons) > len(most) else ""
+    where = f"; they are kept in {kept}" if kept else ""
+    allowed = project.training.max_dead_letters
+    if dead > allowed * read:
+        raise TrainingError(
+            f"{dead:,} of {read:,} records are dead letters ({dead / read:.1%}), more than training.max_dead_letters "
+            f"({allowed:.1%}): {why}{where}. Give other files, or declare a larger share"
+        )
+    if not outcomes.get("scored"):
+        raise TrainingError(f"no event is left to train on, of {read:,} read" + (f": {why}{where}" if dead else ""))
 
 
 def _read_examples(directory: str, project: Project) -> pa.Table:
@@ -86,29 +139,13 @@ def _read_examples(directory: str, project: Project) -> pa.Table:
     return read_kind(directory, SCORES, list(columns))
 
 
-def _with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
-    """The examples with the labels of label records, of which the first of an event counts; others are unknown."""
-    records, label = project.label_records, project.label
-    assert records is not None
-    assert label is not None
-    found: dict[Any, tuple[int, int]] = {}
-    for batch in read_all(patterns, JOURNALED_LABELS):
-        columns, faults = decode_batch(batch, records.contract, project.event.max_bytes, False)
-        good = take_rows(columns, np.flatnonzero(~faults.bad))
-        names = (project.event.id, records.event.time, label.field)
-        for key, at, value in zip(*(column(good, name).to_pylist() for name in names), strict=True):
-            if None not in (key, at, value):
-                found[key] = min(found.get(key, (at, value)), (at, value))
-    values = [found[key][1] if key in found else None for key in table.column(project.event.id).to_pylist()]
-    place = table.schema.get_field_index(label.field)
-    return table.set_column(place, label.field, pa.array(values, pa.int64()))
-
-
-def _baseline(project: Project, examples: pa.Table, scores: Any) -> bytes | None:
-    """What windows of scores are compared with: the tested examples, as scores of trained ones are too good."""
-    if project.quality is None:
+def _baseline(project: Project, examples: pa.Table, booster: xgboost.Booster) -> bytes | None:
+    """What windows of scores are compared with, of examples that the model has not seen; None without any."""
+    if project.quality is None or not examples.num_rows:
         return None
-    batch = with_column(as_batch(examples), SCORE, pa.array(scores))
+    batch = as_batch(examples)
+    scores = predict(booster, model_inputs(batch, project.model.inputs))
+    batch = with_column(batch, SCORE, pa.array(scores))
     if project.decisions:
         batch = with_column(batch, DECISION, decide(scores, project.decisions))
     return make_baseline([batch], project)
@@ -124,6 +161,7 @@ def _fit(
     folder: pathlib.Path,
     table: pa.Table,
     result: RunResult,
+    dead_letters: str | None,
     start: datetime.datetime | None,
     threads: int,
 ) -> Trained:
@@ -133,7 +171,8 @@ def _fit(
     label = table.column(project.label.field).fill_null(-1).to_numpy().astype(np.int64)
     group = table.column(project.entities[split.group]).to_numpy() if split.group else None
     start_us = _start_us(start or split.start, time_us, split.train + split.delay + split.test)
-    test_from_us = start_us + split.train + split.delay
+    train_to_us, test_from_us = start_us + split.train, start_us + split.train + split.delay
+    test_to_us = test_from_us + split.test
     train_rows, test_rows = training.split_by_time(
         time_us,
         group,
@@ -143,12 +182,20 @@ def _fit(
         delay_us=split.delay,
         test_us=split.test,
     )
-    _require_both_classes(label[train_rows], "train on", start_us, start_us + split.train)
-    _require_both_classes(label[test_rows], "test on", test_from_us, test_from_us + split.test)
+    _require_both_classes(label[train_rows], "train on", start_us, train_to_us)
+    _require_both_classes(label[test_rows], "test on", test_from_us, test_to_us)
+    between = np.flatnonzero((time_us >= train_to_us) & (time_us < test_from_us))
 
-    inputs = np.column_stack(
-        [_as_float32(table.column(name)) for name in project.model.inputs],
+    def counted(name: str, from_us: int, to_us: int, rows: Any) -> Span:
+        events = int(np.count_nonzero((time_us >= from_us) & (time_us < to_us)))
+        return Span(name, from_us, to_us, events, len(rows), int(np.count_nonzero(label[rows] == 1)))
+
+    splits = (
+        counted("train", start_us, train_to_us, train_rows),
+        counted("baseline", train_to_us, test_from_us, between if project.quality else between[:0]),
+        counted("test", test_from_us, test_to_us, test_rows),
     )
+    inputs = model_inputs(as_batch(table.select(project.model.inputs)), project.model.inputs)
     booster = training.fit(
         inputs[train_rows],
         label[train_rows],
@@ -174,18 +221,19 @@ def _fit(
         feature_names=tuple(project.model.inputs),
         golden_features=golden_features,
         golden_scores=golden_scores,
-        baseline=_baseline(project, table.take(pa.array(test_rows)), test_scores),
+        baseline=_baseline(project, table.take(pa.array(between)), booster),
         metadata={
             "metrics": {"test": _plain(evaluation.as_dict()["overall"])},
             "slices": evaluation.as_dict()["slices"],
-            "train_from": to_iso(start_us),
-            "test_from": to_iso(test_from_us),
-            "train_rows": len(train_rows),
-            "test_rows": len(test_rows),
+            **{f"{part.name}_from": to_iso(part.from_us) for part in splits},
+            **{f"{part.name}_to": to_iso(part.to_us) for part in splits},
+            **{f"{part.name}_rows": part.rows for part in splits},
+            **{f"{part.name}_positives": part.positives for part in splits},
+            "events": {name: count for name, count in result.outcomes.items() if not name.startswith(REASON)},
             "versions": library_versions(),
         },
     )
-    return Trained(bundle, evaluation, result, len(train_rows), start_us, test_from_us)
+    return Trained(bundle, evaluation, result, splits, dead_letters)
 
 
 def register(trained: Trained, project: Project, tracking_uri: str, promote: bool) -> int:
@@ -220,10 +268,6 @@ def _require_both_classes(label: np.ndarray[Any, Any], purpose: str, start_us: i
             f"no events of both classes to {purpose}: {len(label)} labelled events, {positives} positive, "
             f"from {to_iso(start_us)} to {to_iso(stop_us)}"
         )
-
-
-def _as_float32(values: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return as_float64(values.combine_chunks()).astype(np.float32)
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

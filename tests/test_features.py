@@ -10,8 +10,19 @@ from models.project import parse_project
 from models.sample import generate_transactions
 from tests.steps import END, ENGINES, through
 from tests.support import CARD_FRAUD, brute_force, card_fraud
-from transforms.batches import EVENT_TIME, SYSTEM_FIELDS, partition, slice_ends, take_rows, times_us
-from transforms.features import ComputeFeatures, rolling_kernels, with_row_features
+from transforms.batches import (
+    EVENT_TIME,
+    IS_HISTORY,
+    IS_PROVISIONAL,
+    MARKS,
+    SYSTEM_FIELDS,
+    partition,
+    slice_ends,
+    take_rows,
+    times_us,
+)
+from transforms.features import ComputeFeatures, count_impossible, rolling_kernels, with_row_features
+from transforms.score import model_inputs
 
 PROJECT = card_fraud()
 DAY = 86_400_000_000
@@ -129,3 +140,29 @@ def test_no_rows_have_all_columns(transactions):
     empty = with_row_features(transactions.slice(0, 0), PROJECT)
     assert empty.num_rows == 0
     assert empty.schema.names[-2:] == list(PROJECT.row_features)
+
+
+def test_impossible_numbers_are_missing_and_counted_by_name():
+    """A quotient by zero, and what 32 bits don't hold; not what a field misses, history, or what comes once more."""
+    project = project_with({"RATIO": "TX_AMOUNT / TX_TIME_DAYS", "SAFE": "where(TX_TIME_DAYS == 0, 0, 1)"})
+    inputs = project.model.model_copy(update={"inputs": ["RATIO", "SAFE", "TX_AMOUNT", "CUSTOMER_ID"]})
+    project = project.model_copy(update={"model": inputs})
+    days = [0, 1, None, 0, 0, 0, 1]
+    amounts = [5.0, 5.0, 5.0, 0.0, 5.0, 5.0, 1e300]
+    marks = [0, 0, 0, 0, IS_HISTORY, IS_PROVISIONAL, 0]
+    columns = {
+        "TX_TIME_DAYS": pa.array(days, pa.int64()),
+        "TX_AMOUNT": pa.array(amounts),
+        "CUSTOMER_ID": pa.array(range(7)),
+        MARKS: pa.array(marks, pa.int8()),
+        EVENT_TIME: pa.array([0] * 7, SYSTEM_FIELDS[EVENT_TIME].type),
+    }
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    rows = with_row_features(batch, project.model_copy(update={"features": project.features}))
+    ratio = rows.column(rows.schema.names.index("RATIO")).to_numpy()
+    assert ratio[[1, 6]].tolist() == [5.0, 1e300]
+    assert np.isnan(ratio[[0, 2, 3, 4, 5]]).all()
+    assert count_impossible(rows, project) == {"RATIO": 3}  # the schema's domain keeps TX_AMOUNT within 32 bits
+    found = model_inputs(rows, project.model.inputs)
+    assert np.isfinite(found[:, 1:3]).tolist() == [[True, i < 6] for i in range(7)]
+    assert np.isnan(found).sum() == 7

@@ -27,7 +27,7 @@ def check(text, schema=SCHEMA):
     assert project is not None or faults
     for fault in faults:
         assert str(fault).isprintable()
-        assert re.match(r"project\.yaml(:\d+)?: ", str(fault))
+        assert re.match(r"(project\.yaml|schema\.pbtxt)(:\d+)?: ", str(fault))
     return list(map(str, faults))
 
 
@@ -70,7 +70,10 @@ FAULTS = [
     ("entities:", "event: {}\nentities:", "", "the key 'event' stands twice", "event: {}"),
     # of type
     ("name: card_fraud", "nam: card_fraud", "name", "Field required", None),
-    ("name: card_fraud", "nam: card_fraud", "nam", "Extra inputs are not permitted", "nam:"),
+    ("name: card_fraud", "nam: card_fraud", "nam", "Extra inputs are not permitted: did you mean name?", "nam:"),
+    ("unknown_fields: ignore", "zzz: ignore", "event.zzz", "not permitted: there are id, time, earliest", "zzz:"),
+    ("- entity: terminal", "- entity: terminal\n      dela: 1d", "features.rolling[1].dela", "did you mean delay?", "dela:"),
+    ("- entity: terminal", "- entity: terminal\n      empty: 1.0e+39", "features.rolling[1].empty", "finite in the 32", "empty:"),
     ("name: card_fraud", "name: Card Fraud", "name", "String should match pattern", "name:"),
     ("schema: schema.pbtxt", "schema: ../s.pbtxt", "schema", "is not the name of a file", "schema:"),
     ("schema: schema.pbtxt", "schema: /etc/passwd", "schema", "is not the name of a file", "schema:"),
@@ -100,7 +103,6 @@ FAULTS = [
     ("id: TRANSACTION_ID", "id: TX_AMOUNT", "event.id", "must be a plain INT or BYTES field", "id:"),
     ("id: TRANSACTION_ID", "id: TX_DATETIME", "event.id", "must be a plain INT or BYTES field", "id:"),
     ("time: TX_DATETIME", "time: CUSTOMER_ID", "event.time", "must be a time: give it a time_domain", "time:"),
-    ("time: TX_DATETIME", "time: CUSTOMER_ID", "schema", "TX_DATETIME has a time_domain, which only", "schema:"),
     ("2000-01-01T00:00:00Z", "2100-01-01", "event.earliest", "must be before event.latest", "earliest:"),
     ("deduplicate_within: 7d", "deduplicate_within: 0s", "event.deduplicate_within", "longer than zero", "dedup"),
     ("customer: CUSTOMER_ID", "customer: TX_DATETIME", "entities.customer", "plain INT or BYTES", "customer:"),
@@ -171,24 +173,47 @@ def test_every_fault_is_named_with_its_place(old, new, path, message, at):
         faults = list(map(str, faults))
     else:
         faults = check(text)
-    place = f"project.yaml:{line(at, text)}: " if at else r""
+    place = f"project.yaml:{line(at, text)}: " if at else ""
     matching = [f for f in faults if message in f and (f": {path}: " in f if path else True) and f.startswith(place)]
     assert len(matching) == 1, faults
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "message", "at"),
     [
-        ("type: FLOAT", "type: STRUCT", "field TX_AMOUNT: needs a type of INT, FLOAT or BYTES"),
-        ("feature {", "featur {", "not a TensorFlow Metadata schema: 2:1 : "),
-        ('name: "TX_TIME_DAYS"', 'name: "__x"', "the field name __x is reserved"),
-        ('name: "TX_TIME_DAYS"', 'name: "TX_FRAUD"', "field TX_FRAUD: stands twice"),
+        ("type: FLOAT", "type: STRUCT", "field TX_AMOUNT: needs a type of INT, FLOAT or BYTES", "type: STRUCT"),
+        ("feature {", "featur {", "not a TensorFlow Metadata schema: 2:1 : ", "featur {"),
+        ('name: "TX_TIME_DAYS"', 'name: "__x"', "the field name __x is reserved", '{\n  name: "__x"'),
+        ('name: "TX_FRAUD"', 'name: "TX_TIME_DAYS"', "field TX_TIME_DAYS: stands twice", '{\n  name: "TX_TIME_DAYS"\n  type: INT\n  int'),
+        ("int_domain { min: 0 max: 3 }", "# } feature {\n int_domain { min: 3 max: 0 }", "no number is in", "int_domain { min: 3"),
+        ("int_domain { min: 0 max: 3 }", "skew_comparator { infinity_norm { threshold: 0.1 } }", "its skew_comparator has an inf", "skew_c"),
     ],
-)
-def test_faults_of_the_schema_are_named(old, new, message):
-    (fault,) = check(TEXT, changed(old, new, SCHEMA))
-    assert fault.startswith("project.yaml:4: schema: ")
-    assert message in fault
+)  # fmt: skip
+def test_faults_of_the_schema_are_named_at_its_lines(old, new, message, at):
+    schema = changed(old, new, SCHEMA)
+    faults = check(TEXT, schema)
+    place = f"schema.pbtxt:{line(at, schema)}: "
+    assert [fault for fault in faults if message in fault and fault.startswith(place)], faults
+
+
+def test_a_fault_that_the_schema_mends_says_where_and_how():
+    faults = check(changed("time: TX_DATETIME", "time: TX_TIME_SECONDS"))
+    where = f"schema.pbtxt:{line('TX_TIME_SECONDS', SCHEMA) - 1}"
+    assert any(f"give it a time_domain in {where}, such as time_domain {{ string_format" in fault for fault in faults)
+    assert any("integer_format: UNIX_SECONDS" in fault for fault in faults)
+    other = f"schema.pbtxt:{line('time_domain', SCHEMA)}: field TX_DATETIME: TX_DATETIME has a time_domain, which only"
+    assert sum(fault.startswith(other) for fault in faults) == 1
+    assert (
+        check(
+            changed("time: TX_DATETIME", "time: TX_TIME_SECONDS").replace("(TX_DATETIME)", "(TX_TIME_SECONDS)"),
+            changed(
+                'name: "TX_TIME_SECONDS"\n  type: INT',
+                'name: "TX_TIME_SECONDS"\n  type: INT presence { min_fraction: 1.0 } time_domain { integer_format: UNIX_SECONDS }',
+                changed('  time_domain { string_format: "%Y-%m-%d %H:%M:%S" }\n', "", SCHEMA),
+            ),
+        )
+        == []
+    )
 
 
 def test_output_fields():
@@ -202,6 +227,7 @@ def test_output_fields():
     assert "output[0]: TX_DATETIME is the event time, which goes out anyway" in time_goes_out
     renamed = SCHEMA.replace("TX_TIME_DAYS", "bundle_id")
     (fault,) = check(with_output("[bundle_id]"), renamed)
+    assert fault.startswith(f"schema.pbtxt:{line('bundle_id', renamed) - 1}: ")
     assert "the field name bundle_id is reserved" in fault
     assert check(TEXT, renamed) == []
 
@@ -273,7 +299,8 @@ def test_all_faults_are_named_at_once():
     text = functools.reduce(lambda text, change: changed(change[0], change[1], text), TEN, TEXT)
     schema = changed("int_domain { min: 0 max: 3 }", "int_domain { min: 3 max: 0 }", SCHEMA)
     faults = check(text, schema)
-    expected = [*(message for _, _, message in TEN), "schema.pbtxt: field TX_FRAUD_SCENARIO: no number is in"]
+    there = f"schema.pbtxt:{line('int_domain { min: 3', schema)}"
+    expected = [*(message for _, _, message in TEN), f"{there}: field TX_FRAUD_SCENARIO: no number is in"]
     for message in expected:
         assert sum(message in fault for fault in faults) == 1, (message, faults)
     assert len(faults) == len(expected)
@@ -335,7 +362,80 @@ def test_files_that_are_not_there_or_too_large(tmp_path, monkeypatch):
     path.write_text(TEXT)
     (tmp_path / "schema.pbtxt").write_text("# " + "x" * loading.MAX_SCHEMA_BYTES)
     (fault,) = check_project(tmp_path)[1]
-    assert str(fault) == f"{path}:4: schema: schema.pbtxt: is larger than {1 << 20} bytes"
+    assert str(fault) == f"{tmp_path}/schema.pbtxt: is larger than {1 << 20} bytes"
+
+
+# ---- what to do about faults of YAML
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("      features:\n        CUSTOMER_ID_NB_TX_{window}_WINDOW: count\n", "      features: {NB_{window}: count}\n",
+         'a name that has them is to be quoted: "NB_{window}": …'),
+        ("      features:\n        CUSTOMER_ID_NB_TX_{window}_WINDOW: count\n", "      features: { A: count, {window}_N: count }\n",
+         'is to be quoted: "{window}_N": …'),
+        ("        CUSTOMER_ID_NB_TX_{window}_WINDOW: count\n", "        {window}_N: count\n", 'quoted: "{window}_N": …'),
+        ("      features:\n        CUSTOMER_ID_NB_TX_{window}_WINDOW: count\n", "      features: {\n        N_{window}: count}\n",
+         'is to be quoted: "N_{window}": …'),
+        ("  delay: 7d ", "\tdelay: 7d ", "indent with spaces, not with a tab"),
+        ("hour(TX_DATETIME) <= 6", "a: b", "quote a text that has a colon"),
+        ("hour(TX_DATETIME) <= 6", "%5", "quote a text that starts so"),
+        ("hour(TX_DATETIME) <= 6", "*x", "write the part out, or quote a text"),
+        ("windows: {1DAY: 1d, 7DAY: 7d, 30DAY: 30d}", "windows: {1DAY: 1d", "close each {, [ and quote"),
+        ("name: card_fraud", "name: 'card_fraud", "close each {, [ and quote"),
+    ],
+)  # fmt: skip
+def test_faults_of_yaml_say_what_to_do(old, new, message):
+    text = changed(old, new)
+    (fault,) = check(text)
+    assert re.match(r"project\.yaml:\d+: ", fault)
+    assert message in fault
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line():
+    head = TEXT.encode()[: TEXT.index("event:")]
+    assert check(head + "é: 1".encode("latin-1")) == [
+        f"project.yaml:{line('event:', TEXT)}: not UTF-8: invalid continuation byte: save the file as UTF-8"
+    ]
+    (fault,) = check(head + b"a: \x07")
+    assert fault == f"project.yaml:{line('event:', TEXT)}: not YAML: it holds the character U+0007: take it out"
+
+
+# ---- parameters of the model
+
+
+@pytest.mark.parametrize(
+    ("param", "message"),
+    [
+        ("max_dept: 3", "max_dept: is not a parameter that may be declared: did you mean max_depth?"),
+        ("eta: 0.1", "eta: is not a parameter that may be declared: did you mean learning_rate?"),
+        ("nthread: 2", "nthread: is not a parameter that may be declared: say it with --threads"),
+        ("subsample: 1e-3", "subsample: must be a number above 0 and at most 1, not the text '1e-3': write 0.001"),
+        ("subsample: .nan", "subsample: must be a number above 0 and at most 1, not nan"),
+        ("max_bin: true", "max_bin: must be a whole number from 2 to 65536, not true or false"),
+        ("max_leaves: 3.0", "max_leaves: must be a whole number from 0 to 65536, not 3.0"),
+        ("objective: reg:squarederror", "objective: must be binary:logistic or reg:logistic, not 'reg:squarederror'"),
+        ("objective: binary:hinge", "not 'binary:hinge': its scores are 0 and 1"),
+        ("tree_method: auto", "tree_method: must be hist or approx or exact, not 'auto': name the one"),
+        ("tree_method: exact, max_bin: 8", "max_bin: has no effect with tree_method exact"),
+        ("reg_alpha: .inf", "reg_alpha: must be a number at least 0 and at most 1e+30, not inf"),
+    ],
+)
+def test_every_parameter_is_checked_with_its_line(param, message):
+    block = changed("  params: {n_estimators: 100, max_depth: 6, learning_rate: 0.3, seed: 0}\n",
+                    "  params:\n    n_estimators: 100\n" + "".join(f"    {p.strip()}\n" for p in param.split(",")))  # fmt: skip
+    (fault,) = check(block)
+    name = re.search(r"(\w+): ", message if ": " in message and not message.startswith("not") else param)[1]
+    assert fault.startswith(f"project.yaml:{line(f'    {name}:', block)}: model.params.")
+    assert message in fault
+
+
+@pytest.mark.parametrize(
+    "param", ["objective: 'reg:logistic'", "tree_method: exact", "tree_method: approx", "gamma: 0"]
+)
+def test_parameters_that_may_be_declared(param):
+    assert check(changed("seed: 0", f"seed: 0, {param}")) == []
 
 
 # ---- hostile YAML

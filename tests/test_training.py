@@ -7,7 +7,8 @@ import xgboost
 from hypothesis import given
 
 from models.booster import predict
-from models.training import DAY_US, fit, golden, model_bytes, split_by_time
+from models.parameters import PARAMETERS, Choice, Number, Whole, find_parameter_faults
+from models.training import DAY_US, TrainingError, fit, golden, model_bytes, split_by_time
 
 START = 17_000 * DAY_US
 NAMES = ["amount", "night", "count", "risk"]
@@ -104,9 +105,9 @@ def test_scores_are_those_of_xgbclassifier(rows, params):
 
 def test_fit_names_its_faults(rows):
     features, label = rows
-    with pytest.raises(ValueError, match="unknown model parameter depth; known are base_score"):
+    with pytest.raises(TrainingError, match="model parameter depth is not a parameter that may be declared: did you"):
         fit(features, label, {"depth": 3}, feature_names=NAMES)
-    with pytest.raises(ValueError, match=r"xgboost refuses: .*max_depth"):
+    with pytest.raises(TrainingError, match="model parameter max_depth must be a whole number from 0 to 64, not -3"):
         fit(features, label, {"max_depth": -3}, feature_names=NAMES)
     with pytest.raises(ValueError, match="float64"):
         fit(features.astype(np.float64), label, {}, feature_names=NAMES)
@@ -116,7 +117,7 @@ def test_fit_names_its_faults(rows):
         fit(features, label * 0, {}, feature_names=NAMES)
     with pytest.raises(ValueError, match="without nulls"):
         fit(features, label - 1, {}, feature_names=NAMES)
-    with pytest.raises(ValueError, match="infinite"):
+    with pytest.raises(ValueError, match="the feature amount is infinite in row 2"):
         fit(np.where(np.isnan(features), np.float32(np.inf), features), label, {}, feature_names=NAMES)
 
 
@@ -129,3 +130,50 @@ def test_golden_rows_are_spread_and_hold_a_row_without_features(rows):
     np.testing.assert_array_equal(golden_features[[0, 4]], features[[0, -1]])
     assert np.isnan(golden_features[5]).all()
     assert golden(model, features[:2])[0].shape == (3, 4)
+
+
+def ends_of(name):
+    """Values of a parameter at the ends of what may be declared, but for those that would take long."""
+    match PARAMETERS[name]:
+        case Whole(least, most):
+            return [least, 3 if name == "n_estimators" else most]
+        case Number(least, most, above, below):
+            return [least + 1e-6 * above, most - 1e-6 * below]
+        case Choice(texts):
+            return texts
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in PARAMETERS for value in ends_of(name)])
+def test_xgboost_takes_and_uses_what_may_be_declared(rows, name, value):
+    """A parameter that it did not use would be a warning, and warnings are errors here."""
+    features, label = rows
+    params = {"n_estimators": 2, "max_depth": 3, name: value}
+    booster = fit(features[:200], label[:200], params, feature_names=NAMES)
+    scores = predict(booster, features)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize("method", ["hist", "approx", "exact"])
+def test_each_tree_method_gives_the_same_bytes_whatever_the_threads(rows, method):
+    params = {"n_estimators": 4, "tree_method": method, "subsample": 0.7, "colsample_bytree": 0.5}
+    models = {model_bytes(fit(*rows, params, feature_names=NAMES, nthread=threads)) for threads in (1, 2, 3)}
+    assert len(models) == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "faults"),
+    [
+        ({"max_depth": 65}, ["max_depth"]),
+        ({"seed": 2**31}, ["seed"]),
+        ({"learning_rate": 0, "subsample": 1.01, "base_score": 1}, ["learning_rate", "subsample", "base_score"]),
+        ({"gamma": float("nan"), "reg_alpha": 10**400, "reg_lambda": "1"}, ["gamma", "reg_alpha", "reg_lambda"]),
+        ({"objective": "multi:softmax", "tree_method": "gpu_hist"}, ["objective", "tree_method"]),
+        ({"tree_method": "exact", "max_depth": 0, "max_leaves": 3}, ["max_leaves", "max_depth"]),
+        ({1: 2}, [1]),
+        ({"max_depth": True}, ["max_depth"]),
+    ],
+)
+def test_faults_of_parameters_are_found_without_training(params, faults):
+    found = list(find_parameter_faults(params))
+    assert [name for name, _ in found] == faults
+    assert all(len(message) < 200 for _, message in found)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from models import progress
+from models.contract import Field
+from models.expressions import NOT_FINITE
 from models.labels import LabelledKernel
 from models.project import Project
 from models.windows import RollingKernel
-from transforms.batches import as_float64, as_int64, column, times_us
+from transforms.batches import IS_HISTORY, IS_PROVISIONAL, as_float64, as_int64, column, marks_of, take_rows, times_us
 from transforms.labels import MoveLater
 from transforms.rolling import RollingWindows
 
 FEEDBACK_US = 30 * 86_400_000_000
+_LARGEST_INPUT = float(np.finfo(np.float32).max)  # models read float32
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,15 +79,75 @@ def horizon_us(project: Project, lateness_us: int) -> int:
     return max([*horizons, 2 * project.event.deduplicate_within + lateness_us])
 
 
+@dataclasses.dataclass(eq=False)
+class CountImpossible(beam.PTransform):  # type: ignore[misc]
+    """Batches with features → (NOT_FINITE and a name, events), see `count_impossible`; a Beam counter, too."""
+
+    project: Project
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Pairs that add up to the number of events; nothing of features that are all there."""
+        return pcoll | "Count impossible" >> beam.FlatMap(self._count).with_output_types(tuple[str, int])
+
+    def _count(self, batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
+        for name, events in count_impossible(batch, self.project).items():
+            progress.advance(NOT_FINITE + name, events)
+            beam.metrics.Metrics.counter("headrace", NOT_FINITE + name).inc(events)
+            yield NOT_FINITE + name, events
+
+
+def count_impossible(batch: pa.RecordBatch, project: Project) -> dict[str, int]:
+    """How many of the events to be scored have, by name, a feature or input without a finite number.
+
+    That is a row feature such as a quotient by zero, or a model's input beyond the numbers of 32 bits that it
+    reads; the model takes it as missing. What is missing because a field is, is not counted, nor is what is
+    provisional: it comes once more.
+    """
+    live = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) == 0
+    found: dict[str, int] = {}
+    large = _may_be_too_large(project)
+    for name in dict.fromkeys([*project.row_features, *large]):
+        values = column(batch, name)
+        if not pa.types.is_floating(values.type):
+            continue
+        numbers = as_float64(values)
+        events = int(np.count_nonzero(live & (np.abs(numbers) > _LARGEST_INPUT))) if name in large else 0
+        if name in project.row_features and (missing := np.flatnonzero(np.isnan(numbers) & live)).size:
+            columns = _operands(take_rows(batch, missing), name, project)
+            events += int(np.count_nonzero(project.row_features[name].find_impossible(columns)))
+        if events:
+            found[name] = events
+    return found
+
+
+def _may_be_too_large(project: Project) -> list[str]:
+    """The model's inputs that may be beyond 32 bits: neither within a declared domain, nor counted, nor summed."""
+    within = {name for name, field in project.contract.fields.items() if _is_bounded(field)}
+    within |= {f.name for f in project.rolling_features if f.aggregate not in ("min", "max") or f.field in within}
+    return [name for name in project.model.inputs if name not in within]
+
+
+def _is_bounded(field: Field) -> bool:
+    """Whether 32 bits hold all numbers that a field may have."""
+    low, high = field.minimum, field.maximum
+    return field.kind == "int" or (
+        low is not None and high is not None and -_LARGEST_INPUT <= low <= high <= _LARGEST_INPUT
+    )
+
+
 def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
     """The batch with its row features added: int64 or float64."""
     added: dict[str, pa.Array] = {}
     for name, expression in project.row_features.items():
-        columns = {n: _operand(batch, n, project) for n in expression.names or {project.event.time}}
-        added[name] = pa.array(np.ascontiguousarray(expression.evaluate(columns)))
+        added[name] = pa.array(np.ascontiguousarray(expression.evaluate(_operands(batch, name, project))))
     fields = [pa.field(name, values.type) for name, values in added.items()]
     schema = pa.schema([*batch.schema, *fields])
     return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], schema=schema)
+
+
+def _operands(batch: pa.RecordBatch, name: str, project: Project) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """The columns that a row feature reads; at least one, as it tells how many rows there are."""
+    return {n: _operand(batch, n, project) for n in project.row_features[name].names or {project.event.time}}
 
 
 def _operand(batch: pa.RecordBatch, name: str, project: Project) -> np.ndarray:  # type: ignore[type-arg]

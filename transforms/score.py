@@ -118,11 +118,15 @@ def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Arra
 
 
 def model_inputs(batch: pa.RecordBatch, names: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """The model's inputs float32[n, k] in the model's order, missing values as NaN."""
+    """The model's inputs float32[n, k] in the model's order; NaN where missing, or beyond what float32 holds."""
     matrix = np.empty((batch.num_rows, len(names)), np.float32)
-    for place, name in enumerate(names):
-        values = column(batch, name)
-        matrix[:, place] = as_float64(values) if values.null_count else values.to_numpy()
+    with np.errstate(over="ignore"):
+        for place, name in enumerate(names):
+            values = column(batch, name)
+            matrix[:, place] = as_float64(values) if values.null_count else values.to_numpy()
+    impossible = np.isinf(matrix)
+    if impossible.any():
+        matrix[impossible] = np.nan
     return matrix
 
 

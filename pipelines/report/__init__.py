@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from models.project import Project
 from pipelines.report.gather import gather
@@ -12,13 +13,16 @@ from pipelines.run import RunError
 __all__ = ["report"]
 
 
-def report(project: Project, run: str, output: pathlib.Path | None = None) -> pathlib.Path:
-    """Write the report of the run in the folder `run`, by default into that folder; the path of the file."""
+def report(project: Project, run: str, output: pathlib.Path | None = None, labels: Sequence[str] = ()) -> pathlib.Path:
+    """Write the report of the run in the folder `run`, by default into that folder; the path of the file.
+
+    `labels` are files of label records, where labels come as such.
+    """
     if output is None:
         if "://" in run:
             raise RunError(f"{run} is no folder of this machine: say with --output where the report goes")
         output = pathlib.Path(run) / "report.html"
-    page = render(gather(project, run))
+    page = render(gather(project, run, labels))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     return output

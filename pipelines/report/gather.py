@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.project import Project
 from models.quality.records import Verdict
+from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
 from pipelines.run import RunError, read_success
 from pipelines.sinks.files import SCORES, SUCCESS
+from transforms.score import SCORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +36,12 @@ class Report:
     latencies: tuple[Latency, ...]
     late: int
     corrections: int
+    baseline_us: tuple[int, int] | None  # the time, [start, end), of the events that the baseline is made of
+    performance: Performance | None
+    labels: str  # where labels are, if there is no performance
 
 
-def gather(project: Project, run: str) -> Report:
+def gather(project: Project, run: str, labels: Sequence[str] = ()) -> Report:
     """Read a run's folder; RunError if it is none, or another project's, or a file in it is not what it should be."""
     said = _read_said(run)
     if said is not None and said.get("project", project.name) != project.name:
@@ -46,6 +52,7 @@ def gather(project: Project, run: str) -> Report:
         raise RunError(f"{run}: has no {SUCCESS}, no scores and no quality records: not the folder of a finished run")
     if said is not None and scores is None and any(f["kind"] == SCORES for f in said.get("files", ())):
         raise RunError(f"{run}: its scores are not Parquet; a report needs a run with --sink-format parquet")
+    performance = measure(run, project, labels) if scores and scores.rows and SCORE in scores.names else None
     return Report(
         project=project.name,
         bundles=scores.bundles() if scores else tuple(sorted({v.bundle_id for v in verdicts})),
@@ -60,7 +67,21 @@ def gather(project: Project, run: str) -> Report:
         latencies=scores.latencies() if scores else (),
         late=scores.count("late") if scores else 0,
         corrections=scores.count("correction") if scores else 0,
+        baseline_us=(baseline.window_start_us, baseline.window_end_us) if baseline else None,
+        performance=performance,
+        labels="" if performance else _where_labels_are(project, labels),
     )
+
+
+def _where_labels_are(project: Project, labels: Sequence[str]) -> str:
+    """Why there is no performance, and what to do about it."""
+    if project.label is None:
+        return "the project declares no label"
+    if project.label_records is not None and not labels:
+        return "labels come as records of their own: name them to headrace report by --labels"
+    if not labels and project.label.field not in project.output:
+        return f"the label {project.label.field} is not among the output fields that project.yaml declares"
+    return "no scored event has a known label"
 
 
 def _read_said(run: str) -> dict[str, Any] | None:

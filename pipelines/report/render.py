@@ -12,8 +12,11 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from models.evaluation import Metrics
+from models.expressions import NOT_FINITE
 from models.quality.records import Distribution, Verdict
 from pipelines.report.gather import Report
+from pipelines.report.performance import Performance
 from pipelines.report.plots import ID, is_steep, plot_comparison, plot_lines, plot_spread, short_number
 from pipelines.report.quality import Comparison, Spread, Trouble
 from pipelines.report.scores import LATENCY_QUANTILES, Series
@@ -56,12 +59,16 @@ def render(report: Report) -> str:
         outcomes=_outcomes(report.events) if report.events else [],
         reasons=reasons[:MAX_ROWS],
         reasons_left=max(0, len(reasons) - MAX_ROWS),
+        impossible=_impossible(report.events or {})[:MAX_ROWS],
+        performance=_performance(report.performance) if report.performance else None,
         step=_duration(report.series.size_us) if report.series else "",
         series=_series_plots(report.series) if report.series else [],
         comparisons=_comparison_plots(report.comparisons),
         spreads=[_spread_plot(spread) for spread in spreads],
         spreads_left=len(report.spreads) - len(spreads),
         compared=any(spread.baseline for spread in spreads),
+        baseline_span=" to ".join(_time(us) for us in report.baseline_us or ()),
+        baseline_overlaps=_overlaps(report),
         latency_heads=["most" if q == 1 else f"{100 * q:g}%" for q in LATENCY_QUANTILES],
         latencies=[
             {
@@ -76,6 +83,14 @@ def render(report: Report) -> str:
     )
     numbers = itertools.count(1)
     return re.sub("<svg .*?</svg>", lambda svg: svg[0].replace(ID, f"p{next(numbers)}-"), page, flags=re.DOTALL)
+
+
+def _overlaps(report: Report) -> bool:
+    """Whether the run's events reach into the time of the baseline's."""
+    if report.baseline_us is None or report.period is None:
+        return False
+    first, last = (int(time.astype("M8[us]").astype(np.int64)) for time in report.period)
+    return first < report.baseline_us[1] and last >= report.baseline_us[0]
 
 
 def _facts(report: Report) -> list[tuple[str, str, str]]:
@@ -167,6 +182,48 @@ def list_reasons(events: dict[str, int]) -> list[dict[str, str]]:
         width = f"{100 * count / most:.2f}"
         rows.append({"step": step, "field": _cut(field), "rule": _cut(rule), "count": f"{count:,}", "width": width})
     return rows
+
+
+def _impossible(events: dict[str, int]) -> list[dict[str, Any]]:
+    """Features that had no finite number, by name."""
+    found = [(name.removeprefix(NOT_FINITE), n) for name, n in sorted(events.items()) if name.startswith(NOT_FINITE)]
+    return [{"name": breakable(name), "count": f"{count:,}"} for name, count in found]
+
+
+def _performance(performance: Performance) -> dict[str, Any]:
+    metrics = []
+    if performance.evaluation is not None:
+        metrics.append(_metrics("all", performance.evaluation.overall))
+        for column, by_value in performance.evaluation.slices.items():
+            metrics += [_metrics(f"{column} = {value}", found) for value, found in by_value.items()]
+    positives = sum(caught.positives for caught in performance.caught)
+    plots = []
+    for name, values in performance.lines.items():
+        if not np.isnan(values).all():
+            plots.append(_figure(name, "", plot_lines(performance.starts, {"": values}, fit=True)))
+    return {
+        "fault": _cut(performance.fault),
+        "metrics": metrics[:MAX_ROWS],
+        "left": max(0, len(metrics) - MAX_ROWS),
+        "caught": [
+            {
+                "action": _cut(c.action),
+                "events": f"{c.events:,}",
+                "positives": f"{c.positives:,}",
+                "precision": f"{c.positives / c.events:.2%}" if c.events else "-",
+                "recall": f"{c.positives / positives:.2%}" if positives else "-",
+            }
+            for c in performance.caught
+        ],
+        "step": _duration(performance.size_us),
+        "plots": plots,
+    }
+
+
+def _metrics(name: str, found: Metrics) -> dict[str, Any]:
+    figures = (found.roc_auc, found.average_precision, found.card_precision)
+    shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+    return {"name": breakable(name), "rows": f"{found.rows:,}", "positives": f"{found.positives:,}", "figures": shown}
 
 
 def _series_plots(series: Series) -> list[dict[str, Any]]:

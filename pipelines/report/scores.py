@@ -71,7 +71,7 @@ class Scores:
     def column(self, name: str) -> pa.Array:
         """A column of all rows, file by file."""
         tables = [pq.read_table(path, columns=[name]) for path in self.paths]
-        return pa.concat_tables(tables, promote=True).column(name).combine_chunks()
+        return pa.concat_tables(tables, promote_options="default").column(name).combine_chunks()
 
     def bundles(self) -> tuple[str, ...]:
         """The ids of the bundles that scored, in order."""
@@ -133,15 +133,17 @@ class Scores:
         return int(pc.sum(self.column(name)).as_py() or 0) if name in self.names else 0
 
 
+def choose_step(times: npt.NDArray[np.int64]) -> int:
+    """The shortest of _BUCKETS_US that cuts the times into at most MAX_BUCKETS steps, or else the longest."""
+    first, last = int(times.min()), int(times.max())
+    return next((s for s in _BUCKETS_US if last // s - first // s < MAX_BUCKETS), _BUCKETS_US[-1])
+
+
 def make_series(
     times: npt.NDArray[np.int64], scores: Floats, actions: pa.Array | None, declared: Sequence[str]
 ) -> Series:
-    """Shares of decisions and quantiles of scores in equal steps, in whatever order rows are.
-
-    Steps are the shortest of _BUCKETS_US that make at most MAX_BUCKETS, or else the longest.
-    """
-    first, last = int(times.min()), int(times.max())
-    size = next((s for s in _BUCKETS_US if last // s - first // s < MAX_BUCKETS), _BUCKETS_US[-1])
+    """Shares of decisions and quantiles of scores in equal steps, see `choose_step`, in whatever order rows are."""
+    first, size = int(times.min()), choose_step(times)
     steps = times // size - first // size
     length = int(steps.max()) + 1
     rows = np.bincount(steps, minlength=length).astype(float)
