@@ -1,5 +1,6 @@
 """The topics, subscriptions and snapshots by name: create, get, list, update, delete."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -43,6 +44,12 @@ class Registry:
         self.topics: dict[str, Topic] = {}
         self.subscriptions: dict[str, Subscription] = {}
         self.snapshots: dict[str, Snapshot] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """What all subscriptions and snapshots hold."""
+        holders = itertools.chain(self.subscriptions.values(), self.snapshots.values())
+        return sum(holder.bytes for holder in holders)
 
     def topic(self, name: str) -> Topic:
         settings.check_name(name, "topics")
