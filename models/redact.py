@@ -113,5 +113,5 @@ class RedactedStream:
 def guard_output(arguments: Iterable[str]) -> None:
     """From now on, have all that this process prints, logs or says in tracebacks go out redacted."""
     hide(arguments, os.environ)
-    sys.stdout = RedactedStream(sys.stdout)  # type: ignore[assignment]
-    sys.stderr = RedactedStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout = RedactedStream(sys.stdout)
+    sys.stderr = RedactedStream(sys.stderr)

@@ -33,6 +33,8 @@ from transforms.gate import OnStop, WatchScores
 from transforms.score import DECISION, SCORE, Score
 from transforms.statistics import make_baseline
 
+MAX_SUCCESS_BYTES = 64 << 20
+
 
 class RunError(ValueError):
     """A run that can't start as it is asked for."""
@@ -64,7 +66,7 @@ def open_source(
 
 def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:
     """The registered bundle; RunError if it was made with other features, or with a schema that is not compatible."""
-    bundle = registry.load(project.name, int(version) if version.isdigit() else version, tracking_uri)
+    bundle = registry.load(project.name, version, tracking_uri)
     try:
         check_against_bundle(project, folder, bundle.schema)
     except (SchemaMismatch, VersionError) as error:
@@ -176,11 +178,27 @@ def run_pipeline(pipeline: beam.Pipeline, directory: str, title: str) -> RunResu
 
 
 def read_success(directory: str) -> dict[str, Any]:
-    """What the sink wrote at the end of a run."""
+    """What the sink wrote at the end of a run; RunError if there is none, or it is not what a run writes."""
+    from apache_beam.io.filesystem import BeamIOError
     from apache_beam.io.filesystems import FileSystems
 
-    with FileSystems.open(FileSystems.join(directory, SUCCESS)) as file:
-        return dict(json.loads(file.read()))
+    path = FileSystems.join(directory, SUCCESS)
+    try:
+        with FileSystems.open(path) as file:
+            said = json.loads(file.read(MAX_SUCCESS_BYTES))
+    except (OSError, BeamIOError):
+        raise RunError(f"{directory}: has no {SUCCESS}: it is not the folder of a finished run") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not what a run writes: {error}") from None
+    events, files = (said.get(name) for name in ("events", "files")) if isinstance(said, dict) else (None, None)
+    if not (
+        isinstance(events, dict)
+        and all(type(count) is int for count in events.values())
+        and isinstance(files, list)
+        and all(isinstance(file, dict) and {"kind", "name", "rows"} <= file.keys() for file in files)
+    ):
+        raise RunError(f"{path} is not what a run writes: it has no events with their numbers, or no list of files")
+    return dict(said)
 
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -1,6 +1,5 @@
 """The topics, subscriptions and snapshots by name: create, get, list, update, delete."""
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -48,8 +47,8 @@ class Registry:
     @property
     def held_bytes(self) -> int:
         """What all subscriptions and snapshots hold."""
-        holders = itertools.chain(self.subscriptions.values(), self.snapshots.values())
-        return sum(holder.bytes for holder in holders)
+        subscriptions = sum(subscription.bytes for subscription in self.subscriptions.values())
+        return subscriptions + sum(snapshot.bytes for snapshot in self.snapshots.values())
 
     def topic(self, name: str) -> Topic:
         settings.check_name(name, "topics")
