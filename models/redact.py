@@ -42,6 +42,7 @@ _HINT = re.compile(
     r"|akia|aiza|gh[pousr]_|github_pat|xox|eyj",
     re.IGNORECASE,
 )
+_VARIABLE = re.compile("(?:PASSWORD|PASSWD|PASS|SECRET|TOKEN|LOGIN|(?:API|ACCESS|SECRET)_KEY|WEBHOOK|CREDENTIALS)$")
 _known: set[str] = set()
 
 
@@ -63,7 +64,7 @@ def hide(arguments: Iterable[str], environment: Mapping[str, str]) -> None:
     for text in arguments:
         _known.update(_secrets_of(text))
     for name, value in environment.items():
-        if re.search("PASSW|PWD$|SECRET|TOKEN|LOGIN|API_KEY|WEBHOOK|CREDENTIAL", name) and not os.path.exists(value):
+        if _VARIABLE.search(name) and not os.path.exists(value):
             _known.update(part for part in (value, *_secrets_of(value)) if len(part) >= 2 * _LEAST)
         elif "://" in value and (name.startswith(("HEADRACE_", "MLFLOW_")) or name.lower().endswith("_proxy")):
             _known.update(_secrets_of(value))

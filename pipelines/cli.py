@@ -20,7 +20,14 @@ import typer
 from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
 from models.redact import guard_output, redact
 from pipelines import schema_cli
-from pipelines.prechecks import UsageError, find_registry, require_files, require_port, require_values
+from pipelines.prechecks import (
+    UsageError,
+    find_registry,
+    require_file_system,
+    require_files,
+    require_port,
+    require_values,
+)
 from pipelines.prechecks import require as _require
 from pipelines.runners import DATAFLOW, DIRECT, FLINK, FN_API, RUNNERS, RunnerError, runner_named
 
@@ -152,6 +159,7 @@ def run(
                     )
         require_values(values)
         _require(bool(sink), "--sink is empty: name a folder or a topic")
+        require_file_system(sink)
         _require(
             kafka_config is None or pathlib.Path(kafka_config).is_file(), f"--kafka-config {kafka_config}: no file"
         )
@@ -356,7 +364,6 @@ def parity(
     with _clear_errors():
         declared = load_project(project)
         allowance_us = _duration("--allowance", allowance)
-        _require(math.isfinite(duplicates), f"--duplicates is a share from 0 to 1, not {duplicates}")
         require_files(source)
         registry = find_registry(project, registry)
 
@@ -447,6 +454,8 @@ def replay_dead_letters(
 ) -> None:
     """Send dead letters through the graph again: their original records, repaired if you say how."""
     with _clear_errors():
+        require_files(source)
+
         from pipelines.dead_letters import Repair, replay
 
         values = {}
@@ -457,7 +466,6 @@ def replay_dead_letters(
             except ValueError:
                 found = ""
             _require(bool(found), f"--set is FIELD=VALUE with a value in JSON, not {text}")
-        require_files(source)
         counts = replay(source, to, Repair(step, field, rule, values))
         typer.echo(
             f"{counts['sent']:,} events sent to {to}, {counts['left']:,} left, {counts['not sent']:,} are not JSON"
@@ -476,11 +484,14 @@ def quarantine(
     """Release score rows that the quality gate held back, or drop them."""
     with _clear_errors():
         from pipelines.brokers import is_broker
-        from pipelines.quarantine import settle_run, settle_topic
 
         _require(release != drop, "say --release or --drop")
         _require(is_broker(source) or to is None, "--to is for rows of a stream")
         _require(not (is_broker(source) and release and to is None), "say with --to where the rows are to go")
+        require_file_system(source)
+
+        from pipelines.quarantine import settle_run, settle_topic
+
         rows = settle_topic(source, to if release else None) if is_broker(source) else settle_run(source, release)
         typer.echo(f"{rows:,} rows {'released' if release else 'dropped'}")
 
@@ -529,6 +540,7 @@ def report(
     """Write what a run was like as one HTML file: outcomes, decisions, drift, distributions, latency."""
     with _clear_errors():
         declared = load_project(project)
+        require_file_system(run)
         _require("://" in run or pathlib.Path(run).is_dir(), f"{run}: no such folder")
 
         from pipelines.display import working

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from models.registry_store import RegistryError, check_registry, database_of
 from pipelines.brokers import is_broker
 
+_FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")
 _REGISTRY = pathlib.Path(".headrace", "registry.db")
 
 
@@ -52,11 +53,21 @@ def find_registry(project: pathlib.Path, given: str | None, *, create: bool = Fa
 def require_files(patterns: Iterable[str]) -> None:
     """UsageError for a path or glob of this machine that matches nothing; what else there is to say, Beam says."""
     for pattern in patterns:
+        require_file_system(pattern)
         # Beam's globs are those of Python, but for these.
-        if "://" in pattern or "**" in pattern or "\\" in pattern or is_broker(pattern):
+        if "://" in pattern or "**" in pattern or "\\" in pattern:
             continue
         found = os.path.lexists(pattern) or any(True for _ in glob.iglob(pattern, include_hidden=True))
         require(found, f"{pattern or 'an empty path'}: no such file")
+
+
+def require_file_system(place: str) -> None:
+    """UsageError for a URI that is neither a broker's nor one of a file system that Beam has."""
+    scheme, found, _ = place.partition("://")
+    require(
+        not found or scheme in _FILE_SYSTEMS or is_broker(place),
+        f"{place}: no file system {scheme} is known: name a path, or {', '.join(f'{s}://' for s in _FILE_SYSTEMS)}",
+    )
 
 
 def require_values(values: str) -> None:

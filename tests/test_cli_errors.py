@@ -37,7 +37,7 @@ HIDDEN = "hunter22"
 
 AT_ONCE = [
     (["run", "nowhere", *FILES], "nowhere/project.yaml: cannot be read"),
-    (["run", PROJECT, "--source", "none*.csv", "--sink", "out"], "none*.csv: no such file"),
+    (["run", PROJECT, "--source", "none*.csv", "--sink", "out"], r"none\*.csv: no such file"),
     (["run", PROJECT, "--source", "", "--sink", "out"], "an empty path: no such file"),
     (["run", PROJECT, "--source", "here.csv", "--sink", ""], "--sink is empty"),
     (["run", PROJECT, *FILES], "no registry at .*card_fraud/.headrace/registry.db"),
@@ -77,7 +77,6 @@ AT_ONCE = [
     (["baseline", PROJECT, "--source", "here.csv", *NO_MODEL], "no registry at"),
     (["parity", PROJECT, "--source", "none.csv"], "none.csv: no such file"),
     (["parity", PROJECT, "--source", "here.csv", "--allowance", "soon"], "--allowance: 'soon' is not"),
-    (["parity", PROJECT, "--source", "here.csv", "--duplicates", "nan"], "--duplicates is a share"),
     (["parity", PROJECT, "--source", "here.csv", *NO_MODEL], "no registry at"),
     (["publish", PROJECT, "--source", "none.csv", "--to", "pubsub://demo/events"], "none.csv: no such file"),
     (["publish", PROJECT, "--source", "here.csv", "--to", "out.csv"], "--to is pubsub://PROJECT/TOPIC or kafka://"),
@@ -107,12 +106,16 @@ AT_ONCE = [
     (["schema", "register", "nowhere"], "nowhere/project.yaml: cannot be read"),
     (["schema", "list", "nowhere"], "nowhere/project.yaml: cannot be read"),
     (["quarantine", "out"], "say --release or --drop"),
+    (["replay-dead-letters", "--source", "none.jsonl", "--to", "new.jsonl"], "none.jsonl: no such file"),
+    (["quarantine", "x://out", "--drop"], "x://out: no file system x is known: name a path, or gs://"),
+    (["report", PROJECT, "--run", "x://out", "--output", "r.html"], "x://out: no file system x is known"),
+    (["run", PROJECT, "--source", "here.csv", "--sink", "x://out"], "x://out: no file system x is known"),
+    (["run", PROJECT, "--source", "x://here.csv", "--sink", "out"], "x://here.csv: no file system x is known"),
 ]
 SLOWER = [
     (["quarantine", "nowhere", "--drop"], "nowhere: has no _SUCCESS.json: it is not the folder of a finished run"),
     (["quarantine", "listed", "--drop"], "_SUCCESS.json is not what a run writes"),
     (["report", PROJECT, "--run", "listed"], "_SUCCESS.json is not what a run writes"),
-    (["replay-dead-letters", "--source", "none.jsonl", "--to", "new.jsonl"], "none.jsonl: no such file"),
     (["replay-dead-letters", "--source", "here.csv", "--to", "new.jsonl"], "here.csv: holds what is no dead letter"),
     (["replay-dead-letters", "--source", "letters.jsonl", "--to", "n2.jsonl"], "holds what is no dead letter"),
     (["replay-dead-letters", "--source", "broken.parquet", "--to", "n3.jsonl"], "broken.parquet: can't be read"),
@@ -145,7 +148,7 @@ SECRET = [
     ["schema", "infer", PROJECT, "--source", f"x://u:{HIDDEN}@host/x"],
     ["schema", "diff", f"http://u:{HIDDEN}@host/a", "b"],
     ["check", f"http://u:{HIDDEN}@host/a"],
-    ["init", f"http://u:{HIDDEN}@host/a/../../../.."],
+    ["init", f"http://u:{HIDDEN}@host/123"],
     ["sample", "s", "--format", f"http://u:{HIDDEN}@host"],
     ["pubsub", "--topic", f"http://u:{HIDDEN}@host"],
     ["demo", "--project", PROJECT, "--data", f"http://u:{HIDDEN}@host/x.csv"],

@@ -261,7 +261,8 @@ def test_three_processes_may_make_a_registry_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("action", ["read", "write"])
-def test_a_database_that_can_not_be_used_is_named_in_one_line(bundles, name, uri, tmp_path, monkeypatch, action):
+def test_a_database_that_can_not_be_used_is_named_in_one_line(bundles, uri, tmp_path, monkeypatch, action):
+    name = "damaged"
     monkeypatch.setattr("models.registry_store._BUSY_SECONDS", 0.1)
     register(bundles[0], name, uri)
     good = Path(uri.removeprefix("sqlite:///")).read_bytes()
