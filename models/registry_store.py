@@ -88,6 +88,8 @@ def open_client(tracking_uri: str, *, write: bool = False, create: bool = False)
     mlflow.store.db.utils.MAX_RETRY_COUNT = 3  # its 10 take two minutes
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    # It logs with their tracebacks what it raises, too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with (
         warnings.catch_warnings(),
         _in_one_line(place, MlflowException, SQLAlchemyError, CommandError, ImportError),

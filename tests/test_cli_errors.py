@@ -85,10 +85,6 @@ AT_ONCE = [
         ["publish", PROJECT, "--source", "here.csv", "--to", "pubsub://demo/events", "--speed-up", "inf"],
         "--speed-up is",
     ),
-    (
-        ["publish", PROJECT, "--source", "here.csv", "--to", "pubsub://demo/events", "--speed-up", "nan"],
-        "--speed-up is",
-    ),
     (["pubsub", "--topic", "events"], "--topic is PROJECT/TOPIC or PROJECT/TOPIC:SUBSCRIPTION, not events"),
     (["pubsub", "--port", "{taken}"], "can't listen on port .*: it is taken, perhaps by another one; say .* --port"),
     (["check", "nowhere"], "nowhere/project.yaml: cannot be read"),
