@@ -202,11 +202,12 @@ def _compare(
         verdicts = [collections.Counter(v.to_json() for v in read_verdicts(r.directory)) for r in (batch, stream)]
         yield compare_counts("verdicts on windows", *verdicts)
     dead, others = (_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream))
+    rows = dead.total()
     for letter in dead:
         stand, came = times.get(letter[0], (1, 1))
         if dead[letter] == stand:  # each time that the record comes it is refused for the same reasons
             dead[letter] = came
-    yield compare_counts("dead letters", dead, others)
+    yield dataclasses.replace(compare_counts("dead letters", dead, others), rows=rows)
 
 
 def _comparable(dead: pa.Table) -> collections.Counter[tuple[Any, ...]]:

@@ -79,7 +79,7 @@ def test_a_projects_registry_is_in_its_folder_and_moves_with_it(trained, tmp_pat
     assert f"there is one at {tmp_path}/.headrace/registry.db: say --registry sqlite:///{tmp_path}/" in said
     assert "or move the folder .headrace into moved" in said
     registry = f"sqlite:///{tmp_path}/.headrace/registry.db"
-    assert "version 1" in headrace("models", "moved", "--registry", registry, cwd=trained).stdout
+    assert "version 1" in headrace("models", "card_fraud", "--registry", registry, cwd=trained).stdout
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     shutil.rmtree(folder / "quality")
     for table, said in (
         (scores(5).drop_columns(["score"]), "has no column score"),
-        (scores(5).set_column(0, "score", pa.array(["x"] * 5)), "the column score of the scores can't be read"),
+        (
+            scores(5).drop_columns(["score"]).append_column("score", pa.array(["x"] * 5)),
+            "the column score of the scores can't be read",
+        ),
     ):
         for path in (folder / "scores").iterdir():
             pq.write_table(table, path)
