@@ -6,31 +6,36 @@ module: that takes seconds, and nothing that scores needs it.
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from models.bundle import Bundle
+from models.registry_store import RegistryError, database_of, open_client
+
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "RegistryError",
+    "Version",
+    "list_versions",
+    "load",
+    "register",
+    "set_alias",
+    "set_baseline",
+]
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
-_SQLITE = "sqlite:///"
+_ARTIFACTS = "artifacts"  # the folder next to an SQLite registry
 _FOLDER = "bundle"  # of a run's artifacts
 _BUNDLE_ID = "bundle_id"  # tag of a run and of a version
 _BATCH = 100  # MLflow's limit of one call
-
-
-class RegistryError(Exception):
-    """A name, version or alias that is not there; the message says what is."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,8 @@ def register(
         promote: make it champion.
 
     Raises:
-        RegistryError: if the name or an alias is malformed.
+        RegistryError: if the name or an alias is malformed, or the registry can't be reached or written to.
         ModelError: if the bundle's model does not load or does not give its golden scores.
-        mlflow.exceptions.MlflowException: if MLflow refuses otherwise.
     """
     from models.booster import Scorer
 
@@ -79,14 +83,14 @@ def register(
     for alias in aliases:
         _require_alias(alias)
     Scorer.from_bundle(bundle)
-    with _client(tracking_uri, create=True) as client:
+    with open_client(tracking_uri, write=True, create=True) as client:
         versions = _versions(client, name)
         version = next((known.version for known in versions if known.bundle_id == bundle.bundle_id), None)
         moves = [*aliases, *([CHAMPION] if promote else [])]
         if version is None:
             if not versions and not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
-            version = _create_version(client, bundle, name, _artifacts(tracking_uri))
+            version = _create_version(client, bundle, name, database_of(tracking_uri))
             if not promote:
                 moves.append(CHALLENGER if versions else CHAMPION)
         for alias in moves:
@@ -101,15 +105,21 @@ def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
         RegistryError: if there is no such registry, name, version or alias.
         BundleError: if the stored files are missing or damaged.
     """
-    with _client(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+    with open_client(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
         from mlflow.exceptions import MlflowException
 
         found = _find(client, name, version_or_alias)
-        try:
-            path = client.download_artifacts(found.run_id, _FOLDER, folder)
-        except (OSError, MlflowException) as error:
-            raise RegistryError(f"{name} version {found.version}: its files cannot be read: {error}") from error
-        return Bundle.load(Path(path), expected_id=found.bundle_id)
+        path = _beside(database_of(tracking_uri), found.run_id)
+        if path is None or not path.is_dir():
+            try:
+                path = Path(client.download_artifacts(found.run_id, _FOLDER, folder))
+            except (OSError, MlflowException) as error:
+                where = f", nor are they in {path}" if path else ""
+                said = " ".join(str(error).split())
+                raise RegistryError(
+                    f"{name} version {found.version}: its files cannot be read: {said}{where}"
+                ) from error
+        return Bundle.load(path, expected_id=found.bundle_id)
 
 
 def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracking_uri: str) -> int:
@@ -120,10 +130,17 @@ def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracki
         BundleError: if the stored files are missing or damaged, or the baseline is too large.
     """
     bundle = replace(load(name, version_or_alias, tracking_uri), baseline=baseline)
-    with _client(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
+    with open_client(tracking_uri, write=True) as client, tempfile.TemporaryDirectory() as scratch:
         found = _find(client, name, version_or_alias)
-        bundle.save(Path(folder) / _FOLDER)
-        client.log_artifacts(found.run_id, folder)
+        path = _beside(database_of(tracking_uri), found.run_id)
+        if path is None or not path.is_dir():
+            bundle.save(Path(scratch) / _FOLDER)
+            client.log_artifacts(found.run_id, scratch)
+            return found.version
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            bundle.save(Path(folder) / "new")
+            path.rename(Path(folder) / "old")
+            (Path(folder) / "new").rename(path)
         return found.version
 
 
@@ -135,7 +152,7 @@ def set_alias(name: str, alias: str, version_or_alias: int | str, tracking_uri: 
             malformed.
     """
     _require_alias(alias)
-    with _client(tracking_uri) as client:
+    with open_client(tracking_uri, write=True) as client:
         version = _find(client, name, version_or_alias).version
         client.set_registered_model_alias(name, alias, str(version))
         return version
@@ -147,29 +164,8 @@ def list_versions(name: str, tracking_uri: str) -> list[Version]:
     Raises:
         RegistryError: if there is no such registry or name.
     """
-    with _client(tracking_uri) as client:
+    with open_client(tracking_uri) as client:
         return [_with_facts(client, known) for known in _existing(client, name)]
-
-
-@contextmanager
-def _client(tracking_uri: str, *, create: bool = False) -> Iterator[Any]:
-    """Open MLflow without its reports to its makers, its notices and its progress bars."""
-    if tracking_uri.startswith(_SQLITE):
-        database = Path(tracking_uri.removeprefix(_SQLITE))
-        if create:
-            database.parent.mkdir(parents=True, exist_ok=True)
-        elif not database.is_file():  # MLflow would make an empty one
-            raise RegistryError(f"no registry at {database}")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
-        import mlflow
-
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        yield mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 
 def _versions(client: Any, name: str) -> list[Version]:
@@ -221,12 +217,13 @@ def _find(client: Any, name: str, version_or_alias: int | str) -> Version:
     raise RegistryError(f"{name} has no version or alias {str(version_or_alias)!r}; there are: {there}")
 
 
-def _create_version(client: Any, bundle: Bundle, name: str, artifacts: str | None) -> int:
+def _create_version(client: Any, bundle: Bundle, name: str, database: Path | None) -> int:
     """Log a bundle as a run with its files and make the run's files a version; return the version."""
     from mlflow.entities import Metric, Param
 
     known = client.get_experiment_by_name(name)
-    experiment = known.experiment_id if known else client.create_experiment(name, artifact_location=artifacts)
+    place = (database.parent / _ARTIFACTS).as_uri() if database else None  # a server knows its own
+    experiment = known.experiment_id if known else client.create_experiment(name, artifact_location=place)
     run = client.create_run(experiment, run_name=bundle.bundle_id, tags={_BUNDLE_ID: bundle.bundle_id})
     status = "FAILED"
     try:
@@ -242,27 +239,35 @@ def _create_version(client: Any, bundle: Bundle, name: str, artifacts: str | Non
         for first in range(0, max(len(metrics), len(params)), _BATCH):
             some = slice(first, first + _BATCH)
             client.log_batch(run.info.run_id, metrics=all_metrics[some], params=all_params[some])
-        with tempfile.TemporaryDirectory() as folder:
-            bundle.save(Path(folder) / _FOLDER)
-            client.log_artifacts(run.info.run_id, folder)
-        created = client.create_model_version(
-            name,
-            source=f"{run.info.artifact_uri}/{_FOLDER}",
-            run_id=run.info.run_id,
-            tags={_BUNDLE_ID: bundle.bundle_id},
-        )
+        source = _store(client, bundle, run.info, database)
+        tags = {_BUNDLE_ID: bundle.bundle_id}
+        created = client.create_model_version(name, source=source, run_id=run.info.run_id, tags=tags)
         status = "FINISHED"
         return int(created.version)
     finally:
         client.set_terminated(run.info.run_id, status)
 
 
-def _artifacts(tracking_uri: str) -> str | None:
-    """Return where the files of an SQLite registry go, next to it; a server knows its own place."""
-    if not tracking_uri.startswith(_SQLITE):
+def _store(client: Any, bundle: Bundle, info: Any, database: Path | None) -> str:
+    """Keep a bundle's files as a run's; returns their URI. MLflow's own path may be that before a move."""
+    folder = _beside(database, info.run_id)
+    if folder is not None and info.artifact_uri.startswith("file:"):
+        bundle.save(folder)
+        return folder.as_uri()
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle.save(Path(scratch) / _FOLDER)
+        client.log_artifacts(info.run_id, scratch)
+    return f"{info.artifact_uri}/{_FOLDER}"
+
+
+def _beside(database: Path | None, run_id: str) -> Path | None:
+    """Where a run's bundle lies next to an SQLite registry, wherever both were moved to.
+
+    MLflow keeps absolute paths, of where the registry was made.
+    """
+    if database is None or not re.fullmatch(r"[0-9a-f]{32}", run_id or ""):
         return None
-    database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
-    return (database.parent / "artifacts").as_uri()
+    return database.parent / _ARTIFACTS / run_id / "artifacts" / _FOLDER
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,9 +6,11 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import pathlib
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -16,7 +18,18 @@ from typing import Annotated, Any
 import typer
 
 from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
+from models.redact import guard_output, redact
 from pipelines import journal_cli, schema_cli
+from pipelines.prechecks import (
+    UsageError,
+    find_registry,
+    require_file_system,
+    require_files,
+    require_port,
+    require_values,
+)
+from pipelines.prechecks import require as _require
+from pipelines.runners import DATAFLOW, DIRECT, FLINK, FN_API, RUNNERS, RunnerError, runner_named
 
 app = typer.Typer(
     help="One Apache Beam graph for features, validation and scoring, over files or streams.",
@@ -34,9 +47,15 @@ Source = Annotated[list[str], typer.Option("--source", help="Path or glob of eve
 SourceFormat = Annotated[
     str | None, typer.Option(help="parquet, csv, json or avro, where a file's name does not tell.")
 ]
-Runner = Annotated[str, typer.Option(help="DirectRunner (in this process), or a Beam runner's name.")]
+Runner = Annotated[
+    str, typer.Option(help=f"{DIRECT} (in this process), or one of Beam's: {', '.join(RUNNERS[1:])}; in any case.")
+]
 Registry = Annotated[
-    str, typer.Option(envvar="HEADRACE_REGISTRY", help="Where bundles are kept: an MLflow tracking URI.")
+    str | None,
+    typer.Option(
+        envvar="HEADRACE_REGISTRY",
+        help="Where bundles are kept, an MLflow tracking URI; sqlite:///PROJECT/.headrace/registry.db, if not given.",
+    ),
 ]
 Labels = Annotated[
     list[str] | None,
@@ -48,7 +67,6 @@ KafkaConfig = Annotated[
 ]
 Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
-DEFAULT_REGISTRY = "sqlite:///.headrace/registry.db"
 
 
 @app.command(context_settings=_BEAM)
@@ -56,7 +74,13 @@ def run(
     context: typer.Context,
     project: ProjectFolder,
     source: Source,
-    sink: Annotated[str, typer.Option(help="Folder, or broker's topic, that the scores go to.")],
+    sink: Annotated[
+        str,
+        typer.Option(
+            help="Folder, or broker's topic, that the scores go to. A topic needs others beside it: "
+            "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that."
+        ),
+    ],
     dead_letters: Annotated[
         str | None, typer.Option(help="Topic of the dead letters; the sink's name and -dead-letters, if not given.")
     ] = None,
@@ -95,49 +119,72 @@ def run(
         typer.Option(help="Score events from this time (UTC) on; earlier ones fill windows."),
     ] = None,
     reason_codes: Annotated[int, typer.Option(min=0, help="Features to name with each score; slow.")] = 0,
-    runner: Runner = "DirectRunner",
+    runner: Runner = DIRECT,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Make and check the job for DataflowRunner, offline; run nothing.")
     ] = False,
-    registry: Registry = DEFAULT_REGISTRY,
+    registry: Registry = None,
     shards: Shards = 1,
     threads: Threads = 2,
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
     with _clear_errors():
-        from models.codecs.times import micros_of
-        from pipelines import run as running
         from pipelines.brokers import is_broker
-        from pipelines.display import console, outcome_table
 
         declared = load_project(project)
         _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
         _check_source_format(source_format)
-        beam_args = _beam_args(context, runner)
-        if dry_run:
-            from pipelines.dataflow import dry_run_options
-            from pipelines.options import DATAFLOW
-
-            _require(runner == DATAFLOW, "--dry-run is for --runner DataflowRunner")
-            beam_args = dry_run_options(beam_args)
+        runner = runner_named(runner)
+        _require(not dry_run or runner == DATAFLOW, "--dry-run is for --runner DataflowRunner")
         _require(order in ("event_time", "arrival"), f"--order is event_time or arrival, not {order}")
+        allowance_us, lateness_us = _duration("--allowance", allowance), _duration("--lateness", lateness)
         _require_labels(declared, labels)
-        _check_quality(declared, alert_to)
-        on_flink = runner == "FlinkRunner"
+        _require(declared.quality is not None or not alert_to, "--alert-to is for a project that declares quality")
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
             of_files = score_from is None and files == 1 and sink_format == "parquet"
             _require(of_files, "--score-from, --sink-format and --files are for files, not for a stream")
-            _require(not (journal and on_flink), "on Flink, checkpoints take the place of --journal: leave it out")
+            _require(
+                not (journal and runner == FLINK), "on Flink, checkpoints take the place of --journal: leave it out"
+            )
             _require(len(labels or ()) < 2, "a stream has one subscription of --labels")
+        else:
+            _require(not history, "--history is for streams: give a batch all files as --source, and --score-from")
+            if runner == FLINK and "LOOPBACK" not in str(context.args):
+                for uri in [*source, *(labels or ()), sink]:
+                    there = "://" in uri or uri.startswith("/")
+                    _require(
+                        there,
+                        f"{uri}: Flink's workers run in a folder of their own: name it from / on, as in $PWD/{uri}",
+                    )
+        require_values(values)
+        _require(bool(sink), "--sink is empty: name a folder or a topic")
+        require_file_system(sink)
+        _require(
+            kafka_config is None or pathlib.Path(kafka_config).is_file(), f"--kafka-config {kafka_config}: no file"
+        )
+        require_files([*(() if dry_run else (*source, *(labels or ()))), *(history or ())])
+        registry = find_registry(project, registry)
+
+        from models.codecs.times import micros_of
+        from pipelines import run as running
+        from pipelines.display import console, outcome_table
+
+        beam_args = _beam_args(context, runner)
+        if dry_run:
+            from pipelines.dataflow import dry_run_options
+
+            beam_args = dry_run_options(beam_args)
+        _check_quality(declared, alert_to)
+        if streamed:
             bundle = running.load_bundle(declared, project, model, registry)
             _run_stream(
                 declared,
                 bundle,
                 (source[0], sink, dead_letters or f"{sink}-dead-letters"),
-                allowance_us=_duration("--allowance", allowance),
-                lateness_us=_duration("--lateness", lateness),
+                allowance_us=allowance_us,
+                lateness_us=lateness_us,
                 journal=journal,
                 history=history or (),
                 at_arrival=order == "arrival",
@@ -152,13 +199,6 @@ def run(
                 threads=threads,
             )
             return
-        if on_flink and "LOOPBACK" not in str(beam_args):
-            for uri in [*source, *(labels or ()), sink]:
-                there = "://" in uri or uri.startswith("/")
-                _require(
-                    there, f"{uri}: Flink's workers run in a folder of their own: name it from / on, as in $PWD/{uri}"
-                )
-        _require(not history, "--history is for streams: give a batch all files as --source, and --score-from")
         events = running.open_source(source, source_format, labels or (), look=not dry_run)
         bundle = running.load_bundle(declared, project, model, registry)
         result = running.score(
@@ -181,7 +221,7 @@ def run(
         console.print(outcome_table(result.outcomes, result.seconds))
         if sink_format == "parquet":
             _print_scores(sink, declared, bundle, labels or ())
-        console.print(f"bundle {bundle.bundle_id}, output in {sink}")
+        console.print(f"bundle {bundle.bundle_id}, output in {sink}", soft_wrap=True)
 
 
 @app.command(context_settings=_BEAM)
@@ -197,19 +237,23 @@ def train(
         typer.Option(help="Folder to keep the examples and dead letters in; else dead letters are in .headrace."),
     ] = None,
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
-    runner: Runner = "DirectRunner",
-    registry: Registry = DEFAULT_REGISTRY,
+    runner: Runner = DIRECT,
+    registry: Registry = None,
     shards: Shards = 1,
     threads: Threads = 2,
 ) -> None:
     """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
     with _clear_errors():
+        declared = load_project(project)
+        runner = runner_named(runner)
+        _check_source_format(source_format)
+        _require_labels(declared, labels)
+        require_files([*source, *(labels or ())])
+        registry = find_registry(project, registry, create=True)
+
         from pipelines import train as training
         from pipelines.run import open_source
 
-        declared = load_project(project)
-        _check_source_format(source_format)
-        _require_labels(declared, labels)
         beam_args = _beam_args(context, runner)
         trained = training.train(
             declared,
@@ -278,13 +322,16 @@ def sample(
 
 
 @app.command()
-def models(project: ProjectFolder, registry: Registry = DEFAULT_REGISTRY) -> None:
+def models(project: ProjectFolder, registry: Registry = None) -> None:
     """List the registered bundles of a project: aliases, date, metrics of the test, spans of the data."""
     with _clear_errors():
+        name = load_project(project).name
+        registry = find_registry(project, registry)
+
         from models.registry import list_versions
         from pipelines.display import version_lines
 
-        for version in list_versions(load_project(project).name, registry):
+        for version in list_versions(name, registry):
             typer.echo("\n".join(version_lines(version)))
 
 
@@ -292,14 +339,16 @@ def models(project: ProjectFolder, registry: Registry = DEFAULT_REGISTRY) -> Non
 def promote(
     project: ProjectFolder,
     version: Annotated[str, typer.Argument(help="Version or alias of the bundle.")] = "challenger",
-    registry: Registry = DEFAULT_REGISTRY,
+    registry: Registry = None,
 ) -> None:
     """Make a bundle champion; promoting an earlier version rolls back."""
     with _clear_errors():
+        name = load_project(project).name
+        registry = find_registry(project, registry)
+
         from models.registry import CHAMPION, set_alias
 
-        name = load_project(project).name
-        number = set_alias(name, CHAMPION, int(version) if version.isdigit() else version, registry)
+        number = set_alias(name, CHAMPION, version, registry)
         typer.echo(f"{name}: version {number} is champion")
 
 
@@ -311,23 +360,27 @@ def parity(
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of the events that comes twice.")] = 0.02,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another order of arrival.")] = 0,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
-    registry: Registry = DEFAULT_REGISTRY,
+    registry: Registry = None,
     threads: Threads = 2,
 ) -> None:
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with _clear_errors():
+        declared = load_project(project)
+        allowance_us = _duration("--allowance", allowance)
+        require_files(source)
+        registry = find_registry(project, registry)
+
         from models.booster import Scorer
         from pipelines import parity as comparing
         from pipelines import run as running
 
-        declared = load_project(project)
         running.open_source(source, None)
         bundle = running.load_bundle(declared, project, model, registry)
         scorer = Scorer.from_bundle(bundle, nthread=threads)
-        found = comparing.check_parity(
-            declared, bundle, scorer, source, _duration("--allowance", allowance), seed, duplicates
-        )
+        found = comparing.check_parity(declared, bundle, scorer, source, allowance_us, seed, duplicates)
         comparing.show(found)
+        if found.blind:
+            typer.echo("the events arrived in their order, so this proves nothing: give more, or a longer --allowance")
         typer.echo("equal" if found.equal else "NOT EQUAL")
         if not found.equal:
             raise typer.Exit(1)
@@ -343,14 +396,17 @@ def pubsub(
 ) -> None:
     """Serve an embedded Pub/Sub for development; it keeps nothing when it ends."""
     with _clear_errors():
+        matches = [re.fullmatch(r"([^/:]+)/([^/:]+)(?::([^/:]+))?", name) for name in topic]
+        for name, match in zip(topic, matches, strict=True):
+            _require(match is not None, f"--topic is PROJECT/TOPIC or PROJECT/TOPIC:SUBSCRIPTION, not {name}")
+        if port:
+            require_port(port)
+
         from pipelines.pubsub_emulator import serve
 
         def started(server: Any) -> None:
-            for name in topic:
-                match = re.fullmatch(r"([^/:]+)/([^/:]+)(?::([^/:]+))?", name)
-                _require(match is not None, f"--topic is PROJECT/TOPIC:SUBSCRIPTION, not {name}")
-                assert match is not None
-                server.create(match[1], match[2], match[3])
+            for match in filter(None, matches):
+                server.create(*match.groups())
             typer.echo(f"for development only. In other terminals: export PUBSUB_EMULATOR_HOST={server.address}")
 
         serve(port=port, on_start=started)
@@ -371,10 +427,17 @@ def publish(
 ) -> None:
     """Publish the events of files to a topic, as JSON and in their order."""
     with _clear_errors():
-        from pipelines.stream import publish as publish_files
+        from pipelines.brokers import is_broker
 
         declared = load_project(project)
         _require(key is None or key in declared.contract.fields, f"--key {key} is no field of the schema")
+        _require(is_broker(to), f"--to is pubsub://PROJECT/TOPIC or kafka://HOST:PORT/TOPIC, not {to}")
+        _require(speed_up is None or math.isfinite(speed_up), f"--speed-up is a number of times, not {speed_up}")
+        require_files(source)
+
+        from pipelines.stream import publish as publish_files
+
+        logging.getLogger("headrace").setLevel(logging.INFO)
         sent = publish_files(declared, source, to, speed_up, key, kafka_config)
         typer.echo(f"{sent:,} events published to {to}")
 
@@ -394,6 +457,8 @@ def replay_dead_letters(
 ) -> None:
     """Send dead letters through the graph again: their original records, repaired if you say how."""
     with _clear_errors():
+        require_files(source)
+
         from pipelines.dead_letters import Repair, replay
 
         values = {}
@@ -422,11 +487,14 @@ def quarantine(
     """Release score rows that the quality gate held back, or drop them."""
     with _clear_errors():
         from pipelines.brokers import is_broker
-        from pipelines.quarantine import settle_run, settle_topic
 
         _require(release != drop, "say --release or --drop")
         _require(is_broker(source) or to is None, "--to is for rows of a stream")
         _require(not (is_broker(source) and release and to is None), "say with --to where the rows are to go")
+        require_file_system(source)
+
+        from pipelines.quarantine import settle_run, settle_topic
+
         rows = settle_topic(source, to if release else None) if is_broker(source) else settle_run(source, release)
         typer.echo(f"{rows:,} rows {'released' if release else 'dropped'}")
 
@@ -443,7 +511,7 @@ def baseline(
     ] = None,
     end: Annotated[datetime.datetime | None, typer.Option(help="Take events before this time (UTC).")] = None,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
-    registry: Registry = DEFAULT_REGISTRY,
+    registry: Registry = None,
     threads: Threads = 2,
 ) -> None:
     """Write statistics of the source's features and scores into a bundle: what windows are compared with.
@@ -451,19 +519,22 @@ def baseline(
     Take events that no run is to score: else they are compared with themselves.
     """
     with _clear_errors():
-        from models.codecs.times import micros_of
-        from models.registry import set_baseline
-        from pipelines import run as running
-
         declared = load_project(project)
         _require(declared.quality is not None, "the project declares no quality: there is nothing to compare")
         _require_labels(declared, labels)
         _check_source_format(source_format)
+        require_files([*source, *(labels or ())])
+        registry = find_registry(project, registry)
+
+        from models.codecs.times import micros_of
+        from models.registry import set_baseline
+        from pipelines import run as running
+
         events = running.open_source(source, source_format, labels or ())
         bundle = running.load_bundle(declared, project, model, registry)
         from_us, to_us = (None if time is None else micros_of(time) for time in (start, end))
         content, rows = running.compute_baseline(declared, bundle, events, from_us, to_us, threads)
-        set_baseline(declared.name, int(model) if model.isdigit() else model, content, registry)
+        set_baseline(declared.name, model, content, registry)
         typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")
 
 
@@ -478,13 +549,19 @@ def report(
 ) -> None:
     """Write what a run was like as one HTML file: outcomes, decisions, performance, drift, distributions, latency."""
     with _clear_errors():
+        declared = load_project(project)
+        require_file_system(run)
+        _require("://" in run or pathlib.Path(run).is_dir(), f"{run}: no such folder")
+
+        from pipelines.display import working
         from pipelines.report import report as write_report
 
-        declared = load_project(project)
         _require(
             declared.label_records is not None or not labels, "--labels are for a project that declares label.events"
         )
-        typer.echo(f"report in {write_report(declared, run, output, labels or ())}")
+        with working("writing the report"):
+            written = write_report(declared, run, output, labels or ())
+        typer.echo(f"report in {written}")
 
 
 @app.command()
@@ -498,11 +575,13 @@ def demo(
 ) -> None:
     """Make a sample, train on its training days, register the model, and score the days that follow."""
     with _clear_errors():
+        declared = load_project(project)
+        require_files([data] if data is not None else [])
+
         from pipelines import run as running
         from pipelines import train as training
         from pipelines.display import console, outcome_table
 
-        declared = load_project(project)
         if data is None:
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
@@ -524,12 +603,13 @@ def demo(
         _print_scores(f"{output}/run", declared, trained.bundle)
         from pipelines.report import report as write_report
 
-        console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters")
-        console.print(f"report in {write_report(declared, f'{output}/run')}")
+        console.print(f"scores in {output}/run/scores, dead letters in {output}/run/dead_letters", soft_wrap=True)
+        console.print(f"report in {write_report(declared, f'{output}/run')}", soft_wrap=True)
 
 
 def main() -> None:
     """The console script."""
+    guard_output(sys.argv[1:])
     # Google's libraries say at import that this Python will not be supported for ever, Beam that it would
     # like another checksum library.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\..*")
@@ -572,10 +652,8 @@ def _print_training(trained: Any, project: Project, version: int, registry: str)
     title = f"{project.name} {version}, tested from {to_iso(trained.test_from_us)[:10]}"
     console.print(evaluation_table(trained.evaluation, title))
     first = trained.splits[0]
-    console.print(
-        f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; "
-        f"bundle {trained.bundle.bundle_id} in {registry}"
-    )
+    bundle = f"bundle {trained.bundle.bundle_id} in {redact(registry)}"
+    console.print(f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; {bundle}", soft_wrap=True)
 
 
 def _print_scores(directory: str, project: Project, bundle: Any, labels: Sequence[str] = ()) -> None:
@@ -608,9 +686,10 @@ def _check_source_format(kind: str | None) -> None:
 
 def _beam_args(context: typer.Context, runner: str) -> list[str]:
     """What is left over for Beam; for the in-process runner, only what some option of Beam's names."""
-    from pipelines.options import DIRECT, FN_API, check_runner, unknown_options
+    from pipelines.options import unknown_options
 
-    check_runner(runner)
+    if any(re.match(r"--runner(=|$)", arg) for arg in context.args):
+        raise RunnerError("--runner stands before a --, as headrace's own option")
     unknown = unknown_options(context.args) if runner in (DIRECT, FN_API) else []
     _require(not unknown, f"unknown: {' '.join(unknown)}; neither headrace nor Beam has it")
     return context.args
@@ -635,20 +714,10 @@ def _check_quality(declared: Project, alert_to: list[str] | None) -> None:
     from models.quality.backend import why_off
     from pipelines.alerts import open_sink
 
-    _require(declared.quality is not None or not alert_to, "--alert-to is for a project that declares quality")
     for uri in alert_to or ():
         open_sink(uri).close()
     if declared.quality is not None and (reason := why_off()) is not None:
         typer.echo(f"windows are not checked against the schema: {reason}", err=True)
-
-
-class UsageError(ValueError):
-    """Something on the command line that can't be."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
 
 
 @contextlib.contextmanager
@@ -710,6 +779,8 @@ def _in_beam(error: BaseException) -> re.Match[str] | None:
 
 def _line_of(error: BaseException) -> str:
     match = _in_beam(error) if isinstance(error, RuntimeError) else None
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return match[1] if match else str(error)
 
 

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models import progress
@@ -120,7 +121,10 @@ def _read_subscription(source: str) -> Iterator[tuple[list[DeadLetter], Callable
 
 def _read_file(path: str) -> list[DeadLetter]:
     if path.endswith(".parquet"):
-        rows = pq.read_table(path).to_pylist()
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
         for row in rows:
             _check(row, path)
         return list(rows)
@@ -138,5 +142,14 @@ def _checked(line: bytes, where: str) -> DeadLetter:
 
 
 def _check(letter: Any, where: str) -> None:
-    if not isinstance(letter, dict) or not {"payload", "format", "reasons", "step"} <= letter.keys():
+    is_one = isinstance(letter, dict) and {"payload", "format", "reasons", "step"} <= letter.keys()
+    if not is_one or not _are_reasons(letter["reasons"]):
         raise SourceError(f"{where}: holds what is no dead letter: {str(letter)[:80]}")
+
+
+def _are_reasons(text: Any) -> bool:
+    try:
+        reasons = json.loads(text)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(reasons, list) and all(isinstance(r, dict) and {"field", "rule"} <= r.keys() for r in reasons)

@@ -10,16 +10,14 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import create_runner
 
 from models.project import Project
 from pipelines.engine import LocalRunner
+from pipelines.runners import DATAFLOW, DIRECT, FLINK, FN_API
 from transforms.gate import WatchScores
 
-DIRECT = "DirectRunner"
-FN_API = "FnApiRunner"
-DATAFLOW = "DataflowRunner"
-FLINK = "FlinkRunner"
+__all__ = ["DATAFLOW", "DEFAULT_SHARDS", "DIRECT", "FLINK", "FN_API", "GraphConfig", "make_pipeline", "unknown_options"]
+
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 
 
@@ -52,20 +50,6 @@ def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
 
         beam_args = [*beam_args, *SELF_CONTAINED]
     return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
-
-
-class RunnerError(ValueError):
-    """A runner that Beam does not have."""
-
-
-def check_runner(name: str) -> None:
-    """RunnerError if there is no runner of that name."""
-    if name == FN_API:
-        return
-    try:
-        create_runner(name)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise RunnerError(f"--runner {name}: {' '.join(str(error).split())}") from None
 
 
 def unknown_options(args: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -9,11 +10,12 @@ import os
 import pathlib
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.bundle import Bundle
 from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
@@ -60,6 +62,11 @@ class Parity:
         """All bits are equal, and the order-dependent control is not, so that the comparison can see."""
         return not any(c.different for c in self.comparisons) and self.control.different > 0
 
+    @property
+    def blind(self) -> bool:
+        """Nothing differs, the control included: the order of arrival was none that could make a difference."""
+        return not any(c.different for c in (*self.comparisons, self.control))
+
 
 def check_parity(
     project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance_us: int, seed: int, share: float
@@ -91,7 +98,9 @@ def check_parity(
                 cut_us=window_us,
             )
             stream = run("stream", source, window_us or 0)
-        return Parity(batch, stream, tuple(_compare(project, batch, stream)), _control(payloads, order))
+        streamed = collections.Counter(payloads[i] for i in order)
+        times = {payload: (count, streamed[payload]) for payload, count in collections.Counter(payloads).items()}
+        return Parity(batch, stream, tuple(_compare(project, batch, stream, times)), _control(payloads, order))
 
 
 def read_payloads(uris: Sequence[str]) -> list[bytes]:
@@ -177,7 +186,10 @@ def _published(payloads: Sequence[bytes], seed: int) -> Iterator[PubsubBroker]:
                 os.environ["PUBSUB_EMULATOR_HOST"] = before
 
 
-def _compare(project: Project, batch: RunResult, stream: RunResult) -> Iterator[Comparison]:
+def _compare(
+    project: Project, batch: RunResult, stream: RunResult, times: Mapping[bytes, tuple[int, int]]
+) -> Iterator[Comparison]:
+    """Compare what came out; `times` says how often each record stands in the files, and was published."""
     ours, theirs = (read_kind(result.directory, SCORES) for result in (batch, stream))
     for what, names in (
         ("ids and fields", [project.event.id, project.event.time, *project.entities.values(), *project.output]),
@@ -187,18 +199,32 @@ def _compare(project: Project, batch: RunResult, stream: RunResult) -> Iterator[
     ):
         yield compare_tables(what, ours, theirs, names)
     if project.quality:
-        verdicts = [{v.to_json() for v in read_verdicts(result.directory)} for result in (batch, stream)]
-        yield Comparison("verdicts on windows", len(verdicts[0]), len(verdicts[0] ^ verdicts[1]))
-    dead = [_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream)]
-    different = set(dead[0]) ^ set(dead[1])
-    yield Comparison("dead letters", len(set(dead[0])), len(different), str(next(iter(different), "")))
+        verdicts = [collections.Counter(v.to_json() for v in read_verdicts(r.directory)) for r in (batch, stream)]
+        yield compare_counts("verdicts on windows", *verdicts)
+    dead, others = (_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream))
+    rows = dead.total()
+    for letter in dead:
+        stand, came = times.get(letter[0], (1, 1))
+        if dead[letter] == stand:  # each time that the record comes it is refused for the same reasons
+            dead[letter] = came
+    yield dataclasses.replace(compare_counts("dead letters", dead, others), rows=rows)
 
 
-def _comparable(dead: pa.Table) -> list[tuple[Any, ...]]:
-    """What of dead letters does not depend on where they came from; duplicates are the stream's own."""
+def _comparable(dead: pa.Table) -> collections.Counter[tuple[Any, ...]]:
+    """What of dead letters does not depend on where they came from, counted; duplicates are the stream's own."""
     names = ["payload", "reasons", "step", "event_id"]
     rows = dead.select(names).to_pylist() if dead.num_rows else []
-    return [tuple(row[n] for n in names) for row in rows if row["step"] != "Deduplicate"]
+    return collections.Counter(tuple(row[n] for n in names) for row in rows if row["step"] != "Deduplicate")
+
+
+def compare_counts(what: str, ours: collections.Counter[Any], theirs: collections.Counter[Any]) -> Comparison:
+    """How many of things without an order stand on one side only, each as often as it comes."""
+    only, too_many = ours - theirs, theirs - ours
+    first = ""
+    for thing in itertools.chain(only, too_many):
+        first = f"{ours[thing]} in batch, {theirs[thing]} streamed: {str(thing)[:300]}"
+        break
+    return Comparison(what, ours.total(), only.total() + too_many.total(), first)
 
 
 def compare_tables(what: str, ours: pa.Table, theirs: pa.Table, names: Sequence[str]) -> Comparison:
@@ -207,24 +233,34 @@ def compare_tables(what: str, ours: pa.Table, theirs: pa.Table, names: Sequence[
     if len(ours) != len(theirs):
         lengths = f"{len(ours)} rows in batch, {len(theirs)} streamed"
         return Comparison(what, rows, abs(len(ours) - len(theirs)), lengths)
+    if not rows:  # and perhaps no columns
+        return Comparison(what, 0, 0)
+    columns = {name: _unequal(ours[name], theirs[name]) for name in names}
     different = np.zeros(rows, bool)
-    for name in names:
-        different |= _bits(ours[name]) != _bits(theirs[name])
-    places = np.flatnonzero(different)
+    for unequal in columns.values():
+        different |= unequal
     first = ""
-    if len(places):
-        place = int(places[0])
-        values = [[table[n][place].as_py() for n in names] for table in (ours, theirs)]
-        pairs = zip(names, *values, strict=True)
-        first = next(f"row {place}: {n} {a!r}, {b!r}" for n, a, b in pairs if a != b or a != a)
+    if different.any():
+        place = int(np.argmax(different))
+        name = next(name for name, unequal in columns.items() if unequal[place])
+        first = f"row {place}: {name} {ours[name][place].as_py()!r}, {theirs[name][place].as_py()!r}"
     return Comparison(what, rows, int(different.sum()), first)
 
 
-def _bits(values: pa.ChunkedArray) -> Any:
-    if pa.types.is_floating(values.type):
-        whole = np.int32 if values.type.bit_width == 32 else np.int64
-        return np.ascontiguousarray(values.to_numpy()).view(whole)
-    return values.to_numpy() if not pa.types.is_timestamp(values.type) else values.cast(pa.int64()).to_numpy()
+def _unequal(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The rows, bool[n], in which a bit differs; a null is equal to a null alone, and a NaN to the same NaN."""
+    if ours.type != theirs.type:
+        return np.ones(len(ours), bool)
+    one, two = (_with_bits(values.combine_chunks()) for values in (ours, theirs))
+    values = pc.fill_null(pc.not_equal(one, two), False)
+    return np.asarray(pc.or_(values, pc.xor(pc.is_null(one), pc.is_null(two))))
+
+
+def _with_bits(values: pa.Array) -> pa.Array:
+    """Floats as the integers of the same bits, so that what compares equal is equal."""
+    if not pa.types.is_floating(values.type):
+        return values
+    return values.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[values.type.bit_width])
 
 
 def _control(payloads: Sequence[bytes], order: Sequence[int]) -> Comparison:

@@ -38,6 +38,7 @@ from transforms.score import DECISION, SCORE, Score
 from transforms.statistics import make_baseline
 
 MAX_TRIED = 20  # versions, where one that fits is looked for
+MAX_SUCCESS_BYTES = 64 << 20
 
 
 class RunError(ValueError):
@@ -74,7 +75,7 @@ def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_u
 
     The error says what to do: promote a newer version that fits, if there is one, or train again.
     """
-    bundle = registry.load(project.name, int(version) if version.isdigit() else version, tracking_uri)
+    bundle = registry.load(project.name, version, tracking_uri)
     fault = _misfit(project, folder, bundle)
     if fault is None:
         return bundle
@@ -217,11 +218,27 @@ def run_pipeline(pipeline: beam.Pipeline, directory: str, title: str) -> RunResu
 
 
 def read_success(directory: str) -> dict[str, Any]:
-    """What the sink wrote at the end of a run."""
+    """What the sink wrote at the end of a run; RunError if there is none, or it is not what a run writes."""
+    from apache_beam.io.filesystem import BeamIOError
     from apache_beam.io.filesystems import FileSystems
 
-    with FileSystems.open(FileSystems.join(directory, SUCCESS)) as file:
-        return dict(json.loads(file.read()))
+    path = FileSystems.join(directory, SUCCESS)
+    try:
+        with FileSystems.open(path) as file:
+            said = json.loads(file.read(MAX_SUCCESS_BYTES))
+    except (OSError, BeamIOError):
+        raise RunError(f"{directory}: has no {SUCCESS}: it is not the folder of a finished run") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not what a run writes: {error}") from None
+    events, files = (said.get(name) for name in ("events", "files")) if isinstance(said, dict) else (None, None)
+    if not (
+        isinstance(events, dict)
+        and all(type(count) is int for count in events.values())
+        and isinstance(files, list)
+        and all(isinstance(file, dict) and {"kind", "name", "rows"} <= file.keys() for file in files)
+    ):
+        raise RunError(f"{path} is not what a run writes: it has no events with their numbers, or no list of files")
+    return dict(said)
 
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:

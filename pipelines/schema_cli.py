@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from models import progress
 from models.project import ProjectError, load_project
+from pipelines.prechecks import UsageError, require_files
+from pipelines.prechecks import require as _require
 
 if TYPE_CHECKING:
     from models.contract import Contract
@@ -57,13 +60,19 @@ def infer(
         from models.schemas.needs import read_declarations
 
         declared = read_declarations(project)
-        sample = read_sample(source, source_format, rows)
-        _require(sample.columns.rows > 0, f"no event could be read from {', '.join(source)}")
-        _prepare_tfdv()
-        from models.schemas.propose import propose_schema
+        require_files(source)
 
-        columns, unusable = sample.columns.columns(), sample.columns.unusable()
-        proposal = propose_schema(columns, unusable, declared)
+        from pipelines.display import working
+
+        with working("reading"):
+            sample = read_sample(source, source_format, rows)
+        _require(sample.columns.rows > 0, f"no event could be read from {', '.join(source)}")
+        with working("proposing a schema"):
+            _prepare_tfdv()
+            from models.schemas.propose import propose_schema
+
+            columns, unusable = sample.columns.columns(), sample.columns.unusable()
+            proposal = propose_schema(columns, unusable, declared)
         _require(len(proposal.schema.feature) > 0, "no field can be declared:\n" + "\n".join(proposal.notes))
         text = proposal.text(f"Proposed by `headrace schema infer` from {sample.describe()}.")
         for note in (sample.describe(), *proposal.notes):
@@ -204,6 +213,7 @@ def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int) -> Sam
                 cut = True
                 break
             _add(columns, part)
+            progress.advance("read", part.num_rows)
             share -= part.num_rows
     return Sample(columns, len(chosen), len(paths), parts, cut)
 
@@ -270,15 +280,6 @@ def _prepare_tfdv() -> None:
         raise UsageError(f"schema infer needs tensorflow-data-validation, which can't be imported: {error}") from None
 
 
-class UsageError(ValueError):
-    """Something on the command line that can't be."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
-
-
 @contextlib.contextmanager
 def _clear_errors(code: int = 1) -> Iterator[None]:
     """Turn errors that a user can mend into one clear message and an exit code; all others keep their traceback."""
@@ -288,10 +289,17 @@ def _clear_errors(code: int = 1) -> Iterator[None]:
     try:
         yield
     except (UsageError, SchemaError, VersionError, ProjectError, OSError) as error:
-        typer.echo(str(error) if isinstance(error, ProjectError) else f"headrace: {error}", err=True)
+        typer.echo(str(error) if isinstance(error, ProjectError) else f"headrace: {_line_of(error)}", err=True)
         raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
     except ValueError as error:
         if type(error).__name__ != "SourceError":  # of a module that imports Beam
             raise
         typer.echo(f"headrace: {error}", err=True)
         raise typer.Exit(code) from None
+
+
+def _line_of(error: Exception) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from models import progress
@@ -78,6 +78,7 @@ def score_stream(
     )
     if runner == DATAFLOW:
         reading = _native_source(broker, bool(journal or history or at_arrival or labels or values != "json"))
+    held_back = project.quality is not None and project.quality.gate == "quarantine"
     config = GraphConfig(
         project,
         reading,
@@ -86,8 +87,8 @@ def score_stream(
             open_broker(sink, kafka_config=kafka_config),
             open_broker(dead_letters, kafka_config=kafka_config),
             next(iter(project.entities.values()), None),
-            open_broker(f"{sink}-quarantine", kafka_config=kafka_config) if project.quality else None,
             open_broker(f"{sink}-quality", kafka_config=kafka_config) if project.quality else None,
+            open_broker(f"{sink}-quarantine", kafka_config=kafka_config) if held_back else None,
         ),
         shards,
         lateness_us=lateness_us,
@@ -102,7 +103,7 @@ def score_stream(
 
         if done_here(pipeline):
             return
-    with working("scoring"), _status_lines(), _stopped_by_signals(pipeline.runner):
+    with working("scoring"), _status_lines(status), _stopped_by_signals(pipeline.runner):
         pipeline.run().wait_until_finish()
 
 
@@ -140,13 +141,13 @@ def _stopped_by_signals(runner: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _status_lines() -> Iterator[None]:
-    """Log events through each step, now and then and at the end."""
+def _status_lines(text: Callable[[], str]) -> Iterator[None]:
+    """Log how far it has come, now and then and at the end."""
     over = threading.Event()
     started = time.monotonic()
 
     def say() -> None:
-        _LOG.info("%.0f s: %s", time.monotonic() - started, status())
+        _LOG.info("%.0f s: %s", time.monotonic() - started, text())
 
     def keep_saying() -> None:
         while not over.wait(STATUS_SECONDS):
@@ -184,14 +185,19 @@ def publish(
 
     Messages with the same value of the field `key` stay in order, also on a topic of several partitions.
     """
-    payloads = read_payloads(uris)
     broker = open_broker(topic, kafka_config=kafka_config)
     publisher = broker.publisher()
+    with working("reading"):
+        payloads = read_payloads(uris)
+        times = event_times(payloads, project)
     name = broker.event_time_attribute  # such as Dataflow's watermark follows
-    times = event_times(payloads, project)
     started, first = time.monotonic(), int(times[0]) if len(times) else 0
     sent = 0
-    with working("publishing"):
+
+    def so_far() -> str:
+        return f"{sent:,} of {len(payloads):,} events published"
+
+    with working("publishing"), _status_lines(so_far):
         while sent < len(payloads):
             stop = min(sent + 1000, len(payloads))
             if speed_up is not None:

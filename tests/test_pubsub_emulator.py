@@ -323,13 +323,56 @@ def test_seek_to_a_snapshot_restores_what_was_unacked_and_what_came_since() -> N
 def test_the_backlog_is_bounded_and_a_refused_request_leaves_no_trace() -> None:
     bench = Bench(max_backlog_bytes=4 * OVERHEAD_BYTES)
     bench.publish("a", "b", "c")
-    with pytest.raises(ResourceExhausted, match="reader holds"):
+    with pytest.raises(ResourceExhausted, match="The subscriptions and snapshots hold"):
         bench.publish("d", "e")
     leased = bench.take()
     assert list(leased) == ["a", "b", "c"]
     bench.ack(leased["a"])
     bench.publish("f")
     assert bench.texts() == "f"
+
+
+def test_the_bound_is_one_for_all_that_the_server_holds() -> None:
+    bench = Bench(max_backlog_bytes=4 * (OVERHEAD_BYTES + 60))
+    other = "projects/test/subscriptions/other"
+    bench.subscribe(other, TOPIC)
+    bench.publish("a", "b")  # counts twice
+    with pytest.raises(ResourceExhausted):
+        bench.publish("c")
+    name = "projects/test/snapshots/kept"
+    with pytest.raises(ResourceExhausted):
+        bench.broker.create_snapshot(wire.CreateSnapshotRequest(name=name, subscription=READER))
+    bench.ack(*bench.take().values())
+    bench.broker.create_snapshot(wire.CreateSnapshotRequest(name=name, subscription=other))  # of two
+    with pytest.raises(ResourceExhausted):
+        bench.broker.seek(wire.SeekRequest(subscription=READER, snapshot=name))
+    with pytest.raises(ResourceExhausted):
+        bench.publish("c")
+    bench.broker.registry.delete_subscription(wire.DeleteSubscriptionRequest(subscription=other))
+    bench.broker.seek(wire.SeekRequest(subscription=READER, snapshot=name))
+    assert bench.texts() == "ab"
+    with pytest.raises(ResourceExhausted):
+        bench.publish("c")
+    bench.broker.registry.delete_snapshot(wire.DeleteSnapshotRequest(snapshot=name))
+    bench.publish("c")
+    assert bench.texts() == "c"
+
+
+def test_a_message_that_a_filter_stops_takes_no_room() -> None:
+    bench = Bench(max_backlog_bytes=2 * (OVERHEAD_BYTES + 60), filter='attributes.k = "v"')
+    bench.publish(*"abcdef")
+    bench.publish("g", k="v")
+    assert bench.texts() == "g"
+
+
+def test_a_full_server_still_forwards_what_failed_too_often() -> None:
+    policy = wire.Subscription().dead_letter_policy.__class__(dead_letter_topic=DEAD, max_delivery_attempts=5)
+    bench = Bench(max_backlog_bytes=3 * OVERHEAD_BYTES, dead_letter_policy=policy)
+    bench.publish("a", "b")
+    for _ in range(5):
+        bench.nack(*bench.take().values())
+    assert bench.texts() == ""
+    assert bench.texts(name=DEAD_READER) == "ab"
 
 
 def test_paused_delivery_and_detached_subscriptions_deliver_nothing() -> None:
@@ -1051,7 +1094,7 @@ def test_a_full_backlog_pushes_back() -> None:
         topic, subscription = emulator.create("test", "orders", "reader")
         with connect("embedded", emulator.address, emulator) as server:
             server.publish(topic, "a" * 90_000)
-            with pytest.raises(exceptions.ResourceExhausted, match="reader holds 90"):
+            with pytest.raises(exceptions.ResourceExhausted, match="hold 90"):
                 server.publish_once(topic, [{"data": bytes(20_000)}])
             later = server.publisher.publish(topic, bytes(20_000))  # the client tries again
             [ack_id] = server.pull(subscription, 1).values()

@@ -1,8 +1,11 @@
 """Versions and aliases of bundles in an MLflow registry in SQLite."""
 
+import contextlib
 import dataclasses
 import pickle
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,7 +16,8 @@ import pytest
 
 from models.booster import ModelMismatch, Scorer
 from models.bundle import Bundle, BundleError
-from models.registry import RegistryError, list_versions, load, register, set_alias
+from models.registry import RegistryError, list_versions, load, register, set_alias, set_baseline
+from models.registry_store import check_registry, open_client
 from models.training import fit, golden, model_bytes
 
 NAMES = ("AMOUNT", "NIGHT")
@@ -158,7 +162,7 @@ def test_a_failed_registration_leaves_no_version(name, uri, bundles, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(Bundle, "save", refuse)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(RegistryError, match=r"^registry /.*/made/registry\.db: disk full$"):
             register(bundles[0], name, uri)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(name).experiment_id
@@ -210,4 +214,118 @@ def test_says_nothing_connects_nowhere_and_leaves_only_its_own(bundles, tmp_path
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "bundle.pickle", "registry.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "artifacts",
+        "bundle.pickle",
+        "registry.db",
+        "registry.db.lock",
+    ]
+
+
+def test_a_registry_may_move(bundles, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new place"
+    register(bundles[0], "moved", f"sqlite:///{old}/registry.db")
+    shutil.copytree(old, new)
+    uri = f"sqlite:///{new}/registry.db"
+    (kept,) = old.glob("artifacts/*/artifacts/bundle/model.ubj")
+    kept.write_bytes(b"the copy does not look here")
+    assert load("moved", "champion", uri).bundle_id == bundles[0].bundle_id
+    shutil.rmtree(old)
+    assert load("moved", "champion", uri).bundle_id == bundles[0].bundle_id
+    assert register(bundles[1], "moved", uri) == 2
+    assert set_baseline("moved", 2, b"{}", uri) == 2
+    assert load("moved", 2, uri).baseline == b"{}"
+    assert not old.exists()
+    (model,) = new.glob(f"artifacts/{list_versions('moved', uri)[0].run_id}/**/model.ubj")
+    model.write_bytes(b"not what was registered")
+    with pytest.raises(BundleError, match=r"model\.ubj: is"):
+        load("moved", 1, uri)
+
+
+FIRST = """
+import sys
+from models.registry_store import open_client
+with open_client("sqlite:///made/registry.db", write=True, create=True) as client:
+    client.create_registered_model(sys.argv[1])
+"""
+
+
+@pytest.mark.timeout(900)
+def test_three_processes_may_make_a_registry_at_once(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", FIRST]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen([*command, name], cwd=tmp_path, **streams) for name in "abc"]
+    assert [(process.communicate()[0], process.returncode) for process in started] == [("", 0)] * 3
+    with open_client(f"sqlite:///{tmp_path}/made/registry.db") as client:
+        assert sorted(model.name for model in client.search_registered_models()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("action", ["read", "write"])
+def test_a_database_that_can_not_be_used_is_named_in_one_line(bundles, uri, tmp_path, monkeypatch, capfd, action):
+    name = "damaged"
+    monkeypatch.setattr("models.registry_store._BUSY_SECONDS", 0.1)
+    register(bundles[0], name, uri)
+    good = Path(uri.removeprefix("sqlite:///")).read_bytes()
+
+    def refused(case, said, content=None):
+        place = tmp_path / f"{case}.db"  # MLflow keeps what it knows of a path
+        if content is not None:
+            place.write_bytes(content)
+        act = (list_versions, name) if action == "read" else (register, bundles[1], name)
+        with pytest.raises(RegistryError) as caught:
+            act[0](*act[1:], f"sqlite:///{place}")
+        assert re.fullmatch(rf"registry {place}: {said}", str(caught.value)), caught.value
+
+    refused("text", "file is not a database", b"not a database at all, and longer than its header" * 3)
+    (tmp_path / "folder.db").mkdir()
+    refused("folder", "unable to open database file")
+    refused("cut", "[^\n]+", good[: len(good) // 2])
+    refused("zeros", "[^\n]+", good[:4096] + bytes(len(good) - 4096))
+    other = tmp_path / "other.db"
+    other.write_bytes(good)
+    with contextlib.closing(sqlite3.connect(other)) as changed:
+        changed.execute("UPDATE alembic_version SET version_num = 'of another MLflow'")
+        changed.commit()
+    refused("other", "[^\n]+")
+    locked = tmp_path / "locked.db"
+    locked.write_bytes(good)
+    with contextlib.closing(sqlite3.connect(locked)) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        refused("locked", "database is locked")
+    assert capfd.readouterr() == ("", "")  # MLflow would log tracebacks
+
+
+def test_a_lock_that_another_holds_is_told(bundles, uri, name, monkeypatch):
+    import fcntl
+
+    register(bundles[0], name, uri)
+    monkeypatch.setattr("models.registry_store._LOCK_SECONDS", 0.1)
+    place = uri.removeprefix("sqlite:///")
+    with open(f"{place}.lock", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for call in (lambda: list_versions(name, uri), lambda: set_alias(name, "canary", 1, uri)):
+            with pytest.raises(RegistryError, match=f"registry {place}: another process holds {place}.lock; try again"):
+                call()
+
+
+@pytest.mark.parametrize(
+    "text", ["registry.db", "sqlite://", "sqlite:registry.db", "", "nope://user:hunter22@host", "/a/b"]
+)
+def test_what_is_no_uri_is_refused_without_its_secrets(text):
+    with pytest.raises(RegistryError, match="is no URI of one: write sqlite:///PATH") as caught:
+        check_registry(text, create=True)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_a_place_where_no_registry_can_be_made_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RegistryError, match=r"file/x/registry\.db: can't be made: .*/file is no folder"):
+        check_registry(f"sqlite:///{tmp_path}/file/x/registry.db", create=True)
+    check_registry(f"sqlite:///{tmp_path}/new/x/registry.db", create=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_server_that_is_not_there_is_told_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryError, match=r"^registry http://\*\*\*@127\.0\.0\.1:1: Connection refused$"):
+        list_versions("any", "http://user:hunter22@127.0.0.1:1")

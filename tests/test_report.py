@@ -268,9 +268,23 @@ def test_what_is_no_run_is_refused(tmp_path):
     (folder / "quality" / "verdicts.jsonl").write_text("no json\n")
     with pytest.raises(RunError, match=r"verdicts\.jsonl:1 is not a quality record"):
         gather(PROJECT, str(folder))
-    (folder / "_SUCCESS.json").write_text("[]")
-    with pytest.raises(RunError, match=r"_SUCCESS\.json is not what a run writes"):
-        gather(PROJECT, str(folder))
+    for text in ("[]", '["ab"]', "{", "[" * 100_000, '{"events": []}', '{"events": {"read": "x"}, "files": []}'):
+        (folder / "_SUCCESS.json").write_text(text)
+        with pytest.raises(RunError, match=r"_SUCCESS\.json is not what a run writes"):
+            gather(PROJECT, str(folder))
+    (folder / "_SUCCESS.json").unlink()
+    shutil.rmtree(folder / "quality")
+    for table, said in (
+        (scores(5).drop_columns(["score"]), "has no column score"),
+        (
+            scores(5).drop_columns(["score"]).append_column("score", pa.array(["x"] * 5)),
+            "the column score of the scores can't be read",
+        ),
+    ):
+        for path in (folder / "scores").iterdir():
+            pq.write_table(table, path)
+        with pytest.raises(RunError, match=said):
+            gather(PROJECT, str(folder))
     with pytest.raises(RunError, match="--output"):
         report(PROJECT, "gs://bucket/run")
 
@@ -279,7 +293,9 @@ def test_lines_of_json_for_scores_are_refused(tmp_path):
     folder = write_run(tmp_path / "run", scores(5))
     (folder / "scores" / "2018-06-00000-of-00001.parquet").rename(folder / "scores" / "x.jsonl")
     said = json.loads((folder / "_SUCCESS.json").read_text())
-    (folder / "_SUCCESS.json").write_text(json.dumps({**said, "files": [{"kind": "scores", "name": "x.jsonl"}]}))
+    (folder / "_SUCCESS.json").write_text(
+        json.dumps({**said, "files": [{"kind": "scores", "name": "x.jsonl", "rows": 5}]})
+    )
     with pytest.raises(RunError, match="--sink-format parquet"):
         gather(PROJECT, str(folder))
 

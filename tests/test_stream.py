@@ -1,13 +1,16 @@
 """Streams: the same graph, the same bits, nothing lost, and a journal that survives a cut."""
 
+import collections
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import apache_beam as beam
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -15,9 +18,9 @@ import pyarrow as pa
 import pytest
 
 from models.sample import write_sample
-from pipelines.brokers import open_broker
+from pipelines.brokers import BrokerError, open_broker
 from pipelines.options import GraphConfig, make_pipeline
-from pipelines.parity import arrival_order, check_parity, compare_tables
+from pipelines.parity import Comparison, arrival_order, check_parity, compare_counts, compare_tables
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.score import build
 from pipelines.sinks.files import WriteFiles
@@ -89,6 +92,51 @@ def test_the_comparison_sees_one_bit():
     assert found.first.startswith("row 1: x 0.2, 0.2000")
     assert compare_tables("x", ours, ours, ["x", "y"]).different == 0
     assert compare_tables("x", ours, ours.slice(1), ["x"]).different == 1
+    assert compare_tables("x", pa.table({}), pa.table({}), ["x"]) == Comparison("x", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "different"),
+    [
+        (pa.array([1, None, 3]), pa.array([1, None, 3]), 0),
+        (pa.array([1, None, 3]), pa.array([1, 0, 3]), 1),
+        (pa.array([2**53, None]), pa.array([2**53 + 1, None]), 1),
+        (pa.array([1.0, None, np.nan, 0.0]), pa.array([1.0, None, np.nan, 0.0]), 0),
+        (pa.array([1.0, None, np.nan, 0.0]), pa.array([1.0, np.nan, None, -0.0]), 3),
+        (pa.array([0.5, None], pa.float32()), pa.array([0.5, None], pa.float32()), 0),
+        (pa.array([0.5, None], pa.float16()), pa.array([np.float16(0.25), None], pa.float16()), 1),
+        (pa.array([1, None]), pa.array([1.0, None]), 2),
+        (pa.array([True, None, False]), pa.array([True, None, None]), 1),
+        (pa.array(["a", None, ""]), pa.array(["a", None, None]), 1),
+        (pa.array([5, None], pa.timestamp("us")), pa.array([5, None], pa.timestamp("us")), 0),
+        (pa.array([None, None]), pa.array([None, None]), 0),
+        (pa.array(["a", None]).dictionary_encode(), pa.array(["a", None]).dictionary_encode(), 0),
+        (pa.array([b"a", None]), pa.array([b"a", b"b"]), 1),
+    ],
+)
+def test_a_null_equals_a_null_alone(one, other, different):
+    found = compare_tables("x", pa.table({"x": one}), pa.table({"x": other}), ["x"])
+    assert found.different == different
+    assert bool(found.first) == bool(different)
+    chunked = pa.table({"x": pa.chunked_array([one.slice(0, 1), one.slice(1)])})
+    assert compare_tables("x", chunked, pa.table({"x": other}), ["x"]) == found
+
+
+def test_things_without_an_order_are_compared_as_often_as_they_come():
+    ours, theirs = collections.Counter("aab"), collections.Counter("abbc")
+    assert compare_counts("x", ours, ours) == Comparison("x", 3, 0)
+    found = compare_counts("x", ours, theirs)
+    assert (found.rows, found.different) == (3, 3)
+    assert found.first == "2 in batch, 1 streamed: a"
+
+
+def test_dead_letters_count_as_often_as_their_records_come(tmp_path):
+    write_rows(tmp_path / "events.jsonl", [transaction(n) for n in range(30)] + [b"{oops", b"{oops", b"{ah"] * 5)
+    scorer = tiny_scorer(card_fraud().model.inputs)
+    found = check_parity(card_fraud(), AnyBundle(), scorer, [f"{tmp_path}/*.jsonl"], 3600 * SECOND, 0, 0.5)
+    assert found.equal, found
+    (dead,) = (c for c in found.comparisons if c.what == "dead letters")
+    assert dead.rows == found.batch.outcomes["dead-lettered"] == 15 < found.stream.outcomes["dead-lettered"]
 
 
 def test_arrival_keeps_to_the_allowance_and_repeats_some():
@@ -163,10 +211,30 @@ def test_a_journal_gives_back_whole_batches_only(tmp_path):
     assert again.rows == 12
 
 
+@pytest.mark.parametrize("missing", ["scores", "scores-dead-letters", "scores-quality"])
+def test_a_missing_topic_is_told_with_all_that_the_sink_needs(monkeypatch, missing):
+    names = ["scores", "scores-dead-letters", "scores-quality"]
+    with PubsubEmulator() as server:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        for name in names:
+            if name != missing:
+                server.create("demo", name)
+        scores, dead, quality = (open_broker(f"pubsub://demo/{name}") for name in names)
+        pipeline = make_pipeline("DirectRunner", [])
+        batch = pa.record_batch({"payload": pa.array([b"{}"])})
+        rows = {name: pipeline | name >> beam.Create([batch]) for name in ("scores", "dead_letters")}
+        none = {name: pipeline | name >> beam.Create([]) for name in ("statistics", "verdicts")}
+        {**rows, **none} | PublishRows(scores, dead, quality=quality)
+        needed = "the sink needs the topics " + ", ".join(f"pubsub://demo/{name}" for name in names)
+        with pytest.raises((BrokerError, RuntimeError), match=f"no topic projects/demo/topics/{missing}: .*{needed}"):
+            pipeline.run().wait_until_finish()
+
+
 def test_a_stream_in_two_terminals(tmp_path):
     """Serve, run, publish, stop: every event comes out once, and all is acknowledged."""
     write_sample(tmp_path / "data", 40_000)
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    registry = f"sqlite:///{tmp_path}/registry.db"
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "HEADRACE_REGISTRY": registry}
 
     def headrace(*args):
         return subprocess.run(
@@ -179,14 +247,14 @@ def test_a_stream_in_two_terminals(tmp_path):
         _, events = server.create("demo", "events", "events")
         _, scored = server.create("demo", "scores", "scores")
         server.create("demo", "scores-dead-letters", "dead")
-        server.create("demo", "scores-quarantine")
-        server.create("demo", "scores-quality", "quality")
+        server.create("demo", "scores-quality", "quality")  # and no scores-quarantine: the gate is `warn`
         run = [HEADRACE, "run", str(CARD_FRAUD), "--source", "pubsub://demo/events", "--sink", "pubsub://demo/scores"]
         stream = subprocess.Popen(
             [*run, "--journal", "journal"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
         )
         files = "data/transactions-2018-04-0*.parquet"
         said = headrace("publish", str(CARD_FRAUD), "--source", files, "--to", "pubsub://demo/events").stdout
+        assert re.fullmatch(r"[0-9,]+ events published to pubsub://demo/events\n", said)
         published = int(said.split()[0].replace(",", ""))
         write_rows(tmp_path / "bad.jsonl", [b"{oops", transaction(5, TX_AMOUNT=-1)])
         headrace("publish", str(CARD_FRAUD), "--source", "bad.jsonl", "--to", "pubsub://demo/events")
@@ -201,7 +269,7 @@ def test_a_stream_in_two_terminals(tmp_path):
         assert stream.returncode == 0, log
         assert left.undelivered + left.outstanding == 0, log
         code = (
-            "import sys; from pipelines.brokers import open_broker\n"
+            "import sys; from pipelines.brokers import BrokerError, open_broker\n"
             "s = open_broker(sys.argv[1]).subscribe()\n"
             "while (m := s.receive(1000, 2.0)) is not None:\n"
             "    [print(p.decode()) for p in m.payloads]; s.acknowledge(m.receipt)\n"

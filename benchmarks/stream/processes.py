@@ -59,7 +59,8 @@ def require_option(name: str) -> None:
 
 def train(folder: pathlib.Path, events: pathlib.Path) -> None:
     """Register a model of the card-fraud project in the folder."""
-    headrace(folder, "train", str(PROJECT), "--source", str(events), "--promote")
+    registry = f"sqlite:///{folder}/.headrace/registry.db"
+    headrace(folder, "train", str(PROJECT), "--source", str(events), "--promote", "--registry", registry)
 
 
 def _environment() -> dict[str, str]:

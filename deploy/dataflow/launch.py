@@ -3,8 +3,10 @@
 import os
 import sys
 
+from models.redact import guard_output
 from pipelines.cli import app
 from pipelines.dataflow import SELF_CONTAINED
 
 if __name__ == "__main__":
+    guard_output(sys.argv[1:])
     app(["run", os.environ["HEADRACE_PROJECT"], *sys.argv[1:], *SELF_CONTAINED])

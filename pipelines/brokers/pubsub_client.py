@@ -95,7 +95,10 @@ def _connect() -> Any:
     try:
         client = SubscriberClient(transport=transport)
     except GoogleAuthError as error:
-        raise BrokerError(f"Pub/Sub needs Google's default credentials: {error}") from error
+        raise BrokerError(
+            f"Pub/Sub needs Google's default credentials: {' '.join(str(error).split())}. For the embedded one of "
+            "`headrace pubsub`, say in this terminal, too: export PUBSUB_EMULATOR_HOST=127.0.0.1:8085"
+        ) from error
     return client.transport.grpc_channel
 
 

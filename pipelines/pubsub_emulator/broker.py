@@ -32,8 +32,8 @@ class Clock(NamedTuple):
 class Broker:
     """Publish, pull, ack, seek; the rest is in its registry.
 
-    The memory is bounded: a publish that would have a subscription or snapshot hold more than
-    `max_backlog_bytes` is refused as a whole, with RESOURCE_EXHAUSTED.
+    The memory is bounded: what would have all subscriptions and snapshots together hold more than
+    `max_backlog_bytes` (a publish, a snapshot, a seek to one) is refused as a whole, with RESOURCE_EXHAUSTED.
     """
 
     def __init__(self, max_backlog_bytes: int, clock: Clock) -> None:
@@ -90,7 +90,9 @@ class Broker:
         made = wire.Snapshot(name=request.name, topic=subscription.settings.topic, labels=request.labels)
         made.expire_time.FromNanoseconds(self.clock.wall_ns() + _SNAPSHOT_DAYS * 86400 * 10**9)
         messages = subscription.unacked()
-        self.registry.add_snapshot(Snapshot(made, messages, sum(message.cost for message in messages)))
+        size = sum(message.cost for message in messages)
+        self._check_room(size)
+        self.registry.add_snapshot(Snapshot(made, messages, size))
         return made
 
     def seek(self, request: PbMessage) -> PbMessage:
@@ -102,7 +104,9 @@ class Broker:
             snapshot = self.registry.snapshot(request.snapshot)
             if snapshot.settings.topic != subscription.settings.topic:
                 raise InvalidArgument(f"{request.snapshot} is of another topic than {request.subscription}.")
-            subscription.seek_messages([message for message in snapshot.messages if _passes(subscription, message)])
+            messages = [message for message in snapshot.messages if _passes(subscription, message)]
+            self._check_room(sum(message.cost for message in messages) - subscription.bytes)
+            subscription.seek_messages(messages)
         else:
             raise InvalidArgument("A seek needs a time or a snapshot.")
         return wire.SeekResponse()
@@ -117,7 +121,8 @@ class Broker:
         for subscription in self.registry.subscriptions.values():
             subscription.changed.notify_all()
 
-    def _publish(self, topic: Topic, contents: Sequence[PbMessage]) -> list[str]:
+    def _publish(self, topic: Topic, contents: Sequence[PbMessage], freed: int = 0) -> list[str]:
+        """Publish, and return the ids; `freed` bytes are given up elsewhere if that works."""
         # Never back in time, so that the order of message ids is that of publish times.
         self._published_ns = max(self._published_ns, self.clock.wall_ns())
         stamp = wire.Timestamp()
@@ -128,26 +133,25 @@ class Broker:
             content.message_id = str(number)
             content.publish_time.CopyFrom(stamp)
             messages.append(Message(number, self._published_ns, content.ordering_key, content.SerializeToString()))
-        self._check_room(topic, sum(message.cost for message in messages))
-        for subscription in topic.subscriptions.values():
-            passes = subscription.filter
-            if passes is None:
-                subscription.publish(messages)
-            else:
-                pairs = zip(contents, messages, strict=True)
-                subscription.publish([message for content, message in pairs if passes(content.attributes)])
+        takers = [(taker, _passing(taker, contents, messages)) for taker in topic.subscriptions.values()]
+        size = sum(message.cost for message in messages)
+        taken = sum(message.cost for _, passing in takers for message in passing)
+        self._check_room(taken + size * len(topic.snapshots) - freed)
+        for taker, passing in takers:
+            taker.publish(passing)
         for snapshot in topic.snapshots.values():
             snapshot.messages.extend(messages)
-            snapshot.bytes += sum(message.cost for message in messages)
+            snapshot.bytes += size
         return [content.message_id for content in contents]
 
-    def _check_room(self, topic: Topic, size: int) -> None:
-        for holder in topic.holders():
-            if holder.bytes + size > self._max_backlog_bytes:
-                raise ResourceExhausted(
-                    f"{holder.settings.name} holds {holder.bytes} bytes; with this request it would be more "
-                    f"than the emulator's bound of {self._max_backlog_bytes} (retained acked messages count)."
-                )
+    def _check_room(self, size: int) -> None:
+        """Refuse what would have subscriptions and snapshots hold `size` bytes more, if that is too much in all."""
+        held = self.registry.held_bytes
+        if size > 0 and held + size > self._max_backlog_bytes:
+            raise ResourceExhausted(
+                f"The subscriptions and snapshots hold {held} bytes; with this request it would be more than the "
+                f"emulator's bound of {self._max_backlog_bytes} (each counts its messages, retained acked ones too)."
+            )
 
     def _dead_letter(self, subscription: Subscription, delivery: Delivery) -> bool:
         """Forward a message that failed too often; if it cannot be, it stays and is redelivered."""
@@ -165,10 +169,18 @@ class Broker:
         ):
             content.attributes[_DEAD_LETTER_ATTRIBUTE + key] = value
         try:
-            self._publish(topic, [content])
+            self._publish(topic, [content], freed=delivery.message.cost)
         except ResourceExhausted:
             return False
         return True
+
+
+def _passing(subscription: Subscription, contents: Sequence[PbMessage], messages: list[Message]) -> list[Message]:
+    """Those of the messages, whose contents stand beside them, that pass the subscription's filter."""
+    passes = subscription.filter
+    if passes is None:
+        return messages
+    return [message for content, message in zip(contents, messages, strict=True) if passes(content.attributes)]
 
 
 def _passes(subscription: Subscription, message: Message) -> bool:

@@ -44,6 +44,12 @@ class Registry:
         self.subscriptions: dict[str, Subscription] = {}
         self.snapshots: dict[str, Snapshot] = {}
 
+    @property
+    def held_bytes(self) -> int:
+        """What all subscriptions and snapshots hold."""
+        subscriptions = sum(subscription.bytes for subscription in self.subscriptions.values())
+        return subscriptions + sum(snapshot.bytes for snapshot in self.snapshots.values())
+
     def topic(self, name: str) -> Topic:
         settings.check_name(name, "topics")
         if name not in self.topics:

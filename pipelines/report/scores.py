@@ -23,6 +23,7 @@ BINS = 20
 QUANTILES = (0.5, 0.9, 0.99)
 LATENCY_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 STEPS = (("published", "ingested"), ("ingested", "scored"), ("published", "scored"))
+_TIME = pa.timestamp("us", tz="UTC")
 _BUCKETS_US = tuple(seconds * 1_000_000 for seconds in (1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400))
 
 
@@ -68,10 +69,16 @@ class Scores:
         names = frozenset.intersection(*(frozenset(head.schema_arrow.names) for head in heads))
         return Scores(paths, sum(head.metadata.num_rows for head in heads), names)
 
-    def column(self, name: str) -> pa.Array:
-        """A column of all rows, file by file."""
-        tables = [pq.read_table(path, columns=[name]) for path in self.paths]
-        return pa.concat_tables(tables, promote_options="default").column(name).combine_chunks()
+    def column(self, name: str, kind: pa.DataType | None = None) -> pa.Array:
+        """A column of all rows, file by file, as it is or of a type; RunError if a file has none or it can't be so."""
+        if name not in self.names:
+            raise RunError(f"{self.paths[0]}, or another file of the scores, has no column {name}")
+        try:
+            tables = [pq.read_table(path, columns=[name]) for path in self.paths]
+            values = pa.concat_tables(tables, promote_options="default").column(name).combine_chunks()
+            return values if kind is None else values.cast(kind)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"the column {name} of the scores can't be read: {' '.join(str(error).split())}") from None
 
     def bundles(self) -> tuple[str, ...]:
         """The ids of the bundles that scored, in order."""
@@ -81,11 +88,7 @@ class Scores:
 
     def times(self, name: str) -> npt.NDArray[np.int64]:
         """A column of event times in microseconds since 1970 UTC; RunError if there is none."""
-        if name not in self.names:
-            raise RunError(f"{self.paths[0]} has no column {name}, the project's event time")
-        return np.asarray(
-            self.column(name).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
-        )
+        return np.asarray(self.column(name, _TIME).cast(pa.int64()).to_numpy(zero_copy_only=False))
 
     def period(self, name: str) -> tuple[np.datetime64, np.datetime64] | None:
         """The first and the last event time."""
@@ -96,7 +99,7 @@ class Scores:
 
     def numbers(self, name: str) -> Floats:
         """A column of numbers, null as NaN."""
-        return np.asarray(self.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return np.asarray(self.column(name, pa.float64()).to_numpy(zero_copy_only=False))
 
     def series(self, project: Project) -> Series | None:
         """See `make_series`; None without a row."""
@@ -125,7 +128,7 @@ class Scores:
 
     def numbers_of_times(self, name: str) -> Floats:
         """A column of times in microseconds, null as NaN; exact, as they are below 2**53."""
-        micros = self.column(name).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+        micros = self.column(name, _TIME).cast(pa.int64())
         return np.asarray(micros.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
     def count(self, name: str) -> int:

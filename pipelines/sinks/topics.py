@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from models import progress
 from models.codecs import encode_json_lines
-from pipelines.brokers import Broker
+from pipelines.brokers import Broker, BrokerError, Publisher
 from transforms.batches import as_int64, column, take_rows, with_column
 from transforms.score import PUBLISHED_AT
 
@@ -28,29 +28,42 @@ class PublishRows(beam.PTransform):  # type: ignore[misc]
     scores: Broker
     dead_letters: Broker
     key: str | None = None  # a column of the scores: those of one value keep their order
-    quarantine: Broker | None = None  # of rows held back, and
     quality: Broker | None = None  # of statistics and verdicts, where the project declares `quality`
+    quarantine: Broker | None = None  # of rows held back, where its gate is `quarantine`
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
-        dead = _Publish(self.dead_letters, "dead-lettered", None)
+        topics = [self.scores, self.dead_letters, self.quality, self.quarantine]
+        needed = ", ".join(broker.uri for broker in topics if broker is not None)
+        dead = _Publish(self.dead_letters, needed, "dead-lettered", None)
         pcolls["dead_letters"] | "Publish dead letters" >> beam.ParDo(dead)
-        if self.quarantine is not None and self.quality is not None:
-            held = _Publish(self.quarantine, "quarantined", self.key)
+        if self.quarantine is not None:
+            held = _Publish(self.quarantine, needed, "quarantined", self.key)
             pcolls["quarantine"] | "Publish quarantine" >> beam.ParDo(held)
+        if self.quality is not None:
             records = (pcolls["statistics"], pcolls["verdicts"]) | "Quality" >> beam.Flatten()
-            records | "Publish quality" >> beam.ParDo(_PublishRecords(self.quality))
-        return pcolls["scores"] | "Publish scores" >> beam.ParDo(_Publish(self.scores, "written", self.key))
+            records | "Publish quality" >> beam.ParDo(_PublishRecords(self.quality, needed))
+        scores = _Publish(self.scores, needed, "written", self.key)
+        return pcolls["scores"] | "Publish scores" >> beam.ParDo(scores)
+
+
+def _connect(broker: Broker, needed: str) -> Publisher:
+    """Connect to a topic; where that is refused, the error names all topics that the sink needs."""
+    try:
+        return broker.publisher()
+    except BrokerError as error:
+        raise BrokerError(f"{error}; the sink needs the topics {needed}") from error
 
 
 class _Publish(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, broker: Broker, step: str, key: str | None) -> None:
+    def __init__(self, broker: Broker, needed: str, step: str, key: str | None) -> None:
         self._broker = broker
+        self._needed = needed
         self._key = key
         self._step = step
 
     def setup(self) -> None:
-        self._publisher = self._broker.publisher()
+        self._publisher = _connect(self._broker, self._needed)
 
     def start_bundle(self) -> None:
         self._payloads: list[bytes] = []
@@ -88,11 +101,12 @@ def _fitting(batch: pa.RecordBatch, max_bytes: int) -> list[bytes]:
 class _PublishRecords(beam.DoFn):  # type: ignore[misc]
     """Publishes records that can write themselves as JSON."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, needed: str) -> None:
         self._broker = broker
+        self._needed = needed
 
     def setup(self) -> None:
-        self._publisher = self._broker.publisher()
+        self._publisher = _connect(self._broker, self._needed)
 
     def process(self, record: Any) -> None:
         self._publisher.publish([record.to_json().encode()])
