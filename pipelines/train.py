@@ -92,7 +92,7 @@ def _with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> 
     assert records is not None
     assert label is not None
     found: dict[Any, tuple[int, int]] = {}
-    for batch in read_all(patterns, JOURNALED_LABELS):
+    for batch in read_all(patterns, records, JOURNALED_LABELS):
         columns, faults = decode_batch(batch, records.contract, project.event.max_bytes, False)
         good = take_rows(columns, np.flatnonzero(~faults.bad))
         names = (project.event.id, records.event.time, label.field)

@@ -32,10 +32,15 @@ def wrong_type(field: Field) -> str:
     return f"not {_NAMES[field.kind]}"
 
 
-def decode_rows(table: pa.RecordBatch, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
-    """Decode typed columns, as a Parquet file has them; system columns are passed over."""
+def decode_rows(
+    table: pa.RecordBatch, contract: Contract, refuse_unknown: bool, faults: RowFaults, unread: Sequence[str] = ()
+) -> Columns:
+    """Decode typed columns, as a Parquet file has them; system columns are passed over.
+
+    `unread` names columns that the rows have and the table has not.
+    """
     names = table.schema.names
-    for name in names if refuse_unknown else ():
+    for name in sorted({*names, *unread}) if refuse_unknown else ():
         if name not in contract.fields and not name.startswith("__"):
             faults.add(np.arange(table.num_rows), name, "unknown field")
     found = {name: table.column(i) for i, name in enumerate(names) if name in contract.fields}

@@ -143,7 +143,7 @@ class Reader:
     def _read_past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """Slices of history: the files' events as one, then the journal's as they were."""
         if self._source.history:
-            yield _EARLIEST_US, list(read_all(self._source.history))
+            yield _EARLIEST_US, list(read_all(self._source.history, self._source.project))
         if self._replay is not None:
             yield from self._replay.past()
 
