@@ -110,6 +110,7 @@ def score(
                 "bundle_id": bundle.bundle_id,
                 "schema_digest": schema_digest(project.contract.text),
             },
+            source_format=source.format,
         ),
         shards=shards,
         score_from_us=score_from_us,
@@ -140,7 +141,7 @@ def compute_baseline(
         raise RunError(f"{project.name} declares no quality")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         scorer = Scorer.from_bundle(bundle, nthread=threads)
-        sink = WriteFiles(scratch, project.event.id, project.event.time)
+        sink = WriteFiles(scratch, project.event.id, project.event.time, source_format=source.format)
         config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, score_from_us=from_us)
         run_graph(config, scratch, DIRECT, (), "scoring the baseline")
         table = read_kind(scratch, SCORES)

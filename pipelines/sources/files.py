@@ -110,6 +110,11 @@ class ReadLabelled(beam.PTransform):  # type: ignore[misc]
     labels: tuple[str, ...]
     label_fields: tuple[str, ...] | None = None
 
+    @property
+    def format(self) -> str | None:
+        """That of events whose files' names don't tell it."""
+        return self.events.format
+
     def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
         """{"events", "labels"} of batches."""
         journals = tuple(pattern for pattern in self.labels if pattern.endswith(".journal"))
