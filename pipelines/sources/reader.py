@@ -76,7 +76,9 @@ class Reader:
         if source.journal:
             folder = pathlib.Path(source.journal)
             self._journal = JournalWriter(folder)
-            self._replay = Replay(folder, self._times, self._probe, source.horizon_us)
+            self._replay = Replay(
+                folder, self._times, functools.partial(probe_records, source.project), source.horizon_us
+            )
         self._past = self._read_past()
         self._watermark = StreamWatermark(source.allowance_us, source.idle_us)
         self._seen: dict[str, None] = {}  # message ids, oldest first
@@ -324,19 +326,21 @@ class Reader:
             batches.append((batch.replace_schema_metadata(group.metadata), part))
         return batches
 
-    def _project_of(self, batch: pa.RecordBatch) -> Project:
-        project = self._source.project
-        return project.label_records or project if _has_labels(batch) else project
-
-    def _probe(self, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
-            self._times(batch)
-            project = self._project_of(batch)
-            _decode(batch, project.contract, project.event.max_bytes)
-
     def _times(self, batch: pa.RecordBatch) -> Int64:
         """Times in microseconds; records without one, or with an absurd one, tell the watermark nothing."""
-        return read_event_times(batch, self._project_of(batch))
+        return read_event_times(batch, _project_of(batch, self._source.project))
+
+
+def _project_of(batch: pa.RecordBatch, project: Project) -> Project:
+    return project.label_records or project if _has_labels(batch) else project
+
+
+def probe_records(project: Project, batch: pa.RecordBatch) -> None:
+    """Read records as a stream reads them, for what that may crash."""
+    if batch.num_rows:
+        own = _project_of(batch, project)
+        read_event_times(batch, own)
+        _decode(batch, own.contract, own.event.max_bytes)
 
 
 def _has_labels(batch: pa.RecordBatch) -> bool:
