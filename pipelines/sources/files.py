@@ -94,7 +94,7 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
         )
 
     def _split(self, path: str) -> Iterator[Split]:
-        yield from split_file(path, self.format or format_of(path))
+        yield from split_file(path, self.format or format_of(path), self.fields)
 
     def _read(self, split: Split) -> Iterator[pa.RecordBatch]:
         for batch in read_split(split, self.fields):
@@ -174,19 +174,19 @@ def format_of(path: str) -> str:
     raise SourceError(f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format")
 
 
-def split_file(path: str, kind: str) -> Iterator[Split]:
-    """The parts of a file that can be read on their own."""
+def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> Iterator[Split]:
+    """The parts of a file that can be read on their own, for `fields` if it is one of columns."""
     if kind == "parquet":
-        yield from _split_parquet(path)
+        yield from _split_parquet(path, fields)
     elif kind in ("avro", "journal", JOURNALED_LABELS):
         yield Split(path, kind)
     else:
         yield from _split_lines(path, kind)
 
 
-def _split_parquet(path: str) -> Iterator[Split]:
+def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
     try:
-        names, groups = row_groups(path)
+        names, groups = row_groups(path, fields)
     except BrokenFile as error:
         yield Split(path, "unreadable", header=(str(error),))
         return

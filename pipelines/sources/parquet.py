@@ -27,15 +27,17 @@ from apache_beam.io.filesystems import FileSystems
 from pipelines.sources import parquet_child as child
 from pipelines.sources.raw import BrokenFile
 
+MODULE = child.__name__
 BATCH_ROWS = 65536
 FEWER_ROWS = 1024  # at a time, where that many take too much memory
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 WAIT_SECONDS = 600  # for a child that may be waiting itself; its processor time is bounded by itself
-# Row groups of more rows a byte than this are implausible, if a file has more than so many rows in them: each event
-# has an id of its own, and its time.
-ROWS_A_BYTE = 256
-IMPLAUSIBLE_ROWS = 1 << 20
-
+# Of row groups with more rows a byte than this, if a file has more than so many rows in them, the first rows are looked
+# at: as an event has an id of its own, they are no events if no column tells more than a few of them apart.
+ROWS_A_BYTE = 64
+REPEATED_ROWS = 1 << 20
+LOOKED_AT_ROWS = 4096
+FEW = 64
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -49,8 +51,8 @@ class RowGroup(NamedTuple):
     why_not: str = ""
 
 
-def row_groups(path: str) -> tuple[list[str], list[RowGroup]]:
-    """The names of a file's columns, and its row groups; BrokenFile if it is no Parquet file."""
+def row_groups(path: str, fields: Sequence[str] | None = None) -> tuple[list[str], list[RowGroup]]:
+    """The names of a file's columns, and its row groups, of which `fields` matter; BrokenFile if it is none."""
     try:
         (text,) = _ask(path, {})
     except BrokenFile as error:
@@ -61,15 +63,28 @@ def row_groups(path: str) -> tuple[list[str], list[RowGroup]]:
         raise BrokenFile("it names a column twice")
     if (rows < 0).any() or (sizes < 0).any() or rows.sum(dtype=float) > 2**62:
         raise BrokenFile("not a Parquet file: its row groups are of impossible sizes")
-    implausible = rows > sizes * ROWS_A_BYTE
-    if rows[implausible].sum() <= IMPLAUSIBLE_ROWS:
-        implausible[:] = False
+    dense = rows > sizes * ROWS_A_BYTE
+    if rows[dense].sum() <= REPEATED_ROWS:
+        dense[:] = False
     firsts = np.cumsum(rows) - rows
     groups = []
     for number, (first, count, size) in enumerate(zip(firsts.tolist(), rows.tolist(), sizes.tolist(), strict=True)):
-        claim = f"row group {number} claims {count} rows in {size} bytes, which no events of their own ids take"
-        groups.append(RowGroup(number, first, count, claim if implausible[number] else ""))
+        why_not = f"row group {number} claims {count} events in {size} bytes, and they are all alike"
+        groups.append(
+            RowGroup(number, first, count, why_not if dense[number] and _repeats(path, number, fields) else "")
+        )
     return names, groups
+
+
+def _repeats(path: str, number: int, names: Sequence[str] | None) -> bool:
+    """Whether all columns have only a few values in the first rows of a row group; a damaged one tells when read."""
+    try:
+        parts = [batch for batch, _ in read_row_group(path, number, names, range(LOOKED_AT_ROWS))]
+    except BrokenFile:
+        return False
+    flat = [values for part in parts for values in part.columns if not pa.types.is_nested(values.type)]
+    plain = [values.storage if isinstance(values, pa.ExtensionArray) else values for values in flat]
+    return all(len(values.unique()) <= FEW for values in plain)
 
 
 def read_row_group(
@@ -112,7 +127,7 @@ class _Child:
     def __init__(self) -> None:
         self.is_ready = True
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", child.__name__],
+            [sys.executable, "-P", "-m", MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
