@@ -29,6 +29,7 @@ from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, mak
 from pipelines.score import build
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, format_of, match_files
+from pipelines.sources.parquet import start_early
 from transforms.gate import OnStop, WatchScores
 from transforms.score import DECISION, SCORE, Score
 from transforms.statistics import make_baseline
@@ -56,8 +57,8 @@ def open_source(
     """
     for uri in [*uris, *labels] if look else ():
         for path in match_files(uri):
-            if kind is None:
-                format_of(path)
+            if (kind or format_of(path)) == "parquet":
+                start_early()
     events = ReadFiles(tuple(uris), kind)
     return ReadLabelled(events, tuple(labels)) if labels else events
 

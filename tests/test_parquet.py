@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import struct
 import uuid
+from types import SimpleNamespace
 
 import duckdb
 import fastparquet
@@ -289,7 +290,7 @@ def child_that(tmp_path, monkeypatch):
     """Makes the child do something else before it serves."""
 
     def change(code):
-        monkeypatch.setattr(source, "_idle", [])
+        source._close_all()
         (tmp_path / "other_child.py").write_text(CHILD.format(code))
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.setattr(source, "MODULE", "other_child")
@@ -378,6 +379,31 @@ def test_many_events_of_few_bytes_are_read(tmp_path):
     assert metadata.num_rows > path.stat().st_size * source.ROWS_A_BYTE
     _, groups = row_groups(str(path), ("id", "t", "v"))
     assert not any(group.why_not for group in groups)
+
+
+def test_a_file_of_another_filesystem_is_read_through_this_process(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    pq.write_table(FRAME.to_arrow(), path, row_group_size=100)
+    opened = []
+
+    class Elsewhere:
+        @staticmethod
+        def match(patterns):
+            assert patterns == ["far://x.parquet"]
+            return [SimpleNamespace(metadata_list=[SimpleNamespace(size_in_bytes=path.stat().st_size)])]
+
+        @staticmethod
+        def open(name, compression_type):
+            opened.append(path.open("rb"))
+            return opened[-1]
+
+    monkeypatch.setattr(source, "FileSystems", Elsewhere)
+    assert decoded("far://x.parquet", **KINDS) == EXPECTED
+    assert opened
+    assert all(file.closed for file in opened)
+    Elsewhere.open = lambda *_, **__: (tmp_path / "gone").open("rb")
+    with pytest.raises(FileNotFoundError):
+        row_groups("far://x.parquet")
 
 
 # ---- dead letters keep their rows

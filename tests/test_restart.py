@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import time
 
 import hypothesis
@@ -23,6 +22,7 @@ from pipelines.sources import replay as replaying
 from pipelines.sources.journal import JournalError, JournalWriter, Marks, segments
 from pipelines.sources.probe import Probe
 from pipelines.sources.replay import NO_TIME_US, Replay
+from tests.poison import die_of_poison
 from tests.stream_process import context, run
 from tests.support import card_fraud, run_graph, transaction
 from tests.test_stream import records
@@ -269,11 +269,6 @@ def test_what_is_out_of_every_window_is_not_read(tmp_path, monkeypatch):
     _, past = told(tmp_path, horizon_us=25)
     assert [int(name) for name in opened] == [7, 8, 9]
     assert [t for _, times in past for t in times] == [70, 80, 90]
-
-
-def die_of_poison(batch):
-    if any(b"poison" in payload for payload in column(batch, PAYLOAD).to_pylist()):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_records_that_crash_the_decoder_are_found_and_set_aside_for_good(tmp_path):

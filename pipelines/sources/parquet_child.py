@@ -184,7 +184,7 @@ class _File:
                 raise ValueError(f"it has {said} where its schema has {column.path} of {column.physical_type}")
             if column.max_repetition_level == 0 and chunk.num_values != group.num_rows:
                 raise ValueError(f"{column.path} has {chunk.num_values} values for {group.num_rows} rows")
-            if column.logical_type.type == "UNKNOWN":
+            if column.logical_type.type == "UNDEFINED":
                 raise ValueError(f"{column.path} is of a type that Arrow {pa.__version__} does not know")
             size += max(chunk.total_uncompressed_size, 0)
         return size
@@ -220,10 +220,12 @@ def _numbers(times: pa.Array) -> Any:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """A column that is whole, without dictionary."""
+    """A column that is whole, as its values lie one behind the other."""
     if pa.types.is_dictionary(values.type):
         values.validate(full=True)
         values = values.dictionary_decode()
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        values = values.cast(pa.large_string() if pa.types.is_string_view(values.type) else pa.large_binary())
     bare = values
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         bare = values.view(pa.binary() if pa.types.is_string(values.type) else pa.large_binary())  # see _valid_text
