@@ -35,7 +35,7 @@ WAIT_SECONDS = 600  # for a child that may be waiting itself; its processor time
 # Of row groups with more rows a byte than this, if a file has more than so many rows in them, the first rows are looked
 # at: as an event has an id of its own, they are no events if no column tells more than a few of them apart.
 ROWS_A_BYTE = 64
-REPEATED_ROWS = 1 << 20
+REPEATED_ROWS = 1 << 17
 LOOKED_AT_ROWS = 4096
 FEW = 64
 
