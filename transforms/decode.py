@@ -86,7 +86,7 @@ def decode_batch(
     if kind == "rows":
         payload = pa.nulls(batch.num_rows, pa.binary())
         _check_size(_row_bytes(batch), max_bytes, faults)
-        columns = decode_rows(batch, contract, refuse_unknown, faults, json.loads(metadata.get(COLUMNS, b"[]")))
+        columns = decode_rows(batch, contract, refuse_unknown, faults, json.loads(metadata.get(COLUMNS) or b"[]"))
     else:
         payload = column(batch, PAYLOAD)
         if kind != "unreadable":
