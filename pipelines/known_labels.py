@@ -25,7 +25,7 @@ def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> p
         raise ValueError("labels are given, but the project declares no label.events")
     id_type = project.contract.fields[project.event.id].arrow_type
     ids, times, values = [pa.array([], id_type)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for batch in read_all(patterns, JOURNALED_LABELS):
+    for batch in read_all(patterns, records, JOURNALED_LABELS):
         rows, faults = decode_batch(batch, records.contract, records.event.max_bytes, False)
         rows = take_rows(rows, np.flatnonzero(~faults.bad))
         rows = take_rows(rows, np.flatnonzero(~validate_batch(rows, records).bad))

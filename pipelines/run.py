@@ -32,7 +32,8 @@ from pipelines.known_labels import with_labels
 from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
-from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, match_files
+from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, format_of, match_files
+from pipelines.sources.parquet import start_early
 from transforms.gate import OnStop, WatchScores
 from transforms.score import DECISION, SCORE, Score
 from transforms.statistics import make_baseline
@@ -63,9 +64,10 @@ def open_source(
     that is not whole.
     """
     if look:
-        for uri in uris:
-            match_files(uri)
+        found = [path for uri in uris for path in match_files(uri)]
         check_files([*(uris if kind is None else ()), *labels])
+        if any((kind or format_of(path)) == "parquet" for path in found):
+            start_early()
     events = ReadFiles(tuple(uris), kind)
     return ReadLabelled(events, tuple(labels)) if labels else events
 
@@ -143,6 +145,7 @@ def score(
                 "bundle_id": bundle.bundle_id,
                 "schema_digest": schema_digest(project.contract.text),
             },
+            source_format=source.format,
         ),
         shards=shards,
         score_from_us=score_from_us,
@@ -180,7 +183,7 @@ def compute_baseline(
         raise RunError(f"{project.name} declares no quality")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         scorer = Scorer.from_bundle(bundle, nthread=threads)
-        sink = WriteFiles(scratch, project.event.id, project.event.time)
+        sink = WriteFiles(scratch, project.event.id, project.event.time, source_format=source.format)
         config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, score_from_us=from_us)
         run_graph(config, scratch, DIRECT, (), "scoring the baseline")
         table = read_kind(scratch, SCORES)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from models.quality.incidents import Policy
 from pipelines.alerts import SendAlerts
 from pipelines.options import GraphConfig
+from pipelines.sources.files import only_fields_of
 from transforms.correct import Correct
 from transforms.count import CountEvents
 from transforms.dead_letters import DropKnown
@@ -34,7 +35,7 @@ class Labels(NamedTuple):
 
 def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
-    source: Any = pipeline | "Read" >> config.source
+    source: Any = pipeline | "Read" >> only_fields_of(config.project, config.source)
     raw = source["events"] if isinstance(source, dict) else source
     decoded = raw | "Decode" >> Decode(config.project)
     valid = decoded.rows | "Validate" >> Validate(config.project, config.score_from_us)

@@ -87,7 +87,7 @@ def train(
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         directory = examples or scratch
-        sink = WriteFiles(directory, project.event.id, project.event.time)
+        sink = WriteFiles(directory, project.event.id, project.event.time, source_format=source.format)
         config = GraphConfig(project, source, CollectExamples(project), sink, shards)
         result = run_graph(config, directory, runner, beam_args, "computing features")
         kept = f"{examples.rstrip('/')}/{DEAD_LETTERS}" if examples else _keep(scratch, dead_letters)

@@ -22,6 +22,7 @@ from models.contract import Contract
 from models.faults import RowFaults
 from pipelines.options import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
+from pipelines.sources import parquet as parquet_source
 from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files, read_split, split_file
 from tests.support import run_graph, transaction
 from transforms.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column
@@ -309,7 +310,7 @@ def test_parquet_row_groups(tmp_path, monkeypatch):
     parquet(path)
     assert len(list(split_file(str(path), "parquet"))) == 10
     for size in (3, 10, 65536):
-        monkeypatch.setattr(files, "PARQUET_BATCH_ROWS", size)
+        monkeypatch.setattr(parquet_source, "BATCH_ROWS", size)
         assert ids(path) == [(n, n) for n in range(100)]
     parquet(path, rows=0)
     assert batches(path) == []

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import time
 
 import hypothesis
@@ -23,7 +22,9 @@ from pipelines.sources import replay as replaying
 from pipelines.sources.journal import JournalError, number_of, segments
 from pipelines.sources.journal_check import examine
 from pipelines.sources.journal_writer import JournalWriter
-from pipelines.sources.replay import NO_TIME_US, Replay, find_crashing
+from pipelines.sources.probe import Probe
+from pipelines.sources.replay import NO_TIME_US, Replay
+from tests.poison import die_of_poison
 from tests.stream_process import context, run
 from tests.support import card_fraud, run_graph, transaction
 from tests.test_stream import records
@@ -181,8 +182,24 @@ def found(directory):
     return examine(str(directory), need_marks=True).require_whole()
 
 
-def told(directory, probe=times_of, horizon_us=1 << 60):
-    replay = Replay(found(directory), times_of, probe, horizon_us)
+class NothingCrashes:
+    """In place of a child process, which takes a while to start."""
+
+    def __init__(self, look):
+        pass
+
+    def find_crashing(self, batch):
+        return []
+
+    def close(self):
+        pass
+
+
+def told(directory, look=None, horizon_us=1 << 60):
+    with pytest.MonkeyPatch.context() as patch:
+        if look is None:
+            patch.setattr(replaying, "Probe", NothingCrashes)
+        replay = Replay(found(directory), times_of, look or times_of, horizon_us)
     past = [(end, sorted(t for b in batches for t in times_of(b).tolist())) for end, batches in replay.past()]
     return replay, past
 
@@ -259,15 +276,12 @@ def test_what_is_out_of_every_window_is_not_read(tmp_path, monkeypatch):
     assert [t for _, times in past for t in times] == [70, 80, 90]
 
 
-def die_of_poison(batch):
-    if any(b"poison" in payload for payload in column(batch, PAYLOAD).to_pylist()):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_records_that_crash_the_decoder_are_found_and_set_aside_for_good(tmp_path):
     batch = records([b"good", b"poison", b"good", b"poison 2"])
-    assert find_crashing(batch, die_of_poison) == [1, 3]
-    assert find_crashing(records([b"good"] * 3), die_of_poison) == []
+    probe = Probe(die_of_poison)
+    assert probe.find_crashing(batch) == [1, 3]
+    assert probe.find_crashing(records([b"good"] * 3)) == []
+    probe.close()
     writer = JournalWriter(tmp_path)
     writer.append([records([*events(1, 2), b'{"t": 3, "poison": 1}', *events(4)])])
     writer.mark("emitted 2 2 2")

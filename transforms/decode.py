@@ -50,7 +50,8 @@ class Decode(beam.PTransform):  # type: ignore[misc]
     """Batches of records → batches of decoded rows, and dead letters for what is not of its format.
 
     The format stands in a batch's schema metadata, since it is the source's affair: `json`, `csv` (with the
-    header's names), `avro` (with the writer's schema), `rows` (typed columns) or `unreadable` (a part of a
+    header's names), `avro` (with the writer's schema), `rows` (typed columns, with
+    the names of others that were not read) or `unreadable` (a part of a
     file that its source could not read; each row of it becomes a dead letter).
     """
 
@@ -85,7 +86,7 @@ def decode_batch(
     if kind == "rows":
         payload = pa.nulls(batch.num_rows, pa.binary())
         _check_size(_row_bytes(batch), max_bytes, faults)
-        columns = decode_rows(batch, contract, refuse_unknown, faults)
+        columns = decode_rows(batch, contract, refuse_unknown, faults, json.loads(metadata.get(COLUMNS) or b"[]"))
     else:
         payload = column(batch, PAYLOAD)
         if kind != "unreadable":

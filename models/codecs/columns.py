@@ -32,10 +32,15 @@ def wrong_type(field: Field) -> str:
     return f"not {_NAMES[field.kind]}"
 
 
-def decode_rows(table: pa.RecordBatch, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
-    """Decode typed columns, as a Parquet file has them; system columns are passed over."""
+def decode_rows(
+    table: pa.RecordBatch, contract: Contract, refuse_unknown: bool, faults: RowFaults, unread: Sequence[str] = ()
+) -> Columns:
+    """Decode typed columns, as a Parquet file has them; system columns are passed over.
+
+    `unread` names columns that the rows have and the table has not.
+    """
     names = table.schema.names
-    for name in names if refuse_unknown else ():
+    for name in sorted({*names, *unread}) if refuse_unknown else ():
         if name not in contract.fields and not name.startswith("__"):
             faults.add(np.arange(table.num_rows), name, "unknown field")
     found = {name: table.column(i) for i, name in enumerate(names) if name in contract.fields}
@@ -67,6 +72,10 @@ def coerce(column: pa.Array, field: Field, faults: RowFaults) -> pa.Array:
     """A typed column as the field's type."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = _uuid_text(column.storage) if isinstance(column.type, pa.UuidType) else column.storage
+    if _is_text_of_another_layout(column.type):
+        column = column.cast(pa.large_binary())
     source, target = column.type, field.arrow_type
     if pa.types.is_null(source):
         return pa.nulls(len(column), target)
@@ -98,6 +107,22 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(
         types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
     )
+
+
+def _is_text_of_another_layout(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string_view(kind) or types.is_binary_view(kind) or types.is_fixed_size_binary(kind))
+
+
+def _uuid_text(column: pa.Array) -> pa.StringArray:
+    """UUIDs of 16 bytes as their text of 36."""
+    rows = len(column)
+    numbers = np.frombuffer(column.buffers()[1] or b"", np.uint8)[column.offset * 16 :][: rows * 16]
+    digits = np.frombuffer(numbers.tobytes().hex().encode(), np.uint8).reshape(rows, 32)
+    text = np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1)
+    offsets = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * 36)
+    whole = pa.Array.from_buffers(pa.large_string(), rows, [None, offsets, pa.py_buffer(np.ascontiguousarray(text))])
+    return pc.if_else(pc.is_valid(column), whole, None)
 
 
 def _valid_text(column: pa.Array) -> pa.StringArray:

@@ -31,6 +31,7 @@ from models import progress
 from models.codecs import encode_json_lines
 from models.quality.records import Verdict, WindowStatistics
 from models.windows import sort_order
+from pipelines.sinks.whole_rows import CompleteRows
 from transforms.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from transforms.deduplicate import DUPLICATE
 
@@ -71,12 +72,14 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     format: Literal["parquet", "jsonl"] = "parquet"
     files: int = 1
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    source_format: str | None = None  # of files whose names don't tell it
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """One element, what `_SUCCESS.json` says, when all is in place."""
         scores = self._write(pcolls["scores"], SCORES, (self.event_time, self.event_id))
-        dead = self._write(pcolls["dead_letters"], DEAD_LETTERS, ("position", "source"))
+        letters = pcolls["dead_letters"] | "Complete rows" >> CompleteRows(self.source_format)
+        dead = self._write(letters, DEAD_LETTERS, ("position", "source"))
         kinds = [scores, dead]
         if "verdicts" in pcolls:
             kinds.append(self._write(pcolls[QUARANTINE], QUARANTINE, (self.event_time, self.event_id)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,17 +12,19 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from models import progress
+from models.project import Project
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row
 from pipelines.sources.lines import compression_of, read_first_line, read_lines
+from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
 from transforms.batches import (
+    COLUMNS,
     IS_HISTORY,
     MARKS,
     PAYLOAD,
@@ -46,7 +49,6 @@ FORMATS = {
 JOURNALED_LABELS = "journaled labels"
 _HIDDEN = (".", "_")
 SPLIT_BYTES = 32 << 20
-PARQUET_BATCH_ROWS = 65536
 # Days of event time that are handed on at once. It changes no result; a shard holds this much at a time.
 SLICE_US = 30 * 86_400_000_000
 
@@ -59,7 +61,8 @@ class SourceError(ValueError):
 class Split:
     """A part of a file: a Parquet row group, a range of bytes that lines start in, or the whole file.
 
-    The whole segment of a journal stops at the record that it has to reach at least.
+    `header` names its columns, or tells why it can't be read. The whole segment of a journal stops at the record that
+    it has to reach at least.
     """
 
     path: str
@@ -78,6 +81,7 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
     format: str | None = None
     history: bool = False
     slice_us: int = SLICE_US
+    fields: tuple[str, ...] | None = None  # of files of columns, only these are read
 
     def expand(self, pbegin: Any) -> beam.PCollection:
         """Batches whose metadata names their format; see transforms.decode."""
@@ -91,10 +95,10 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
         )
 
     def _split(self, path: str) -> Iterator[Split]:
-        yield from split_file(path, self.format or format_of(path))
+        yield from split_file(path, self.format or format_of(path), self.fields)
 
     def _read(self, split: Split) -> Iterator[pa.RecordBatch]:
-        for batch in read_split(split):
+        for batch in read_split(split, self.fields):
             progress.advance("read", batch.num_rows)
             yield _with_origin(batch, split.path, self.history, self.slice_us)
 
@@ -105,6 +109,12 @@ class ReadLabelled(beam.PTransform):  # type: ignore[misc]
 
     events: ReadFiles
     labels: tuple[str, ...]
+    label_fields: tuple[str, ...] | None = None
+
+    @property
+    def format(self) -> str | None:
+        """That of events whose files' names don't tell it."""
+        return self.events.format
 
     def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
         """{"events", "labels"} of batches."""
@@ -112,10 +122,21 @@ class ReadLabelled(beam.PTransform):  # type: ignore[misc]
         others = tuple(pattern for pattern in self.labels if not pattern.endswith(".journal"))
         parts = [
             ("Journaled labels", ReadFiles(journals, JOURNALED_LABELS, slice_us=self.events.slice_us)),
-            ("Labels", ReadFiles(others, slice_us=self.events.slice_us)),
+            ("Labels", ReadFiles(others, slice_us=self.events.slice_us, fields=self.label_fields)),
         ]
         labels = [pbegin | name >> read for name, read in parts if read.patterns]
         return {"events": pbegin | "Events" >> self.events, "labels": labels | "All labels" >> beam.Flatten()}
+
+
+def only_fields_of(project: Project, source: beam.PTransform) -> beam.PTransform:
+    """The source with only those columns of files that the project's contract names; another as it is."""
+    if isinstance(source, ReadFiles):
+        return dataclasses.replace(source, fields=tuple(project.contract.fields))
+    if isinstance(source, ReadLabelled):
+        records = project.label_records
+        label_fields = tuple(records.contract.fields) if records else None
+        return dataclasses.replace(source, events=only_fields_of(project, source.events), label_fields=label_fields)
+    return source
 
 
 def _match_all(patterns: tuple[str, ...]) -> list[str]:
@@ -159,10 +180,10 @@ def format_of(path: str) -> str:
     raise SourceError(f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format")
 
 
-def split_file(path: str, kind: str) -> Iterator[Split]:
-    """The parts of a file that can be read on their own."""
+def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> Iterator[Split]:
+    """The parts of a file that can be read on their own, for `fields` if it is one of columns."""
     if kind == "parquet":
-        yield from _split_parquet(path)
+        yield from _split_parquet(path, fields)
     elif kind == "avro":
         yield Split(path, kind)
     elif kind in ("journal", JOURNALED_LABELS):
@@ -171,21 +192,17 @@ def split_file(path: str, kind: str) -> Iterator[Split]:
         yield from _split_lines(path, kind)
 
 
-def _split_parquet(path: str) -> Iterator[Split]:
-    source = _open_parquet(path)
+def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
     try:
-        metadata = pq.ParquetFile(source).metadata
-        names = metadata.schema.to_arrow_schema().names
-        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    except _DAMAGE as error:
-        _raise_if_not_read(error)
-        yield Split(path, "unreadable", header=(f"not a Parquet file: {error}",))
+        names, groups = row_groups(path, fields)
+    except BrokenFile as error:
+        yield Split(path, "unreadable", header=(str(error),))
         return
-    if len(set(names)) < len(names):
-        yield Split(path, "unreadable", header=("it names a column twice",))
-        return
-    for group, first_row in enumerate(np.cumsum([0, *rows[:-1]]).tolist() if rows else ()):
-        yield Split(path, "parquet", group, group + 1, first_row=first_row)
+    for group in groups:
+        if group.why_not:
+            yield Split(path, "unreadable", header=(group.why_not,), first_row=group.first_row)
+        elif group.rows:
+            yield Split(path, "parquet", group.number, group.number + 1, tuple(names), group.first_row)
 
 
 def _split_lines(path: str, kind: str) -> Iterator[Split]:
@@ -224,44 +241,31 @@ def _size(path: str) -> int:
     return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)
 
 
-def read_split(split: Split) -> Iterator[pa.RecordBatch]:
-    """The records of a part of a file, with their positions, as batches of their format."""
+def read_split(split: Split, fields: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
+    """The records of a part of a file, with their positions, as batches of their format; of columns only `fields`."""
     if split.format == "parquet":
-        yield from _read_parquet(split)
+        yield from _read_parquet(split, fields)
     elif split.format == "avro":
         yield from read_avro(split.path)
     elif split.format in ("journal", JOURNALED_LABELS):
         yield from _read_journal(split)
     elif split.format == "unreadable":
-        yield unreadable(split.header[0], b"", 0)
+        yield unreadable(split.header[0], b"", split.first_row)
     else:
         yield from read_lines(split.path, split.format, split.start, split.stop, split.header)
 
 
-_DAMAGE = (pa.ArrowException, OSError, ValueError)  # what Arrow raises on bytes that are not Parquet's
-
-
-def _raise_if_not_read(error: BaseException) -> None:
-    """Raise an error of the filesystem, which is no fault of the file's bytes."""
-    if isinstance(error, OSError) and error.errno:
-        raise error
-
-
-def _open_parquet(path: str) -> Any:
-    return pa.memory_map(path) if "://" not in path else FileSystems.open(path)
-
-
-def _read_parquet(split: Split) -> Iterator[pa.RecordBatch]:
+def _read_parquet(split: Split, fields: tuple[str, ...] | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group; with `fields`, only these columns, and the names of those that are not read."""
+    unread = [name for name in split.header if fields is not None and name not in fields]
+    about = {COLUMNS: json.dumps(unread).encode("utf-8", "backslashreplace")} if unread else {}
     position = split.first_row
-    source = _open_parquet(split.path)
     try:
-        file = pq.ParquetFile(source)
-        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[split.start], use_threads=True):
-            positions = pa.array(np.arange(position, position + batch.num_rows))
-            position += batch.num_rows
-            yield rows_batch(batch.schema.names, batch.columns, positions)
-    except _DAMAGE as error:
-        _raise_if_not_read(error)
+        for batch, numbers in read_row_group(split.path, split.start, fields):
+            position += len(numbers)
+            rows = rows_batch(batch.schema.names, batch.columns, pa.array(numbers + split.first_row))
+            yield rows.replace_schema_metadata({**rows.schema.metadata, **about})
+    except BrokenFile as error:
         yield unreadable(f"row group {split.start} is broken from row {position} on: {error}", b"", position)
 
 
@@ -277,12 +281,12 @@ def _read_journal(split: Split) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_arrays(kept, schema=pa.schema(fields, batch.schema.metadata))
 
 
-def read_all(patterns: Sequence[str], of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
+def read_all(patterns: Sequence[str], project: Project, of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
     """All records of the files that match, with their origin; of journals the events, or the labels."""
     for path in _match_all(tuple(patterns)):
         kind = format_of(path)
         for split in split_file(path, of_journals if kind == "journal" else kind):
-            for batch in read_split(split):
+            for batch in read_split(split, tuple(project.contract.fields)):
                 yield _with_origin(batch, path, True, SLICE_US)
 
 

@@ -76,7 +76,8 @@ class Reader:
         self._replay: Replay | None = None
         if source.journal:
             self._journal = JournalWriter(pathlib.Path(source.journal))
-            self._replay = Replay(self._journal.found, self._times, self._probe, source.horizon_us)
+            look = functools.partial(probe_records, source.project)
+            self._replay = Replay(self._journal.found, self._times, look, source.horizon_us)
         self._past = self._read_past()
         self._watermark = StreamWatermark(source.allowance_us, source.idle_us)
         self._seen: dict[str, None] = {}  # message ids, oldest first
@@ -143,7 +144,7 @@ class Reader:
     def _read_past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """Slices of history: the files' events as one, then the journal's as they were."""
         if self._source.history:
-            yield _EARLIEST_US, list(read_all(self._source.history))
+            yield _EARLIEST_US, list(read_all(self._source.history, self._source.project))
         if self._replay is not None:
             yield from self._replay.past()
 
@@ -324,19 +325,21 @@ class Reader:
             batches.append((batch.replace_schema_metadata(group.metadata), part))
         return batches
 
-    def _project_of(self, batch: pa.RecordBatch) -> Project:
-        project = self._source.project
-        return project.label_records or project if _has_labels(batch) else project
-
-    def _probe(self, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
-            self._times(batch)
-            project = self._project_of(batch)
-            _decode(batch, project.contract, project.event.max_bytes)
-
     def _times(self, batch: pa.RecordBatch) -> Int64:
         """Times in microseconds; records without one, or with an absurd one, tell the watermark nothing."""
-        return read_event_times(batch, self._project_of(batch))
+        return read_event_times(batch, _project_of(batch, self._source.project))
+
+
+def _project_of(batch: pa.RecordBatch, project: Project) -> Project:
+    return project.label_records or project if _has_labels(batch) else project
+
+
+def probe_records(project: Project, batch: pa.RecordBatch) -> None:
+    """Read records as a stream reads them, for what that may crash."""
+    if batch.num_rows:
+        own = _project_of(batch, project)
+        read_event_times(batch, own)
+        _decode(batch, own.contract, own.event.max_bytes)
 
 
 def _has_labels(batch: pa.RecordBatch) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 from pipelines.sources.ahead import Int64
 from pipelines.sources.journal import MESSAGE, read_segment_file
 from pipelines.sources.journal_check import Journal, Segment
+from pipelines.sources.probe import Look, Probe
 from transforms.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
 
 CRASHES = "crashes the decoder"
@@ -40,7 +40,7 @@ class Replay:
     of event time is all that counts. What is older than `horizon_us` before the last mark is in no window any more
     and is not read.
 
-    After a crash, records that may not have been decoded before are given to `probe` in a child process. Those that
+    After a crash, records that may not have been decoded before are given to `look` in a child process. Those that
     crash it are set aside: they go out as unreadable.
     """
 
@@ -48,12 +48,12 @@ class Replay:
         self,
         journal: Journal,
         times_of: Callable[[pa.RecordBatch], Int64],
-        probe: Callable[[pa.RecordBatch], object],
+        look: Look,
         horizon_us: int,
     ) -> None:
         self._segments = journal.segments
         self._times_of = times_of
-        self._probe = probe
+        self._probe = Probe(look)
         self._marks = journal.marks
         self._done_rows = int(self._marks.rows[-1]) if len(self._marks.rows) else 0
         self._first_needed = self._find_first(horizon_us)
@@ -92,6 +92,7 @@ class Replay:
                 batch, numbers = self._without_crashing(batch, numbers)
             if batch.num_rows:
                 self.pending.append((batch, records.times[np.isin(records.numbers, numbers)]))
+        self._probe.close()
 
     def _needed(self) -> list[Segment]:
         return [segment for segment in self._segments if segment.end_row > self._first_needed]
@@ -106,7 +107,7 @@ class Replay:
 
     def _without_crashing(self, batch: pa.RecordBatch, numbers: Int64) -> tuple[pa.RecordBatch, Int64]:
         crashing = np.zeros(batch.num_rows, bool)
-        crashing[find_crashing(batch, self._probe)] = True
+        crashing[self._probe.find_crashing(batch)] = True
         self.found += numbers[crashing].tolist()
         return self._without(batch, numbers, crashing)
 
@@ -146,25 +147,3 @@ def _by_schema(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
     for batch in batches:
         by_schema.setdefault(batch.schema.serialize().to_pybytes(), []).append(batch)
     return [concat_batches(group) for group in by_schema.values()]
-
-
-def find_crashing(batch: pa.RecordBatch, probe: Callable[[pa.RecordBatch], object]) -> list[int]:
-    """The rows at which `probe` ends a child process with an error or a signal, found by halving."""
-    if not batch.num_rows or _survives(batch, probe):
-        return []
-    if batch.num_rows == 1:
-        return [0]
-    half = batch.num_rows // 2
-    rest = find_crashing(batch.slice(half), probe)
-    return [*find_crashing(batch.slice(0, half), probe), *(half + row for row in rest)]
-
-
-def _survives(batch: pa.RecordBatch, probe: Callable[[pa.RecordBatch], object]) -> bool:
-    child = os.fork()
-    if child == 0:
-        try:
-            probe(batch)
-        except BaseException:  # noqa: BLE001, whatever it is: the parent looks for the record
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
