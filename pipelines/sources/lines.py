@@ -99,7 +99,7 @@ def read_header(path: str) -> tuple[tuple[str, ...], int] | None:
             break
     if not buffer:
         return None
-    if torn or not len(stops):
+    if 0 in torn or not len(stops):
         raise ValueError(f"not CSV: {torn[0]}" if torn else f"it has more than {MAX_LINE_BYTES} bytes")
     record = buffer[: stops[0]]
     text = record.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
