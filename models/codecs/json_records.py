@@ -30,7 +30,8 @@ _NEGATIVE_ZERO = re.compile(rb"-0[\s,}\]]")
 def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
     """Decode one JSON object a payload: UTF-8, with white space and a byte order mark if it likes.
 
-    It is JSON of RFC 8259, which has no NaN and no Infinity. A field of the contract that stands twice is a fault.
+    It is JSON of RFC 8259, which has no NaN and no Infinity: in a field of the contract they are numbers that are not
+    finite, which no rule lets pass. A field of the contract that stands twice is a fault.
     """
 
     def decode_block(part: pa.BinaryArray, found: RowFaults) -> Columns:
@@ -120,6 +121,9 @@ def _read_object(payload: bytes, number: int, contract: Contract, faults: RowFau
     if not isinstance(found, dict):
         faults.add(row, RECORD, "not a JSON object", [payload])
         return {}
+    if _has_constant({name: value for name, value in found.items() if name not in contract.fields}):
+        faults.add(row, RECORD, "not JSON", ["NaN or Infinity, which JSON does not have"])
+        return {}
     if isinstance(found, _Ambiguous):
         for name in sorted(found.twice & contract.fields.keys()):
             faults.add(row, name, "named twice", [found.pop(name)])
@@ -140,8 +144,14 @@ def _to_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found if len(found) == len(members) else _Ambiguous(members)
 
 
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+class _Constant(float):
+    """NaN or an infinity, which Python's reader takes though JSON does not have them."""
+
+
+def _has_constant(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_constant, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, _Constant)
 
 
 def _parse_int(text: str) -> int | float:
@@ -150,8 +160,8 @@ def _parse_int(text: str) -> int | float:
 
 
 # Numbers need a second look where they may be -0, or of more digits than Python makes an integer of.
-_PLAIN = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_to_object)
-_EXACT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_to_object, parse_int=_parse_int)
+_PLAIN = json.JSONDecoder(parse_constant=_Constant, object_pairs_hook=_to_object)
+_EXACT = json.JSONDecoder(parse_constant=_Constant, object_pairs_hook=_to_object, parse_int=_parse_int)
 
 
 def _depth(payload: bytes) -> int:

@@ -45,7 +45,7 @@ class NotCsv(ValueError):
 
 
 class Records(NamedTuple):
-    """Where the records of a block stop, int64[n], each starting where the one before stops; and which are torn, why."""
+    """Where each record of a block stops, int64[n], and the next one starts; and which of them are torn, and why."""
 
     stops: Places
     torn: dict[int, str]
