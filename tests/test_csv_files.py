@@ -229,13 +229,13 @@ def test_a_dead_letter_of_csv_keeps_its_record_with_its_line_breaks(runner, tmp_
     assert (reason["rule"], reason["value"]) == ("unreadable", "45 bytes: a quote opens what nothing closes")
 
 
-@pytest.mark.parametrize("behind", [b"e,1,2\n", b'e,1,"2"\n', b'"', b'"a"b\n', b"\n", b'x"\n'])
+@pytest.mark.parametrize("behind", [b"e,1,2\n", b'e,1,"2"\n', b'"', b'"a"b\n', b"\n"])
 def test_hostile_quotes_cost_no_memory_for_what_lies_behind(behind, tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "READ_BYTES", 1 << 14)
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 16)
     monkeypatch.setattr(lines, "HELD_BYTES", 1 << 14)
     path = tmp_path / "x.csv"
-    path.write_bytes(b'id,t,note\n"' + behind * ((1 << 20) // len(behind)))
+    path.write_bytes(b'id,t,note\n"' + behind * ((1 << 18) // len(behind)))
     rows = 0
     tracemalloc.start()
     for split in split_file(str(path), "csv"):
