@@ -158,6 +158,67 @@ def test_json_is_the_same_fast_slow_and_alone(payloads, refuse):
     assert found == [results(decode, [payload])[0] for payload in payloads]
 
 
+# After JSONTestSuite: what each text is, as a value of a field that nothing reads.
+JSON_SUITE = {
+    True: [
+        "0", "-0", "0e1", "0e+1", "1E22", "1E+2", "123.456e78", "-0.000000000000000000000000000001", "1e-2", "[]", "{}",
+        "[ ]", "[[]   ]", '[1,null,null,2]', '{"a":{}}', '{"a":1,"a":2}', '{"":0}', '"\\u0060\\u012a\\u12AB"',
+        '"\\ud801\\udc37"', '"\\"\\\\\\/\\b\\f\\n\\r\\t"', '"\\u0000"', '"\x7f"', '"\u2028"', '"\uffff"', '"a/*b*/"', "true",
+        "false", "null", " 1 ", "\t1\t", "1e400", "-1e400", "123123e100000", "0.4e00669999999999999999999999999999999",
+        "-123123123123123123123123123123", '"\\ud800"', '"\\udc00x"', '"\\ud800\\ud800"', '"\\uD834\\u0041"', "[" * 99 + "]" * 99,
+    ],
+    False: [
+        "", "-", "+1", "01", "-01", "1.", ".1", "-.1", "1.e1", "1e", "1e+", "1eE2", "0e", "0.e1", "1 000", "0x1", "1_0", "1a",
+        "--1", "++1", "-NaN", "NaN", "nan", "Inf", "Infinity", "-Infinity", "-Inf", "+Infinity", "[NaN]", '{"a":Infinity}',
+        "[1,]", "[,1]", "[1,,2]", "[1 2]", "[1", "1]", "[1:2]", '{"a":1,}', '{"a" 1}', '{"a"}', "{1:1}", "{a:1}", "{'a':1}",
+        '{"a":1 "b":2}', '{"a"::1}', '{"a":}', '{,}', "'a'", '"a', 'a"', '"\\a"', '"\\x00"', '"\\u00A"', '"\\uD800\\u1"', '"\\"',
+        '"\x01"', '"\t"', '"\x1f"', '"\x00"', "tru", "True", "TRUE", "nul", "undefined", "1//x", "1/**/", "#", "\x0c1", "\u00a01",
+        "\ufeff1", "\u20601", "\x001", "1\x00", "*", "<null>", "[1}", '{"a":1]', "]", "}", "\uff11", "1\u0661", "[" * 101 + "]" * 101,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_json_of_a_suite_is_right_or_refused_fast_slow_and_alone(right):
+    for text in JSON_SUITE[right]:
+        line = b'{"i":7,"x":%b}' % text.encode()
+        for payloads in ([line], [b'{"i":1}\n', line + b"\n", b'{"f":2,"s":"b"}\n']):
+            found = results(as_json, payloads)
+            with mock.patch.object(json_records, "_read_block", return_value=None):
+                assert found == results(as_json, payloads)
+            assert found == [results(as_json, [payload])[0] for payload in payloads]
+            values, reason = found[len(payloads) // 2]
+            assert (reason is None) == right, line
+            assert values[0] == ("7" if right else "None")
+
+
+BROKEN_UTF8 = [
+    b"\xff",
+    b"\xc0\xaf",
+    b"\xe0\xff",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\x80",
+    b"\xe2\x82",
+    b"\xfc\x83\xbf\xbf\xbf\xbf",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN_UTF8)
+def test_json_that_is_not_utf8_is_refused_wherever_it_is_not(text):
+    for line in (
+        b'{"i":7,"x":"%b"}',
+        b'{"i":7,"s":"%b"}',
+        b'{"i":7,"%b":1}',
+        b'{"i":7,"x":%b}',
+        b'{"i":7}%b',
+        b'%b{"i":7}',
+    ):
+        payloads = [b'{"i":1}\n', line % text + b"\n", b'{"i":2}\n']
+        assert [reason is None for _, reason in results(as_json, payloads)] == [True, False, True]
+        assert results(as_json, payloads[1:2])[0] == results(as_json, payloads)[1]
+
+
 @pytest.mark.parametrize("name", [*CONTRACT.fields, "x"])
 def test_every_odd_json_value_is_the_same_fast_slow_and_alone(name):
     texts = [*ODD_NUMBERS, *(f'"{t}"' for t in TIMES), *STRINGS, *NESTED]
@@ -274,6 +335,14 @@ def test_unknown_columns_are_kept_or_refused(refuse):
         (b'{"t":5}', [("t", "not a time")]),
         (b'{"u":"5"}', [("u", "not a time")]),
         (b'{"u":99999999999999}', [("u", "not a time")]),
+        (b'{"f":-Infinity}', {"f": -math.inf}),  # not finite: Validate says so
+        (b'{"i":NaN}', [("i", "not a 64-bit integer")]),
+        (b'{"x":{"y":[-Infinity]}}', [("(record)", "not JSON")]),
+        (b'{"x": Inf}', [("(record)", "not JSON")]),
+        (b'{"s":"a, NaN: [Infinity]"}', {"s": "a, NaN: [Infinity]"}),
+        (b'{"i":1,"i":1,"f":2}', [("i", "named twice")]),
+        (b'{"i":1,"\\u0069":2}', [("i", "named twice")]),
+        (b'{"i":1,"x":1,"x":{"i":2}}', {"i": 1}),
         (b'{"s":[],"f":{}}', [("f", "not a number"), ("s", "not UTF-8 text")]),
         (b'{"i":null}', {}),
         (b"nope", [("(record)", "not JSON")]),

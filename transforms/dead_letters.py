@@ -32,7 +32,7 @@ from transforms.batches import (
     without,
 )
 
-LINES = ("json", "csv")  # formats whose records are lines, which don't end in a newline as dead letters
+LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
 
 DEAD_LETTER_SCHEMA = pa.schema(
     [
@@ -70,7 +70,7 @@ def make_dead_letters(
         texts = rows_as_json({name: columns[name] for name in shown})
         payloads = [text if payload is None else payload for payload, text in zip(payloads, texts, strict=True)]
     if known_format in LINES:
-        payloads = [payload.rstrip(b"\r\n") for payload in payloads]
+        payloads = [payload.removesuffix(b"\n").removesuffix(b"\r") for payload in payloads]
     ids = python_values(columns[event.id]) if event.id in own else [None] * len(rows)
     times = columns.get(EVENT_TIME, columns.get(event.time, pa.nulls(len(rows))))
     letters = pa.RecordBatch.from_arrays(

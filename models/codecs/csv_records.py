@@ -1,8 +1,7 @@
-"""Records of CSV, one line each."""
+"""Records of CSV, one a payload, as RFC 4180 says."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +12,13 @@ import pyarrow.csv
 
 from models.codecs.columns import RECORD, Columns, coerce, fits_int64, wrong_type
 from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
+from models.codecs.rfc4180 import BYTE_ORDER_MARK, NotCsv, misplaced, split_fields
 from models.contract import UNIX_UNITS, Contract, Field
 from models.faults import RowFaults
 
 _INT_TEXT = r"^[+-]?[0-9]{1,19}$"
 _FLOAT_TEXT = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))$"
-_BYTE_ORDER_MARK = 0xEF  # its first byte; in text no character but odd ones starts so
+_ODD = BYTE_ORDER_MARK[0]  # in text no character but odd ones starts with it
 
 
 def decode_csv(
@@ -28,7 +28,7 @@ def decode_csv(
     refuse_unknown: bool,
     faults: RowFaults,
 ) -> Columns:
-    """Decode one line of CSV a payload; an empty field is a missing value."""
+    """Decode one record of CSV a payload; an empty field is a missing value."""
     for name in header if refuse_unknown else ():
         if name not in contract.fields:
             faults.add(np.arange(len(payloads)), name, "unknown field")
@@ -48,7 +48,7 @@ def decode_csv(
 
 
 def _read_block(payloads: pa.BinaryArray, header: Sequence[str]) -> Columns | None:
-    """All lines by Arrow's reader, or None where a line may be broken or need more care."""
+    """All records by Arrow's reader, or None where one may be broken or need more care."""
     starts, block = offsets_and_bytes(payloads)
     if not len(block) or (block == ord('"')).any() or (block == ord("\r")).any():
         return None
@@ -56,7 +56,7 @@ def _read_block(payloads: pa.BinaryArray, header: Sequence[str]) -> Columns | No
     last = block[starts[1:] - 1] == ord("\n")
     if (lengths - last).min() < 1 or np.count_nonzero(block == ord("\n")) != np.count_nonzero(last):
         return None
-    if (block[starts[:-1]] == _BYTE_ORDER_MARK).any():
+    if (block[starts[:-1]] == _ODD).any():
         return None
     try:
         return _read_plain(payloads, header)
@@ -65,19 +65,30 @@ def _read_block(payloads: pa.BinaryArray, header: Sequence[str]) -> Columns | No
 
 
 def _are_plain(payloads: pa.BinaryArray, fields: int) -> Mask:
-    """Which payloads Arrow's reader surely reads as we mean it: so many fields, no quotes, UTF-8."""
+    """Which payloads Arrow's reader surely reads as we mean it: UTF-8, so many fields, all quotes in their place."""
     starts, block = offsets_and_bytes(payloads)
+    quotes = np.flatnonzero(block == ord('"'))
+    plain = np.diff(np.searchsorted(quotes, starts)) % 2 == 0
+    if not plain.all():
+        even = np.flatnonzero(plain)
+        if len(even):
+            plain[even] = _are_plain(payloads.take(pa.array(even)), fields)
+        return np.asarray(plain)
+    plain[np.searchsorted(starts, misplaced(block, quotes, starts), "right") - 1] = False
 
     def count(byte: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.diff(np.searchsorted(np.flatnonzero(block == ord(byte)), starts))
+        places = np.flatnonzero(block == ord(byte))
+        if len(quotes):
+            places = places[np.searchsorted(quotes, places) % 2 == 0]
+        return np.diff(np.searchsorted(places, starts))
 
     padded = np.concatenate([np.zeros(2, np.uint8), block, np.zeros(1, np.uint8)])
     newline = (padded[starts[1:] + 1] == ord("\n")) & (np.diff(starts) > 0)
     returned = newline & (padded[starts[1:]] == ord("\r")) & (np.diff(starts) > 1)
-    plain = (count(",") == fields - 1) & (count('"') == 0)
+    plain &= count(",") == fields - 1
     plain &= (count("\n") == newline) & (count("\r") == returned)
     plain &= np.diff(starts) > newline.astype(int) + returned
-    plain &= padded[starts[:-1] + 2] != _BYTE_ORDER_MARK
+    plain &= padded[starts[:-1] + 2] != _ODD
     try:
         payloads.cast(pa.string())
     except pa.ArrowInvalid:
@@ -93,31 +104,30 @@ def _read_plain(payloads: pa.BinaryArray, header: Sequence[str]) -> Columns:
         read_options=pa.csv.ReadOptions(
             column_names=list(header), use_threads=False, block_size=max(len(lines) + 1, 1 << 16)
         ),
-        parse_options=pa.csv.ParseOptions(ignore_empty_lines=False),
+        parse_options=pa.csv.ParseOptions(ignore_empty_lines=False, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             column_types={name: pa.string() for name in header}, null_values=[""], strings_can_be_null=True
         ),
     ).combine_chunks()
     if table.num_rows != len(payloads):
-        raise pa.ArrowInvalid(f"{table.num_rows} rows in {len(payloads)} lines")
+        raise pa.ArrowInvalid(f"{table.num_rows} rows in {len(payloads)} records")
     return {name: table.column(name).chunk(0) for name in header}
 
 
 def _read_each(payloads: pa.BinaryArray, header: Sequence[str], faults: RowFaults) -> Columns:
-    """Each line on its own: broken ones, quoted ones and odd ones."""
+    """Each record on its own: broken ones and odd ones."""
     rows: list[Sequence[str | None]] = []
     for number, payload in enumerate(payloads.to_pylist()):
         row: Sequence[str | None] = [None] * len(header)
         try:
             text = payload.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-            plain = not any(mark in text for mark in '"\r\n')
-            found = text.split(",") if plain and text else next(csv.reader([text], strict=True), [])
+            found = split_fields(text) if text else []
             if len(found) == len(header):
                 row = [value or None for value in found]
             else:
                 rule = f"not a line of {len(header)} fields"
                 faults.add(np.array([number]), RECORD, rule, [f"{len(found)} fields"])
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (NotCsv, UnicodeDecodeError) as error:
             faults.add(np.array([number]), RECORD, "not a line of CSV", [str(error)])
         rows.append(row)
     return {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(header)}

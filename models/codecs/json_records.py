@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 import secrets
@@ -22,18 +23,26 @@ MAX_DEPTH = 100  # of objects and lists in one another
 _OBJECT_LINE = r"^[ \t]*\{[^\n\r]*\}[ \t]*\r?\n?$"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
+_NOT_FINITE = r"[:\[,]\s*-?(NaN|Inf)"  # which Arrow's reader takes for numbers, and JSON does not have
 _NEGATIVE_ZERO = re.compile(rb"-0[\s,}\]]")
 
 
 def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool, faults: RowFaults) -> Columns:
-    """Decode one JSON object a payload: UTF-8, with white space and a byte order mark if it likes."""
+    """Decode one JSON object a payload: UTF-8, with white space and a byte order mark if it likes.
+
+    It is JSON of RFC 8259, which has no NaN and no Infinity: in a field of the contract they are numbers that are not
+    finite, which no rule lets pass. A field of the contract that stands twice is a fault.
+    """
 
     def decode_block(part: pa.BinaryArray, found: RowFaults) -> Columns:
         columns = _read_block(part, contract, refuse_unknown)
         return decode_each(part, found) if columns is None else coerce_all(columns, contract, found)
 
     def decode_each(part: pa.BinaryArray, found: RowFaults) -> Columns:
-        rows = [_read_object(payload.rstrip(b"\r\n"), number, found) for number, payload in enumerate(part.to_pylist())]
+        rows = [
+            _read_object(payload.rstrip(b"\r\n"), number, contract, found)
+            for number, payload in enumerate(part.to_pylist())
+        ]
         return decode_dicts(rows, contract, refuse_unknown, found)
 
     return decode_apart(payloads, _are_plain(payloads), faults, decode_block, decode_each)
@@ -47,6 +56,9 @@ def _are_plain(payloads: pa.BinaryArray) -> Mask:
     except pa.ArrowInvalid:
         plain &= [_is_utf8(payload) for payload in payloads.to_pylist()]
     starts, block = offsets_and_bytes(payloads)
+    text = block.tobytes()
+    if b"NaN" in text or b"Inf" in text:
+        plain &= ~_to_mask(pc.match_substring_regex(payloads, _NOT_FINITE))
     opening = block | 0x20 == ord("{")  # [ differs from { in that bit only
     if np.count_nonzero(opening) >= np.count_nonzero(plain) + MAX_DEPTH:  # as each plain one has one at least
         plain &= np.diff(np.searchsorted(np.flatnonzero(opening), starts)) <= MAX_DEPTH
@@ -95,7 +107,7 @@ def _loose_type(field: Field) -> pa.DataType:
     return field.arrow_type
 
 
-def _read_object(payload: bytes, number: int, faults: RowFaults) -> dict[str, Any]:
+def _read_object(payload: bytes, number: int, contract: Contract, faults: RowFaults) -> dict[str, Any]:
     row = np.array([number])
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
         faults.add(row, RECORD, f"nested deeper than {MAX_DEPTH} levels", [payload])
@@ -109,7 +121,37 @@ def _read_object(payload: bytes, number: int, faults: RowFaults) -> dict[str, An
     if not isinstance(found, dict):
         faults.add(row, RECORD, "not a JSON object", [payload])
         return {}
+    if _has_constant({name: value for name, value in found.items() if name not in contract.fields}):
+        faults.add(row, RECORD, "not JSON", ["NaN or Infinity, which JSON does not have"])
+        return {}
+    if isinstance(found, _Ambiguous):
+        for name in sorted(found.twice & contract.fields.keys()):
+            faults.add(row, name, "named twice", [found.pop(name)])
     return found
+
+
+class _Ambiguous(dict[str, Any]):
+    """An object that names some members twice; it has the last of each."""
+
+    def __init__(self, members: list[tuple[str, Any]]) -> None:
+        super().__init__(members)
+        counts = collections.Counter(name for name, _ in members)
+        self.twice = {name for name, count in counts.items() if count > 1}
+
+
+def _to_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    return found if len(found) == len(members) else _Ambiguous(members)
+
+
+class _Constant(float):
+    """NaN or an infinity, which Python's reader takes though JSON does not have them."""
+
+
+def _has_constant(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_constant, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, _Constant)
 
 
 def _parse_int(text: str) -> int | float:
@@ -118,8 +160,8 @@ def _parse_int(text: str) -> int | float:
 
 
 # Numbers need a second look where they may be -0, or of more digits than Python makes an integer of.
-_PLAIN = json.JSONDecoder(parse_constant=float)
-_EXACT = json.JSONDecoder(parse_constant=float, parse_int=_parse_int)
+_PLAIN = json.JSONDecoder(parse_constant=_Constant, object_pairs_hook=_to_object)
+_EXACT = json.JSONDecoder(parse_constant=_Constant, object_pairs_hook=_to_object, parse_int=_parse_int)
 
 
 def _depth(payload: bytes) -> int:

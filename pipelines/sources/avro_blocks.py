@@ -6,9 +6,10 @@ import bz2
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import cramjam
 import fastavro
 import numpy as np
 import pyarrow as pa
@@ -16,19 +17,24 @@ import zstandard
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from models.codecs import DATUM_ERRORS, WriterSchemaError, parse_writer_schema, row_as_json
+from models.codecs import DATUM_ERRORS, MAX_BLOCK_ROWS, WriterSchemaError, parse_writer_schema, row_as_json
 from pipelines.sources.raw import BrokenFile, raw_batch, rows_batch, unreadable
 from transforms.batches import FORMAT
 
 MAX_HEADER_BYTES = 4 << 20
 XZ_MEMORY_BYTES = 256 << 20
+ZSTANDARD_WINDOW_BYTES = 64 << 20
 MAX_BLOCK_BYTES = 64 << 20  # compressed or not
+MAX_ROW_BYTES = 4 << 20  # of which Python makes up to 200 times as much, if it is a list of records of a byte each
 READ_BYTES = 4 << 20
 
 _MAGIC = b"Obj\x01"
 _SYNC_BYTES = 16
 _METADATA = fastavro.parse_schema({"type": "map", "values": "bytes"})
-_CODEC_ERRORS = (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError, zstandard.ZstdError)
+_CODECS = ("null", "deflate", "snappy", "zstandard", "bzip2", "xz", "lz4")
+_CODEC_ERRORS = (
+    zlib.error, OSError, EOFError, ValueError, lzma.LZMAError, zstandard.ZstdError, cramjam.DecompressionError,
+)  # fmt: skip
 
 
 def read_avro(path: str) -> Iterator[pa.RecordBatch]:
@@ -47,16 +53,14 @@ def read_avro(path: str) -> Iterator[pa.RecordBatch]:
             place = buffer.place
             try:
                 count, data = _next_block(buffer, sync)
-                rows = _read_rows(schema, count, _decompress(codec, data))
+                for rows in _read_rows(schema, count, _decompress(codec, data)):
+                    yield _to_batch(rows, row)
+                    row += len(rows)
             except BrokenFile as error:
                 if buffer.place == place:  # it has no end where it says: look for the next sync mark
                     data = buffer.skip_past(sync)
                 yield unreadable(f"a broken Avro block at byte {place}: {error}", data, row)
                 row += 1
-                continue
-            if rows:
-                yield _to_batch(rows, row)
-            row += len(rows)
 
 
 class _Buffer:
@@ -101,6 +105,8 @@ def _read_header(head: bytes) -> tuple[Any, str, bytes, int]:
         text, codec = metadata["avro.schema"], metadata.get("avro.codec", b"null").decode()
     except DATUM_ERRORS as error:
         raise BrokenFile(f"its header is broken: {type(error).__name__} {error}") from None
+    if codec not in _CODECS:
+        raise BrokenFile(f"its codec {codec!r} is not one of {', '.join(_CODECS)}")
     sync = stream.read(_SYNC_BYTES)
     if len(sync) < _SYNC_BYTES:
         raise BrokenFile("its header is cut off")
@@ -147,9 +153,16 @@ def _decompress(codec: str, data: bytes) -> bytes:
             case "xz":
                 result = _bounded(lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES), data, limit)
             case "zstandard":
-                result = zstandard.ZstdDecompressor().stream_reader(data).read(limit)
+                machine = zstandard.ZstdDecompressor(max_window_size=ZSTANDARD_WINDOW_BYTES)
+                result = machine.stream_reader(data).read(limit)
+            case "snappy":
+                result = _sized(cramjam.snappy.decompress_raw, data[:-4], cramjam.snappy.decompress_raw_len(data[:-4]))
+                if zlib.crc32(result) != int.from_bytes(data[-4:], "big"):
+                    raise ValueError("its checksum is not that of its data")
+            case "lz4":  # fastavro's: the length in four bytes, little-endian, and a raw block
+                result = _sized(cramjam.lz4.decompress_block, data, int.from_bytes(data[:4], "little"))
             case _:
-                raise BrokenFile(f"the codec {codec} is not one of null, deflate, bzip2, xz and zstandard")
+                raise AssertionError(codec)
     except _CODEC_ERRORS as error:
         raise BrokenFile(f"{type(error).__name__} {error}") from None
     if len(result) == limit:
@@ -164,17 +177,56 @@ def _bounded(machine: Any, data: bytes, limit: int) -> bytes:
     return result
 
 
-def _read_rows(schema: Any, count: int, data: bytes) -> list[Any]:
+def _sized(decompress: Callable[[bytes], Any], data: bytes, size: int) -> bytes:
+    """What becomes of compressed data that says how much that is."""
+    if size > MAX_BLOCK_BYTES:
+        raise BrokenFile(f"more than {MAX_BLOCK_BYTES} bytes: {size}")
+    result = bytes(decompress(data))
+    if len(result) != size:
+        raise ValueError(f"{len(result)} bytes in place of {size}")
+    return result
+
+
+def _read_rows(schema: Any, count: int, data: bytes) -> Iterator[list[Any]]:
+    """The rows of a block, so many at once as a batch may have; BrokenFile before the first if it is broken."""
     if count > len(data):
         raise BrokenFile(f"{count} rows in {len(data)} bytes")
+    if len(data) > MAX_ROW_BYTES:
+        _check_rows(schema, count, data)
+    if count > MAX_BLOCK_ROWS:
+        for _ in _decode_rows(schema, count, data):
+            pass
+    yield from _decode_rows(schema, count, data)
+
+
+def _check_rows(schema: Any, count: int, data: bytes) -> None:
+    """Go over the rows of a block without making anything of them; BrokenFile if one is too large."""
+    if not (isinstance(schema, dict) and schema["type"] == "record"):
+        raise BrokenFile(f"{len(data)} bytes of what are no records")
+    nothing = fastavro.parse_schema({"type": "record", "name": schema["name"], "fields": []})
+    stream, place = io.BytesIO(data), 0
+    for _ in range(count):
+        try:
+            fastavro.schemaless_reader(stream, schema, nothing)
+        except DATUM_ERRORS as error:
+            raise BrokenFile(f"{type(error).__name__} {error}") from None
+        if stream.tell() - place > MAX_ROW_BYTES:
+            raise BrokenFile(f"a row of more than {MAX_ROW_BYTES} bytes")
+        place = stream.tell()
+
+
+def _decode_rows(schema: Any, count: int, data: bytes) -> Iterator[list[Any]]:
     stream = io.BytesIO(data)
-    try:
-        rows = [fastavro.schemaless_reader(stream, schema, None) for _ in range(count)]
-    except DATUM_ERRORS as error:
-        raise BrokenFile(f"{type(error).__name__} {error}") from None
-    if stream.read(1):
-        raise BrokenFile("bytes are left over")
-    return rows
+    for first in range(0, count, MAX_BLOCK_ROWS) or [0]:
+        size = min(MAX_BLOCK_ROWS, count - first)
+        try:
+            rows = [fastavro.schemaless_reader(stream, schema, None) for _ in range(size)]
+        except DATUM_ERRORS as error:
+            raise BrokenFile(f"{type(error).__name__} {error}") from None
+        if first + size == count and stream.read(1):
+            raise BrokenFile("bytes are left over")
+        if rows:
+            yield rows
 
 
 def _to_batch(rows: list[Any], first: int) -> pa.RecordBatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -20,7 +19,7 @@ from models.project import Project
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row
-from pipelines.sources.lines import compression_of, read_first_line, read_lines
+from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
 from transforms.batches import (
@@ -59,7 +58,7 @@ class SourceError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A part of a file: a Parquet row group, a range of bytes that lines start in, or the whole file.
+    """A part of a file: a Parquet row group, a range of bytes that lines start in, or all from `start` on.
 
     `header` names its columns, or tells why it can't be read. The whole segment of a journal stops at the record that
     it has to reach at least.
@@ -206,35 +205,27 @@ def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]
 
 
 def _split_lines(path: str, kind: str) -> Iterator[Split]:
+    """Ranges of bytes that lines start in; of CSV with quotes, whose records may go over lines, all in one."""
     header: tuple[str, ...] = ()
+    first = 0
     if kind == "csv":
         try:
-            first = read_first_line(path)
-            if first is None:
-                return
-            header = _read_header(first)
+            found = read_header(path)
         except (BrokenFile, ValueError) as error:
             yield Split(path, "unreadable", header=(f"its header can't be read: {error}",))
             return
+        if found is None:
+            return
+        header, first = found
     if compression_of(path):
-        yield Split(path, kind, header=header)
+        yield Split(path, kind, first, header=header)
         return
     size = _size(path)
-    for start in range(0, size, SPLIT_BYTES):
+    if kind == "csv" and (size - first <= SPLIT_BYTES or has_quotes(path, first)):
+        yield Split(path, kind, first, header=header)
+        return
+    for start in range(first, size, SPLIT_BYTES):
         yield Split(path, kind, start, min(start + SPLIT_BYTES, size), header)
-
-
-def _read_header(line: bytes) -> tuple[str, ...]:
-    """The names of a CSV file's columns; ValueError if they can't be told apart."""
-    try:
-        names = tuple(next(csv.reader([line.decode("utf-8-sig").rstrip("\r")], strict=True), []))
-    except csv.Error as error:
-        raise ValueError(f"not CSV: {error}") from None
-    if not names:
-        raise ValueError("the first line is empty")
-    if len(set(names)) < len(names):
-        raise ValueError("it names a column twice")
-    return names
 
 
 def _size(path: str) -> int:
@@ -251,6 +242,8 @@ def read_split(split: Split, fields: tuple[str, ...] | None = None) -> Iterator[
         yield from _read_journal(split)
     elif split.format == "unreadable":
         yield unreadable(split.header[0], b"", split.first_row)
+    elif split.format == "csv" and split.stop is None:
+        yield from read_records(split.path, split.start, split.header)
     else:
         yield from read_lines(split.path, split.format, split.start, split.stop, split.header)
 

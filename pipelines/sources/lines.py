@@ -1,8 +1,9 @@
-"""Lines of text files, plain or compressed, from any byte on."""
+"""Lines of text files and records of CSV, plain or compressed, from any byte on."""
 
 from __future__ import annotations
 
 import bz2
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,11 +16,13 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from models.codecs import MAX_BLOCK_ROWS
+from models.codecs.rfc4180 import NotCsv, Places, find_records, split_fields
 from pipelines.sources.raw import BrokenFile, raw_batch, unreadable
 from transforms.batches import COLUMNS, FORMAT
 
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
+HELD_BYTES = 1 << 20  # that are looked through for the end of a field that may go on
 
 # Of each compression: what undoes it, and how many bytes it may be given at once, so as not to
 # make gigabytes of them: 64 bytes of bzip2 can be 90 MB.
@@ -37,7 +40,7 @@ def compression_of(path: str) -> str | None:
 
 
 def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
-    """The bytes of a file from `start` on, uncompressed (then `start` is 0); BrokenFile where it is damaged."""
+    """The bytes of a file from `start` on, uncompressed; BrokenFile where it is damaged."""
     compression = compression_of(path)
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         if compression is None:
@@ -45,7 +48,10 @@ def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
             while block := file.read(READ_BYTES):
                 yield block
         else:
-            yield from _uncompressed(file, *_COMPRESSIONS[compression])
+            for block in _uncompressed(file, *_COMPRESSIONS[compression]):
+                if len(block) > start:
+                    yield block[start:]
+                start = max(start - len(block), 0)
 
 
 def _uncompressed(file: Any, make: Callable[[], Any], step: int) -> Iterator[bytes]:
@@ -78,21 +84,46 @@ def _uncompressed(file: Any, make: Callable[[], Any], step: int) -> Iterator[byt
         raise BrokenFile("it ends before its end mark")
 
 
-def read_first_line(path: str) -> bytes | None:
-    """The first line of a file, or of as much of it as may be one; None if it is empty."""
+def read_header(path: str) -> tuple[tuple[str, ...], int] | None:
+    """The names of a CSV file's columns and the bytes of its first record; None if it is empty.
+
+    Raises:
+        BrokenFile: if it can't be uncompressed so far.
+        ValueError: if the names can't be told apart.
+    """
     buffer = b""
-    for block in read_blocks(path):
+    for block in itertools.chain(read_blocks(path), [b""]):
         buffer += block
-        if b"\n" in block or len(buffer) > MAX_LINE_BYTES:
+        stops, torn = find_records(buffer, not block, HELD_BYTES)
+        if len(stops) or len(buffer) > MAX_LINE_BYTES:
             break
-    return buffer.partition(b"\n")[0] if buffer else None
+    if not buffer:
+        return None
+    if 0 in torn or not len(stops):
+        raise ValueError(f"not CSV: {torn[0]}" if torn else f"it has more than {MAX_LINE_BYTES} bytes")
+    record = buffer[: stops[0]]
+    text = record.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError("the first line is empty")
+    try:
+        names = tuple(split_fields(text))
+    except NotCsv as error:
+        raise ValueError(f"not CSV: {error}") from None
+    if len(set(names)) < len(names):
+        raise ValueError("it names a column twice")
+    return names, len(record)
+
+
+def has_quotes(path: str, start: int) -> bool:
+    """Whether there is a quote in a file from byte `start` on."""
+    return any(b'"' in block for block in read_blocks(path, start))
 
 
 def read_lines(path: str, kind: str, start: int, stop: int | None, header: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    """The lines that start in [start, stop): empty ones are passed over, as is the first if there is a header."""
-    metadata = {FORMAT: kind.encode(), COLUMNS: json.dumps(header).encode()}
+    """The lines that start in [start, stop); empty ones are passed over."""
+    metadata = _metadata(kind, header)
     # The line that starts before `start` belongs to the part before, unless it ends right there.
-    at, skip_line = max(start - 1, 0), bool(start or header)
+    at, skip_line = max(start - 1, 0), start > 0
     buffer = b""
     try:
         for block in read_blocks(path, at):
@@ -108,7 +139,7 @@ def read_lines(path: str, kind: str, start: int, stop: int | None, header: tuple
             if stop is not None and at + end > stop:
                 end = buffer.find(b"\n", stop - at - 1) + 1
             if end:
-                yield from _to_batches(buffer[:end], at, metadata)
+                yield from _to_batches(buffer[:end], _line_edges(buffer[:end]), at, metadata)
                 at, buffer = at + end, buffer[end:]
             if stop is not None and at >= stop:
                 return
@@ -119,15 +150,61 @@ def read_lines(path: str, kind: str, start: int, stop: int | None, header: tuple
         yield unreadable(f"broken after {at + len(buffer)} bytes: {error}", buffer, at)
         return
     if buffer:
-        yield from _to_batches(buffer, at, metadata)
+        yield from _to_batches(buffer, _line_edges(buffer), at, metadata)
 
 
-def _to_batches(block: bytes, offset: int, metadata: dict[bytes, bytes]) -> Iterator[pa.RecordBatch]:
+def read_records(path: str, start: int, header: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """The records of CSV from byte `start` on, over lines as their quotes say; empty lines are passed over.
+
+    What a quote in a line or record that is too large opens has no end that can be known, so it ends the reading.
+    """
+    metadata = _metadata("csv", header)
+    too_large = f"more than {MAX_LINE_BYTES} bytes"
+    at, buffer, skip_line = start, b"", False
+    try:
+        for block in itertools.chain(read_blocks(path, start), [b""]):
+            buffer += block
+            if skip_line:
+                skipped = buffer.find(b"\n") + 1
+                skip_line = not skipped
+                skipped = skipped or len(buffer)
+                if b'"' in buffer[:skipped]:
+                    yield unreadable(f"all from a quote in a line of {too_large} on", buffer, at)
+                    return
+                at, buffer = at + skipped, buffer[skipped:]
+            stops, torn = find_records(buffer, not block, HELD_BYTES)
+            edges, first = np.append(0, stops), 0
+            for record, why in sorted(torn.items()):
+                yield from _to_batches(buffer, edges[first : record + 1], at, metadata)
+                from_, to = edges[record : record + 2].tolist()
+                yield unreadable(f"{to - from_} bytes: {why}", buffer[from_:to], at + from_)
+                first = record + 1
+            yield from _to_batches(buffer, edges[first:], at, metadata)
+            at, buffer = at + int(edges[-1]), buffer[edges[-1] :]
+            if len(buffer) > MAX_LINE_BYTES:
+                if b'"' in buffer:
+                    yield unreadable(f"all from a record with quotes of {too_large} on", buffer, at)
+                    return
+                yield unreadable(f"a line of {too_large}", buffer, at)
+                at, buffer, skip_line = at + len(buffer), b"", True
+    except BrokenFile as error:
+        yield unreadable(f"broken after {at + len(buffer)} bytes: {error}", buffer, at)
+
+
+def _metadata(kind: str, header: tuple[str, ...]) -> dict[bytes, bytes]:
+    return {FORMAT: kind.encode(), COLUMNS: json.dumps(header).encode()}
+
+
+def _line_edges(block: bytes) -> Places:
+    """Where each line of a block starts, and where the last stops, which may have no end."""
+    edges = np.append(0, np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1)
+    return edges if edges[-1] == len(block) else np.append(edges, len(block))
+
+
+def _to_batches(block: bytes, edges: Places, offset: int, metadata: dict[bytes, bytes]) -> Iterator[pa.RecordBatch]:
+    """The records of a block, each from one edge to the next, but for empty lines."""
     data = np.frombuffer(block, np.uint8)
-    stops = np.flatnonzero(data == ord("\n")) + 1
-    if not len(stops) or stops[-1] != len(data):
-        stops = np.append(stops, len(data))
-    starts = np.concatenate([[0], stops[:-1]])
+    starts, stops = edges[:-1], edges[1:]
     lengths = stops - starts
     empty = np.isin(data[starts], (ord("\n"), ord("\r"))) & (lengths <= 2)
     for row in np.flatnonzero(empty & (lengths == 2)).tolist():
