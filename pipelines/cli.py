@@ -47,6 +47,9 @@ KafkaConfig = Annotated[
 ]
 Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Replace another run's output; what no run wrote is never removed.")
+]
 DEFAULT_REGISTRY = "sqlite:///.headrace/registry.db"
 
 
@@ -88,6 +91,7 @@ def run(
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
     files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a month.")] = 1,
+    replace: Replace = False,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     score_from: Annotated[
         datetime.datetime | None,
@@ -104,9 +108,14 @@ def run(
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
     with _clear_errors():
+        from pipelines.brokers import is_broker
+        from pipelines.sinks.publish import look_at
+
+        _require(bool(sink), "--sink names no folder and no topic")
+        if not is_broker(sink):
+            look_at(sink, replace)
         from models.codecs.times import micros_of
         from pipelines import run as running
-        from pipelines.brokers import is_broker
         from pipelines.display import console, outcome_table
 
         declared = load_project(project)
@@ -126,8 +135,8 @@ def run(
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
-            of_files = score_from is None and files == 1 and sink_format == "parquet"
-            _require(of_files, "--score-from, --sink-format and --files are for files, not for a stream")
+            of_files = score_from is None and files == 1 and sink_format == "parquet" and not replace
+            _require(of_files, "--score-from, --sink-format, --files and --replace are for files, not for a stream")
             _require(not (journal and on_flink), "on Flink, checkpoints take the place of --journal: leave it out")
             _require(len(labels or ()) < 2, "a stream has one subscription of --labels")
             bundle = running.load_bundle(declared, project, model, registry)
@@ -173,11 +182,14 @@ def run(
             score_from_us=micros_of(score_from) if score_from else None,
             alert_sinks=alert_to or (),
             threads=threads,
+            replace=replace,
             beam_args=beam_args,
         )
         if result is None:
             return
         console.print(outcome_table(result.outcomes, result.seconds))
+        if not (result.outcomes.get("scored") or result.outcomes.get("quarantined")):
+            console.print("no event was scored")
         if sink_format == "parquet":
             _print_scores(sink, declared)
         console.print(f"bundle {bundle.bundle_id}, output in {sink}")
@@ -192,6 +204,7 @@ def train(
     source_format: SourceFormat = None,
     start: Annotated[datetime.datetime | None, typer.Option(help="First day of training (UTC).")] = None,
     examples: Annotated[str | None, typer.Option(help="Folder to keep the computed examples in.")] = None,
+    replace: Replace = False,
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = "DirectRunner",
     registry: Registry = DEFAULT_REGISTRY,
@@ -200,6 +213,11 @@ def train(
 ) -> None:
     """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
     with _clear_errors():
+        _require(bool(examples) or not replace, "--replace is for the output of another run in --examples")
+        if examples:
+            from pipelines.sinks.publish import look_at
+
+            look_at(examples, replace)
         from pipelines import train as training
         from pipelines.run import open_source
 
@@ -216,6 +234,7 @@ def train(
             runner=runner,
             shards=shards,
             threads=threads,
+            replace=replace,
             beam_args=beam_args,
         )
         version = training.register(trained, declared, registry, promote)
@@ -659,6 +678,8 @@ _USERS_ERRORS = (
     "QualityStop",
     "BaselineError",
     "QuarantineError",
+    "SinkError",
+    "SampleError",
 )
 
 

@@ -19,6 +19,7 @@ from models.codecs.times import micros_of
 from models.evaluation import Evaluation, evaluate
 from models.project import PROJECT_FILE, Project
 from pipelines.display import working
+from pipelines.identity import identify
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import SCORES, WriteFiles
@@ -58,16 +59,21 @@ def train(
     runner: str = DIRECT,
     shards: int = DEFAULT_SHARDS,
     threads: int = 2,
+    replace: bool = False,
     beam_args: Sequence[str] = (),
 ) -> Trained:
-    """Train and evaluate on the source's events; the examples stay in `examples`, if it is given."""
+    """Train and evaluate on the source's events; the examples stay in `examples`, if it is given.
+
+    The output of another run in `examples` is refused, or replaced with `replace`.
+    """
     if project.label is None:
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         directory = examples or scratch
-        sink = WriteFiles(directory, project.event.id, project.event.time)
+        facts = {"project": project.name, **identify(project, source, {})}
+        sink = WriteFiles(directory, project.event.id, project.event.time, facts=facts, replace=replace)
         config = GraphConfig(project, source, CollectExamples(project), sink, shards)
-        result = run_graph(config, directory, runner, beam_args, "computing features")
+        result = run_graph(config, runner, beam_args, "computing features")
         if not result.outcomes.get("scored"):
             raise TrainingError("no event is left to train on; see the dead letters of `headrace run` for why")
         table = _ordered(_read_examples(directory, project), project)

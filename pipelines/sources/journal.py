@@ -78,7 +78,7 @@ class JournalWriter:
             raise JournalError(f"{directory}: is a file; a journal is a folder") from None
         self._directory = directory
         self._segment_bytes = segment_bytes
-        self._lock = (directory / ".lock").open("w")
+        self._lock = (directory / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
