@@ -26,6 +26,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
 from models.codecs import encode_json_lines
+from models.faults import first_rules
 from models.quality.records import Verdict, WindowStatistics
 from models.windows import sort_order
 from pipelines.sinks.folder import Folder, claim, staging_of
@@ -241,15 +242,18 @@ def check_counts(outcomes: collections.Counter[str]) -> None:
 
 def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
     """Dead letters by outcome, and the others than duplicates by step, field and rule of their first reason."""
+    found: collections.Counter[tuple[str, tuple[str, str]]] = collections.Counter()
+    for start in range(0, dead.num_rows, ROWS_AT_ONCE):
+        part = dead.slice(start, ROWS_AT_ONCE)
+        rules = first_rules(column(part, "reasons").to_pylist())
+        found.update(zip(column(part, "step").to_pylist(), rules, strict=True))
     counts: collections.Counter[str] = collections.Counter()
-    steps = column(dead, "step").to_pylist()
-    for step, text in zip(steps, column(dead, "reasons").to_pylist(), strict=True):
-        reason = json.loads(text)[0]
-        if reason["rule"] == DUPLICATE:
-            counts["duplicate"] += 1
+    for (step, (field, rule)), count in found.items():
+        if rule == DUPLICATE:
+            counts["duplicate"] += count
         else:
-            counts["dead-lettered"] += 1
-            counts[f"dead-lettered: {step}: {reason['field']}: {reason['rule']}"] += 1
+            counts["dead-lettered"] += count
+            counts[f"dead-lettered: {step}: {field}: {rule}"] += count
     return dict(counts)
 
 
