@@ -71,7 +71,7 @@ class Scores:
     def column(self, name: str) -> pa.Array:
         """A column of all rows, file by file."""
         tables = [pq.read_table(path, columns=[name]) for path in self.paths]
-        return pa.concat_tables(tables, promote=True).column(name).combine_chunks()
+        return pa.concat_tables(tables, promote_options="default").column(name).combine_chunks()
 
     def bundles(self) -> tuple[str, ...]:
         """The ids of the bundles that scored, in order."""

@@ -131,8 +131,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         month, shard = divmod(number, self.files)
         prefix = "part" if kind == DEAD_LETTERS else str(np.datetime64(month, "M"))
         name = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
-        batch = concat_batches(batches)
-        batches.clear()  # a file's rows are here once, and not once more
+        batch = _gather(batches)
         ends = {SCORES: "scored", QUARANTINE: "quarantined"}
         outcomes = {ends[kind]: batch.num_rows} if kind in ends else count_reasons(batch)
         with self._create(kind, name) as file:
@@ -260,6 +259,18 @@ def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
 def _as_line(record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
     kind = "verdicts" if isinstance(record, Verdict) else "statistics"
     return kind, (record.window_end_us, record.to_json())
+
+
+def _gather(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """All rows of the batches, which are taken out of their list: a column at a time, so that none is there twice."""
+    names = batches[0].schema.names
+    columns = [list(batch.columns) for batch in batches]
+    batches.clear()
+    gathered = [
+        concat_batches([pa.RecordBatch.from_arrays([part.pop(0)], names=[name]) for part in columns]).column(0)
+        for name in names
+    ]
+    return pa.RecordBatch.from_arrays(gathered, names=names)
 
 
 def _in_order(batch: pa.RecordBatch, first: str, second: str) -> Iterator[pa.RecordBatch]:
