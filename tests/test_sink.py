@@ -271,8 +271,7 @@ def test_a_full_disk_publishes_nothing_and_leaves_nothing(tmp_path):
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode
-    line = done.stderr.strip().splitlines()[-1]
-    assert "SinkError" in line
+    line = next(line for line in done.stderr.splitlines() if "SinkError: " in line)
     assert f"{tmp_path}/out/.staging-" in line
     assert "cannot be written: File too large" in line
     assert list((tmp_path / "out").iterdir()) == []
