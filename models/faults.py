@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
@@ -19,29 +20,25 @@ class RowFaults:
 
     def __init__(self, rows: int) -> None:
         self.bad = np.zeros(rows, dtype=bool)
-        self._reasons: dict[int, list[dict[str, str]]] = {}
+        self._reasons: dict[int, str] = {}  # a row's, as the items of a JSON list
 
     def add(self, rows: Rows, field: str, rule: str, values: pa.Array | Sequence[Any] | None = None) -> None:
         """Say that `rows` break `rule` in `field`; `values` is the whole column, or one value a named row."""
         if not len(rows):
             return
-        self.bad[rows] = True
+        self.bad[rows if len(rows) > 1 else int(rows[0])] = True  # a record at a time is refused where all are broken
         if values is None:
             texts: Sequence[Any] = [""] * len(rows)
         elif isinstance(values, pa.Array):
             texts = python_values(values.take(pa.array(rows)))
         else:
             texts = values
-        field = _printable(field)
-        for row, text in zip(rows.tolist(), texts, strict=True):
-            reason = {"field": field, "rule": rule, "value": _shorten(text)}
-            self._reasons.setdefault(row, []).append(reason)
+        self._extend(rows.tolist(), reason_texts(field, rule, texts))
 
     def include(self, others: RowFaults, rows: Rows) -> None:
         """Take over the reasons of a part of the batch: its row i is row `rows[i]` here."""
         self.bad[rows] |= others.bad
-        for row, reasons in others._reasons.items():
-            self._reasons.setdefault(int(rows[row]), []).extend(reasons)
+        self._extend(rows[list(others._reasons)].tolist() if others._reasons else [], others._reasons.values())
 
     @property
     def rows(self) -> Rows:
@@ -50,7 +47,31 @@ class RowFaults:
 
     def reasons(self) -> list[str]:
         """For each bad row, ascending, its reasons as a JSON list of {field, rule, value}."""
-        return [json.dumps(self._reasons[row], ensure_ascii=False) for row in self.rows.tolist()]
+        return [f"[{self._reasons[row]}]" for row in self.rows.tolist()]
+
+    def _extend(self, rows: Sequence[int], texts: Iterable[str]) -> None:
+        reasons = self._reasons
+        for row, text in zip(rows, texts, strict=True):
+            before = reasons.get(row)
+            reasons[row] = text if before is None else f"{before}, {text}"
+
+
+def reason_texts(field: str, rule: str, values: Iterable[Any]) -> list[str]:
+    """The reason against a row for each value, as a JSON object of field, rule and value."""
+    start = f'{{"field": {encode_basestring(_printable(field))}, "rule": {encode_basestring(rule)}, "value": '
+    return [f"{start}{encode_basestring(_shorten(value))}}}" for value in values]
+
+
+def first_rules(reasons: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The field and the rule of the first of each row's reasons."""
+    known: dict[str, tuple[str, str]] = {}
+    for text in reasons:
+        # A quote within a JSON string has a backslash before it, so this is no part of a field or rule.
+        head = text[: text.index('", "value": "')]
+        if head not in known:
+            reason = json.loads(head + '"}]')[0]
+            known[head] = reason["field"], reason["rule"]
+        yield known[head]
 
 
 def python_values(column: pa.Array) -> list[Any]:
@@ -83,10 +104,12 @@ def _python_value(scalar: pa.Scalar, number: int | None) -> Any:
 def _shorten(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, str) and len(value) <= MAX_VALUE_CHARS and value.isascii():
+        return value
     text = _printable(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value))
     return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
 
 
 def _printable(text: str) -> str:
     """Text as UTF-8 can hold it: JSON can spell a lone surrogate."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -15,11 +15,13 @@ depends on the processor, its mathematical library or the number of threads.
 from __future__ import annotations
 
 import datetime
+import filecmp
 import functools
 import math
 import os
 import pathlib
 import statistics
+import tempfile
 from collections.abc import Callable
 from typing import Literal
 
@@ -178,6 +180,10 @@ def _draw_compromised(
     return compromised
 
 
+class SampleError(ValueError):
+    """A sample that would take the place of other files."""
+
+
 def write_sample(
     directory: pathlib.Path,
     rows: int,
@@ -191,25 +197,26 @@ def write_sample(
 
     A file is named `transactions-2018-04-01.parquet` and appears whole or not at all. In CSV and JSON lines
     times are `YYYY-MM-DD HH:MM:SS`, in Avro timestamp-micros. `on_rows` gets the rows of each file written.
+    SampleError, and nothing is written, if a file of one of the names is there with other bytes.
     """
     write = _WRITERS[format]
     table = generate_transactions(rows, seed, days, start)
     ends = np.searchsorted(table["TX_TIME_DAYS"].to_numpy(), np.arange(days + 1)).tolist()
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for day in range(days):
-        name = f"transactions-{start + datetime.timedelta(days=day)}.{format}"
-        partial = directory / f".{name}.partial"
-        of_day = table.slice(ends[day], ends[day + 1] - ends[day])
-        try:
-            write(of_day, partial)
-            os.replace(partial, directory / name)
-        finally:
-            partial.unlink(missing_ok=True)
-        paths.append(directory / name)
-        if on_rows is not None:
-            on_rows(of_day.num_rows)
-    return paths
+    names = [f"transactions-{start + datetime.timedelta(days=day)}.{format}" for day in range(days)]
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".sample-") as unfinished:
+        made = [pathlib.Path(unfinished, name) for name in names]
+        for path, first, end in zip(made, ends[:-1], ends[1:], strict=True):
+            write(table.slice(first, end - first), path)
+            target = directory / path.name
+            if os.path.lexists(target) and not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
+                raise SampleError(f"{target}: is there already and is not replaced: name another folder")
+            if on_rows is not None:
+                on_rows(end - first)
+        for path in made:
+            if not os.path.lexists(directory / path.name):
+                os.replace(path, directory / path.name)
+    return [directory / name for name in names]
 
 
 def _write_csv(table: pa.Table, path: pathlib.Path) -> None:

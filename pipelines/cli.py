@@ -67,6 +67,9 @@ KafkaConfig = Annotated[
 ]
 Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Replace another run's output; what no run wrote is never removed.")
+]
 
 
 @app.command(context_settings=_BEAM)
@@ -113,6 +116,7 @@ def run(
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
     files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a month.")] = 1,
+    replace: Replace = False,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     score_from: Annotated[
         datetime.datetime | None,
@@ -130,6 +134,7 @@ def run(
     """Score the events of a source. Options that are not listed go to Beam."""
     with _clear_errors():
         from pipelines.brokers import is_broker
+        from pipelines.sinks.publish import look_at
 
         declared = load_project(project)
         _require(sink_format in ("parquet", "jsonl"), f"--sink-format is parquet or jsonl, not {sink_format}")
@@ -143,8 +148,8 @@ def run(
         streamed = [uri for uri in [*source, sink] if is_broker(uri)]
         if streamed:
             _require(len(streamed) == len(source) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
-            of_files = score_from is None and files == 1 and sink_format == "parquet"
-            _require(of_files, "--score-from, --sink-format and --files are for files, not for a stream")
+            of_files = score_from is None and files == 1 and sink_format == "parquet" and not replace
+            _require(of_files, "--score-from, --sink-format, --files and --replace are for files, not for a stream")
             _require(
                 not (journal and runner == FLINK), "on Flink, checkpoints take the place of --journal: leave it out"
             )
@@ -161,6 +166,8 @@ def run(
         require_values(values)
         _require(bool(sink), "--sink is empty: name a folder or a topic")
         require_file_system(sink)
+        if not is_broker(sink):
+            look_at(sink, replace)
         _require(
             kafka_config is None or pathlib.Path(kafka_config).is_file(), f"--kafka-config {kafka_config}: no file"
         )
@@ -214,11 +221,14 @@ def run(
             score_from_us=micros_of(score_from) if score_from else None,
             alert_sinks=alert_to or (),
             threads=threads,
+            replace=replace,
             beam_args=beam_args,
         )
         if result is None:
             return
         console.print(outcome_table(result.outcomes, result.seconds))
+        if not (result.outcomes.get("scored") or result.outcomes.get("quarantined")):
+            console.print("no event was scored")
         if sink_format == "parquet":
             _print_scores(sink, declared, bundle, labels or ())
         console.print(f"bundle {bundle.bundle_id}, output in {sink}", soft_wrap=True)
@@ -236,6 +246,7 @@ def train(
         str | None,
         typer.Option(help="Folder to keep the examples and dead letters in; else dead letters are in .headrace."),
     ] = None,
+    replace: Replace = False,
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = DIRECT,
     registry: Registry = None,
@@ -249,6 +260,11 @@ def train(
         _check_source_format(source_format)
         _require_labels(declared, labels)
         require_files([*source, *(labels or ())])
+        _require(bool(examples) or not replace, "--replace is for the output of another run in --examples")
+        if examples:
+            from pipelines.sinks.publish import look_at
+
+            look_at(examples, replace)
         registry = find_registry(project, registry, create=True)
 
         from pipelines import train as training
@@ -265,6 +281,7 @@ def train(
             runner=runner,
             shards=shards,
             threads=threads,
+            replace=replace,
             beam_args=beam_args,
         )
         version = training.register(trained, declared, registry, promote)
@@ -760,6 +777,8 @@ _USERS_ERRORS = (
     "QualityStop",
     "BaselineError",
     "QuarantineError",
+    "SinkError",
+    "SampleError",
 )
 
 

@@ -128,15 +128,12 @@ def dry_run(pipeline: beam.Pipeline) -> JobSummary:
     )
 
 
-def done_here(pipeline: beam.Pipeline) -> bool:
-    """Make a dry run and show it, or write a template, where the options ask for that; False if a job is to run."""
+def make(pipeline: beam.Pipeline) -> None:
+    """Make a dry run and show it, or write a template, as the options ask for."""
     if pipeline.options.view_as(TestOptions).dry_run:
         console.print(facts_table(dry_run(pipeline).facts()))
-        return True
-    if pipeline.options.view_as(GoogleCloudOptions).template_location:
+    else:
         pipeline.run()
-        return True
-    return False
 
 
 def describe_steps(graph: api.Pipeline) -> list[str]:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, TestOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from models.project import Project
@@ -18,6 +18,7 @@ from transforms.gate import WatchScores
 
 __all__ = ["DATAFLOW", "DEFAULT_SHARDS", "DIRECT", "FLINK", "FN_API", "GraphConfig", "make_pipeline", "unknown_options"]
 
+IN_PROCESS = (LocalRunner, FnApiRunner)
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 
 
@@ -50,6 +51,12 @@ def make_pipeline(runner: str, beam_args: Sequence[str]) -> beam.Pipeline:
 
         beam_args = [*beam_args, *SELF_CONTAINED]
     return beam.Pipeline(options=PipelineOptions([*beam_args, f"--runner={runner}"]))
+
+
+def is_only_made(pipeline: beam.Pipeline) -> bool:
+    """Whether the options ask for a dry run or a template: nothing is read or written then."""
+    dry: bool = pipeline.options.view_as(TestOptions).dry_run
+    return dry or bool(pipeline.options.view_as(GoogleCloudOptions).template_location)
 
 
 def unknown_options(args: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ def check_parity(
             sink = WriteFiles(directory, project.event.id, project.event.time)
             watch = watch_scores(project, bundle, boundary_us, "fallback", DEFAULT_SHARDS)
             config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, watch=watch)
-            return run_graph(config, directory, DIRECT, (), name)
+            return run_graph(config, DIRECT, (), name)
 
         window_us = project.quality.window if project.quality else None
         batch = run("batch", ReadFiles((str(events),)), SLICE_US)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -28,8 +29,9 @@ from models.quality.windows import WindowJudge, read_baseline
 from models.schemas import SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from models.training import DAY_US
 from pipelines.display import working
+from pipelines.identity import identify
 from pipelines.known_labels import with_labels
-from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, GraphConfig, make_pipeline
+from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, IN_PROCESS, GraphConfig, is_only_made, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, format_of, match_files
@@ -126,10 +128,23 @@ def score(
     score_from_us: int | None = None,
     alert_sinks: Sequence[str] = (),
     threads: int = 2,
+    replace: bool = False,
     beam_args: Sequence[str] = (),
 ) -> RunResult | None:
-    """Run the graph and wait for its end; None if nothing was to run, but to be checked or made a template."""
+    """Run the graph and wait for its end; None if nothing was to run, but to be checked or made a template.
+
+    The output of another run in `directory` is refused, or replaced with `replace`.
+    """
     scorer = Scorer.from_bundle(bundle, nthread=threads)
+    pipeline = make_pipeline(runner, beam_args)
+    only_made = runner == DATAFLOW and is_only_made(pipeline)
+    options = {
+        "bundle": bundle.bundle_id,
+        "format": sink_format,
+        "files": files,
+        "reason_codes": reason_codes,
+        "score_from": score_from_us,
+    }
     config = GraphConfig(
         project=project,
         source=source,
@@ -144,25 +159,24 @@ def score(
                 "project": project.name,
                 "bundle_id": bundle.bundle_id,
                 "schema_digest": schema_digest(project.contract.text),
+                **({} if only_made else identify(project, source, options)),
             },
             source_format=source.format,
+            replace=replace,
+            baseline=bundle.baseline if project.quality else None,
         ),
         shards=shards,
         score_from_us=score_from_us,
         watch=watch_scores(project, bundle, SLICE_US, "fail", shards),
         alert_sinks=tuple(alert_sinks),
     )
-    pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
-    if runner == DATAFLOW:
-        from pipelines.dataflow import done_here
+    if only_made:
+        from pipelines.dataflow import make
 
-        if done_here(pipeline):
-            return None
-    result = run_pipeline(pipeline, directory, "scoring")
-    if config.watch and bundle.baseline and "://" not in directory:
-        pathlib.Path(directory, QUALITY, "baseline.json").write_bytes(bundle.baseline)
-    return result
+        make(pipeline)
+        return None
+    return run_pipeline(pipeline, config.sink, "scoring")
 
 
 def compute_baseline(
@@ -185,7 +199,7 @@ def compute_baseline(
         scorer = Scorer.from_bundle(bundle, nthread=threads)
         sink = WriteFiles(scratch, project.event.id, project.event.time, source_format=source.format)
         config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, score_from_us=from_us)
-        run_graph(config, scratch, DIRECT, (), "scoring the baseline")
+        run_graph(config, DIRECT, (), "scoring the baseline")
         table = read_kind(scratch, SCORES)
         if to_us is not None and table.num_rows:
             table = table.filter(pa.compute.less(table.column(project.event.time).cast(pa.int64()), to_us))
@@ -204,20 +218,24 @@ def watch_scores(
     return WatchScores(WindowJudge(project, baseline), boundary_us, on_stop, shards)
 
 
-def run_graph(config: GraphConfig, directory: str, runner: str, beam_args: Sequence[str], title: str) -> RunResult:
+def run_graph(config: GraphConfig, runner: str, beam_args: Sequence[str], title: str) -> RunResult:
     """Build the graph, run it to its end, and read what it says of itself."""
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
-    return run_pipeline(pipeline, directory, title)
+    return run_pipeline(pipeline, config.sink, title)
 
 
-def run_pipeline(pipeline: beam.Pipeline, directory: str, title: str) -> RunResult:
-    """Run a graph to its end, and read what it says of itself."""
+def run_pipeline(pipeline: beam.Pipeline, sink: WriteFiles, title: str) -> RunResult:
+    """Run a graph to its end, holding its sink, and read what it says of itself."""
     started = time.monotonic()
-    with working(title):
-        pipeline.run().wait_until_finish()
+    with sink.held(), contextlib.ExitStack() as failed:
+        if isinstance(pipeline.runner, IN_PROCESS):  # elsewhere a job may still be writing when this process gives up
+            failed.callback(sink.discard)
+        with working(title):
+            pipeline.run().wait_until_finish()
+        failed.pop_all()
     seconds = time.monotonic() - started
-    return RunResult(directory, read_success(directory)["events"], seconds)
+    return RunResult(sink.directory, read_success(sink.directory)["events"], seconds)
 
 
 def read_success(directory: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from models.project import Project
 from pipelines.brokers import Broker, BrokerError, open_broker
 from pipelines.display import working
 from pipelines.engine import LocalRunner
-from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, FLINK, GraphConfig, make_pipeline
+from pipelines.options import DATAFLOW, DEFAULT_SHARDS, DIRECT, FLINK, GraphConfig, is_only_made, make_pipeline
 from pipelines.parity import event_times, read_payloads, read_texts
 from pipelines.run import watch_scores
 from pipelines.score import build
@@ -98,11 +98,11 @@ def score_stream(
     )
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
-    if runner == DATAFLOW:
-        from pipelines.dataflow import done_here
+    if runner == DATAFLOW and is_only_made(pipeline):
+        from pipelines.dataflow import make
 
-        if done_here(pipeline):
-            return
+        make(pipeline)
+        return
     with working("scoring"), _status_lines(status), _stopped_by_signals(pipeline.runner):
         pipeline.run().wait_until_finish()
 

@@ -22,6 +22,7 @@ from models.evaluation import Evaluation, evaluate
 from models.project import PROJECT_FILE, Project
 from models.training import TrainingError
 from pipelines.display import working
+from pipelines.identity import identify
 from pipelines.known_labels import with_labels
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
@@ -76,20 +77,30 @@ def train(
     runner: str = DIRECT,
     shards: int = DEFAULT_SHARDS,
     threads: int = 2,
+    replace: bool = False,
     beam_args: Sequence[str] = (),
 ) -> Trained:
     """Train and evaluate on the source's events.
 
-    The examples stay in `examples`, if it is given, and with them the dead letters, which else go to the folder
-    `dead_letters`, in place of those of the training before.
+    The examples stay in `examples`, if it is given, where the output of another run is refused, or replaced with
+    `replace`. With them stay the dead letters, which else go to the folder `dead_letters`, in place of those of the
+    training before.
     """
     if project.label is None:
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         directory = examples or scratch
-        sink = WriteFiles(directory, project.event.id, project.event.time, source_format=source.format)
+        facts = {"project": project.name, **identify(project, source, {})}
+        sink = WriteFiles(
+            directory,
+            project.event.id,
+            project.event.time,
+            facts=facts,
+            source_format=source.format,
+            replace=replace,
+        )
         config = GraphConfig(project, source, CollectExamples(project), sink, shards)
-        result = run_graph(config, directory, runner, beam_args, "computing features")
+        result = run_graph(config, runner, beam_args, "computing features")
         kept = f"{examples.rstrip('/')}/{DEAD_LETTERS}" if examples else _keep(scratch, dead_letters)
         kept = kept if result.outcomes.get("dead-lettered") or result.outcomes.get("duplicate") else None
         _check_dead_letters(project, result, kept)

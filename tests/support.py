@@ -20,6 +20,7 @@ import xgboost
 
 from models.booster import Scorer
 from models.project import Project, RollingFeature, load_project
+from pipelines.identity import identify
 from pipelines.options import DIRECT, GraphConfig, make_pipeline
 from pipelines.score import build
 from pipelines.sinks.files import WriteFiles
@@ -80,15 +81,18 @@ def run_graph(
     slice_us: int | None = None,
     score_from_us: int | None = None,
     reason_codes: int = 0,
+    replace: bool = False,
 ) -> Output:
     """Run the whole graph over files and read what it wrote."""
     project = project or card_fraud()
     source = ReadFiles(tuple(sources)) if slice_us is None else ReadFiles(tuple(sources), slice_us=slice_us)
+    facts = identify(project, source, {"score_from": score_from_us, "reason_codes": reason_codes})
+    sink = WriteFiles(str(directory), project.event.id, project.event.time, facts=facts, replace=replace)
     config = GraphConfig(
         project,
         source,
         Score(project, tiny_scorer(project.model.inputs), "bundle", reason_codes),
-        WriteFiles(str(directory), project.event.id, project.event.time),
+        sink,
         shards,
         score_from_us,
     )

@@ -1,5 +1,6 @@
 """The command as people use it: every command of the README runs, and wrong input gets one clear line."""
 
+import json
 import os
 import pathlib
 import re
@@ -131,3 +132,17 @@ def test_jsonl_output_and_a_second_version(trained, tmp_path):
     headrace("train", "card_fraud", "--source", "data/*.parquet", "--start", "2018-05-10", "--promote", cwd=trained)
     assert "version 2" in headrace("models", "card_fraud", cwd=trained).stdout
     assert "version 1 is champion" in headrace("promote", "card_fraud", "1", cwd=trained).stdout
+
+
+def test_a_sink_of_another_run_is_refused_and_a_run_of_nothing_says_so(trained, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    args = ["run", "card_fraud", "--sink", str(tmp_path / "out"), "--source"]
+    assert "no event was scored" in headrace(*args, str(tmp_path / "none.jsonl"), cwd=trained).stdout
+    said = json.loads((tmp_path / "out" / "_SUCCESS.json").read_text())
+    listed = {f"{file['kind']}/{file['name']}" for file in said["files"]}
+    assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/*")} == listed
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    (tmp_path / "broken.jsonl").write_text("{broken\n")
+    refused = headrace(*args, str(tmp_path / "broken.jsonl"), cwd=trained, code=1).stderr
+    assert re.fullmatch(r"headrace: .*out: holds the output of another run, with other inputs: .*--replace\n", refused)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before

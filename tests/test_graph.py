@@ -155,7 +155,7 @@ def test_the_same_job_again_leaves_the_same_files(sample, tmp_path):
     again = run_graph(tmp_path / "out", [str(tmp_path / "all.parquet")])
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
     assert first.digest == again.digest
-    fewer = run_graph(tmp_path / "out", [write_rows(tmp_path / "one.jsonl", [transaction(1)])])
+    fewer = run_graph(tmp_path / "out", [write_rows(tmp_path / "one.jsonl", [transaction(1)])], replace=True)
     assert fewer.scores.num_rows == 1
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["_SUCCESS.json", "dead_letters", "scores"]
 

@@ -139,7 +139,7 @@ def test_quarantined_rows_are_released_or_dropped(tmp_path):
 
 def test_a_run_without_quality_leaves_nothing_of_a_former_one_with_it(tmp_path):
     run(tmp_path / "a", rows(bad=(6, 7)), "quarantine")
-    run_graph(tmp_path / "a" / "out", [write_rows(tmp_path / "one.jsonl", [transaction(1)])])
+    run_graph(tmp_path / "a" / "out", [write_rows(tmp_path / "one.jsonl", [transaction(1)])], replace=True)
     assert not list((tmp_path / "a" / "out").glob("quality/*"))
     assert not list((tmp_path / "a" / "out").glob("quarantine/*"))
 

@@ -9,6 +9,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.codecs import rows_as_json
 from models.codecs.times import times_from_timestamps
@@ -62,26 +63,24 @@ def make_dead_letters(
     bad = take_rows(batch, rows)
     columns = dict(zip(bad.schema.names, bad.columns, strict=True))
     own = [name for name in columns if not name.startswith("__")]
-    payloads: list[Any] = columns[PAYLOAD].to_pylist() if PAYLOAD in columns else [None] * len(rows)
+    payloads: pa.Array = columns.get(PAYLOAD, pa.nulls(len(rows), pa.binary()))
     known_format = (bad.schema.metadata or {}).get(FORMAT, b"row").decode()
-    formats = ["row" if payload is None else known_format for payload in payloads]
-    if None in payloads:
-        shown = [*own, EVENT_TIME] if EVENT_TIME in columns else own
-        texts = rows_as_json({name: columns[name] for name in shown})
-        payloads = [text if payload is None else payload for payload, text in zip(payloads, texts, strict=True)]
     if known_format in LINES:
-        payloads = [payload.removesuffix(b"\n").removesuffix(b"\r") for payload in payloads]
-    ids = python_values(columns[event.id]) if event.id in own else [None] * len(rows)
+        payloads = pc.replace_substring_regex(payloads, pattern=r"\r?\n\z", replacement="")
+    formats = pc.if_else(pc.is_null(payloads), "row", known_format)
+    if payloads.null_count:
+        shown = [*own, EVENT_TIME] if EVENT_TIME in columns else own
+        payloads = pc.coalesce(payloads, pa.array(rows_as_json({name: columns[name] for name in shown}), pa.binary()))
     times = columns.get(EVENT_TIME, columns.get(event.time, pa.nulls(len(rows))))
     letters = pa.RecordBatch.from_arrays(
         [
-            pa.array(payloads, pa.binary()),
-            pa.array(formats, pa.string()),
+            payloads,
+            formats,
             pa.array(reasons, pa.string()),
-            pa.array([step] * len(rows), pa.string()),
+            pa.repeat(step, len(rows)),
             columns[SOURCE].cast(pa.string()),
             columns[POSITION],
-            pa.array([None if value is None else _text(value) for value in ids], pa.string()),
+            _texts(columns[event.id]) if event.id in own else pa.nulls(len(rows), pa.string()),
             times_from_timestamps(times) if times.type == TIMESTAMP else pa.nulls(len(rows), TIMESTAMP),
         ],
         schema=DEAD_LETTER_SCHEMA,
@@ -107,6 +106,12 @@ def _drop_known(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     news = split_good(batch, known)
     if news.num_rows:
         yield without(news, MARKS)
+
+
+def _texts(ids: pa.Array) -> pa.StringArray:
+    if pa.types.is_integer(ids.type):
+        return ids.cast(pa.string())
+    return pa.array([None if value is None else _text(value) for value in python_values(ids)], pa.string())
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from models.faults import RowFaults
 from models.project import Project, RollingFeature
 from models.windows import RollingKernel
 from transforms.batches import (
@@ -70,11 +70,10 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
         if repeated.any():
             rows = np.flatnonzero(repeated)
             event_id = self.project.event.id
-            ids = column(events, event_id).take(pa.array(rows)).to_pylist()
-            reasons = [json.dumps([{"field": event_id, "rule": DUPLICATE, "value": str(value)}]) for value in ids]
-            yield beam.pvalue.TaggedOutput(
-                DEAD, make_dead_letters(events, rows, reasons, "Deduplicate", self.project.event)
-            )
+            faults = RowFaults(events.num_rows)
+            faults.add(rows, event_id, DUPLICATE, column(events, event_id))
+            dead = make_dead_letters(events, rows, faults.reasons(), "Deduplicate", self.project.event)
+            yield beam.pvalue.TaggedOutput(DEAD, dead)
         first = split_good(events, repeated)
         if first.num_rows:
             yield first

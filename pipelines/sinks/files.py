@@ -9,38 +9,48 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import IO, Any, Literal
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
 from models.codecs import encode_json_lines
+from models.faults import first_rules
 from models.quality.records import Verdict, WindowStatistics
 from models.windows import sort_order
+from pipelines.sinks.folder import Folder, claim, staging_of
+from pipelines.sinks.publish import (
+    BASELINE,
+    DEAD_LETTERS,
+    MANIFEST,
+    QUALITY,
+    QUARANTINE,
+    SCORES,
+    SUCCESS,
+    Written,
+    check_sink,
+    publish,
+    sweep,
+)
 from pipelines.sinks.whole_rows import CompleteRows
 from transforms.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from transforms.deduplicate import DUPLICATE
 
-SUCCESS = "_SUCCESS.json"
-SCORES = "scores"
-DEAD_LETTERS = "dead_letters"
-QUARANTINE = "quarantine"
-QUALITY = "quality"
+__all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]
+
 WRITERS = 2  # files encoded at once
+ROWS_AT_ONCE = 1 << 17  # that a file is encoded in; a row group of Parquet
 ENDS = ("scored", "quarantined", "dead-lettered", "duplicate", "history", "labelled")
 
 
@@ -48,22 +58,13 @@ class CountMismatch(RuntimeError):
     """Not every event that was read came out as one score, dead letter or duplicate."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """A file that was written, not yet moved into place, and how many of its rows had which outcome."""
-
-    kind: str
-    name: str
-    rows: int
-    sha256: str
-    outcomes: dict[str, int]
-
-
 @dataclasses.dataclass(eq=False)
 class WriteFiles(beam.PTransform):  # type: ignore[misc]
     """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`.
 
-    With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`.
+    With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`,
+    beside the `baseline` that windows were compared with. `facts` stand in `_SUCCESS.json`; by those that `publish`
+    names, a run knows its own output again, and with `replace` it replaces another run's.
     """
 
     directory: str
@@ -73,6 +74,8 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     files: int = 1
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
     source_format: str | None = None  # of files whose names don't tell it
+    replace: bool = False
+    baseline: bytes | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
@@ -113,94 +116,95 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     def _by_position(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
         yield from partition(batch, shard_of(column(batch, "position"), self.files).astype(np.int64))
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder while the graph runs; SinkError before it does if its output could not be published."""
+        with claim(self._folder, self.run_id, take_over=True):
+            check_sink(self._folder, self.facts, self.replace)
+            sweep(self._folder, self.run_id)
+            yield
+
+    def discard(self) -> None:
+        """Remove what a graph that failed here has staged, unless it had begun to publish."""
+        if not self._folder.is_file(f"{staging_of(self.run_id)}/{MANIFEST}"):
+            self._folder.remove_staging(staging_of(self.run_id))
+
     def write_file(self, number: int, batches: list[pa.RecordBatch], kind: str, order: tuple[str, str]) -> Written:
         """Write one file of one kind to the staging folder."""
-        batch = _sorted(concat_batches(batches), *order)
         month, shard = divmod(number, self.files)
         prefix = "part" if kind == DEAD_LETTERS else str(np.datetime64(month, "M"))
         name = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
-        data = _encode(batch, self.format)
-        path = FileSystems.join(self._staging, kind, name)
-        with FileSystems.create(path, compression_type="uncompressed") as file:
-            file.write(data)
-        progress.advance("written", batch.num_rows)
+        batch = _gather(batches)
         ends = {SCORES: "scored", QUARANTINE: "quarantined"}
         outcomes = {ends[kind]: batch.num_rows} if kind in ends else count_reasons(batch)
-        return Written(kind, name, batch.num_rows, hashlib.sha256(data).hexdigest(), outcomes)
+        with self._create(kind, name) as file:
+            _encode(_in_order(batch, *order), batch.schema, self.format, file)
+        progress.advance("written", batch.num_rows)
+        return Written(kind, name, batch.num_rows, file.hexdigest(), outcomes)
 
     def _write_lines(self, element: tuple[str, Iterable[tuple[int, str]]]) -> Written:
         """Write the records of one kind, in the order of their windows."""
         kind, lines = element
-        data = "".join(f"{line}\n" for _, line in sorted(lines)).encode()
-        name = f"{kind}.jsonl"
-        with FileSystems.create(
-            FileSystems.join(self._staging, QUALITY, name), compression_type="uncompressed"
-        ) as file:
-            file.write(data)
-        return Written(QUALITY, name, data.count(b"\n"), hashlib.sha256(data).hexdigest(), {})
+        ordered = sorted(lines)
+        with self._create(QUALITY, f"{kind}.jsonl") as file:
+            for _, line in ordered:
+                file.write(f"{line}\n".encode())
+        return Written(QUALITY, f"{kind}.jsonl", len(ordered), file.hexdigest(), {})
+
+    def _write_baseline(self, baseline: bytes) -> Written:
+        with self._create(QUALITY, BASELINE) as file:
+            file.write(baseline)
+        return Written(QUALITY, BASELINE, 0, file.hexdigest(), {})
+
+    @contextlib.contextmanager
+    def _create(self, kind: str, name: str) -> Iterator[_Digested]:
+        with self._folder.create(f"{staging_of(self.run_id)}/{kind}/{name}") as file:
+            yield _Digested(file)
 
     @property
-    def _staging(self) -> str:
-        return str(FileSystems.join(self.directory, f".staging-{self.run_id}"))
+    def _folder(self) -> Folder:
+        return Folder(self.directory)
 
     def _commit(self, _: None, files: list[Written], counts: dict[str, int]) -> str:
-        written = sorted(files, key=lambda file: (file.kind, file.name))
         outcomes = collections.Counter(counts)
-        for file in written:
+        for file in files:
             outcomes.update(file.outcomes)
         check_counts(outcomes)
-        success = FileSystems.join(self.directory, SUCCESS)
-        if FileSystems.exists(success):
-            FileSystems.delete([success])
-        for kind in (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY):
-            names = [file.name for file in written if file.kind == kind]
-            stale = FileSystems.exists(FileSystems.join(self.directory, kind))
-            if names or stale or kind in (SCORES, DEAD_LETTERS):
-                self._publish(kind, names)
+        if self.baseline is not None:
+            files = [*files, self._write_baseline(self.baseline)]
+        written = sorted(files, key=lambda file: (file.kind, file.name))
         said = {
             **self.facts,
             "events": dict(sorted(outcomes.items())),
             "files": [dataclasses.asdict(file) for file in written],
         }
         text = json.dumps(said, indent=2)
-        staged = FileSystems.join(self._staging, SUCCESS)
-        with FileSystems.create(staged, compression_type="uncompressed") as file:
-            file.write(text.encode())
-        FileSystems.rename([staged], [success])
-        self._clean_up()
+        publish(self._folder, self.run_id, written, self.facts, text, self.replace)
         return text
 
-    def _clean_up(self) -> None:
-        """Remove staging folders: this run's, and those of runs into this folder that were killed."""
-        pattern = FileSystems.join(self.directory, ".staging-*", "**")
-        if "://" not in self.directory:
-            for folder in pathlib.Path(self.directory).glob(".staging-*"):
-                shutil.rmtree(folder)
-            return
-        left = [m.path for m in FileSystems.match([pattern])[0].metadata_list]
-        if left:
-            FileSystems.delete(left)
 
-    def _publish(self, kind: str, names: list[str]) -> None:
-        """Put the staged files of one kind in the place of what is there."""
-        staged, target = (FileSystems.join(folder, kind) for folder in (self._staging, self.directory))
-        if "://" not in self.directory:
-            # One rename of a folder: a reader never sees some of the files. If it is gone, this was done before.
-            if names and not os.path.isdir(staged) and os.path.isdir(target):
-                return
-            os.makedirs(staged, exist_ok=True)
-            if os.path.isdir(target):
-                os.rename(target, FileSystems.join(self._staging, f"former-{kind}"))
-            os.rename(staged, target)
-            return
-        present = [m.path for m in FileSystems.match([FileSystems.join(target, "*")])[0].metadata_list]
-        moves = [(FileSystems.join(staged, n), FileSystems.join(target, n)) for n in names]
-        moves = [(source, final) for source, final in moves if FileSystems.exists(source)]
-        if moves:
-            FileSystems.rename([m[0] for m in moves], [m[1] for m in moves])
-        stale = [path for path in present if path.rsplit("/", 1)[-1] not in names]
-        if stale:
-            FileSystems.delete(stale)
+class _Digested:
+    """A file that is written, and its SHA-256."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing: who opened it closes it."""
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 class _WriteFile(beam.DoFn):  # type: ignore[misc]
@@ -240,15 +244,18 @@ def check_counts(outcomes: collections.Counter[str]) -> None:
 
 def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
     """Dead letters by outcome, and the others than duplicates by step, field and rule of their first reason."""
+    found: collections.Counter[tuple[str, tuple[str, str]]] = collections.Counter()
+    for start in range(0, dead.num_rows, ROWS_AT_ONCE):
+        part = dead.slice(start, ROWS_AT_ONCE)
+        rules = first_rules(column(part, "reasons").to_pylist())
+        found.update(zip(column(part, "step").to_pylist(), rules, strict=True))
     counts: collections.Counter[str] = collections.Counter()
-    steps = column(dead, "step").to_pylist()
-    for step, text in zip(steps, column(dead, "reasons").to_pylist(), strict=True):
-        reason = json.loads(text)[0]
-        if reason["rule"] == DUPLICATE:
-            counts["duplicate"] += 1
+    for (step, (field, rule)), count in found.items():
+        if rule == DUPLICATE:
+            counts["duplicate"] += count
         else:
-            counts["dead-lettered"] += 1
-            counts[f"dead-lettered: {step}: {reason['field']}: {reason['rule']}"] += 1
+            counts["dead-lettered"] += count
+            counts[f"dead-lettered: {step}: {field}: {rule}"] += count
     return dict(counts)
 
 
@@ -257,19 +264,38 @@ def _as_line(record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
     return kind, (record.window_end_us, record.to_json())
 
 
-def _sorted(batch: pa.RecordBatch, first: str, second: str) -> pa.RecordBatch:
+def _gather(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """All rows of the batches, which are taken out of their list: a column at a time, so that none is there twice."""
+    names = batches[0].schema.names
+    columns = [list(batch.columns) for batch in batches]
+    batches.clear()
+    gathered = [
+        concat_batches([pa.RecordBatch.from_arrays([part.pop(0)], names=[name]) for part in columns]).column(0)
+        for name in names
+    ]
+    return pa.RecordBatch.from_arrays(gathered, names=names)
+
+
+def _in_order(batch: pa.RecordBatch, first: str, second: str) -> Iterator[pa.RecordBatch]:
+    """The rows sorted by two columns, in parts of ROWS_AT_ONCE."""
     numbers = as_int64(column(batch, first))
-    if (numbers[1:] > numbers[:-1]).all():
-        return batch
-    order = sort_order(column(batch, second), numbers)
-    return batch if (order[1:] > order[:-1]).all() else take_rows(batch, order)
+    order = None
+    if not (numbers[1:] > numbers[:-1]).all():
+        order = sort_order(column(batch, second), numbers)
+    for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+        if order is None:
+            yield batch.slice(start, ROWS_AT_ONCE)
+        else:
+            yield take_rows(batch, order[start : start + ROWS_AT_ONCE])
 
 
-def _encode(batch: pa.RecordBatch, kind: str) -> bytes:
+def _encode(parts: Iterable[pa.RecordBatch], schema: pa.Schema, kind: str, file: Any) -> None:
     if kind == "jsonl":
-        return encode_json_lines(batch)
-    plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
-    table = pa.Table.from_arrays(plain, names=batch.schema.names)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="snappy")
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+        for part in parts:
+            file.write(encode_json_lines(part))
+        return
+    fields = [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema]
+    with pq.ParquetWriter(file, pa.schema(fields), compression="snappy") as writer:
+        for part in parts:
+            plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns]
+            writer.write_table(pa.Table.from_arrays(plain, schema=pa.schema(fields)))

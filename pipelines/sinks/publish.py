@@ -1,0 +1,241 @@
+"""The end of a run: its files go to their places, and `_SUCCESS.json`, which lists them all, is written last.
+
+A sink's kinds of files each have a folder. What lies there is a run's own if the former `_SUCCESS.json` lists it with
+the SHA-256 it has, or the manifest of a run that was cut off as it published. All else is foreign: it is never
+removed, and a run refuses a sink where it is in the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.sinks.folder import Folder, SinkError, check_unclaimed, claim, staging_of
+
+SUCCESS = "_SUCCESS.json"
+MANIFEST = "manifest.json"
+SCORES = "scores"
+DEAD_LETTERS = "dead_letters"
+QUARANTINE = "quarantine"
+QUALITY = "quality"
+KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY)
+BASELINE = "baseline.json"
+RELEASED = "released-"
+UNKNOWN = ""  # a digest that nothing tells
+SPEC, INPUTS = "spec", "inputs"  # facts: digests of how a run is done, and of what it reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A file of a run, and how many of its rows had which outcome."""
+
+    kind: str
+    name: str
+    rows: int
+    sha256: str
+    outcomes: dict[str, int]
+
+    @property
+    def place(self) -> str:
+        """Its name under the sink."""
+        return f"{self.kind}/{self.name}"
+
+
+def place_of(file: Mapping[str, Any]) -> str:
+    """Where a file that is listed lies under the sink; ValueError if that is nowhere that a run writes to."""
+    kind, name = file["kind"], file["name"]
+    if kind not in KINDS or not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"no file of a run: {kind}/{name}")
+    return f"{kind}/{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Former:
+    """What runs left in a sink: their files with the digests that each may have, and their `spec` and `inputs`."""
+
+    files: Mapping[str, frozenset[str]]
+    runs: tuple[tuple[Any, Any], ...]
+
+    def check_same(self, folder: Folder, facts: Mapping[str, str]) -> None:
+        """SinkError if one of the runs is not, or may not be, of the same spec over the same inputs."""
+        same = (facts.get(SPEC), facts.get(INPUTS))
+        for run in self.runs:
+            if run == same and None not in run:
+                continue
+            how = ""
+            if None not in (*run, *same):
+                differ = [
+                    what for what, one, other in zip(("options", "inputs"), run, same, strict=True) if one != other
+                ]
+                how = f", with other {' and '.join(differ)}"
+            raise SinkError(
+                f"{folder.path}: holds the output of another run{how}: name another sink, or have that output "
+                "replaced with --replace"
+            )
+
+
+def read_former(folder: Folder) -> Former:
+    """What `_SUCCESS.json` lists, or if a run was cut off as it published, its manifest."""
+    text = folder.read(SUCCESS)
+    if text is not None:
+        return _former(f"{folder.join(SUCCESS)}: is not what a run writes", [text])
+    if folder.is_local and os.path.lexists(folder.join(SUCCESS)):
+        raise SinkError(f"{folder.join(SUCCESS)}: is not what a run writes: move it away, or name another sink")
+    texts = [folder.read(f"{staging}/{MANIFEST}") for staging in folder.stagings()]
+    return _former(f"{folder.path}: a {MANIFEST} in it is not what a run writes", [t for t in texts if t is not None])
+
+
+def _former(fault: str, texts: Sequence[bytes]) -> Former:
+    files: dict[str, set[str]] = {}
+    runs = []
+    for text in texts:
+        try:
+            said = json.loads(text)
+            entries = [(*place_of(file).split("/"), str(file["sha256"])) for file in said["files"]]
+        except (ValueError, KeyError, TypeError):
+            raise SinkError(f"{fault}: move it away, or name another sink") from None
+        runs.append((said.get(SPEC), said.get(INPUTS)))
+        for kind, name, digest in entries:
+            files.setdefault(f"{kind}/{name}", set()).add(digest)
+            if kind == QUARANTINE:  # where it is if a release was cut off
+                files.setdefault(f"{SCORES}/{RELEASED}{name}", set()).add(digest)
+        if SPEC not in said and any(kind == QUALITY for kind, *_ in entries):
+            files.setdefault(f"{QUALITY}/{BASELINE}", set()).add(UNKNOWN)  # earlier versions listed it nowhere
+    return Former({place: frozenset(digests) for place, digests in files.items()}, tuple(runs))
+
+
+def check_sink(folder: Folder, facts: Mapping[str, str] | None, replace: bool, verify: bool = True) -> Former:
+    """SinkError if a sink holds foreign files in the way, or without `replace` another run's output.
+
+    Without `facts` a run's output passes. With `verify`, files of this machine must have the bytes they are listed
+    with; a store's are known by their names alone.
+    """
+    if folder.is_local and os.path.lexists(folder.path) and not os.path.isdir(folder.path):
+        raise SinkError(f"{folder.path}: is a file; a sink is a folder")
+    former = read_former(folder)
+    for kind in KINDS:
+        if folder.is_local and os.path.lexists(folder.join(kind)) and not os.path.isdir(folder.join(kind)):
+            raise _foreign(folder, kind)
+        for name in folder.names(kind):
+            place = f"{kind}/{name}"
+            digests = former.files.get(place)
+            if digests is None or not folder.is_file(place):
+                raise _foreign(folder, place)
+            if verify and folder.is_local and UNKNOWN not in digests and folder.sha256(place) not in digests:
+                raise SinkError(
+                    f"{folder.join(place)}: was changed since a run wrote it, and is not replaced: move it away, "
+                    "or name another sink"
+                )
+    if facts is not None and not replace:
+        former.check_same(folder, facts)
+    return former
+
+
+def look_at(directory: str, replace: bool) -> None:
+    """SinkError for what can be known of a sink that can't be used before anything else is: a look at names only."""
+    folder = Folder(directory)
+    if not folder.is_local:
+        return
+    check_unclaimed(folder)
+    former = check_sink(folder, None, replace, verify=False)
+    if not replace and any(None in run for run in former.runs):
+        former.check_same(folder, {})
+
+
+def _foreign(folder: Folder, place: str) -> SinkError:
+    return SinkError(
+        f"{folder.join(place)}: was not written by a run that is known, and is in the way: move it away, "
+        "or name another sink"
+    )
+
+
+def sweep(folder: Folder, run_id: str) -> None:
+    """Remove what runs left that were cut off, whose lock this run has now; never what still tells files of theirs.
+
+    In a store it can't be known that a run is over, so all stays there.
+    """
+    if not folder.is_local:
+        return
+    done = folder.is_file(SUCCESS) or folder.is_file(f"{staging_of(run_id)}/{MANIFEST}")
+    for staging in folder.stagings():
+        if staging != staging_of(run_id) and (done or not folder.is_file(f"{staging}/{MANIFEST}")):
+            folder.remove_staging(staging)
+
+
+def publish(
+    folder: Folder, run_id: str, written: Sequence[Written], facts: Mapping[str, str], text: str, replace: bool
+) -> None:
+    """Move a run's staged files to their places, remove those of the run before, and write `text` last.
+
+    It may be cut off anywhere and done again, by the same run or by the next. SinkError if the sink is held by
+    another run, or holds what is foreign.
+    """
+    staging = staging_of(run_id)
+    with claim(folder, run_id):
+        if folder.read(SUCCESS) == text.encode() and _all_there(folder, staging, written):
+            folder.remove_staging(staging)  # this step was done before
+            return
+        with folder.create(f"{staging}/{SUCCESS}") as file:
+            file.write(text.encode())
+        before = _write_manifest(folder, staging, written, facts, replace)
+        sweep(folder, run_id)
+        folder.remove([SUCCESS])
+        _place(folder, staging, written)
+        folder.remove(sorted(before - {file.place for file in written}))
+        folder.move([(f"{staging}/{SUCCESS}", SUCCESS)])
+        folder.remove_staging(staging)
+
+
+def _all_there(folder: Folder, staging: str, written: Sequence[Written]) -> bool:
+    return not any(folder.is_file(f"{staging}/{file.place}") for file in written) and all(
+        folder.is_file(file.place) for file in written
+    )
+
+
+def _write_manifest(
+    folder: Folder, staging: str, written: Sequence[Written], facts: Mapping[str, str], replace: bool
+) -> set[str]:
+    """Note whose files those of the sink are before one of them is touched; the places of the former run's."""
+    place = f"{staging}/{MANIFEST}"
+    noted = folder.read(place)
+    if noted is None:
+        former = check_sink(folder, facts, replace)
+        entries = [
+            {"kind": kind, "name": name, "sha256": digest}
+            for kind, name, digest in sorted(
+                (*place.split("/", 1), digest) for place, digests in former.files.items() for digest in digests
+            )
+        ]
+        entries += [{"kind": file.kind, "name": file.name, "sha256": file.sha256} for file in written]
+        manifest = {key: facts[key] for key in (SPEC, INPUTS) if key in facts} | {"files": entries}
+        noted = json.dumps(manifest).encode()
+        folder.write(place, noted, staging)
+    return set(_former(folder.join(place), [noted]).files)
+
+
+def _place(folder: Folder, staging: str, written: Sequence[Written]) -> None:
+    """Move the staged files to their places; those of a kind in one go where no folder of it is there yet."""
+    for kind in KINDS:
+        files = [file for file in written if file.kind == kind]
+        staged, target = folder.join(staging, kind), folder.join(kind)
+        if (
+            folder.is_local
+            and not os.path.lexists(target)
+            and folder.names(f"{staging}/{kind}") == sorted(file.name for file in files)
+        ):
+            if files or kind in (SCORES, DEAD_LETTERS):
+                os.makedirs(staged, exist_ok=True)
+                os.rename(staged, target)
+            continue
+        moves = []
+        for file in files:
+            if folder.is_file(f"{staging}/{file.place}"):
+                moves.append((f"{staging}/{file.place}", file.place))
+            elif not folder.is_file(file.place) or folder.sha256(file.place) != file.sha256:
+                raise SinkError(
+                    f"{folder.join(file.place)}: is not there, nor what was staged for it: start the run again"
+                )
+        folder.move(moves)
