@@ -251,6 +251,8 @@ def _unequal(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> np.ndarray[Any, 
     """The rows, bool[n], in which a bit differs; a null is equal to a null alone, and a NaN to the same NaN."""
     if ours.type != theirs.type:
         return np.ones(len(ours), bool)
+    if pa.types.is_null(ours.type):
+        return np.zeros(len(ours), bool)
     one, two = (_with_bits(values.combine_chunks()) for values in (ours, theirs))
     values = pc.fill_null(pc.not_equal(one, two), False)
     return np.asarray(pc.or_(values, pc.xor(pc.is_null(one), pc.is_null(two))))

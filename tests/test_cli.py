@@ -69,6 +69,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_a_projects_registry_is_in_its_folder_and_moves_with_it(trained, tmp_path):
     assert not any((trained / "elsewhere").iterdir())
     shutil.copytree(trained / "card_fraud", tmp_path / "moved")
