@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="headrace",
-    version="0.1.0",
+    version="0.2.0",
     description="One Apache Beam graph for features, validation and scoring, over files or streams.",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["models", "models.*", "transforms", "transforms.*", "pipelines", "pipelines.*"]),
@@ -31,5 +31,5 @@ setup(
     # pip knows no overrides: on Python 3.11 this extra does not resolve, take requirements/locks/py311.txt there.
     extras_require={"tfdv": ["tensorflow-data-validation>=1.21,<1.22", "tfx-bsl>=1.21,<1.22"]},
     package_data={"pipelines": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
-    entry_points={"console_scripts": ["headrace=pipelines.cli:main"]},
+    entry_points={"console_scripts": ["headrace=pipelines.entry:main"]},
 )

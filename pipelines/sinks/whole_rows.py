@@ -91,7 +91,9 @@ def _records_of(path: str, kind: str, wanted: Any) -> Iterator[tuple[int, Record
             places = column(part, POSITION).to_pylist()
             missing.difference_update(places)
             if PAYLOAD in part.schema.names:
-                payloads = [payload.rstrip(b"\r\n") for payload in column(part, PAYLOAD).to_pylist()]
+                payloads = [
+                    payload.removesuffix(b"\n").removesuffix(b"\r") for payload in column(part, PAYLOAD).to_pylist()
+                ]
                 yield from zip(places, ((payload, kind) for payload in payloads), strict=True)
             else:
                 yield from zip(places, _as_json(without(part, POSITION)), strict=True)
