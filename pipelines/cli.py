@@ -614,6 +614,7 @@ def demo(
             running.open_source([data], None),
             f"{output}/run",
             score_from_us=trained.test_from_us,
+            replace=True,
         )
         assert result is not None
         console.print(outcome_table(result.outcomes, result.seconds))
