@@ -30,7 +30,7 @@ def settle_run(directory: str, release: bool) -> int:
     """
     folder, run_id = Folder(directory), uuid.uuid4().hex
     if not folder.is_file(SUCCESS):
-        raise QuarantineError(f"{directory}: has no {SUCCESS}: not the folder of a finished run")
+        raise QuarantineError(f"{directory}: has no {SUCCESS}: it is not the folder of a finished run")
     with claim(folder, run_id):
         said: dict[str, Any] = read_success(directory)
         held = [_listed(folder, file) for file in said["files"] if file["kind"] == QUARANTINE]

@@ -521,7 +521,6 @@ def test_date_columns():
         pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
         pa.array([1, None], pa.int32()).cast(pa.time32("s")),
         pa.array([2**63 - 1, None]).cast(pa.duration("s")),
-        pa.array([b"ab", None], pa.binary(2)),
         pa.ListArray.from_arrays(pa.array([0, 2, 2], pa.int32()), BAD_TEXT),
     ],
     ids=lambda column: str(column.type),

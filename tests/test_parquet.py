@@ -1,5 +1,6 @@
 """Parquet of every writer: read right or refused by name; nothing in a file ends a run, grows without bound or is run."""
 
+import contextlib
 import datetime
 import decimal
 import itertools
@@ -29,6 +30,8 @@ from pipelines.run import read_kind
 from pipelines.sources import journal
 from pipelines.sources import parquet as source
 from pipelines.sources.files import read_split, split_file
+from pipelines.sources.frames import pack_header
+from pipelines.sources.journal import JournalError
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile
 from tests.support import DATA, run_graph, transaction
@@ -551,8 +554,13 @@ def test_no_file_message_or_state_is_unpickled(tmp_path):
     schema = poisoned(journal._SCHEMA, mark)
     with pa.OSFile(str(tmp_path / "000000000001.journal"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
-    journal.count_rows(tmp_path / "000000000000.journal")
-    list(journal.read_segment_file(tmp_path / "000000000001.journal"))
+    payload = encoded.getvalue().to_pybytes()
+    start, checksum = pack_header(7, 2, 0, 0, b"")
+    header, _ = pack_header(7, 2, batch.num_rows, checksum, payload)
+    (tmp_path / "000000000002.journal").write_bytes(start + header + payload)
+    for number in range(3):
+        with contextlib.suppress(JournalError):
+            list(journal.read_segment_file(tmp_path / f"{number:012d}.journal"))
 
     folder = tmp_path / "other"
     for kind in ("scores", "dead_letters"):

@@ -751,21 +751,13 @@ def test_without_credentials_google_is_refused(monkeypatch: pytest.MonkeyPatch, 
         PubsubBroker.parse("pubsub://project-a/reader").subscribe()
 
 
-# Speed -----------------------------------------------------------------------------------------------------
+# Many at once ----------------------------------------------------------------------------------------------
 
 
-def test_it_is_fast_enough(bench: Bench) -> None:
-    """With the server in the same process; on its own it is some ten times as fast as asked for here."""
+def test_many_messages_come_out_once(bench: Bench) -> None:
+    """Rates are measured by benchmarks/stream.py."""
     count = 60_000
-    messages = [b"%0200d" % number for number in range(count)]
-    publisher = bench.publisher()
-    start = time.monotonic()
-    publisher.publish(messages)
-    published = time.monotonic()
-    subscription = bench.subscribe()
-    taken = take(subscription, count)
-    received = time.monotonic()
-    assert sum(map(len, taken)) == count
-    assert published - start < count / 20_000
-    assert received - published < count / 30_000
+    bench.publisher().publish([b"%0200d" % number for number in range(count)])
+    taken = take(bench.subscribe(), count)
+    assert sorted(payloads(taken)) == [b"%0200d" % number for number in range(count)]
     eventually(lambda: bench.backlog() == (0, 0))

@@ -214,11 +214,15 @@ def test_compressed_text_that_is_cut_off_is_read_up_to_there(ending, tmp_path, m
 def test_damaged_compressed_text_is_never_silent(name, content, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    ((why, _, _),) = faults(path)
+    ((why, position, _),) = faults(path)
     assert why.startswith("broken after ")
-    good = [record[2] for record in records(path) if record[0] == "json"]
-    if content.startswith(gzip.compress(DATA, mtime=0)[:20]) and b"\xff" * 200 not in content:
-        assert b"".join(good) == DATA
+    good = b"".join(record[2] for record in records(path) if record[0] == "json")
+    assert len(good) == position
+    if content.endswith(b"garbage"):
+        assert good == DATA
+    elif content.endswith(b"\0" * 8):  # a wrong checksum: what came with it is not handed on
+        assert DATA.startswith(good)
+        assert len(good) > len(DATA) // 2
 
 
 def test_zeros_behind_compressed_text_are_padding(tmp_path):
