@@ -38,7 +38,7 @@ def test_comparators_that_are_not_computed_are_named():
     (fault,) = faults("{window: 1d}", skew="skew_comparator { infinity_norm { threshold: 0.1 } }")
     assert "field amount: its skew_comparator has an infinity_norm, which is for texts" in fault
     (fault,) = faults("{window: 1d}", drift="drift_comparator { normalized_abs_difference { threshold: 0.1 } }")
-    assert "the drift_comparator of country has a normalized_abs_difference" in fault
+    assert "field country: its drift_comparator has a normalized_abs_difference" in fault
 
 
 def test_names_of_the_gates_columns_are_reserved():
