@@ -71,9 +71,9 @@ def _look_into(segment: Segment, journal: int | None) -> tuple[int, str]:
     """How many records of a segment are sound, and from when to when they were published."""
     import pyarrow.compute as pc
 
+    from models.batches import PUBLISHED, column
     from pipelines.sources.frames import Fault
     from pipelines.sources.journal import batches_of, open_file, pieces_of
-    from transforms.batches import PUBLISHED, column
 
     records, spans = 0, []
     with contextlib.closing(open_file(segment.path)) as file:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.batches import as_int64, column, take_rows
+from models.decode import decode_batch
 from models.project import Project
 from pipelines.sources.files import JOURNALED_LABELS, read_all
-from transforms.batches import as_int64, column, take_rows
-from transforms.decode import decode_batch
 from transforms.validate import validate_batch
 
 

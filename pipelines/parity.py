@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
 from models.bundle import Bundle
 from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
 from models.contract import Contract
@@ -28,10 +29,8 @@ from pipelines.run import RunResult, read_kind, read_verdicts, run_graph, watch_
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files, read_split, split_file
 from pipelines.sources.raw import raw_batch
-from pipelines.sources.reader import read_event_times
-from pipelines.sources.replay import NO_TIME_US
+from pipelines.sources.records import NO_TIME_US, read_event_times
 from pipelines.sources.stream import ReadStream
-from transforms.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
 from transforms.score import DECISION, SCORE, Score
 
 IDLE_US = 2_000_000

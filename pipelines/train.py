@@ -15,6 +15,7 @@ import pyarrow as pa
 import xgboost
 
 from models import registry, training
+from models.batches import as_batch, with_column
 from models.booster import predict
 from models.bundle import Bundle, library_versions
 from models.codecs.times import micros_of
@@ -28,7 +29,6 @@ from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.run import RunResult, read_kind, run_graph
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.files import ReadFiles, ReadLabelled
-from transforms.batches import as_batch, with_column
 from transforms.examples import CollectExamples
 from transforms.score import DECISION, SCORE, decide, model_inputs
 from transforms.statistics import make_baseline

@@ -4,12 +4,12 @@ import shutil
 
 import pyarrow as pa
 
+from models.batches import COLUMNS, FORMAT, PAYLOAD, column
 from pipelines.sources import journal
 from pipelines.sources.frames import MAGIC
 from pipelines.sources.journal import read_segment_file, segments
 from pipelines.sources.journal_check import check_segments, examine, needed_row
 from pipelines.sources.journal_writer import JournalWriter
-from transforms.batches import COLUMNS, FORMAT, PAYLOAD, column
 
 SEGMENTS, FRAMES, ROWS = 3, 3, 20
 

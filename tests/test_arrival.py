@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from models import progress
+from models.batches import as_batch
 from models.sample import write_sample
 from pipelines.brokers import Messages
 from pipelines.options import GraphConfig, make_pipeline
@@ -16,7 +17,6 @@ from pipelines.parity import arrival_order, read_payloads
 from pipelines.score import build
 from pipelines.sources.stream import ReadStream
 from tests.support import card_fraud, run_graph, tiny_scorer, transaction
-from transforms.batches import as_batch
 from transforms.correct import CORRECTION, find_changed
 from transforms.features import horizon_us
 from transforms.score import LATE, Score

@@ -7,18 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.options import GraphConfig, make_pipeline
-from pipelines.score import build
-from pipelines.sinks.files import WriteFiles
-from pipelines.sources.files import ReadFiles
-from tests.support import card_fraud
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     IS_PROVISIONAL,
     MARKS,
-    LazyBatch,
-    LazyBatchCoder,
-    RecordBatchCoder,
     as_batch,
     column,
     concat_batches,
@@ -31,6 +23,12 @@ from transforms.batches import (
     with_column,
     without,
 )
+from pipelines.options import GraphConfig, make_pipeline
+from pipelines.score import build
+from pipelines.sinks.files import WriteFiles
+from pipelines.sources.files import ReadFiles
+from tests.support import card_fraud
+from transforms.batches import LazyBatch, LazyBatchCoder, RecordBatchCoder
 from transforms.examples import CollectExamples
 
 SCHEMA = pa.schema(

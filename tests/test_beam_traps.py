@@ -9,11 +9,11 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from models.batches import EVENT_TIME, SYSTEM_FIELDS
 from models.project import RollingFeature
 from models.windows import RollingKernel
 from pipelines.options import DIRECT, FN_API, make_pipeline
 from tests.steps import END, ENGINES, through
-from transforms.batches import EVENT_TIME, SYSTEM_FIELDS
 from transforms.rolling import RollingWindows
 
 COUNT = 20
@@ -92,7 +92,7 @@ def test_chained_windows_lose_nothing(engine):
 
 
 def test_element_timestamps_are_kept_to_the_millisecond():
-    """So slices are whole milliseconds (transforms.batches.slice_ends)."""
+    """So slices are whole milliseconds (models.batches.slice_ends)."""
     coder = beam.coders.WindowedValueCoder(VarIntCoder())
     value = beam.transforms.window.GlobalWindows.windowed_value(1, Timestamp(micros=1_234_567))
     assert coder.decode(coder.encode(value)).timestamp.micros == 1_234_000

@@ -14,6 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, column
 from models.codecs import decode_csv, rfc4180
 from models.codecs.rfc4180 import NotCsv, find_records, split_fields
 from models.contract import Contract, Field
@@ -23,7 +24,6 @@ from pipelines.options import FN_API
 from pipelines.sources import files, lines
 from pipelines.sources.files import read_split, split_file
 from tests.support import DATA, run_graph
-from transforms.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, column
 
 MINI = DATA.parent / "cases" / "mini"
 needs_mini = pytest.mark.skipif(not MINI.exists(), reason=f"no project in {MINI}; set HEADRACE_DATA")

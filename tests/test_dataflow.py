@@ -17,6 +17,7 @@ import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.transforms.userstate import BagStateSpec
 
+from models.batches import FORMAT, MARKS, SLICE
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.dataflow import SELF_CONTAINED, DataflowError, describe_steps, dry_run, dry_run_options
 from pipelines.options import DATAFLOW, GraphConfig, make_pipeline
@@ -28,7 +29,6 @@ from pipelines.sources.files import ReadFiles
 from pipelines.sources.journal import RECORD_SCHEMA
 from pipelines.sources.native_pubsub import BatchMessages, ReadNativePubsub, batch_messages
 from tests.support import ROOT, card_fraud, run_graph, tiny_scorer, transaction, write_rows
-from transforms.batches import FORMAT, MARKS, SLICE
 from transforms.score import Score
 
 DEPLOY = ROOT / "deploy" / "dataflow"

@@ -12,23 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, without
+from models.decode import decode_batch
 from pipelines.options import FN_API
 from tests.steps import END, through
 from tests.support import card_fraud, transaction
 from tests.test_codecs import BAD_TEXT
-from transforms.batches import (
-    COLUMNS,
-    FORMAT,
-    MARKS,
-    PAYLOAD,
-    POSITION,
-    SLICE,
-    SOURCE,
-    SYSTEM_FIELDS,
-    without,
-)
 from transforms.dead_letters import make_dead_letters
-from transforms.decode import Decode, decode_batch
+from transforms.decode import Decode
 
 PROJECT = card_fraud()
 GOOD = json.dumps(transaction(1)).encode()

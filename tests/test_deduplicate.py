@@ -8,18 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.batches import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS, partition, slice_ends, times_us
 from tests.steps import END, ENGINES, through
 from tests.support import card_fraud
-from transforms.batches import (
-    EVENT_TIME,
-    MARKS,
-    POSITION,
-    SOURCE,
-    SYSTEM_FIELDS,
-    partition,
-    slice_ends,
-    times_us,
-)
 from transforms.deduplicate import DUPLICATE, Deduplicate
 
 PROJECT = card_fraud()

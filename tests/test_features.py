@@ -6,11 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.project import parse_project
-from models.sample import generate_transactions
-from tests.steps import END, ENGINES, through
-from tests.support import CARD_FRAUD, brute_force, card_fraud
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     IS_HISTORY,
     IS_PROVISIONAL,
@@ -21,6 +17,10 @@ from transforms.batches import (
     take_rows,
     times_us,
 )
+from models.project import parse_project
+from models.sample import generate_transactions
+from tests.steps import END, ENGINES, through
+from tests.support import CARD_FRAUD, brute_force, card_fraud
 from transforms.features import ComputeFeatures, count_impossible, rolling_kernels, with_row_features
 from transforms.score import model_inputs
 

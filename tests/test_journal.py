@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.batches import PAYLOAD, column
 from pipelines.sources import marks
 from pipelines.sources.frames import MAGIC, pack_header
 from pipelines.sources.journal import JournalError, batches_of, number_of, pieces_of, read_segment_file, segments
@@ -30,7 +31,6 @@ from tests.journals import (
     write,
     write_old,
 )
-from transforms.batches import PAYLOAD, column
 
 
 @pytest.fixture

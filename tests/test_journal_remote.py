@@ -6,6 +6,7 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 from pipelines.sources.files import check_files, read_all
 from pipelines.sources.journal import JournalError, segments
 from tests.journals import write
+from tests.support import card_fraud
 
 
 class Elsewhere(LocalFileSystem):
@@ -29,10 +30,10 @@ def test_damage_is_found_on_another_filesystem(tmp_path):
     folder = write(tmp_path / "journal")
     pattern = f"elsewhere:/{folder}/*.journal"
     check_files([pattern])
-    assert sum(batch.num_rows for batch in read_all([pattern])) == 180
+    assert sum(batch.num_rows for batch in read_all([pattern], card_fraud())) == 180
     middle = segments(folder)[1]
     middle.write_bytes(middle.read_bytes()[:-50])
-    for read in (check_files, lambda patterns: list(read_all(patterns))):
+    for read in (check_files, lambda patterns: list(read_all(patterns, card_fraud()))):
         with pytest.raises(
             JournalError, match="elsewhere://.*60.journal: it is damaged, .*: records 100 to 119 are lost"
         ):

@@ -14,15 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.labels import LABEL_TIME, LabelledKernel, Labels
-from models.project import RollingFeature, parse_project
-from models.windows import Events, History, RollingKernel
-from tests.steps import END, ENGINES, through
-from tests.support import CARD_FRAUD
-from tests.test_segments import State, make_worker
-from transforms import labels as joining
-from transforms import segments
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     IS_PROVISIONAL,
     MARKS,
@@ -33,6 +25,14 @@ from transforms.batches import (
     slice_ends,
     times_us,
 )
+from models.labels import LABEL_TIME, LabelledKernel, Labels
+from models.project import RollingFeature, parse_project
+from models.windows import Events, History, RollingKernel
+from tests.steps import END, ENGINES, through
+from tests.support import CARD_FRAUD
+from tests.test_segments import State, make_worker
+from transforms import labels as joining
+from transforms import segments
 from transforms.labels import ALREADY_KNOWN, NO_EVENT, JoinLabels
 
 AGGREGATES = [("rate", "fraud"), ("rate", "fraud"), ("sum", "fraud"), ("mean", "fraud"), ("count", None)]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from models import progress
+from models.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, slice_ends
 from models.labels import LABEL_TIME
 from models.project import parse_project
 from pipelines.options import DIRECT, FN_API, GraphConfig, make_pipeline
@@ -19,7 +20,6 @@ from tests.steps import END, through
 from tests.support import CARD_FRAUD, read_output, tiny_scorer, write_rows
 from tests.test_arrival import Given, stream
 from transforms import segments
-from transforms.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, slice_ends
 from transforms.features import ComputeFeatures, label_horizon_us
 from transforms.score import Score
 

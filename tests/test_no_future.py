@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.batches import EVENT_TIME, SYSTEM_FIELDS, partition, slice_ends, take_rows, times_us
 from models.sample import generate_transactions
 from tests.steps import END, through
 from tests.support import card_fraud
-from transforms.batches import EVENT_TIME, SYSTEM_FIELDS, partition, slice_ends, take_rows, times_us
 from transforms.features import ComputeFeatures
 
 PROJECT = card_fraud()

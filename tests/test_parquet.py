@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.batches import COLUMNS, FORMAT, POSITION, column, concat_batches, without
 from models.codecs.columns import coerce
 from models.contract import Field
 from models.faults import RowFaults
@@ -35,7 +36,7 @@ from pipelines.sources.journal import JournalError
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile
 from tests.support import DATA, run_graph, transaction
-from transforms.batches import COLUMNS, FORMAT, POSITION, RecordBatchCoder, column, concat_batches, without
+from transforms.batches import RecordBatchCoder
 
 UTC = datetime.UTC
 KINDS = {"i": "int", "f": "float", "s": "string", "t": "time"}

@@ -21,6 +21,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column
 from models.codecs import decode_rows
 from models.contract import Contract
 from models.faults import RowFaults
@@ -29,7 +30,6 @@ from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources import parquet as parquet_source
 from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files, read_split, split_file
 from tests.support import run_graph, transaction
-from transforms.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column
 
 
 def batches(path, kind=None):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.batches import COLUMNS, FORMAT, PAYLOAD, as_batch, column
 from models.codecs import encode_json_lines
 from models.sample import write_sample
 from pipelines.brokers import open_broker
@@ -23,12 +24,12 @@ from pipelines.sources.journal import JournalError, number_of, segments
 from pipelines.sources.journal_check import examine
 from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.probe import Probe
-from pipelines.sources.replay import NO_TIME_US, Replay
+from pipelines.sources.records import NO_TIME_US
+from pipelines.sources.replay import Replay
 from tests.poison import die_of_poison
 from tests.stream_process import context, run
 from tests.support import card_fraud, run_graph, transaction
 from tests.test_stream import records
-from transforms.batches import COLUMNS, FORMAT, PAYLOAD, as_batch, column
 
 KILLS = 20
 SECOND = 1_000_000

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 
+from models.batches import EVENT_TIME, partition, slice_ends, times_us
 from models.project import RollingFeature
 from models.windows import RollingKernel
 from tests.steps import END, ENGINES, through
 from tests.support import brute_force
 from tests.test_segments import State, make_worker
 from transforms import segments
-from transforms.batches import EVENT_TIME, partition, slice_ends, times_us
 from transforms.rolling import RollingWindows, _Windows
 
 SECOND = 1_000_000

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from models.batches import COLUMNS, FORMAT
 from models.contract import Contract
 from pipelines.brokers import BrokerError, schema_registry
 from pipelines.brokers.schema_registry import (
@@ -20,7 +21,6 @@ from pipelines.brokers.schema_registry import (
     UnknownSchema,
 )
 from pipelines.sources.values import RegistryValues, open_values
-from transforms.batches import COLUMNS, FORMAT
 
 ORDER = {
     "type": "record",

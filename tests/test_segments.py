@@ -9,19 +9,11 @@ from apache_beam import pvalue
 from apache_beam.coders import BytesCoder
 from apache_beam.utils.timestamp import Timestamp
 
+from models.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, concat_batches, times_us, with_column
 from models.labels import LABEL_TIME
 from tests.steps import END
 from transforms import segments
-from transforms.batches import (
-    EVENT_TIME,
-    IS_PROVISIONAL,
-    MARKS,
-    SYSTEM_FIELDS,
-    LazyBatch,
-    concat_batches,
-    times_us,
-    with_column,
-)
+from transforms.batches import LazyBatch
 from transforms.segments import AdvanceSlices, Shard, has_labels
 
 SECOND = 1_000_000

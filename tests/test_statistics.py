@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.batches import IS_PROVISIONAL, MARKS, partition, slice_ends, with_column
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.windows import WindowJudge, read_baseline
 from pipelines.options import DIRECT
 from tests.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.steps import END, ENGINES, through
 from transforms import statistics
-from transforms.batches import IS_PROVISIONAL, MARKS, partition, slice_ends, with_column
 from transforms.score import BUNDLE_ID
 from transforms.statistics import WatchQuality, due_us, make_baseline, sum_up, unseen_features, window_end
 

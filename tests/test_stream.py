@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.batches import COLUMNS, FORMAT, PAYLOAD, column
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.options import GraphConfig, make_pipeline
@@ -33,7 +34,6 @@ from pipelines.sources.watermark import StreamWatermark
 from tests.support import CARD_FRAUD, ROOT, card_fraud, tiny_scorer, transaction, write_rows
 from tests.test_cli import HEADRACE
 from tests.test_graph import BAD
-from transforms.batches import COLUMNS, FORMAT, PAYLOAD, column
 from transforms.score import Score
 
 SECOND = 1_000_000

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.batches import EVENT_TIME, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, times_us, without
+from models.decode import decode_batch
 from models.project import load_project, parse_project
 from pipelines.options import FN_API
 from tests.steps import END, through
 from tests.support import CARD_FRAUD, card_fraud, transaction
 from tests.test_decode import raw, reasons
-from transforms.batches import EVENT_TIME, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, times_us, without
 from transforms.dead_letters import DEAD_LETTER_SCHEMA
-from transforms.decode import decode_batch
 from transforms.validate import Validate, carry, validate_batch
 
 PROJECT = card_fraud()

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from models.contract import Contract
+from models.decode import decode_batch
 from pipelines.brokers.evolution import ContractMismatch, check_schema, field_types
 from pipelines.brokers.schema_registry import RegisteredSchema, RegistryDown, SchemaRegistry, UnknownSchema
 from pipelines.sources import values
@@ -25,8 +27,6 @@ from pipelines.sources.values import (
     read_headers,
     strip_headers,
 )
-from transforms.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
-from transforms.decode import decode_batch
 
 CONTRACT = Contract.parse(b"""
     feature { name: "id" type: BYTES presence { min_fraction: 1 } }

@@ -13,10 +13,8 @@ import pyarrow.compute as pc
 from apache_beam.transforms.userstate import BagStateSpec
 
 from models import progress
-from models.project import Project
-from transforms.batches import (
+from models.batches import (
     MARKS,
-    RecordBatchCoder,
     as_int64,
     column,
     concat_batches,
@@ -27,6 +25,8 @@ from transforms.batches import (
     with_column,
     without,
 )
+from models.project import Project
+from transforms.batches import RecordBatchCoder
 from transforms.dead_letters import split_good
 from transforms.score import INGESTED_AT, LATE, PUBLISHED_AT, SCORED_AT
 

@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms.batches import IS_HISTORY, IS_PROVISIONAL, marks_of
+from models.batches import IS_HISTORY, IS_PROVISIONAL, marks_of
 
 
 @dataclasses.dataclass(eq=False)

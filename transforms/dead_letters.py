@@ -11,12 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.codecs import rows_as_json
-from models.codecs.times import times_from_timestamps
-from models.contract import TIMESTAMP
-from models.declarations import Event
-from models.faults import python_values
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     FORMAT,
     INGESTED,
@@ -32,6 +27,11 @@ from transforms.batches import (
     take_rows,
     without,
 )
+from models.codecs import rows_as_json
+from models.codecs.times import times_from_timestamps
+from models.contract import TIMESTAMP
+from models.declarations import Event
+from models.faults import python_values
 
 LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
 

@@ -10,10 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.faults import RowFaults
-from models.project import Project, RollingFeature
-from models.windows import RollingKernel
-from transforms.batches import (
+from models.batches import (
     INGESTED,
     IS_HISTORY,
     MARKS,
@@ -25,6 +22,9 @@ from transforms.batches import (
     marks_of,
     without,
 )
+from models.faults import RowFaults
+from models.project import Project, RollingFeature
+from models.windows import RollingKernel
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 from transforms.rolling import RollingWindows

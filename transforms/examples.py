@@ -7,8 +7,8 @@ import dataclasses
 import apache_beam as beam
 import pyarrow as pa
 
+from models.batches import column
 from models.project import Project
-from transforms.batches import column
 from transforms.score import output_columns
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from models import progress
+from models.batches import as_float64, column
 from models.project import Project
-from transforms.batches import as_float64, column
 from transforms.features import feedback_horizon_us, rolling_kernels
 from transforms.labels import JoinLabels, MoveLater
 from transforms.score import DECISION, SCORE

@@ -22,19 +22,11 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
+from models.batches import Keys, as_int64, column, partition, shard_of, take_rows
 from models.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge
-from transforms.batches import (
-    Keys,
-    RecordBatchCoder,
-    as_int64,
-    column,
-    partition,
-    shard_of,
-    take_rows,
-    timestamp_of,
-)
+from transforms.batches import RecordBatchCoder, timestamp_of
 from transforms.score import DECISION
 from transforms.statistics import WatchQuality, due_us, window_end
 

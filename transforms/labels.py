@@ -13,16 +13,11 @@ import pyarrow.compute as pc
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from models.faults import RowFaults
-from models.labels import LABEL_TIME
-from models.project import Project
-from models.windows import Int64, Run
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     POSITION,
     SOURCE,
     SYSTEM_FIELDS,
-    LazyBatch,
     as_float64,
     column,
     concat_batches,
@@ -31,10 +26,14 @@ from transforms.batches import (
     shard_of,
     take_rows,
     times_us,
-    timestamp_of,
     with_column,
     without,
 )
+from models.faults import RowFaults
+from models.labels import LABEL_TIME
+from models.project import Project
+from models.windows import Int64, Run
+from transforms.batches import LazyBatch, timestamp_of
 from transforms.dead_letters import make_dead_letters
 from transforms.decode import DEAD
 from transforms.segments import AFTER_SLICE_US, AdvanceSlices, Log, Shard, spread

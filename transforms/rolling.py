@@ -17,18 +17,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models import progress
+from models.batches import EVENT_TIME, as_float64, as_int64, column, is_provisional, shard_of, times_us
 from models.labels import LABEL_TIME, LabelledKernel, Labels
 from models.windows import Events, History, RollingKernel, encode_entities
-from transforms.batches import (
-    EVENT_TIME,
-    LazyBatch,
-    as_float64,
-    as_int64,
-    column,
-    is_provisional,
-    shard_of,
-    times_us,
-)
+from transforms.batches import LazyBatch
 from transforms.segments import AdvanceSlices, Log, Shard, has_labels, spread
 
 

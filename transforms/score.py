@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from models import progress
-from models.booster import Scorer
-from models.project import Decision, Project
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     INGESTED,
     IS_HISTORY,
@@ -26,6 +24,8 @@ from transforms.batches import (
     marks_of,
     take_rows,
 )
+from models.booster import Scorer
+from models.project import Decision, Project
 
 SCORE = "score"
 DECISION = "decision"

@@ -21,18 +21,9 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from models.batches import Keys, concat_batches, partition, take_rows, times_us
 from models.labels import LABEL_TIME
-from transforms.batches import (
-    Keys,
-    LazyBatch,
-    LazyBatchCoder,
-    RecordBatchCoder,
-    concat_batches,
-    partition,
-    take_rows,
-    times_us,
-    timestamp_of,
-)
+from transforms.batches import LazyBatch, LazyBatchCoder, RecordBatchCoder, timestamp_of
 
 # So many small segments of a shard's history are joined into one; a join rewrites only those.
 MAX_RECENT_SEGMENTS = 128

@@ -22,21 +22,13 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from models.batches import Keys, as_int64, column, hash_keys, is_provisional, take_rows
 from models.project import Project
 from models.quality.judge import SCORE, Memory
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.sampling import HASH, ID, TIME, least
 from models.quality.windows import BASELINE_ROWS, Part, WindowJudge, add_parts, baseline_of
-from transforms.batches import (
-    Keys,
-    RecordBatchCoder,
-    as_int64,
-    column,
-    hash_keys,
-    is_provisional,
-    take_rows,
-    timestamp_of,
-)
+from transforms.batches import RecordBatchCoder, timestamp_of
 from transforms.score import BUNDLE_ID, DECISION
 
 VERDICTS = "verdicts"

@@ -10,11 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.codecs.times import micros_of
-from models.contract import check_event_time, check_fixed_point
-from models.faults import RowFaults
-from models.project import Project
-from transforms.batches import (
+from models.batches import (
     EVENT_TIME,
     IS_HISTORY,
     MARKS,
@@ -28,8 +24,12 @@ from transforms.batches import (
     slice_ends_of,
     system_names,
     times_us,
-    timestamp_of,
 )
+from models.codecs.times import micros_of
+from models.contract import check_event_time, check_fixed_point
+from models.faults import RowFaults
+from models.project import Project
+from transforms.batches import timestamp_of
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 

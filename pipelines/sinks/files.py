@@ -25,6 +25,7 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
+from models.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from models.codecs import encode_json_lines
 from models.faults import first_rules
 from models.quality.records import Verdict, WindowStatistics
@@ -44,7 +45,6 @@ from pipelines.sinks.publish import (
     sweep,
 )
 from pipelines.sinks.whole_rows import CompleteRows
-from transforms.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from transforms.deduplicate import DUPLICATE
 
 __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from models import progress
+from models.batches import as_int64, column, take_rows, with_column
 from models.codecs import encode_json_lines
 from pipelines.brokers import Broker, BrokerError, Publisher
-from transforms.batches import as_int64, column, take_rows, with_column
 from transforms.score import PUBLISHED_AT
 
 

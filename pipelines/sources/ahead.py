@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.batches import concat_batches, take_rows
+from models.batches import concat_batches, take_rows
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -17,9 +17,9 @@ import zstandard
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from models.batches import FORMAT
 from models.codecs import DATUM_ERRORS, MAX_BLOCK_ROWS, WriterSchemaError, parse_writer_schema, row_as_json
 from pipelines.sources.raw import BrokenFile, raw_batch, rows_batch, unreadable
-from transforms.batches import FORMAT
 
 MAX_HEADER_BYTES = 4 << 20
 XZ_MEMORY_BYTES = 256 << 20

@@ -15,14 +15,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from models import progress
-from models.project import Project
-from pipelines.sources.avro_blocks import read_avro
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
-from pipelines.sources.journal_check import check_segments, needed_row
-from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
-from pipelines.sources.parquet import read_row_group, row_groups
-from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
-from transforms.batches import (
+from models.batches import (
     COLUMNS,
     IS_HISTORY,
     MARKS,
@@ -35,6 +28,13 @@ from transforms.batches import (
     take_rows,
     with_column,
 )
+from models.project import Project
+from pipelines.sources.avro_blocks import read_avro
+from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
+from pipelines.sources.journal_check import check_segments, needed_row
+from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
+from pipelines.sources.parquet import read_row_group, row_groups
+from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
 
 FORMATS = {
     ".parquet": "parquet",

@@ -18,8 +18,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.sources.frames import MAGIC, Fault, Frame, walk
-from transforms.batches import (
+from models.batches import (
     COLUMNS,
     FORMAT,
     INGESTED,
@@ -32,6 +31,7 @@ from transforms.batches import (
     column,
     partition,
 )
+from pipelines.sources.frames import MAGIC, Fault, Frame, walk
 
 ENDING = ".journal"
 MARKS_ENDING = ".marks"

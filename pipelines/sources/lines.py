@@ -15,10 +15,10 @@ import zstandard
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from models.batches import COLUMNS, FORMAT
 from models.codecs import MAX_BLOCK_ROWS
 from models.codecs.rfc4180 import NotCsv, Places, find_records, split_fields
 from pipelines.sources.raw import BrokenFile, raw_batch, unreadable
-from transforms.batches import COLUMNS, FORMAT
 
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20

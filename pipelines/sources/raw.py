@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from transforms.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, SYSTEM_FIELDS
+from models.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, SYSTEM_FIELDS
 
 KEPT_BYTES = 65536  # of what could not be read
 

@@ -17,18 +17,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
 from models import progress
-from models.codecs.times import micros_of
-from models.contract import Contract
-from models.project import Project
-from pipelines.brokers import Messages
-from pipelines.sources.ahead import Ahead, Int64
-from pipelines.sources.files import read_all
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION, RECORD_SCHEMA
-from pipelines.sources.journal_writer import JournalWriter
-from pipelines.sources.replay import NO_TIME_US, Replay
-from pipelines.sources.values import JsonValues, attribute_times_us
-from pipelines.sources.watermark import StreamWatermark
-from transforms.batches import (
+from models.batches import (
     INGESTED,
     IS_HISTORY,
     IS_LATE,
@@ -43,10 +32,18 @@ from transforms.batches import (
     marks_of,
     partition,
     take_rows,
-    timestamp_of,
     with_column,
 )
-from transforms.decode import decode_batch
+from pipelines.brokers import Messages
+from pipelines.sources.ahead import Ahead, Int64
+from pipelines.sources.files import read_all
+from pipelines.sources.journal import LABEL_PARTITION, PARTITION, RECORD_SCHEMA
+from pipelines.sources.journal_writer import JournalWriter
+from pipelines.sources.records import NO_TIME_US, has_labels, probe_records, project_of, read_event_times
+from pipelines.sources.replay import Replay
+from pipelines.sources.values import JsonValues, attribute_times_us
+from pipelines.sources.watermark import StreamWatermark
+from transforms.batches import timestamp_of
 
 if TYPE_CHECKING:
     from pipelines.sources.stream import ReadStream
@@ -158,12 +155,12 @@ class Reader:
             self._slice_end_us = replay.end_us if replay.end_us is not None else self._slice_end_us
             for batch, times in replay.pending:
                 marked = self._observe(batch, times)
-                if self._source.at_arrival and not _has_labels(batch):
+                if self._source.at_arrival and not has_labels(batch):
                     yield self._emit(marked, IS_HISTORY | IS_PROVISIONAL, self._slice_after(times))
-                (self._labels_ahead if _has_labels(batch) else self._ahead).add([(marked, times)])
+                (self._labels_ahead if has_labels(batch) else self._ahead).add([(marked, times)])
             for batch in replay.set_aside:
                 times = np.full(batch.num_rows, NO_TIME_US)
-                (self._labels_ahead if _has_labels(batch) else self._ahead).add([(batch, times)])
+                (self._labels_ahead if has_labels(batch) else self._ahead).add([(batch, times)])
             replay.pending, replay.set_aside, replay.message_ids = [], [], []
             self._journal.mark("started")  # what the broker hands out from here on may be lost with the process
         self._subscription = self._source.broker.subscribe()
@@ -208,7 +205,7 @@ class Reader:
         known = times != NO_TIME_US
         heard = times if heard is None else heard
         told = (
-            (heard != NO_TIME_US) & (heard <= as_int64(column(batch, PUBLISHED)) + AHEAD_US) & (not _has_labels(batch))
+            (heard != NO_TIME_US) & (heard <= as_int64(column(batch, PUBLISHED)) + AHEAD_US) & (not has_labels(batch))
         )
         if told.any():
             partitions = column(batch, PARTITION).to_numpy().astype(np.int64)
@@ -216,7 +213,7 @@ class Reader:
         self._newest_us = max(self._newest_us, int(times[known].max(initial=_EARLIEST_US)))
         passed = self._slice_end_us if self._slice_end_us is not None else _EARLIEST_US
         late = known & (times <= passed)
-        if late.any() and not _has_labels(batch):
+        if late.any() and not has_labels(batch):
             progress.advance("late", int(late.sum()))
         return with_column(batch, MARKS, pa.array(late * np.int8(IS_LATE)))
 
@@ -240,7 +237,7 @@ class Reader:
             self._slice_end_us = max(reached, _EARLIEST_US)
         passed = [*self._ahead.take(self._slice_end_us), *self._labels_ahead.take(self._slice_end_us)]
         for batch in passed:
-            progress.advance("labels" if _has_labels(batch) else "read", batch.num_rows)
+            progress.advance("labels" if has_labels(batch) else "read", batch.num_rows)
             yield from self._emit_kinds(batch, 0)
         if passed and self._journal is not None:
             line = f"emitted {self._journal.rows} {self._slice_end_us} {self._newest_us}"
@@ -255,9 +252,9 @@ class Reader:
         if PARTITION not in batch.schema.names:
             yield self._emit(batch, marks)
             return
-        for has_labels, part in partition(batch, (column(batch, PARTITION).to_numpy() == LABEL_PARTITION).astype(int)):
+        for is_label, part in partition(batch, (column(batch, PARTITION).to_numpy() == LABEL_PARTITION).astype(int)):
             value = self._emit(part, marks)
-            yield beam.pvalue.TaggedOutput(LABELS, value) if has_labels else value
+            yield beam.pvalue.TaggedOutput(LABELS, value) if is_label else value
 
     def _emit_past(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """History, but for rows of the journal that the gate held until their window's end when the process ended."""
@@ -327,24 +324,7 @@ class Reader:
 
     def _times(self, batch: pa.RecordBatch) -> Int64:
         """Times in microseconds; records without one, or with an absurd one, tell the watermark nothing."""
-        return read_event_times(batch, _project_of(batch, self._source.project))
-
-
-def _project_of(batch: pa.RecordBatch, project: Project) -> Project:
-    return project.label_records or project if _has_labels(batch) else project
-
-
-def probe_records(project: Project, batch: pa.RecordBatch) -> None:
-    """Read records as a stream reads them, for what that may crash."""
-    if batch.num_rows:
-        own = _project_of(batch, project)
-        read_event_times(batch, own)
-        _decode(batch, own.contract, own.event.max_bytes)
-
-
-def _has_labels(batch: pa.RecordBatch) -> bool:
-    """Whether a batch's records, which all are or none, are labels."""
-    return batch.num_rows > 0 and bool(column(batch, PARTITION)[0].as_py() == LABEL_PARTITION)
+        return read_event_times(batch, project_of(batch, self._source.project))
 
 
 def _nothing() -> None:
@@ -355,22 +335,6 @@ def _acknowledge(subscription: Any, receipts: list[Any]) -> None:
     for receipt in receipts:
         if receipt is not None:
             subscription.acknowledge(receipt)
-
-
-def read_event_times(batch: pa.RecordBatch, project: Project) -> Int64:
-    """The event times int64[n] of raw records in microseconds, and of nothing else; NO_TIME_US where none is usable."""
-    name = project.event.time
-    contract = Contract({name: project.contract.fields[name]}, b"")
-    decoded = _decode(batch, contract, project.event.max_bytes)
-    times = np.asarray(column(decoded, name).cast(pa.int64()).fill_null(NO_TIME_US).to_numpy())
-    earliest, latest = micros_of(project.event.earliest), micros_of(project.event.latest)
-    return np.where((times < earliest) | (times >= latest), NO_TIME_US, times)
-
-
-def _decode(batch: pa.RecordBatch, contract: Contract, max_bytes: int) -> pa.RecordBatch:
-    marked = with_column(batch, MARKS, pa.array(np.zeros(batch.num_rows, np.int8)))
-    marked = marked.replace_schema_metadata({**batch.schema.metadata, SLICE: b"=0"})
-    return decode_batch(marked, contract, max_bytes, False)[0]
 
 
 def _now_us() -> int:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from models.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
 from pipelines.sources.ahead import Int64
 from pipelines.sources.journal import MESSAGE, read_segment_file
 from pipelines.sources.journal_check import Journal, Segment
 from pipelines.sources.probe import Look, Probe
-from transforms.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
+from pipelines.sources.records import NO_TIME_US
 
 CRASHES = "crashes the decoder"
-NO_TIME_US = -(1 << 61)  # of a record without a usable event time: it waits for nothing
 
 
 @dataclasses.dataclass(frozen=True)

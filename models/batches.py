@@ -1,0 +1,207 @@
+"""What flows between the steps: Arrow record batches, and how they are split and joined.
+
+Columns whose names start with `__` are headrace's own:
+
+- `__event_time` timestamp[us, UTC]: when the event happened
+- `__source` dictionary of string, `__position` int64: where the event came from (a file and a row or byte
+  offset in it, a subscription and a message, ...)
+- `__payload` binary: the record's original bytes, before validation only; null where a source has rows
+- `__marks` int8, bits: `IS_HISTORY`, the event is past already: it fills windows and is not scored;
+  `IS_PROVISIONAL`, it is scored at its arrival and comes once more when the watermark has passed it;
+  `IS_LATE`, it came when the watermark had passed it already
+- `__published`, `__ingested` timestamp[us, UTC], of streams only: when the broker took the event, and when the
+  source did
+
+The element timestamp of a batch after decoding is the end of its slice: event time is cut into slices of a
+length that the source chooses (`SLICE` in the schema's metadata), and a batch holds events of one slice only.
+So whoever waits until the watermark passes a slice's end has all of its events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+EVENT_TIME = "__event_time"
+SOURCE = "__source"
+POSITION = "__position"
+PAYLOAD = "__payload"
+MARKS = "__marks"
+PUBLISHED = "__published"
+INGESTED = "__ingested"
+
+IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
+
+# Keys of a batch's schema metadata.
+FORMAT = b"headrace.format"
+COLUMNS = b"headrace.columns"
+# In microseconds: the length of the slices, or `=` and the end of the one slice that all rows belong to.
+SLICE = b"headrace.slice_us"
+
+SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
+SYSTEM_FIELDS = {
+    EVENT_TIME: pa.field(EVENT_TIME, pa.timestamp("us", tz="UTC")),
+    SOURCE: pa.field(SOURCE, SOURCE_TYPE),
+    POSITION: pa.field(POSITION, pa.int64()),
+    PAYLOAD: pa.field(PAYLOAD, pa.binary()),
+    MARKS: pa.field(MARKS, pa.int8()),
+    PUBLISHED: pa.field(PUBLISHED, pa.timestamp("us", tz="UTC")),
+    INGESTED: pa.field(INGESTED, pa.timestamp("us", tz="UTC")),
+}
+
+Keys = np.ndarray[Any, Any]
+
+
+def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """All rows of `batches`, of one schema, one after another."""
+    if len(batches) == 1:
+        return batches[0]
+    table = pa.Table.from_batches(batches)
+    if any(pa.types.is_dictionary(field.type) for field in table.schema):
+        table = table.unify_dictionaries()
+    return as_batch(table)
+
+
+def as_batch(table: pa.Table) -> pa.RecordBatch:
+    """A table as one batch."""
+    columns = [_one_chunk(column) for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def take_rows(batch: pa.RecordBatch, rows: Keys) -> pa.RecordBatch:
+    """The given rows, in that order."""
+    indices = pa.array(rows)
+    return pa.RecordBatch.from_arrays([c.take(indices) for c in batch.columns], schema=batch.schema)
+
+
+def partition(batch: pa.RecordBatch, keys: Keys) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Split a batch by an integer key per row: (key, its rows in their order) for every key that occurs."""
+    if not len(keys):
+        return
+    if (keys[0] == keys).all():
+        yield int(keys[0]), batch
+        return
+    ordered, sorted_batch = keys, batch
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        ordered, sorted_batch = keys[order], take_rows(batch, order)
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(keys)]])
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        yield int(ordered[start]), sorted_batch.slice(start, stop - start)
+
+
+def times_us(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The event times of a batch, int64[n], microseconds since 1970 UTC."""
+    return as_int64(column(batch, EVENT_TIME))
+
+
+def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A column of integers or times without nulls as int64[n]; times are microseconds since 1970 UTC."""
+    return np.asarray(values.cast(pa.int64()).to_numpy(zero_copy_only=False))
+
+
+def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A column of numbers as float64[n], missing ones as NaN."""
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column by its name; KeyError if it isn't there, or is there twice."""
+    place = batch.schema.get_field_index(name)
+    if place < 0:  # Arrow would take it for the last column
+        raise KeyError(f"no one column {name!r} among {batch.schema.names}")
+    return batch.column(place)
+
+
+def marks_of(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """The marks of a batch, int8[n]."""
+    return np.asarray(column(batch, MARKS).to_numpy())
+
+
+def is_provisional(batch: pa.RecordBatch) -> bool:
+    """Whether a batch's rows, which all are or none, are provisional."""
+    return MARKS in batch.schema.names and bool(marks_of(batch)[0] & IS_PROVISIONAL)
+
+
+def system_names(batch: pa.RecordBatch, *names: str) -> tuple[str, ...]:
+    """The names given, and those of the stream's times if the batch has them."""
+    return (*names, *(name for name in (PUBLISHED, INGESTED) if name in batch.schema.names))
+
+
+def slice_ends_of(batch: pa.RecordBatch, event_time_us: Keys) -> Keys:
+    """The end of the slice of each row with these event times, as the batch's metadata says."""
+    declared = batch.schema.metadata[SLICE]
+    if declared.startswith(b"="):
+        return np.full(len(event_time_us), int(declared[1:]))
+    return slice_ends(event_time_us, int(declared))
+
+
+def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
+    """The end of the slice that each event lies in: the least multiple of `slice_us` not before it.
+
+    A slice is whole milliseconds, since runners keep element timestamps to the millisecond.
+    """
+    if slice_us <= 0 or slice_us % 1000:
+        raise ValueError(f"a slice of {slice_us} us: it must be whole milliseconds, at least one")
+    return -(-event_time_us // slice_us) * slice_us
+
+
+def with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
+    """The batch with a column of that name, in place of the one it has or at the end; metadata stays."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {name: values}
+    fields = [pa.field(n, c.type) for n, c in columns.items()]
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields, batch.schema.metadata))
+
+
+def without(batch: pa.RecordBatch, *names: str) -> pa.RecordBatch:
+    """The batch without some of its columns."""
+    kept = [field for field in batch.schema if field.name not in names]
+    return pa.RecordBatch.from_arrays([column(batch, f.name) for f in kept], schema=pa.schema(kept))
+
+
+def shard_of(keys: pa.Array, shards: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """A shard int16[n] in [0, shards) for each key, the same everywhere and always."""
+    if shards == 1:
+        return np.zeros(len(keys), np.int16)
+    return (hash_keys(keys) % np.uint64(shards)).astype(np.int16)
+
+
+def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A hash uint64[n] of integers, floats, times or strings that is the same everywhere and always; null is 0."""
+    if pa.types.is_dictionary(keys.type):
+        indices = keys.indices.cast(pa.int64()).fill_null(len(keys.dictionary)).to_numpy()
+        return np.asarray(np.append(hash_keys(keys.dictionary), np.uint64(0))[indices])
+    if pa.types.is_string(keys.type) or pa.types.is_binary(keys.type):
+        hashes = _hash_strings(keys.cast(pa.binary()).fill_null(b""))  # there may be bytes under a null
+    elif pa.types.is_floating(keys.type):
+        hashes = keys.cast(pa.float64()).fill_null(0.0).to_numpy().view(np.uint64)
+    else:
+        hashes = keys.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
+    # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
+    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return np.asarray(hashes ^ (hashes >> np.uint64(33)))
+
+
+def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A polynomial hash of each string's bytes modulo 2**64."""
+    _, offsets_buffer, data_buffer = keys.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
+    if not len(keys) or offsets[-1] == offsets[0]:
+        return np.zeros(len(keys), np.uint64)
+    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    offsets = offsets - offsets[0]
+    lengths = np.diff(offsets)
+    place = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
+    powers = np.cumprod(np.full(int(lengths.max()), 0x9E3779B97F4A7C15, np.uint64))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(data * powers[place])])
+    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])

@@ -1,0 +1,109 @@
+"""Decode: records as a source gives them to columns of the contract's types."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.batches import (
+    COLUMNS,
+    FORMAT,
+    MARKS,
+    PAYLOAD,
+    POSITION,
+    SLICE,
+    SOURCE,
+    SYSTEM_FIELDS,
+    column,
+    system_names,
+)
+from models.codecs import (
+    RECORD,
+    Columns,
+    decode_apart,
+    decode_avro,
+    decode_csv,
+    decode_json,
+    decode_rows,
+    parse_writer_schema,
+    record_lengths,
+)
+from models.contract import Contract
+from models.faults import RowFaults
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+
+
+def decode_batch(
+    batch: pa.RecordBatch, contract: Contract, max_bytes: int, refuse_unknown: bool
+) -> tuple[pa.RecordBatch, RowFaults]:
+    """The contract's columns and the system's, row for row, and what could not be decoded."""
+    metadata = batch.schema.metadata
+    kind = metadata[FORMAT].decode()
+    faults = RowFaults(batch.num_rows)
+    if kind == "rows":
+        payload = pa.nulls(batch.num_rows, pa.binary())
+        _check_size(_row_bytes(batch), max_bytes, faults)
+        columns = decode_rows(batch, contract, refuse_unknown, faults, json.loads(metadata.get(COLUMNS) or b"[]"))
+    else:
+        payload = column(batch, PAYLOAD)
+        if kind != "unreadable":
+            _check_size(record_lengths(payload), max_bytes, faults)
+        columns = decode_apart(
+            payload,
+            ~faults.bad,
+            faults,
+            lambda part, found: _decode_payloads(kind, part, metadata, contract, refuse_unknown, found),
+            lambda part, _: _nothing(len(part), contract),
+        )
+    names = system_names(batch, SOURCE, POSITION, MARKS)
+    origin = [column(batch, name) for name in names]
+    fields = [*contract.arrow_schema, *(SYSTEM_FIELDS[name] for name in (*names, PAYLOAD))]
+    schema = pa.schema(fields, {FORMAT: metadata[FORMAT], SLICE: metadata[SLICE]})
+    arrays = [*(columns[name] for name in contract.fields), *origin, payload]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema), faults
+
+
+def _check_size(sizes: np.ndarray[Any, Any], max_bytes: int, faults: RowFaults) -> None:
+    rows = np.flatnonzero(sizes > max_bytes)
+    faults.add(rows, RECORD, f"larger than {max_bytes} bytes", sizes[rows].tolist())
+
+
+def _row_bytes(batch: pa.RecordBatch) -> np.ndarray[Any, Any]:
+    """The bytes of text in each row; what else it holds is of one size in all of them."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for values in batch.columns:
+        kind = values.type
+        if any(is_text(kind) for is_text in _TEXTS):
+            sizes += pc.binary_length(values).fill_null(0).to_numpy()
+    return sizes
+
+
+def _nothing(rows: int, contract: Contract) -> Columns:
+    return {name: pa.nulls(rows, field.arrow_type) for name, field in contract.fields.items()}
+
+
+def _decode_payloads(
+    kind: str,
+    payloads: pa.BinaryArray,
+    metadata: dict[bytes, bytes],
+    contract: Contract,
+    refuse_unknown: bool,
+    faults: RowFaults,
+) -> Columns:
+    if kind == "json":
+        return decode_json(payloads, contract, refuse_unknown, faults)
+    if kind == "csv":
+        return decode_csv(payloads, json.loads(metadata[COLUMNS]), contract, refuse_unknown, faults)
+    if kind == "avro":
+        writer_schema = parse_writer_schema(metadata[COLUMNS])
+        return decode_avro(payloads, writer_schema, contract, refuse_unknown, faults)
+    if kind == "unreadable":
+        why = metadata[COLUMNS].decode()
+        faults.add(np.arange(len(payloads)), RECORD, "unreadable", [why] * len(payloads))
+        return _nothing(len(payloads), contract)
+    raise ValueError(f"a source gave a batch of the unknown format {kind!r}")
