@@ -47,7 +47,7 @@ def run(directory, source, runner, args=(), shards=1):
     project = card_fraud()
     score = Score(project, tiny_scorer(project.model.inputs), "bundle")
     sink = WriteFiles(str(directory), project.event.id, project.event.time)
-    return run_graph(GraphConfig(project, source, score, sink, shards), str(directory), runner, args, "test")
+    return run_graph(GraphConfig(project, source, score, sink, shards), runner, args, "test")
 
 
 def files_of(directory):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +21,8 @@ Look = Callable[[pa.RecordBatch], object]
 class Probe:
     """Calls `look` on batches in a child process, which is started anew when one has ended it.
 
-    `look` and its arguments are pickled: it is a function of a module, or a partial one. The child is spawned and not
-    forked, as other threads of this process may hold locks.
+    `look` and its arguments are pickled: it is a function of a module, or a partial one. The child is no fork, as other
+    threads of this process may hold locks, and none of multiprocessing's, as a daemon may have none.
     """
 
     def __init__(self, look: Look) -> None:
@@ -41,8 +45,7 @@ class Probe:
             process, connection = self._running
             self._running = None
             process.kill()
-            process.join()
-            process.close()
+            process.wait()
             connection.close()
 
     def _survives(self, batch: pa.RecordBatch) -> bool:
@@ -58,11 +61,15 @@ class Probe:
         return False
 
     def _start(self) -> Any:
-        context = multiprocessing.get_context("spawn")
-        connection, other = context.Pipe()
-        process = context.Process(target=_serve, args=(self._look, other), daemon=True)
-        process.start()
-        other.close()
+        here, there = socket.socketpair()
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-P", "-m", __name__, str(there.fileno())],
+                pass_fds=[there.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            )
+        connection = Connection(here.detach())
+        connection.send(self._look)
         self._running = (process, connection)
         if not connection.poll(START_SECONDS):
             self.close()
@@ -71,8 +78,9 @@ class Probe:
         return connection
 
 
-def _serve(look: Look, connection: Any) -> None:
+def _serve(connection: Any) -> None:
     """Look at one batch after another; an error ends the process."""
+    look = connection.recv()
     connection.send(None)
     while True:
         try:
@@ -81,3 +89,7 @@ def _serve(look: Look, connection: Any) -> None:
             return
         look(batch)
         connection.send(None)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
