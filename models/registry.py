@@ -98,6 +98,12 @@ def register(
         return version
 
 
+def reach(tracking_uri: str) -> None:
+    """RegistryError if the registry can't be reached."""
+    with open_client(tracking_uri, create=True) as client:
+        client.search_registered_models(max_results=1)
+
+
 def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
     """Return a registered bundle, with every digest checked and the id it was registered with.
 

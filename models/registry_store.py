@@ -52,7 +52,7 @@ def check_registry(tracking_uri: str, *, create: bool = False) -> None:
         if database.exists():
             _probe(database, create)
         elif not create:
-            raise RegistryError(f"no registry at {database}")
+            raise RegistryError(f"no registry at {database}: `headrace train` makes one; --registry names another")
         else:
             above = next(path for path in database.parents if path.exists())
             if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
@@ -86,7 +86,7 @@ def open_client(tracking_uri: str, *, write: bool = False, create: bool = False)
         from sqlalchemy.exc import SQLAlchemyError
 
     mlflow.store.db.utils.MAX_RETRY_COUNT = 3  # its 10 take two minutes
-    for chatty in ("mlflow", "alembic"):
+    for chatty in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     # It logs with their tracebacks what it raises, too.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

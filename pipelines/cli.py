@@ -9,6 +9,7 @@ import logging
 import math
 import pathlib
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -19,6 +20,7 @@ import typer
 
 from models.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
 from models.redact import guard_output, redact
+from models.registry_store import database_of
 from pipelines import journal_cli, schema_cli
 from pipelines.prechecks import (
     UsageError,
@@ -261,11 +263,14 @@ def train(
         _require_labels(declared, labels)
         require_files([*source, *(labels or ())])
         _require(bool(examples) or not replace, "--replace is for the output of another run in --examples")
-        if examples:
-            from pipelines.sinks.publish import look_at
+        from pipelines.sinks.publish import look_at
 
-            look_at(examples, replace)
+        look_at(*((examples, replace) if examples else (str(_training_sink(project)), True)))
         registry = find_registry(project, registry, create=True)
+        if database_of(registry) is None:  # of a server, that it is there is worth knowing before the training
+            from models.registry import reach
+
+            reach(registry)
 
         from pipelines import train as training
         from pipelines.run import open_source
@@ -277,15 +282,15 @@ def train(
             open_source(source, source_format, labels or ()),
             start=start,
             examples=examples,
-            dead_letters=pathlib.Path(".headrace", "dead_letters", declared.name),
+            dead_letters=_training_sink(project),
             runner=runner,
             shards=shards,
             threads=threads,
             replace=replace,
             beam_args=beam_args,
         )
-        version = training.register(trained, declared, registry, promote)
-        _print_training(trained, declared, version, registry)
+        registered = training.register(trained, declared, registry, promote)
+        _print_training(trained, declared, registered, registry, project)
 
 
 @app.command()
@@ -424,7 +429,10 @@ def pubsub(
         def started(server: Any) -> None:
             for match in filter(None, matches):
                 server.create(*match.groups())
-            typer.echo(f"for development only. In other terminals: export PUBSUB_EMULATOR_HOST={server.address}")
+            typer.echo(
+                f"a Pub/Sub for development at {server.address}, until Ctrl-C; it keeps nothing when it ends. "
+                f"In other terminals: export PUBSUB_EMULATOR_HOST={server.address}"
+            )
 
         serve(port=port, on_start=started)
 
@@ -606,8 +614,8 @@ def demo(
         trained = training.train(
             declared, project, running.open_source([data], None), dead_letters=output / "training" / "dead_letters"
         )
-        version = training.register(trained, declared, registry, promote=True)
-        _print_training(trained, declared, version, registry)
+        registered = training.register(trained, declared, registry, promote=True)
+        _print_training(trained, declared, registered, registry, project)
         result = running.score(
             declared,
             trained.bundle,
@@ -656,7 +664,12 @@ def _write_sample(directory: pathlib.Path, rows: int, seed: int, days: int, form
     console.print(f"{rows:,} transactions of {days} days in {directory} ({len(paths)} files)")
 
 
-def _print_training(trained: Any, project: Project, version: int, registry: str) -> None:
+def _training_sink(project: pathlib.Path) -> pathlib.Path:
+    """Where a training without --examples keeps its dead letters."""
+    return project / ".headrace" / "training"
+
+
+def _print_training(trained: Any, project: Project, registered: Any, registry: str, folder: pathlib.Path) -> None:
     from pipelines.display import console, evaluation_table, outcome_table, split_table
     from pipelines.train import to_iso
 
@@ -667,11 +680,16 @@ def _print_training(trained: Any, project: Project, version: int, registry: str)
     console.print(split_table([(s.name, to_iso(s.from_us)[:10], to_iso(s.to_us)[:10], s) for s in trained.splits]))
     if project.quality and trained.bundle.baseline is None:
         console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
-    title = f"{project.name} {version}, tested from {to_iso(trained.test_from_us)[:10]}"
+    title = f"{project.name} {registered.version}, tested from {to_iso(trained.test_from_us)[:10]}"
     console.print(evaluation_table(trained.evaluation, title))
     first = trained.splits[0]
     bundle = f"bundle {trained.bundle.bundle_id} in {redact(registry)}"
     console.print(f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; {bundle}", soft_wrap=True)
+    if not registered.is_new:
+        console.print(f"the same bundle as version {registered.version}, which it stays: nothing new is registered")
+    if registered.champion != registered.version:
+        promote = f"headrace promote {shlex.quote(str(folder))} {registered.version}"
+        console.print(f"version {registered.champion} stays champion; to change that: {promote}", soft_wrap=True)
 
 
 def _print_scores(directory: str, project: Project, bundle: Any, labels: Sequence[str] = ()) -> None:
@@ -693,6 +711,8 @@ def _print_scores(directory: str, project: Project, bundle: Any, labels: Sequenc
         return
     if evaluation is not None:
         console.print(evaluation_table(evaluation, "Scores against labels"))
+    elif project.label and not labels and project.label.field not in project.output:
+        console.print(f"not measured against labels: {project.label.field} is not among the output fields")
 
 
 def _check_source_format(kind: str | None) -> None:

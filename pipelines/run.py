@@ -97,7 +97,7 @@ def _misfit(project: Project, folder: pathlib.Path, bundle: Bundle) -> str | Non
     try:
         check_against_bundle(project, folder, bundle.schema)
     except (SchemaMismatch, VersionError) as error:
-        return str(error)
+        return "; ".join(str(error).splitlines()).replace(":; ", ": ")
     if bundle.feature_definitions != project.feature_definitions():
         return "the features, decisions or event declarations of project.yaml changed since it was trained"
     return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import pathlib
-import shutil
 import tempfile
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,10 @@ from pipelines.display import working
 from pipelines.identity import identify
 from pipelines.known_labels import with_labels
 from pipelines.options import DEFAULT_SHARDS, DIRECT, GraphConfig
-from pipelines.run import RunResult, read_kind, run_graph
+from pipelines.run import RunResult, read_kind, read_success, run_graph
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sinks.folder import Folder, staging_of
+from pipelines.sinks.publish import Written, publish
 from pipelines.sources.files import ReadFiles, ReadLabelled
 from transforms.examples import CollectExamples
 from transforms.score import DECISION, SCORE, decide, model_inputs
@@ -83,7 +86,7 @@ def train(
     """Train and evaluate on the source's events.
 
     The examples stay in `examples`, if it is given, where the output of another run is refused, or replaced with
-    `replace`. With them stay the dead letters, which else go to the folder `dead_letters`, in place of those of the
+    `replace`. With them stay the dead letters, which else go to the sink `dead_letters`, in place of those of the
     training before.
     """
     if project.label is None:
@@ -112,14 +115,18 @@ def train(
 
 
 def _keep(scratch: str, folder: pathlib.Path | None) -> str | None:
-    """Put the dead letters, of which there may be none, in the place of those in `folder`."""
+    """Publish the dead letters, of which there may be none, to a sink of their own; where they are."""
     if folder is None:
         return None
-    shutil.rmtree(folder, ignore_errors=True)
-    there = pathlib.Path(scratch, DEAD_LETTERS)
-    if any(there.glob("*")):
-        shutil.copytree(there, folder)
-    return str(folder)
+    said = read_success(scratch)
+    letters = [Written(**file) for file in said["files"] if file["kind"] == DEAD_LETTERS]
+    run_id, kept = uuid.uuid4().hex, Folder(str(folder))
+    for letter in letters:
+        with kept.create(f"{staging_of(run_id)}/{letter.place}") as file:
+            file.write(pathlib.Path(scratch, letter.place).read_bytes())
+    facts = {"events": said["events"], "files": [dataclasses.asdict(letter) for letter in letters]}
+    publish(kept, run_id, letters, {}, json.dumps(facts, indent=2), replace=True)
+    return kept.join(DEAD_LETTERS)
 
 
 def _check_dead_letters(project: Project, result: RunResult, kept: str | None) -> None:
@@ -247,9 +254,28 @@ def _fit(
     return Trained(bundle, evaluation, result, splits, dead_letters)
 
 
-def register(trained: Trained, project: Project, tracking_uri: str, promote: bool) -> int:
-    """Register a trained bundle; the version, which an equal bundle already registered keeps."""
-    return registry.register(trained.bundle, project.name, tracking_uri, promote=promote)
+class Registered(NamedTuple):
+    """The version of a bundle, whether it is new, and the champion's version."""
+
+    version: int
+    is_new: bool
+    champion: int | None
+
+
+def register(trained: Trained, project: Project, tracking_uri: str, promote: bool) -> Registered:
+    """Register a trained bundle; an equal one that is registered already keeps its version."""
+    before = _versions(project.name, tracking_uri)
+    version = registry.register(trained.bundle, project.name, tracking_uri, promote=promote)
+    after = _versions(project.name, tracking_uri)
+    champion = next((known.version for known in after if registry.CHAMPION in known.aliases), None)
+    return Registered(version, version not in {known.version for known in before}, champion)
+
+
+def _versions(name: str, tracking_uri: str) -> Sequence[registry.Version]:
+    try:
+        return registry.list_versions(name, tracking_uri)
+    except registry.RegistryError:  # there is none yet; if it can't be used, registering says so
+        return ()
 
 
 def to_iso(time_us: int) -> str:

@@ -190,5 +190,5 @@ def check_against_bundle(project: Project, folder: pathlib.Path, bundle_schema: 
     if is_breaking(changes):
         raise SchemaMismatch(
             f"{folder / project.schema_file}: not compatible with the schema that the bundle was trained with:\n"
-            f"{render_changes(changes)}\ntrain again, or take the changes back"
+            f"{render_changes(changes)}"
         )
