@@ -26,7 +26,7 @@ from models.evaluation import Evaluation, evaluate
 from models.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge, read_baseline
-from models.schemas import SchemaMismatch, VersionError, check_against_bundle, schema_digest
+from models.schemas import REMEDY, SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from models.training import DAY_US
 from pipelines.display import working
 from pipelines.identity import identify
@@ -86,7 +86,7 @@ def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_u
     named = f"{project.name} {version} (bundle {bundle.bundle_id})"
     fits = next(_fitting(project, folder, tracking_uri), None)
     if fits is None:
-        raise RunError(f"{folder}: {named} does not fit: {fault}: train again, or take the changes back")
+        raise RunError(f"{folder}: {named} does not fit: {fault}: {REMEDY}")
     raise RunError(
         f"{folder}: {named} does not fit: {fault}; version {fits} does: "
         f"headrace promote {shlex.quote(str(folder))} {fits}, or run with --model {fits}"
@@ -97,7 +97,8 @@ def _misfit(project: Project, folder: pathlib.Path, bundle: Bundle) -> str | Non
     try:
         check_against_bundle(project, folder, bundle.schema)
     except (SchemaMismatch, VersionError) as error:
-        return "; ".join(str(error).splitlines()).replace(":; ", ": ")
+        lines = str(error).removesuffix(f"\n{REMEDY}").splitlines()
+        return "; ".join(lines).replace(":; ", ": ")
     if bundle.feature_definitions != project.feature_definitions():
         return "the features, decisions or event declarations of project.yaml changed since it was trained"
     return None

@@ -17,6 +17,7 @@ from pipelines import train as training
 from pipelines.display import outcome_table, version_lines
 from pipelines.parity import check_parity
 from pipelines.report import report
+from pipelines.sinks.folder import SinkError
 from pipelines.sources.files import ReadFiles
 from tests.support import write_rows
 
@@ -145,16 +146,21 @@ def test_dead_letters_are_kept_and_too_many_fail(folder):
         train(folder, rows, dead_letters=kept)
     assert str(error.value) == (
         "600 of 3,000 records are dead letters (20.0%), more than training.max_dead_letters (10.0%): "
-        f"Validate: distance: below 0 (600); they are kept in {kept}. Give other files, or declare a larger share"
+        f"Validate: distance: below 0 (600); they are kept in {kept}/dead_letters. Give other files, or declare a larger share"
     )
-    assert running.read_kind(str(folder), "kept").num_rows == 600
+    assert running.read_kind(str(kept), "dead_letters").num_rows == 600
     write_project(folder, YAML.replace("train: 3d", "max_dead_letters: 0.2, train: 3d"))
     trained = train(folder, rows, dead_letters=kept)
-    assert trained.dead_letters == str(kept)
+    assert trained.dead_letters == f"{kept}/dead_letters"
     assert trained.examples.outcomes["dead-lettered"] == 600
     assert trained.bundle.metadata["events"]["dead-lettered"] == 600
     assert train(folder, make_rows(), dead_letters=kept).dead_letters is None
-    assert not kept.exists()
+    assert running.read_kind(str(kept), "dead_letters").num_rows == 0
+    foreign = kept / "dead_letters" / "mine.parquet"
+    foreign.write_bytes(b"mine")
+    with pytest.raises(SinkError, match="mine.parquet: was not written by a run that is known"):
+        train(folder, rows, dead_letters=kept)
+    assert foreign.read_bytes() == b"mine"
     with pytest.raises(TrainingError, match=r"3,000 of 3,000 records are dead letters \(100.0%\)"):
         train(folder, [{"wrong": 1}] * ROWS)
     examples = str(folder / "examples")
@@ -214,13 +220,14 @@ def test_labels_that_are_records_are_measured_in_run_and_report(folder):
 def test_the_version_that_fits_a_changed_project_is_named(folder):
     uri = f"sqlite:///{folder}/registry.db"
     first = train(folder, make_rows())
-    assert training.register(first, load_project(folder), uri, promote=False) == 1
+    assert training.register(first, load_project(folder), uri, promote=False) == (1, True, 1)
     write_project(folder, YAML.replace("distance / hours", "distance / (hours + 1)"))
     project = load_project(folder)
     with pytest.raises(running.RunError, match="changed since it was trained: train again, or take the changes back"):
         running.load_bundle(project, folder, "champion", uri)
     second = train(folder, make_rows())
-    assert training.register(second, project, uri, promote=False) == 2
+    assert training.register(second, project, uri, promote=False) == (2, True, 1)
+    assert training.register(second, project, uri, promote=False) == (2, False, 1)
     with pytest.raises(running.RunError) as error:
         running.load_bundle(project, folder, "champion", uri)
     assert str(error.value).endswith(f"version 2 does: headrace promote {folder} 2, or run with --model 2")

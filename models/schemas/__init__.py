@@ -6,6 +6,7 @@ TFDV is imported by `propose` alone, when it is called; nothing that scores need
 from models.schemas.diff import Change, diff_schemas, is_breaking, render_changes
 from models.schemas.needs import Needs, field_needs, read_declarations
 from models.schemas.versions import (
+    REMEDY,
     SchemaMismatch,
     SchemaVersion,
     VersionError,
@@ -17,6 +18,7 @@ from models.schemas.versions import (
 )
 
 __all__ = [
+    "REMEDY",
     "Change",
     "Needs",
     "SchemaMismatch",

@@ -26,6 +26,7 @@ DIGEST_CHARS = 16  # that are shown of the 64
 _FILE = re.compile(r"(\d{4})\.pbtxt")
 _MOST = 9999
 _FIRST_LINE = "# headrace schema, version {}, sha256 of its canonical form {}\n"
+REMEDY = "train again, or take the changes back"
 
 
 class VersionError(ValueError):
@@ -135,7 +136,7 @@ def register(
     if is_breaking(changes) and not allow_breaking:
         raise VersionError(
             f"not compatible with version {number - 1}; --allow-breaking registers it nonetheless:\n"
-            f"{render_changes(changes)}"
+            f"{render_changes(changes)}\n{REMEDY}"
         )
     text = _FIRST_LINE.format(number, digest).encode() + _without_first_line(contract.text)
     if len(text) > MAX_SCHEMA_BYTES:
@@ -190,5 +191,5 @@ def check_against_bundle(project: Project, folder: pathlib.Path, bundle_schema: 
     if is_breaking(changes):
         raise SchemaMismatch(
             f"{folder / project.schema_file}: not compatible with the schema that the bundle was trained with:\n"
-            f"{render_changes(changes)}"
+            f"{render_changes(changes)}\n{REMEDY}"
         )
