@@ -29,6 +29,7 @@ from models.codecs import (
     json_records,
     parse_writer_schema,
     plain_schema,
+    row_as_json,
     rows_as_json,
 )
 from models.codecs.times import times_from_text
@@ -804,3 +805,21 @@ def test_rows_of_anything_become_json():
     assert (second["text"], second["time"]) == ("/w==", "1970-01-01T00:00:00")
     assert (second["number"], second["decimal"]) == (-0.0, 1.5)
     assert (second["bytes"], second["nested"]) == ("é", {"a": ["inf"]})
+
+
+def test_rows_as_json_keep_every_digit():
+    big, small = decimal.Decimal("1234567890123456789012345678.0123456789"), decimal.Decimal("-0.1000000000")
+    nanos = pa.array([123456789, 1], pa.time64("ns"))
+    columns = {
+        "d": pa.array([big, small], pa.decimal128(38, 10)),
+        "whole": pa.array([decimal.Decimal(2**62 + 1), decimal.Decimal(0)], pa.decimal128(38, 2)),
+        "t": nanos,
+        "deep": pa.array([{"t": nanos[0], "d": [big]}, None], pa.struct([("t", nanos.type), ("d", pa.list_(
+            pa.decimal128(38, 10)))])),
+    }  # fmt: skip
+    assert rows_as_json(columns) == [
+        b'{"d": 1234567890123456789012345678.0123456789, "whole": 4611686018427387905, "t": "00:00:00.123456789",'
+        b' "deep": {"t": "00:00:00.123456789", "d": [1234567890123456789012345678.0123456789]}}',
+        b'{"d": -0.1000000000, "whole": 0, "t": "00:00:00.000000001", "deep": null}',
+    ]
+    assert row_as_json({"d": decimal.Decimal("1E+900")}) == b'{"d": 1E+900}'
