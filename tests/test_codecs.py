@@ -823,3 +823,13 @@ def test_rows_as_json_keep_every_digit():
         b'{"d": -0.1000000000, "whole": 0, "t": "00:00:00.000000001", "deep": null}',
     ]
     assert row_as_json({"d": decimal.Decimal("1E+900")}) == b'{"d": 1E+900}'
+
+
+@pytest.mark.parametrize("digits", ["1" * 5000, "-" + "98" * 2500, "12345678901234567890123" + " " * 1000])
+def test_a_reason_has_the_digits_of_an_integer_of_any_length(digits):
+    for field in ("i", "s", "t", "u"):
+        faults = RowFaults(1)
+        as_json(pa.array([f'{{"{field}": {digits}}}'.encode()]), faults)
+        (reason,) = json.loads(faults.reasons()[0])
+        digits = digits.strip()
+        assert reason["value"] == (digits if len(digits) <= 200 else digits[:199] + "…")
