@@ -78,7 +78,10 @@ def python_values(column: pa.Array) -> list[Any]:
     """A column as Python values; those that Python can't hold as the bytes or numbers that they are made of.
 
     Python has no text that is not UTF-8 and no times outside the years 1 to 9999, which files can hold.
+    Its times of day have no nanoseconds: those are texts.
     """
+    shown = _without_nanoseconds(column.type)
+    column = column if shown == column.type else column.cast(shown)
     try:
         return column.to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError, KeyError):
@@ -86,6 +89,18 @@ def python_values(column: pa.Array) -> list[Any]:
         if pa.types.is_temporal(column.type):
             numbers = column.view(pa.int32() if column.type.bit_width == 32 else pa.int64()).to_pylist()
         return [_python_value(scalar, number) for scalar, number in zip(column, numbers, strict=True)]
+
+
+def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
+    if kind == pa.time64("ns"):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_nanoseconds(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_without_nanoseconds(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_nanoseconds(field.type)) for field in kind.fields])
+    return kind
 
 
 def _python_value(scalar: pa.Scalar, number: int | None) -> Any:

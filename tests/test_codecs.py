@@ -28,6 +28,8 @@ from models.codecs import (
     encode_json_lines,
     json_records,
     parse_writer_schema,
+    plain_schema,
+    row_as_json,
     rows_as_json,
 )
 from models.codecs.times import times_from_text
@@ -682,6 +684,59 @@ def test_avro_of_every_type():
     }
 
 
+TIMES = {
+    "u": ({"type": "long", "logicalType": "timestamp-micros"}, 253402300800000000, pa.timestamp("us", "UTC")),
+    "d": ({"type": "int", "logicalType": "date"}, 2932897, pa.date32()),
+    "d64": ({"type": "int", "logicalType": "date"}, 2**40, pa.date32()),
+    "ms": (["null", {"type": "long", "logicalType": "timestamp-millis"}], 253402300800000, pa.timestamp("ms", "UTC")),
+    "l": ({"type": "long", "logicalType": "local-timestamp-micros"}, -(2**62), pa.timestamp("us")),
+    "tm": ({"type": "int", "logicalType": "time-millis"}, 2**31 - 1, pa.time32("ms")),
+    "tu": ({"type": "long", "logicalType": "time-micros"}, -1, pa.time64("us")),
+    "g": ({"type": "string", "logicalType": "uuid"}, "no UUID", pa.string()),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_an_avro_value_that_python_cannot_hold_is_no_damage(name):
+    kind, value, arrow = TIMES[name]
+    fields = [{"name": "i", "type": "long"}, {"name": "x", "type": kind}, {"name": "deep", "type": {
+        "type": "array", "items": {"type": "record", "name": "D", "fields": [{"name": "x", "type": kind}]}}}]  # fmt: skip
+    schema = parse_writer_schema(json.dumps({"type": "record", "name": "E", "namespace": "n", "fields": fields}))
+    plain = plain_schema(schema)
+    payload = datum({"i": 1, "x": value, "deep": [{"x": value}]}, plain.schema)
+    assert one(lambda p, f: decode_avro(p, schema, Contract(INT, b""), False, f), payload) == {"i": 1}
+    column = plain.to_array([value, None], plain.field_types()["x"])
+    assert column.type == arrow
+    if name != "d64":
+        deep = plain.to_array([[{"x": value}]], plain.field_types()["deep"])
+        assert deep.type == pa.list_(pa.struct([("x", arrow)]))
+    rows_as_json({"x": column})
+
+
+def test_an_avro_time_that_is_none_costs_its_row_only():
+    for logical, value, good in (
+        ("timestamp-micros", 253402300800000000, 1577934245678901),
+        ("timestamp-millis", 253402300800000, 1577934245678),
+        ("timestamp-nanos", -(2**63), 1577934245678901999),
+        ("local-timestamp-micros", 253402300800000000, 1577934245678901),
+    ):
+        kind = ["null", {"type": "long", "logicalType": logical}]
+        schema = parse_writer_schema(json.dumps({**AVRO, "fields": [*AVRO["fields"][:3], {"name": "t", "type": kind}]}))
+        plain = plain_schema(schema).schema
+        payloads = [datum({**DATUM, "t": t}, plain) for t in (good, value, None)]
+        faults = RowFaults(3)
+        times = decode_avro(pa.array(payloads), schema, CONTRACT, False, faults)["t"].to_pylist()
+        micros = 678000 if logical == "timestamp-millis" else 678901
+        assert times[0] == TIME_0.replace(microsecond=micros)
+        assert times[2] is None
+        if logical == "timestamp-nanos":  # of which 64 bits hold no other
+            assert times[1] == datetime.datetime(1677, 9, 21, 0, 12, 43, 145224, UTC)
+            assert not faults.bad.any()
+        else:
+            assert faults.rows.tolist() == [1]
+            assert "not a time" in faults.reasons()[0]
+
+
 # ---- out
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -750,3 +805,31 @@ def test_rows_of_anything_become_json():
     assert (second["text"], second["time"]) == ("/w==", "1970-01-01T00:00:00")
     assert (second["number"], second["decimal"]) == (-0.0, 1.5)
     assert (second["bytes"], second["nested"]) == ("é", {"a": ["inf"]})
+
+
+def test_rows_as_json_keep_every_digit():
+    big, small = decimal.Decimal("1234567890123456789012345678.0123456789"), decimal.Decimal("-0.1000000000")
+    nanos = pa.array([123456789, 1], pa.time64("ns"))
+    columns = {
+        "d": pa.array([big, small], pa.decimal128(38, 10)),
+        "whole": pa.array([decimal.Decimal(2**62 + 1), decimal.Decimal(0)], pa.decimal128(38, 2)),
+        "t": nanos,
+        "deep": pa.array([{"t": nanos[0], "d": [big]}, None], pa.struct([("t", nanos.type), ("d", pa.list_(
+            pa.decimal128(38, 10)))])),
+    }  # fmt: skip
+    assert rows_as_json(columns) == [
+        b'{"d": 1234567890123456789012345678.0123456789, "whole": 4611686018427387905, "t": "00:00:00.123456789",'
+        b' "deep": {"t": "00:00:00.123456789", "d": [1234567890123456789012345678.0123456789]}}',
+        b'{"d": -0.1000000000, "whole": 0, "t": "00:00:00.000000001", "deep": null}',
+    ]
+    assert row_as_json({"d": decimal.Decimal("1E+900")}) == b'{"d": 1E+900}'
+
+
+@pytest.mark.parametrize("digits", ["1" * 5000, "-" + "98" * 2500, "12345678901234567890123" + " " * 1000])
+def test_a_reason_has_the_digits_of_an_integer_of_any_length(digits):
+    for field in ("i", "s", "t", "u"):
+        faults = RowFaults(1)
+        as_json(pa.array([f'{{"{field}": {digits}}}'.encode()]), faults)
+        (reason,) = json.loads(faults.reasons()[0])
+        digits = digits.strip()
+        assert reason["value"] == (digits if len(digits) <= 200 else digits[:199] + "…")

@@ -615,6 +615,39 @@ def test_avro_values_of_several_types_stay_what_they_are(tmp_path):
     assert found == [big, 0.5, "a", "é", True, None]
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_avro_time_of_the_year_10000_costs_no_neighbour(mixed, tmp_path):
+    path = tmp_path / "x.avro"
+    fields = [
+        {"name": "id", "type": "long"},
+        {"name": "t", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "day", "type": {"type": "int", "logicalType": "date"}},
+        {"name": "v", "type": ["long", "string"]},
+    ]
+    plain = [
+        {**field, "type": kind} for field, kind in zip(fields, ["long", "long", "int", fields[3]["type"]], strict=True)
+    ]
+    stream = io.BytesIO()
+    for n in range(3):
+        row = {"id": n, "t": [0, 253402300800000000, 1][n], "day": [1, 2, 2932897][n], "v": "a" if mixed and n else 1}
+        fastavro.schemaless_writer(stream, {"type": "record", "name": "T", "fields": plain}, row)
+    data = stream.getvalue()
+    path.write_bytes(container({"type": "record", "name": "T", "fields": fields}, (3, len(data), data)))
+    (batch,) = batches(path)
+    if mixed:
+        found = [json.loads(payload) for payload in column(batch, PAYLOAD).to_pylist()]
+        assert [row["t"] for row in found] == [
+            "1970-01-01T00:00:00+00:00", "253402300800000000 timestamp[us, tz=UTC]", "1970-01-01T00:00:00.000001+00:00"
+        ]  # fmt: skip
+        assert [row["day"] for row in found] == ["1970-01-02", "1970-01-03", "2932897 date32[day]"]
+        assert [row["v"] for row in found] == [1, "a", "a"]
+    else:
+        assert batch.schema.metadata[FORMAT] == b"rows"
+        assert column(batch, "t").type == pa.timestamp("us", "UTC")
+        assert column(batch, "t").view(pa.int64()).to_pylist() == [0, 253402300800000000, 1]
+        assert column(batch, "day").view(pa.int32()).to_pylist() == [1, 2, 2932897]
+
+
 # ---- names
 
 

@@ -6,6 +6,7 @@ record decodes to never depends on the records around it.
 """
 
 from models.codecs.avro_records import DATUM_ERRORS, WriterSchemaError, decode_avro, parse_writer_schema
+from models.codecs.avro_times import PlainSchema, plain_schema
 from models.codecs.columns import RECORD, Columns, decode_rows
 from models.codecs.csv_records import decode_csv
 from models.codecs.json_records import decode_json
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_BLOCK_ROWS",
     "RECORD",
     "Columns",
+    "PlainSchema",
     "WriterSchemaError",
     "decode_apart",
     "decode_avro",
@@ -27,6 +29,7 @@ __all__ = [
     "decode_rows",
     "encode_json_lines",
     "parse_writer_schema",
+    "plain_schema",
     "record_lengths",
     "row_as_json",
     "rows_as_json",

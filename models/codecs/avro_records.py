@@ -12,7 +12,8 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
-from models.codecs.columns import RECORD, Columns, decode_dicts
+from models.codecs.avro_times import plain_schema
+from models.codecs.columns import RECORD, Columns, coerce, decode_dicts
 from models.contract import Contract
 from models.faults import RowFaults
 
@@ -75,8 +76,15 @@ def decode_avro(
     payloads: pa.BinaryArray, writer_schema: Any, contract: Contract, refuse_unknown: bool, faults: RowFaults
 ) -> Columns:
     """Decode one Avro datum of `writer_schema` (parsed) a payload."""
-    rows = [_read_datum(payload, writer_schema, n, faults) for n, payload in enumerate(payloads.to_pylist())]
-    return decode_dicts(rows, contract, refuse_unknown, faults)
+    plain = plain_schema(writer_schema)
+    rows = [_read_datum(payload, plain.schema, n, faults) for n, payload in enumerate(payloads.to_pylist())]
+    fields = plain.field_types()
+    times = {name: fields[name] for name in contract.fields if plain.time_type(fields.get(name)) is not None}
+    found = {}
+    for name, schema in times.items():
+        column = plain.to_array([row.pop(name, None) for row in rows], schema)
+        found[name] = coerce(column, contract.fields[name], faults)
+    return decode_dicts(rows, contract, refuse_unknown, faults) | found
 
 
 def _read_datum(payload: bytes, writer_schema: Any, number: int, faults: RowFaults) -> dict[str, Any]:

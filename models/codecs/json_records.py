@@ -154,9 +154,25 @@ def _has_constant(value: Any) -> bool:
     return isinstance(value, _Constant)
 
 
+class _LongInteger(float):
+    """A whole number of more digits than 64 bits need, as the nearest double; its text is those digits."""
+
+    def __new__(cls, text: str) -> _LongInteger:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def _parse_int(text: str) -> int | float:
     """A whole number as one with a fraction where that says more (-0), or where nothing needs it exactly."""
-    return int(text) if len(text) <= 20 and text != "-0" else float(text)
+    if len(text) > 20:
+        return _LongInteger(text)
+    return int(text) if text != "-0" else float(text)
 
 
 # Numbers need a second look where they may be -0, or of more digits than Python makes an integer of.

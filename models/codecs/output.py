@@ -7,12 +7,18 @@ import datetime
 import decimal
 import json
 import math
+import re
+import secrets
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.faults import python_values
+
+_MARK = secrets.token_hex(8)  # of a text that stands for a decimal, which json can't write
+_MARKED = re.compile(rf'"{_MARK}([^"]*)"')
+_WHOLE_DIGITS = 80  # of a decimal of Arrow's, or fewer
 
 
 def rows_as_json(columns: dict[str, pa.Array]) -> list[bytes]:
@@ -22,8 +28,12 @@ def rows_as_json(columns: dict[str, pa.Array]) -> list[bytes]:
 
 
 def row_as_json(row: Any) -> bytes:
-    """A row as JSON: times in ISO 8601, bytes as text or else in base64, NaN and infinity as texts."""
-    return json.dumps(_jsonable(row), ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+    """A row as JSON: times in ISO 8601, bytes as text or else in base64, NaN and infinity as texts.
+
+    A decimal is a number of all its digits; a whole one has no fraction, as readers make a double of that.
+    """
+    text = json.dumps(_jsonable(row), ensure_ascii=False, default=str)
+    return _MARKED.sub(r"\1", text).encode("utf-8", "backslashreplace")
 
 
 def _jsonable(value: Any) -> Any:
@@ -39,10 +49,16 @@ def _jsonable(value: Any) -> Any:
         except UnicodeDecodeError:
             return base64.b64encode(value).decode()
     if isinstance(value, decimal.Decimal):
-        value = float(value) if value.is_finite() else str(value)
+        return _MARK + _digits(value) if value.is_finite() else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value
+
+
+def _digits(value: decimal.Decimal) -> str:
+    if value.adjusted() < _WHOLE_DIGITS and value == value.to_integral_value():
+        return format(value.to_integral_value(), "f")
+    return str(value)
 
 
 def encode_json_lines(batch: pa.RecordBatch) -> bytes:

@@ -18,7 +18,16 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from models.batches import FORMAT
-from models.codecs import DATUM_ERRORS, MAX_BLOCK_ROWS, WriterSchemaError, parse_writer_schema, row_as_json
+from models.codecs import (
+    DATUM_ERRORS,
+    MAX_BLOCK_ROWS,
+    PlainSchema,
+    WriterSchemaError,
+    parse_writer_schema,
+    plain_schema,
+    row_as_json,
+)
+from models.faults import python_values
 from pipelines.sources.raw import BrokenFile, raw_batch, rows_batch, unreadable
 
 MAX_HEADER_BYTES = 4 << 20
@@ -53,8 +62,8 @@ def read_avro(path: str) -> Iterator[pa.RecordBatch]:
             place = buffer.place
             try:
                 count, data = _next_block(buffer, sync)
-                for rows in _read_rows(schema, count, _decompress(codec, data)):
-                    yield _to_batch(rows, row)
+                for rows in _read_rows(schema.schema, count, _decompress(codec, data)):
+                    yield _to_batch(schema, rows, row)
                     row += len(rows)
             except BrokenFile as error:
                 if buffer.place == place:  # it has no end where it says: look for the next sync mark
@@ -95,7 +104,7 @@ class _Buffer:
         return kept
 
 
-def _read_header(head: bytes) -> tuple[Any, str, bytes, int]:
+def _read_header(head: bytes) -> tuple[PlainSchema, str, bytes, int]:
     """The writer's schema, the codec, the sync mark, and the header's length."""
     stream = io.BytesIO(head)
     if stream.read(len(_MAGIC)) != _MAGIC:
@@ -110,7 +119,7 @@ def _read_header(head: bytes) -> tuple[Any, str, bytes, int]:
     sync = stream.read(_SYNC_BYTES)
     if len(sync) < _SYNC_BYTES:
         raise BrokenFile("its header is cut off")
-    return parse_writer_schema(text), codec, sync, stream.tell()
+    return plain_schema(parse_writer_schema(text)), codec, sync, stream.tell()
 
 
 def _next_block(buffer: _Buffer, sync: bytes) -> tuple[int, bytes]:
@@ -229,11 +238,21 @@ def _decode_rows(schema: Any, count: int, data: bytes) -> Iterator[list[Any]]:
             yield rows
 
 
-def _to_batch(rows: list[Any], first: int) -> pa.RecordBatch:
+def _to_batch(schema: PlainSchema, rows: list[Any], first: int) -> pa.RecordBatch:
     positions = pa.array(np.arange(first, first + len(rows)))
-    try:
-        table = pa.RecordBatch.from_pylist(rows)
-        return rows_batch(table.schema.names, table.columns, positions)
-    except (pa.ArrowException, AttributeError):  # values of several types in a field, or records that are no mappings
-        texts = pa.array([row_as_json(row) for row in rows], pa.binary())
-        return raw_batch(texts, positions, {FORMAT: b"json"})
+    fields = schema.field_types()
+    columns: dict[str, pa.Array] = {}
+    mixed = not fields
+    for name, part in fields.items():
+        try:
+            columns[name] = schema.to_array([row[name] for row in rows], part)
+        except (pa.ArrowException, OverflowError):  # values of several types
+            mixed = True
+    if not mixed:
+        return rows_batch(list(columns), list(columns.values()), positions)
+    for name, column in columns.items():
+        is_time = schema.time_type(fields[name]) is not None
+        for row, value in zip(rows, python_values(column), strict=True):  # a number could be taken for a time
+            row[name] = f"{value} {column.type}" if is_time and isinstance(value, int) else value
+    texts = pa.array([row_as_json(row) for row in rows], pa.binary())
+    return raw_batch(texts, positions, {FORMAT: b"json"})
