@@ -180,7 +180,7 @@ def format_of(path: str) -> str:
 
 
 def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> Iterator[Split]:
-    """The parts of a file that can be read on their own, for `fields` if it is one of columns."""
+    """The parts of a file that can be read on their own; only `fields`, or all, must be columns of one name each."""
     if kind == "parquet":
         yield from _split_parquet(path, fields)
     elif kind == "avro":
@@ -188,7 +188,7 @@ def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> I
     elif kind in ("journal", JOURNALED_LABELS):
         yield Split(path, kind, stop=needed_row(path))
     else:
-        yield from _split_lines(path, kind)
+        yield from _split_lines(path, kind, fields)
 
 
 def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
@@ -204,13 +204,13 @@ def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]
             yield Split(path, "parquet", group.number, group.number + 1, tuple(names), group.first_row)
 
 
-def _split_lines(path: str, kind: str) -> Iterator[Split]:
+def _split_lines(path: str, kind: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
     """Ranges of bytes that lines start in; of CSV with quotes, whose records may go over lines, all in one."""
     header: tuple[str, ...] = ()
     first = 0
     if kind == "csv":
         try:
-            found = read_header(path)
+            found = read_header(path, fields)
         except (BrokenFile, ValueError) as error:
             yield Split(path, "unreadable", header=(f"its header can't be read: {error}",))
             return
@@ -276,10 +276,11 @@ def _read_journal(split: Split) -> Iterator[pa.RecordBatch]:
 
 def read_all(patterns: Sequence[str], project: Project, of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
     """All records of the files that match, with their origin; of journals the events, or the labels."""
+    fields = tuple(project.contract.fields)
     for path in _match_all(tuple(patterns)):
         kind = format_of(path)
-        for split in split_file(path, of_journals if kind == "journal" else kind):
-            for batch in read_split(split, tuple(project.contract.fields)):
+        for split in split_file(path, of_journals if kind == "journal" else kind, fields):
+            for batch in read_split(split, fields):
                 yield _with_origin(batch, path, True, SLICE_US)
 
 

@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.sources.raw import distinct
+
 BATCH, TEXT, END, DAMAGE, NO_MEMORY, SYSTEM, BUG, WANT = b"B", b"T", b"E", b"D", b"M", b"S", b"X", b"W"
 POSITION = "(row)"  # the last column of a batch: the number in its row group
 HEADER = struct.Struct("<cQ")
@@ -144,11 +146,12 @@ class _File:
 
     def read(self, number: int, names: list[str] | None, batch_rows: int, start: int) -> Iterator[pa.RecordBatch]:
         """The rows of a row group from `start` on: the columns `names` as far as they are there, and POSITION."""
-        places = [place for place, name in enumerate(self._schema.names) if names is None or name in names]
+        distinct_names = distinct(self._schema.names, names or ())
+        places = [place for place, name in enumerate(distinct_names) if names is None or name in names]
         leaves = [leaf for place in places for leaf in range(self._starts[place], self._starts[place + 1])]
         group = self._file.metadata.row_group(number)
         size = self._check(group, leaves)
-        fields = [self._schema.field(place) for place in places]
+        found_names, chosen = [self._schema.field(place).name for place in places], [distinct_names[p] for p in places]
         batch_rows = max(min(batch_rows, SENT_BYTES * group.num_rows // (size or 1)), 1)
         if not leaves:
             leaves = [0]  # the rows are counted by a column
@@ -157,15 +160,16 @@ class _File:
         coarse = self._iterate(self._coarse(), batch_rows, number, leaves) if has_int96 else None
         row = 0
         for batch in batches:
-            found = dict(zip(batch.schema.names, batch.columns, strict=True))
+            found = batch.columns[: len(places)]
+            if batch.schema.names[: len(places)] != found_names:
+                raise ValueError(f"it has the columns {batch.schema.names} in place of {found_names}")
             if coarse is not None:
-                others = next(coarse)
-                found = {name: _without_overflow(found[name], others.column(name)) for name in found}
-            columns = [_plain(found[field.name]) for field in fields]
+                found = map(_without_overflow, found, next(coarse).columns)
+            columns = [_plain(values) for values in found]
             positions = pa.array(np.arange(row, row + batch.num_rows))
             row += batch.num_rows
             if row > start:
-                part = pa.RecordBatch.from_arrays([*columns, positions], [*(field.name for field in fields), POSITION])
+                part = pa.RecordBatch.from_arrays([*columns, positions], [*chosen, POSITION])
                 yield part.slice(max(part.num_rows - (row - start), 0))
         if row != group.num_rows:
             raise ValueError(f"it has {row} rows in place of {group.num_rows}")
