@@ -259,18 +259,23 @@ def test_a_decompression_bomb_is_read_in_pieces(compress, tmp_path):
 def test_a_csv_file_without_a_good_header_is_one_dead_letter(content, why, tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(content)
-    ((found, position, _),) = faults(path)
+    ((found, position, kept),) = faults(path)
     assert found.startswith(why)
     assert position == 0
     assert len(records(path)) == 1
+    assert kept == content
+    path.write_bytes(content + b"3,4\n" * 50_000)
+    ((_, _, kept),) = faults(path)
+    assert kept == path.read_bytes()[:65536]
 
 
 @pytest.mark.parametrize("content", [gzip.compress(b"a,b\n1,2\n", mtime=0)[:12], b"a,b\n1,2\n"])
 def test_a_csv_file_whose_header_can_not_be_uncompressed(content, tmp_path):
     path = tmp_path / "x.csv.gz"
     path.write_bytes(content)
-    ((why, _, _),) = faults(path)
+    ((why, _, kept),) = faults(path)
     assert why.startswith("its header can't be read: ")
+    assert kept == content
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.jsonl.gz", "x.csv.gz", "x.csv.bz2", "x.jsonl.zst"])
@@ -344,8 +349,9 @@ def test_a_parquet_file_that_is_cut_off_is_one_dead_letter(tmp_path):
     content = path.read_bytes()
     for length in (10, len(content) // 2, len(content) - 1, len(content) - 9):
         path.write_bytes(content[:length])
-        ((why, _, _),) = faults(path)
+        ((why, _, kept),) = faults(path)
         assert why.startswith("not a Parquet file")
+        assert kept == path.read_bytes()[:65536]
 
 
 def test_parquet_columns_of_headraces_own_names_are_left_out(tmp_path):
