@@ -30,6 +30,9 @@ BATCH, TEXT, END, DAMAGE, NO_MEMORY, SYSTEM, BUG, WANT = b"B", b"T", b"E", b"D",
 POSITION = "(row)"  # the last column of a batch: the number in its row group
 HEADER = struct.Struct("<cQ")
 
+# The key of Arrow's types in a footer: in Thrift's compact protocol, a text of 12 bytes that another text follows.
+_ARROW_TYPES = b"\x18\x0cARROW:schema\x18"
+
 MAX_BYTES = 2 << 30  # of memory
 MAX_SECONDS = 60  # of processor time for a batch
 SENT_BYTES = 64 << 20  # about as much at a time
@@ -125,10 +128,22 @@ class _File:
     """A Parquet file whose parts are read only if the two places that tell of each agree."""
 
     def __init__(self, source: Any) -> None:
-        def read_times_as(unit: str) -> pq.ParquetFile:
-            return pq.ParquetFile(source, coerce_int96_timestamp_unit=unit, page_checksum_verification=True)
+        metadata = None
 
-        self._file = read_times_as("us")
+        def read_times_as(unit: str) -> pq.ParquetFile:
+            return pq.ParquetFile(
+                source, metadata=metadata, coerce_int96_timestamp_unit=unit, page_checksum_verification=True
+            )
+
+        self._types_unknown = False
+        try:
+            self._file = read_times_as("us")
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            metadata = _without_arrow_types(source)
+            if metadata is None:
+                raise
+            self._types_unknown = True
+            self._file = read_times_as("us")
         self._coarse = functools.cache(lambda: read_times_as("ms"))
         self._schema = self._file.schema_arrow
         self._leaves = self._file.schema
@@ -188,7 +203,9 @@ class _File:
                 raise ValueError(f"it has {said} where its schema has {column.path} of {column.physical_type}")
             if column.max_repetition_level == 0 and chunk.num_values != group.num_rows:
                 raise ValueError(f"{column.path} has {chunk.num_values} values for {group.num_rows} rows")
-            if column.logical_type.type == "UNDEFINED":
+            # Where Arrow's types are passed over, bytes without a type of Parquet's may be anything, and not text.
+            bare = column.logical_type.type == "NONE" and column.physical_type.endswith("BYTE_ARRAY")
+            if column.logical_type.type == "UNDEFINED" or (bare and self._types_unknown):
                 raise ValueError(f"{column.path} is of a type that Arrow {pa.__version__} does not know")
             size += max(chunk.total_uncompressed_size, 0)
         return size
@@ -197,6 +214,28 @@ class _File:
 def _open(path: str, *_: int) -> _File:
     """A local file; the other arguments tell one file of its name from another."""
     return _File(pa.memory_map(path))
+
+
+def _without_arrow_types(source: Any) -> pq.FileMetaData | None:
+    """A file's footer without the types that Arrow noted beside Parquet's own; None if it has none.
+
+    Arrow opens no file in which one column has a type that it doesn't know, such as the 128-bit integers of Polars.
+    """
+    source.seek(0, 2)
+    size = source.tell()
+    source.seek(max(size - 8, 0))
+    tail = source.read(8)
+    if len(tail) < 8 or tail[4:] != b"PAR1":
+        return None
+    length = int.from_bytes(tail[:4], "little")
+    if length > size - 8:
+        return None
+    source.seek(size - 8 - length)
+    footer = source.read(length)
+    if _ARROW_TYPES not in footer:
+        return None
+    other = footer.replace(_ARROW_TYPES, _ARROW_TYPES.lower())
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + other + tail))
 
 
 def _count_leaves(kind: pa.DataType) -> int:
