@@ -125,6 +125,7 @@ def fork(folder):
 
 
 DAMAGE = {
+    "the first segment is missing, and its marks are not": lambda folder: segments(folder)[0].unlink(),
     "a middle segment is missing": lambda folder: segments(folder)[1].unlink(),
     "the last segment is missing": lambda folder: segments(folder)[2].unlink(),
     "the last segment and its marks are missing": lambda folder: [p.unlink() for p in files_of(folder)[4:]],

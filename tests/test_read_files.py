@@ -21,9 +21,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column
-from models.codecs import decode_rows
-from models.contract import Contract
+from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, without
+from models.codecs import decode_csv, decode_rows
+from models.contract import Contract, Field
 from models.faults import RowFaults
 from pipelines.options import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
@@ -249,7 +249,7 @@ def test_a_decompression_bomb_is_read_in_pieces(compress, tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"a,a\n1,2\n", "its header can't be read: it names a column twice"),
+        (b"a,a\n1,2\n", "its header can't be read: it names a column twice: a"),
         (b"\n1,2\n", "its header can't be read: the first line is empty"),
         (b"\r\n1,2\n", "its header can't be read: the first line is empty"),
         (b"\xffa,b\n1,2\n", "its header can't be read: 'utf-8' codec can't decode"),
@@ -259,18 +259,23 @@ def test_a_decompression_bomb_is_read_in_pieces(compress, tmp_path):
 def test_a_csv_file_without_a_good_header_is_one_dead_letter(content, why, tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(content)
-    ((found, position, _),) = faults(path)
+    ((found, position, kept),) = faults(path)
     assert found.startswith(why)
     assert position == 0
     assert len(records(path)) == 1
+    assert kept == content
+    path.write_bytes(content + b"3,4\n" * 50_000)
+    ((_, _, kept),) = faults(path)
+    assert kept == path.read_bytes()[:65536]
 
 
 @pytest.mark.parametrize("content", [gzip.compress(b"a,b\n1,2\n", mtime=0)[:12], b"a,b\n1,2\n"])
 def test_a_csv_file_whose_header_can_not_be_uncompressed(content, tmp_path):
     path = tmp_path / "x.csv.gz"
     path.write_bytes(content)
-    ((why, _, _),) = faults(path)
+    ((why, _, kept),) = faults(path)
     assert why.startswith("its header can't be read: ")
+    assert kept == content
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.jsonl.gz", "x.csv.gz", "x.csv.bz2", "x.jsonl.zst"])
@@ -344,8 +349,9 @@ def test_a_parquet_file_that_is_cut_off_is_one_dead_letter(tmp_path):
     content = path.read_bytes()
     for length in (10, len(content) // 2, len(content) - 1, len(content) - 9):
         path.write_bytes(content[:length])
-        ((why, _, _),) = faults(path)
+        ((why, _, kept),) = faults(path)
         assert why.startswith("not a Parquet file")
+        assert kept == path.read_bytes()[:65536]
 
 
 def test_parquet_columns_of_headraces_own_names_are_left_out(tmp_path):
@@ -359,7 +365,45 @@ def test_parquet_columns_of_headraces_own_names_are_left_out(tmp_path):
 def test_a_parquet_file_that_names_a_column_twice_is_one_dead_letter(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["id", "id"]), path)
-    assert [why for why, _, _ in faults(path)] == ["it names a column twice"]
+    assert [why for why, _, _ in faults(path)] == ["it names a column twice: id"]
+
+
+@pytest.mark.parametrize("fields", [("id", "v"), ("v",), ("id", "none"), ("none",), ()])
+def test_names_that_no_field_has_may_be_doubled(fields, tmp_path):
+    names = ["x", "id", "x", "v", "x#2", "x", "", ""]
+    values = [[10 * place + row for row in range(3)] for place in range(len(names))]
+    table = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(column) for column in values], names), table)
+    text = tmp_path / "x.csv"
+    text.write_text("\n".join(",".join(map(str, row)) for row in [names, *zip(*values, strict=True)]) + "\n")
+    distinct = ["x", "id", "x#3", "v", "x#2", "x#4", "", "#2"]
+    (split,) = split_file(str(table), "parquet", fields)
+    (batch,) = read_split(split, fields)
+    read = {name: column(batch, name).to_pylist() for name in fields if name != "none"}
+    assert read == {name: values[names.index(name)] for name in read}
+    assert json.loads(batch.schema.metadata[COLUMNS]) == [name for name in distinct if name not in fields]
+    (batch,) = read_split(split)
+    assert without(batch, POSITION).to_pydict() == dict(zip(distinct, values, strict=True))
+    (split,) = split_file(str(text), "csv", fields)
+    assert split.header == tuple(distinct)
+    (batch,) = read_split(split, fields)
+    found = RowFaults(3)
+    contract = Contract({name: Field(name, "int") for name in fields}, b"")
+    columns = decode_csv(column(batch, PAYLOAD), split.header, contract, False, found)
+    assert {name: columns[name].to_pylist() for name in read} == read
+    assert not found.bad.any()
+
+
+def test_a_name_that_a_field_has_may_not_be_doubled(tmp_path):
+    names = ["v", "id", "v"]
+    pq.write_table(pa.Table.from_arrays([pa.array([1])] * 3, names), tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text("v,id,v\n1,1,1\n")
+    for kind in ("parquet", "csv"):
+        (split,) = split_file(str(tmp_path / f"x.{kind}"), kind, ("id", "v"))
+        assert split.format == "unreadable"
+        assert split.header[0].endswith("it names a column twice: v")
+    with pytest.raises(parquet_source.BrokenFile, match="it names a column twice: v"):
+        list(parquet_source.read_row_group(str(tmp_path / "x.parquet"), 0, ["v"]))
 
 
 @settings(deadline=None, max_examples=60)

@@ -81,7 +81,7 @@ class CompleteRows(beam.PTransform):  # type: ignore[misc]
 def _records_of(path: str, kind: str, wanted: Any) -> Iterator[tuple[int, Record]]:
     """The records at some positions of a file that is read from its beginning."""
     missing = set(wanted.tolist())
-    for split in split_file(path, kind):
+    for split in split_file(path, kind, ()):
         for batch in read_split(split) if missing else ():
             rows = np.flatnonzero(np.isin(column(batch, POSITION).to_numpy(), wanted))
             kind = batch.schema.metadata[FORMAT].decode()
@@ -101,7 +101,7 @@ def _records_of(path: str, kind: str, wanted: Any) -> Iterator[tuple[int, Record
 
 def _rows_of_parquet(path: str, wanted: Any) -> Iterator[tuple[int, Record]]:
     try:
-        names, groups = row_groups(path)
+        names, groups = row_groups(path, ())
     except BrokenFile:  # it was another file when it was read first
         return
     for group in groups:

@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from models import progress
@@ -34,7 +34,7 @@ from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_f
 from pipelines.sources.journal_check import check_segments, needed_row
 from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
 from pipelines.sources.parquet import read_row_group, row_groups
-from pipelines.sources.raw import BrokenFile, rows_batch, unreadable
+from pipelines.sources.raw import KEPT_BYTES, BrokenFile, rows_batch, unreadable
 
 FORMATS = {
     ".parquet": "parquet",
@@ -60,8 +60,8 @@ class SourceError(ValueError):
 class Split:
     """A part of a file: a Parquet row group, a range of bytes that lines start in, or all from `start` on.
 
-    `header` names its columns, or tells why it can't be read. The whole segment of a journal stops at the record that
-    it has to reach at least.
+    `header` names its columns, or tells why it can't be read; the file's bytes up to `stop` are kept then. The whole
+    segment of a journal stops at the record that it has to reach at least.
     """
 
     path: str
@@ -180,7 +180,7 @@ def format_of(path: str) -> str:
 
 
 def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> Iterator[Split]:
-    """The parts of a file that can be read on their own, for `fields` if it is one of columns."""
+    """The parts of a file that can be read on their own; only `fields`, or all, must be columns of one name each."""
     if kind == "parquet":
         yield from _split_parquet(path, fields)
     elif kind == "avro":
@@ -188,14 +188,14 @@ def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> I
     elif kind in ("journal", JOURNALED_LABELS):
         yield Split(path, kind, stop=needed_row(path))
     else:
-        yield from _split_lines(path, kind)
+        yield from _split_lines(path, kind, fields)
 
 
 def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
     try:
         names, groups = row_groups(path, fields)
     except BrokenFile as error:
-        yield Split(path, "unreadable", header=(str(error),))
+        yield Split(path, "unreadable", stop=KEPT_BYTES, header=(str(error),))
         return
     for group in groups:
         if group.why_not:
@@ -204,15 +204,15 @@ def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]
             yield Split(path, "parquet", group.number, group.number + 1, tuple(names), group.first_row)
 
 
-def _split_lines(path: str, kind: str) -> Iterator[Split]:
+def _split_lines(path: str, kind: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
     """Ranges of bytes that lines start in; of CSV with quotes, whose records may go over lines, all in one."""
     header: tuple[str, ...] = ()
     first = 0
     if kind == "csv":
         try:
-            found = read_header(path)
+            found = read_header(path, fields)
         except (BrokenFile, ValueError) as error:
-            yield Split(path, "unreadable", header=(f"its header can't be read: {error}",))
+            yield Split(path, "unreadable", stop=KEPT_BYTES, header=(f"its header can't be read: {error}",))
             return
         if found is None:
             return
@@ -232,6 +232,12 @@ def _size(path: str) -> int:
     return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)
 
 
+def _first_bytes(path: str, count: int) -> bytes:
+    """The first bytes of a file as they lie there, compressed or not."""
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return bytes(file.read(count))
+
+
 def read_split(split: Split, fields: tuple[str, ...] | None = None) -> Iterator[pa.RecordBatch]:
     """The records of a part of a file, with their positions, as batches of their format; of columns only `fields`."""
     if split.format == "parquet":
@@ -241,7 +247,7 @@ def read_split(split: Split, fields: tuple[str, ...] | None = None) -> Iterator[
     elif split.format in ("journal", JOURNALED_LABELS):
         yield from _read_journal(split)
     elif split.format == "unreadable":
-        yield unreadable(split.header[0], b"", split.first_row)
+        yield unreadable(split.header[0], _first_bytes(split.path, split.stop or 0), split.first_row)
     elif split.format == "csv" and split.stop is None:
         yield from read_records(split.path, split.start, split.header)
     else:
@@ -276,10 +282,11 @@ def _read_journal(split: Split) -> Iterator[pa.RecordBatch]:
 
 def read_all(patterns: Sequence[str], project: Project, of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
     """All records of the files that match, with their origin; of journals the events, or the labels."""
+    fields = tuple(project.contract.fields)
     for path in _match_all(tuple(patterns)):
         kind = format_of(path)
-        for split in split_file(path, of_journals if kind == "journal" else kind):
-            for batch in read_split(split, tuple(project.contract.fields)):
+        for split in split_file(path, of_journals if kind == "journal" else kind, fields):
+            for batch in read_split(split, fields):
                 yield _with_origin(batch, path, True, SLICE_US)
 
 

@@ -94,6 +94,7 @@ def examine(folder: str, thorough: bool = False, need_marks: bool = False) -> Jo
         faults += wrong
         number = segment.journal if number is None else number
     faults += _between(found)
+    faults += _missing_before(found, files)
     faults += _missing(folder, found, synced, Marks.of([text for file in files for text in file.texts]).next_row)
     faults += _strangers(files, number)
     if need_marks or files:
@@ -207,6 +208,14 @@ def _between(found: Sequence[Segment]) -> Iterator[Fault]:
             and segment.before != before.checksum
         ):
             yield Fault(segment.path, f"it was not written after {before.path}: one of the two is of another copy")
+
+
+def _missing_before(found: Sequence[Segment], files: Sequence[MarksFile]) -> Iterator[Fault]:
+    """Segments before the first one whose marks are there: what is deleted on purpose goes with its marks."""
+    for file in files if found else ():
+        if file.first_row < found[0].first_row:
+            path = file.path.removesuffix(MARKS_ENDING) + ENDING
+            yield Fault(path, "it is missing, and its marks are there: if it was deleted on purpose, delete them, too")
 
 
 def _missing(folder: str, found: Sequence[Segment], end: int, next_row: int) -> Iterator[Fault]:

@@ -59,7 +59,8 @@ def recover(folder: str, to: pathlib.Path) -> Recovered:
 
 def _first_row(found: Journal) -> int:
     own = [segment for segment in found.segments if segment.journal in (None, found.number)]
-    return min([min(segment.begins, segment.first_row) for segment in own], default=0)
+    marked = [file.first_row for file in found.files if file.journal == found.number]
+    return min([*(min(segment.begins, segment.first_row) for segment in own), *marked], default=0)
 
 
 def _copy(found: Journal, writer: JournalWriter, numbers: _Numbers) -> int:

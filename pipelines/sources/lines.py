@@ -6,7 +6,7 @@ import bz2
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 from models.batches import COLUMNS, FORMAT
 from models.codecs import MAX_BLOCK_ROWS
 from models.codecs.rfc4180 import NotCsv, Places, find_records, split_fields
-from pipelines.sources.raw import BrokenFile, raw_batch, unreadable
+from pipelines.sources.raw import BrokenFile, distinct, raw_batch, unreadable
 
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
@@ -84,12 +84,12 @@ def _uncompressed(file: Any, make: Callable[[], Any], step: int) -> Iterator[byt
         raise BrokenFile("it ends before its end mark")
 
 
-def read_header(path: str) -> tuple[tuple[str, ...], int] | None:
-    """The names of a CSV file's columns and the bytes of its first record; None if it is empty.
+def read_header(path: str, fields: Collection[str] | None = None) -> tuple[tuple[str, ...], int] | None:
+    """The names of a CSV file's columns, see `distinct`, and the bytes of its first record; None if it is empty.
 
     Raises:
         BrokenFile: if it can't be uncompressed so far.
-        ValueError: if the names can't be told apart.
+        ValueError: if it is no record of CSV, or names one of `fields` twice.
     """
     buffer = b""
     for block in itertools.chain(read_blocks(path), [b""]):
@@ -109,9 +109,7 @@ def read_header(path: str) -> tuple[tuple[str, ...], int] | None:
         names = tuple(split_fields(text))
     except NotCsv as error:
         raise ValueError(f"not CSV: {error}") from None
-    if len(set(names)) < len(names):
-        raise ValueError("it names a column twice")
-    return names, len(record)
+    return tuple(distinct(names, fields)), len(record)
 
 
 def has_quotes(path: str, start: int) -> bool:

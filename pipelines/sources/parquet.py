@@ -25,7 +25,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines.sources import parquet_child as child
-from pipelines.sources.raw import BrokenFile
+from pipelines.sources.raw import BrokenFile, distinct
 
 MODULE = child.__name__
 BATCH_ROWS = 65536
@@ -52,15 +52,17 @@ class RowGroup(NamedTuple):
 
 
 def row_groups(path: str, fields: Sequence[str] | None = None) -> tuple[list[str], list[RowGroup]]:
-    """The names of a file's columns, and its row groups, of which `fields` matter; BrokenFile if it is none."""
+    """The names of a file's columns, made `distinct`, and its row groups, for `fields`; BrokenFile if it is none."""
     try:
         (text,) = _ask(path, {})
     except BrokenFile as error:
         raise BrokenFile(f"not a Parquet file: {error}") from None
     about = json.loads(text.to_pybytes())
     names, rows, sizes = about["names"], np.array(about["rows"], np.int64), np.array(about["bytes"], np.int64)
-    if len(set(names)) < len(names):
-        raise BrokenFile("it names a column twice")
+    try:
+        names = distinct(names, fields)
+    except ValueError as error:
+        raise BrokenFile(str(error)) from None
     if (rows < 0).any() or (sizes < 0).any() or rows.sum(dtype=float) > 2**62:
         raise BrokenFile("not a Parquet file: its row groups are of impossible sizes")
     dense = rows > sizes * ROWS_A_BYTE

@@ -24,9 +24,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.sources.raw import distinct
+
 BATCH, TEXT, END, DAMAGE, NO_MEMORY, SYSTEM, BUG, WANT = b"B", b"T", b"E", b"D", b"M", b"S", b"X", b"W"
 POSITION = "(row)"  # the last column of a batch: the number in its row group
 HEADER = struct.Struct("<cQ")
+
+# The key of Arrow's types in a footer: in Thrift's compact protocol, a text of 12 bytes that another text follows.
+_ARROW_TYPES = b"\x18\x0cARROW:schema\x18"
 
 MAX_BYTES = 2 << 30  # of memory
 MAX_SECONDS = 60  # of processor time for a batch
@@ -123,10 +128,22 @@ class _File:
     """A Parquet file whose parts are read only if the two places that tell of each agree."""
 
     def __init__(self, source: Any) -> None:
-        def read_times_as(unit: str) -> pq.ParquetFile:
-            return pq.ParquetFile(source, coerce_int96_timestamp_unit=unit, page_checksum_verification=True)
+        metadata = None
 
-        self._file = read_times_as("us")
+        def read_times_as(unit: str) -> pq.ParquetFile:
+            return pq.ParquetFile(
+                source, metadata=metadata, coerce_int96_timestamp_unit=unit, page_checksum_verification=True
+            )
+
+        self._types_unknown = False
+        try:
+            self._file = read_times_as("us")
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            metadata = _without_arrow_types(source)
+            if metadata is None:
+                raise
+            self._types_unknown = True
+            self._file = read_times_as("us")
         self._coarse = functools.cache(lambda: read_times_as("ms"))
         self._schema = self._file.schema_arrow
         self._leaves = self._file.schema
@@ -144,11 +161,12 @@ class _File:
 
     def read(self, number: int, names: list[str] | None, batch_rows: int, start: int) -> Iterator[pa.RecordBatch]:
         """The rows of a row group from `start` on: the columns `names` as far as they are there, and POSITION."""
-        places = [place for place, name in enumerate(self._schema.names) if names is None or name in names]
+        distinct_names = distinct(self._schema.names, names or ())
+        places = [place for place, name in enumerate(distinct_names) if names is None or name in names]
         leaves = [leaf for place in places for leaf in range(self._starts[place], self._starts[place + 1])]
         group = self._file.metadata.row_group(number)
         size = self._check(group, leaves)
-        fields = [self._schema.field(place) for place in places]
+        found_names, chosen = [self._schema.field(place).name for place in places], [distinct_names[p] for p in places]
         batch_rows = max(min(batch_rows, SENT_BYTES * group.num_rows // (size or 1)), 1)
         if not leaves:
             leaves = [0]  # the rows are counted by a column
@@ -157,15 +175,16 @@ class _File:
         coarse = self._iterate(self._coarse(), batch_rows, number, leaves) if has_int96 else None
         row = 0
         for batch in batches:
-            found = dict(zip(batch.schema.names, batch.columns, strict=True))
+            found = batch.columns[: len(places)]
+            if batch.schema.names[: len(places)] != found_names:
+                raise ValueError(f"it has the columns {batch.schema.names} in place of {found_names}")
             if coarse is not None:
-                others = next(coarse)
-                found = {name: _without_overflow(found[name], others.column(name)) for name in found}
-            columns = [_plain(found[field.name]) for field in fields]
+                found = map(_without_overflow, found, next(coarse).columns)
+            columns = [_plain(values) for values in found]
             positions = pa.array(np.arange(row, row + batch.num_rows))
             row += batch.num_rows
             if row > start:
-                part = pa.RecordBatch.from_arrays([*columns, positions], [*(field.name for field in fields), POSITION])
+                part = pa.RecordBatch.from_arrays([*columns, positions], [*chosen, POSITION])
                 yield part.slice(max(part.num_rows - (row - start), 0))
         if row != group.num_rows:
             raise ValueError(f"it has {row} rows in place of {group.num_rows}")
@@ -184,7 +203,9 @@ class _File:
                 raise ValueError(f"it has {said} where its schema has {column.path} of {column.physical_type}")
             if column.max_repetition_level == 0 and chunk.num_values != group.num_rows:
                 raise ValueError(f"{column.path} has {chunk.num_values} values for {group.num_rows} rows")
-            if column.logical_type.type == "UNDEFINED":
+            # Where Arrow's types are passed over, bytes without a type of Parquet's may be anything, and not text.
+            bare = column.logical_type.type == "NONE" and column.physical_type.endswith("BYTE_ARRAY")
+            if column.logical_type.type == "UNDEFINED" or (bare and self._types_unknown):
                 raise ValueError(f"{column.path} is of a type that Arrow {pa.__version__} does not know")
             size += max(chunk.total_uncompressed_size, 0)
         return size
@@ -193,6 +214,28 @@ class _File:
 def _open(path: str, *_: int) -> _File:
     """A local file; the other arguments tell one file of its name from another."""
     return _File(pa.memory_map(path))
+
+
+def _without_arrow_types(source: Any) -> pq.FileMetaData | None:
+    """A file's footer without the types that Arrow noted beside Parquet's own; None if it has none.
+
+    Arrow opens no file in which one column has a type that it doesn't know, such as the 128-bit integers of Polars.
+    """
+    source.seek(0, 2)
+    size = source.tell()
+    source.seek(max(size - 8, 0))
+    tail = source.read(8)
+    if len(tail) < 8 or tail[4:] != b"PAR1":
+        return None
+    length = int.from_bytes(tail[:4], "little")
+    if length > size - 8:
+        return None
+    source.seek(size - 8 - length)
+    footer = source.read(length)
+    if _ARROW_TYPES not in footer:
+        return None
+    other = footer.replace(_ARROW_TYPES, _ARROW_TYPES.lower())
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + other + tail))
 
 
 def _count_leaves(kind: pa.DataType) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
@@ -33,3 +34,21 @@ def unreadable(why: str, payload: bytes, position: int) -> pa.RecordBatch:
     """One record that stands for a part of a file that can't be read."""
     metadata = {FORMAT: b"unreadable", COLUMNS: why.encode("utf-8", "backslashreplace")}
     return raw_batch(pa.array([payload[:KEPT_BYTES]], pa.binary()), pa.array([position], pa.int64()), metadata)
+
+
+def distinct(names: Sequence[str], needed: Collection[str] | None) -> list[str]:
+    """The names of columns, a further one of a name as `NAME#2`; ValueError if one of `needed`, or None, is double."""
+    counts, taken = Counter(names), set(names)
+    doubled = [name for name, count in counts.items() if count > 1 and (needed is None or name in needed)]
+    if doubled:
+        raise ValueError(f"it names a column twice: {doubled[0]}")
+    found: list[str] = []
+    known: set[str] = set()
+    for name in names:
+        new, number = name, 1
+        while new in known or (number > 1 and new in taken):
+            number += 1
+            new = f"{name}#{number}"
+        known.add(new)
+        found.append(new)
+    return found
