@@ -317,7 +317,7 @@ def init(directory: Annotated[pathlib.Path, typer.Argument(help="Folder to make.
         _require(not directory.exists() or not any(directory.iterdir()), f"{directory}: is there and not empty")
         template = pathlib.Path(__file__).parent / "template"
         directory.mkdir(parents=True, exist_ok=True)
-        for file in sorted(template.iterdir()):
+        for file in sorted(path for path in template.iterdir() if path.is_file()):
             shutil.copyfile(file, directory / file.name)
         path = directory / PROJECT_FILE
         path.write_text(
@@ -611,9 +611,7 @@ def demo(
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
-        trained = training.train(
-            declared, project, running.open_source([data], None), dead_letters=output / "training" / "dead_letters"
-        )
+        trained = training.train(declared, project, running.open_source([data], None), dead_letters=output / "training")
         registered = training.register(trained, declared, registry, promote=True)
         _print_training(trained, declared, registered, registry, project)
         result = running.score(
@@ -639,6 +637,7 @@ def main() -> None:
     # Google's libraries say at import that this Python will not be supported for ever, Beam that it would
     # like another checksum library.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\..*")
+    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # warns of each start and end
     logging.getLogger().addFilter(lambda record: "crcmod package not found" not in record.getMessage())
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     app()
