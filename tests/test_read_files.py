@@ -2,6 +2,7 @@
 
 import base64
 import bz2
+import contextlib
 import datetime
 import gzip
 import io
@@ -29,6 +30,7 @@ from pipelines.options import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources import parquet as parquet_source
 from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files, read_split, split_file
+from pipelines.sources.raw import BrokenFile
 from tests.support import run_graph, transaction
 
 
@@ -217,12 +219,20 @@ def test_damaged_compressed_text_is_never_silent(name, content, tmp_path):
     ((why, position, _),) = faults(path)
     assert why.startswith("broken after ")
     good = b"".join(record[2] for record in records(path) if record[0] == "json")
-    assert len(good) == position
+    assert good == b"".join(line for line in _uncompressed(path)[:position].splitlines(True) if line.strip(b"\r\n"))
     if content.endswith(b"garbage"):
         assert good == DATA
     elif content.endswith(b"\0" * 8):  # a wrong checksum: what came with it is not handed on
         assert DATA.startswith(good)
         assert len(good) > len(DATA) // 2
+
+
+def _uncompressed(path):
+    """What comes of a file before its damage."""
+    blocks = []
+    with contextlib.suppress(BrokenFile):
+        blocks.extend(lines.read_blocks(str(path)))
+    return b"".join(blocks)
 
 
 def test_zeros_behind_compressed_text_are_padding(tmp_path):
@@ -241,6 +251,39 @@ def test_a_decompression_bomb_is_read_in_pieces(compress, tmp_path):
     assert largest < 128 << 20
     ((why, position, kept),) = faults(path)
     assert (why, position, len(kept)) == (f"a line of more than {16 << 20} bytes", 0, 65536)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_blank_lines_cost_no_arrays(end, tmp_path, monkeypatch):
+    record = b'{"a":1}' + end
+    blank = end * (24 << 20)
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(record + blank + record))
+    edges, sizes = lines._line_edges, []
+
+    def counted(block):
+        sizes.append(len(block))
+        return edges(block)
+
+    monkeypatch.setattr(lines, "_line_edges", counted)
+    found = batches(path)
+    assert [p for b in found for p in column(b, PAYLOAD).to_pylist()] == [record, record]
+    assert column(found[-1], POSITION).to_pylist()[-1] == len(record + blank)
+    assert sum(sizes) < len(blank)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.csv.zst"])
+@pytest.mark.parametrize("content", [b"\n", b"\r\n", b"x"])
+def test_a_compressed_file_without_an_end_is_read_up_to_a_bound(name, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "READ_BYTES", 1 << 16)
+    monkeypatch.setattr(lines, "MAX_IDLE_BYTES", 1 << 20)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 18)
+    compress = gzip.compress if name.endswith(".gz") else zstandard.compress
+    path = tmp_path / name
+    path.write_bytes(compress(b"a\n" + content * (64 << 20)))
+    *_, (why, position, _) = faults(path)
+    assert "more than 1048576 bytes of it are empty lines, or one line" in why
+    assert position < 3 << 20
 
 
 # ---- CSV headers and empty files

@@ -23,6 +23,9 @@ from pipelines.sources.raw import BrokenFile, distinct, raw_batch, unreadable
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
 HELD_BYTES = 1 << 20  # that are looked through for the end of a field that may go on
+MAX_IDLE_BYTES = (
+    1 << 30
+)  # that a compressed file may have in a row without a record: a few bytes can become endless ones
 
 # Of each compression: what undoes it, and how many bytes it may be given at once, so as not to
 # make gigabytes of them: 64 bytes of bzip2 can be 90 MB.
@@ -48,10 +51,15 @@ def read_blocks(path: str, start: int = 0) -> Iterator[bytes]:
             while block := file.read(READ_BYTES):
                 yield block
         else:
-            for block in _uncompressed(file, *_COMPRESSIONS[compression]):
-                if len(block) > start:
-                    yield block[start:]
-                start = max(start - len(block), 0)
+            idle = 0
+            for large in _uncompressed(file, *_COMPRESSIONS[compression]):
+                for block in (large[place : place + READ_BYTES] for place in range(0, len(large), READ_BYTES)):
+                    idle = 0 if block.strip(b"\r\n") and b"\n" in block else idle + len(block)
+                    if idle > MAX_IDLE_BYTES:
+                        raise BrokenFile(f"more than {MAX_IDLE_BYTES} bytes of it are empty lines, or one line")
+                    if len(block) > start:
+                        yield block[start:]
+                    start = max(start - len(block), 0)
 
 
 def _uncompressed(file: Any, make: Callable[[], Any], step: int) -> Iterator[bytes]:
@@ -136,7 +144,9 @@ def read_lines(path: str, kind: str, start: int, stop: int | None, header: tuple
             end = buffer.rfind(b"\n") + 1
             if stop is not None and at + end > stop:
                 end = buffer.find(b"\n", stop - at - 1) + 1
-            if end:
+            if end and _is_blank(buffer[:end]):
+                at, buffer = at + end, buffer[end:]
+            elif end:
                 yield from _to_batches(buffer[:end], _line_edges(buffer[:end]), at, metadata)
                 at, buffer = at + end, buffer[end:]
             if stop is not None and at >= stop:
@@ -170,6 +180,9 @@ def read_records(path: str, start: int, header: tuple[str, ...]) -> Iterator[pa.
                     yield unreadable(f"all from a quote in a line of {too_large} on", buffer, at)
                     return
                 at, buffer = at + skipped, buffer[skipped:]
+            end = buffer.rfind(b"\n") + 1
+            if _is_blank(buffer[:end]):
+                at, buffer = at + end, buffer[end:]
             stops, torn = find_records(buffer, not block, HELD_BYTES)
             edges, first = np.append(0, stops), 0
             for record, why in sorted(torn.items()):
@@ -193,6 +206,11 @@ def _metadata(kind: str, header: tuple[str, ...]) -> dict[bytes, bytes]:
     return {FORMAT: kind.encode(), COLUMNS: json.dumps(header).encode()}
 
 
+def _is_blank(block: bytes) -> bool:
+    """Whether whole lines are all empty, told without an array of them: a few bytes can become gigabytes of such."""
+    return block[:1] in (b"\n", b"\r") and block.count(b"\n") + block.count(b"\r\n") == len(block)
+
+
 def _line_edges(block: bytes) -> Places:
     """Where each line of a block starts, and where the last stops, which may have no end."""
     edges = np.append(0, np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1)
@@ -205,8 +223,8 @@ def _to_batches(block: bytes, edges: Places, offset: int, metadata: dict[bytes, 
     starts, stops = edges[:-1], edges[1:]
     lengths = stops - starts
     empty = np.isin(data[starts], (ord("\n"), ord("\r"))) & (lengths <= 2)
-    for row in np.flatnonzero(empty & (lengths == 2)).tolist():
-        empty[row] = block[starts[row] : stops[row]] == b"\r\n"
+    pairs = np.flatnonzero(empty & (lengths == 2))
+    empty[pairs] = (data[starts[pairs]] == ord("\r")) & (data[starts[pairs] + 1] == ord("\n"))
     for first in range(0, len(starts), MAX_BLOCK_ROWS):
         part = slice(first, first + MAX_BLOCK_ROWS)
         offsets = np.append(starts[part], stops[part][-1]).astype(np.int32)
