@@ -29,10 +29,8 @@ test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # A good part of the tests, in a Debian 13 tree with the second set of libraries; needs root and debootstrap.
-DEBIAN13_TESTS = $(patsubst %,tests/test_%.py,golden_scores graph windows features expressions contract codecs csv_files read_files bundle booster quality_tfdv \
-  quality_judge quality_distances statistics schema_infer rolling decode validate dead_letters golden_features layers)
 debian13-test: setup
-	deploy/debian13/test.sh -n $(WORKERS) --dist loadfile $(or $(PYTEST_ARGS),$(DEBIAN13_TESTS))
+	deploy/debian13/test.sh -n $(WORKERS) --dist loadfile $(or $(PYTEST_ARGS),-m both_sets)
 
 demo: setup
 	$(BIN)/headrace demo --output demo-output $(if $(DATA),--data $(DATA))

@@ -30,6 +30,6 @@ setup(
     ],
     # pip knows no overrides: on Python 3.11 this extra does not resolve, take requirements/locks/py311.txt there.
     extras_require={"tfdv": ["tensorflow-data-validation>=1.21,<1.22", "tfx-bsl>=1.21,<1.22"]},
-    package_data={"pipelines": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
-    entry_points={"console_scripts": ["headrace=pipelines.entry:main"]},
+    package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
+    entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},
 )

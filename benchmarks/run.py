@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xgboost
 
-from models.project import load_project
+from models.project.project import load_project
 
 HERE = pathlib.Path(__file__).parent
 SIDES = {

@@ -5,4 +5,4 @@ flink:
 	deploy/flink/build.sh
 
 flink-test: setup flink
-	$(BIN)/python -m pytest tests/test_flink.py
+	$(BIN)/python -m pytest tests/engines/test_flink.py

@@ -32,8 +32,8 @@ from models.codecs import (
     parse_writer_schema,
     record_lengths,
 )
-from models.contract import Contract
 from models.faults import RowFaults
+from models.project.contract import Contract
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 

@@ -25,7 +25,7 @@ from models.batches import (
     with_column,
     without,
 )
-from models.project import Project
+from models.project.project import Project
 from transforms.batches import RecordBatchCoder
 from transforms.dead_letters import split_good
 from transforms.score import INGESTED_AT, LATE, PUBLISHED_AT, SCORED_AT

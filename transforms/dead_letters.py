@@ -29,9 +29,9 @@ from models.batches import (
 )
 from models.codecs import rows_as_json
 from models.codecs.times import times_from_timestamps
-from models.contract import TIMESTAMP
-from models.declarations import Event
 from models.faults import python_values
+from models.project.contract import TIMESTAMP
+from models.project.declarations import Event
 
 LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from models.batches import FORMAT
 from models.decode import decode_batch
-from models.project import Project
+from models.project.project import Project
 from transforms.dead_letters import make_dead_letters, split_good
 
 DEAD = "dead"

@@ -23,8 +23,8 @@ from models.batches import (
     without,
 )
 from models.faults import RowFaults
-from models.project import Project, RollingFeature
-from models.windows import RollingKernel
+from models.features.windows import RollingKernel
+from models.project.project import Project, RollingFeature
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 from transforms.rolling import RollingWindows

@@ -8,7 +8,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import column
-from models.project import Project
+from models.project.project import Project
 from transforms.score import output_columns
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from models import progress
 from models.batches import IS_HISTORY, IS_PROVISIONAL, as_float64, as_int64, column, marks_of, take_rows, times_us
-from models.contract import Field
-from models.expressions import NOT_FINITE
-from models.labels import LabelledKernel
-from models.project import Project
-from models.windows import RollingKernel
+from models.features.labels import LabelledKernel
+from models.features.windows import RollingKernel
+from models.project.contract import Field
+from models.project.expressions import NOT_FINITE
+from models.project.project import Project
 from transforms.labels import MoveLater
 from transforms.rolling import RollingWindows
 

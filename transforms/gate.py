@@ -23,7 +23,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from models.batches import Keys, as_int64, column, partition, shard_of, take_rows
-from models.project import Project
+from models.project.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge
 from transforms.batches import RecordBatchCoder, timestamp_of

@@ -30,13 +30,13 @@ from models.batches import (
     without,
 )
 from models.faults import RowFaults
-from models.labels import LABEL_TIME
-from models.project import Project
-from models.windows import Int64, Run
+from models.features.labels import LABEL_TIME
+from models.features.windows import Int64, Run
+from models.project.project import Project
 from transforms.batches import LazyBatch, timestamp_of
 from transforms.dead_letters import make_dead_letters
 from transforms.decode import DEAD
-from transforms.segments import AFTER_SLICE_US, AdvanceSlices, Log, Shard, spread
+from transforms.slices import AFTER_SLICE_US, AdvanceSlices, Log, Shard, spread
 
 NO_EVENT = "no event with this id"
 ALREADY_KNOWN = "label already known"

@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from models import progress
 from models.batches import EVENT_TIME, as_float64, as_int64, column, is_provisional, shard_of, times_us
-from models.labels import LABEL_TIME, LabelledKernel, Labels
-from models.windows import Events, History, RollingKernel, encode_entities
+from models.features.labels import LABEL_TIME, LabelledKernel, Labels
+from models.features.windows import Events, History, RollingKernel, encode_entities
 from transforms.batches import LazyBatch
-from transforms.segments import AdvanceSlices, Log, Shard, has_labels, spread
+from transforms.slices import AdvanceSlices, Log, Shard, has_labels, spread
 
 
 @dataclasses.dataclass(eq=False)

@@ -24,8 +24,8 @@ from models.batches import (
     marks_of,
     take_rows,
 )
-from models.booster import Scorer
-from models.project import Decision, Project
+from models.predictors.booster import Scorer
+from models.project.project import Decision, Project
 
 SCORE = "score"
 DECISION = "decision"

@@ -23,7 +23,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.batches import Keys, as_int64, column, hash_keys, is_provisional, take_rows
-from models.project import Project
+from models.project.project import Project
 from models.quality.judge import SCORE, Memory
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.sampling import HASH, ID, TIME, least

@@ -26,9 +26,9 @@ from models.batches import (
     times_us,
 )
 from models.codecs.times import micros_of
-from models.contract import check_event_time, check_fixed_point
 from models.faults import RowFaults
-from models.project import Project
+from models.project.contract import check_event_time, check_fixed_point
+from models.project.project import Project
 from transforms.batches import timestamp_of
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD

@@ -24,11 +24,11 @@ logging.disable(logging.WARNING)
 import numpy as np
 import xgboost
 
-from models.booster import Scorer
-from models.project import load_project, parse_duration
+from models.predictors.booster import Scorer
+from models.project.project import load_project, parse_duration
 from models.quality.windows import WindowJudge
-from pipelines.options import DIRECT, GraphConfig, make_pipeline
-from pipelines.score import build
+from pipelines.config import DIRECT, GraphConfig, make_pipeline
+from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles
 from transforms.gate import WatchScores

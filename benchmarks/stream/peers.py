@@ -18,7 +18,7 @@ import confluent_kafka
 import numpy as np
 import pyarrow.parquet as pq
 
-from models.registry import load
+from models.predictors.registry import load
 
 from .catchup import drain, read_rate
 from .events import write_json

@@ -4,8 +4,8 @@ import os
 import sys
 
 from models.redact import guard_output
-from pipelines.cli import app
-from pipelines.dataflow import SELF_CONTAINED
+from pipelines.cli.main import app
+from pipelines.runners.dataflow import SELF_CONTAINED
 
 if __name__ == "__main__":
     guard_output(sys.argv[1:])

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from models.codecs.avro_times import plain_schema
 from models.codecs.columns import RECORD, Columns, coerce, decode_dicts
-from models.contract import Contract
 from models.faults import RowFaults
+from models.project.contract import Contract
 
 MAX_SCHEMA_NODES = 10_000
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.codecs.times import micros_of, times_from_numbers, times_from_text, times_from_timestamps
-from models.contract import UNIX_UNITS, Contract, Field
 from models.faults import RowFaults
+from models.project.contract import UNIX_UNITS, Contract, Field
 
 Columns = dict[str, pa.Array]
 RECORD = "(record)"  # the place of a fault that is no single field's

@@ -13,8 +13,8 @@ import pyarrow.csv
 from models.codecs.columns import RECORD, Columns, coerce, fits_int64, wrong_type
 from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
 from models.codecs.rfc4180 import BYTE_ORDER_MARK, NotCsv, misplaced, split_fields
-from models.contract import UNIX_UNITS, Contract, Field
 from models.faults import RowFaults
+from models.project.contract import UNIX_UNITS, Contract, Field
 
 _INT_TEXT = r"^[+-]?[0-9]{1,19}$"
 _FLOAT_TEXT = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))$"

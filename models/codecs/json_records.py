@@ -15,8 +15,8 @@ import pyarrow.json
 
 from models.codecs.columns import RECORD, Columns, coerce_all, decode_dicts
 from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
-from models.contract import UNIX_UNITS, Contract, Field
 from models.faults import RowFaults
+from models.project.contract import UNIX_UNITS, Contract, Field
 
 MAX_DEPTH = 100  # of objects and lists in one another
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from models.project import Project
+from models.project.project import Project
 from models.quality.backend import parse_schema
 from models.quality.columns import describe
 from models.quality.judge import SCORE, Memory, judge

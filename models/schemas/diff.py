@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from models.codecs.times import times_from_text
-from models.contract import UNIX_UNITS, Contract, Field
+from models.project.contract import UNIX_UNITS, Contract, Field
 from models.schemas.needs import Needs
 
 _SHOWN = 4  # of a list of values or roles

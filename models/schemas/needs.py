@@ -7,9 +7,9 @@ import pathlib
 
 import pydantic
 
-from models.declarations import Project
-from models.documents import Document, DocumentError
-from models.project import MAX_PROJECT_BYTES, PROJECT_FILE, ProjectError
+from models.project.declarations import Project
+from models.project.documents import Document, DocumentError
+from models.project.project import MAX_PROJECT_BYTES, PROJECT_FILE, ProjectError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from models.codecs.columns import Columns
 from models.codecs.times import times_from_numbers, times_from_text
-from models.contract import TIMESTAMP, UNIX_UNITS, Contract
-from models.declarations import Project
+from models.project.contract import TIMESTAMP, UNIX_UNITS, Contract
+from models.project.declarations import Project
 from models.quality.backend import import_tfdv
 
 ISO_FORMAT = "%Y-%m-%d %H:%M:%S"  # stands for all forms of ISO 8601

@@ -15,9 +15,9 @@ import secrets
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
-from models.contract import Contract, SchemaError
-from models.declarations import Project
-from models.project import MAX_SCHEMA_BYTES
+from models.project.contract import Contract, SchemaError
+from models.project.declarations import Project
+from models.project.project import MAX_SCHEMA_BYTES
 from models.schemas.diff import Change, diff_schemas, is_breaking, render_changes
 from models.schemas.needs import Needs, field_needs
 

@@ -9,7 +9,7 @@ from typing import Any
 import fastavro
 
 from models.codecs import WriterSchemaError, parse_writer_schema
-from models.contract import UNIX_UNITS, Contract, Field
+from models.project.contract import UNIX_UNITS, Contract, Field
 from pipelines.brokers import BrokerError
 from pipelines.brokers.schema_registry import SchemaRegistry
 

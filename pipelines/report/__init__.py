@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from models.project import Project
+from models.project.project import Project
+from pipelines.jobs.score import RunError
 from pipelines.report.gather import gather
 from pipelines.report.render import render
-from pipelines.run import RunError
 
 __all__ = ["report"]
 

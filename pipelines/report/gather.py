@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
-from models.project import Project
+from models.project.project import Project
 from models.quality.records import Verdict
+from pipelines.jobs.score import RunError, read_success
 from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
-from pipelines.run import RunError, read_success
 from pipelines.sinks.files import SCORES, SUCCESS
 from transforms.score import SCORE
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation import Evaluation, EvaluationError, average_precision, roc_auc
-from models.project import Project
+from models.predictors.evaluation import Evaluation, EvaluationError, average_precision, roc_auc
+from models.project.project import Project
+from pipelines.jobs.score import evaluate_table, read_evaluated
 from pipelines.report.quality import Floats, Times
 from pipelines.report.scores import choose_step
-from pipelines.run import evaluate_table, read_evaluated
 from transforms.score import DECISION, SCORE
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.io.filesystems import FileSystems
 
-from models.project import Project
+from models.project.project import Project
 from models.quality.records import Distribution, Finding, Verdict, WindowStatistics
 from models.quality.windows import read_baseline
-from pipelines.run import RunError
+from pipelines.jobs.score import RunError
 from pipelines.sources.files import SourceError, match_files
 from transforms.score import SCORE
 

@@ -12,8 +12,8 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from models.evaluation import Metrics
-from models.expressions import NOT_FINITE
+from models.predictors.evaluation import Metrics
+from models.project.expressions import NOT_FINITE
 from models.quality.records import Distribution, Verdict
 from pipelines.report.gather import Report
 from pipelines.report.performance import Performance

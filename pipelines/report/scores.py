@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.project import Project
+from models.project.project import Project
 from models.quality.records import Distribution
+from pipelines.jobs.score import RunError
 from pipelines.report.quality import Floats, Spread, Times, matched
-from pipelines.run import RunError
 from pipelines.sinks.files import SCORES
 from transforms.score import BUNDLE_ID, DECISION, SCORE
 

@@ -28,8 +28,8 @@ from models import progress
 from models.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from models.codecs import encode_json_lines
 from models.faults import first_rules
+from models.features.windows import sort_order
 from models.quality.records import Verdict, WindowStatistics
-from models.windows import sort_order
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.publish import (
     BASELINE,

@@ -28,7 +28,7 @@ from models.batches import (
     take_rows,
     with_column,
 )
-from models.project import Project
+from models.project.project import Project
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row

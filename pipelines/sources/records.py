@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from models.batches import MARKS, SLICE, column, with_column
 from models.codecs.times import micros_of
-from models.contract import Contract
 from models.decode import decode_batch
-from models.project import Project
+from models.project.contract import Contract
+from models.project.project import Project
 from pipelines.sources.journal import LABEL_PARTITION, PARTITION
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]

@@ -17,7 +17,7 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.window import TimestampedValue
 
-from models.project import Project
+from models.project.project import Project
 from pipelines.brokers import Broker
 from pipelines.sources.reader import EVENTS, LABELS, Reader
 from pipelines.sources.shared_reader import SharedReader

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from models.batches import COLUMNS, FORMAT
 from models.codecs import WriterSchemaError, parse_writer_schema
 from models.codecs.times import times_from_numbers, times_from_text
-from models.contract import Contract
+from models.project.contract import Contract
 from pipelines.brokers import BrokerOptionError
 from pipelines.brokers.evolution import check_schema, check_subject
 from pipelines.brokers.schema_registry import RegistryDown, SchemaRegistry, UnknownSchema, UnusableSchema

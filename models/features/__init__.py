@@ -1,0 +1,1 @@
+"""Kernels of features over an entity's events and their labels."""

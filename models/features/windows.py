@@ -1,0 +1,340 @@
+"""Rolling windows over an entity's events, to the microsecond, on whole columns and exactly.
+
+`RollingKernel.advance(history, events)` gives the features of `events` and the history that comes after
+them. Order within an entity is (event time, event id). A window of length w and delay d, seen from an event
+at time t, holds the entity's events with time in (t - d - w, t - d]; without a delay it ends at the event
+itself, in that order. The result for an event depends on the set of events only, never on how it was split
+into calls: sums are 64-bit integers of declared decimal places, with one division at the end.
+
+That holds for calls in the order of event time. An event that comes late, after a call with later ones, finds
+all events of its windows if it is no more than `lateness_us` older than the newest; it stands after those of
+its own time that came before it. What was already computed does not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.project.project import RollingFeature
+
+Int64 = np.ndarray[Any, np.dtype[np.int64]]
+Float64 = np.ndarray[Any, np.dtype[np.float64]]
+
+# A run is merged into the one before it once that is no longer this many times longer.
+_RUN_RATIO = 8
+# A search key of (entity, time) has no more bits than this, so that 64 hold it and what is added to it.
+_KEY_BITS = 62
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Events:
+    """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids, and numbers
+    float64[n] by field, NaN where there is none.
+    """
+
+    entity: Int64
+    time: Int64
+    ids: pa.Array
+    values: dict[str, Float64]
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """At least one event, sorted by (entity, time), with what it takes to look windows up in them."""
+
+    entity: Int64
+    time: Int64
+    values: dict[str, Float64]
+    _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(events: Events, order: Int64) -> Run:
+        """The given rows of `events`, in that order, which sorts them."""
+        return Run(events.entity[order], events.time[order], {k: v[order] for k, v in events.values.items()})
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @functools.cached_property
+    def first(self) -> int:
+        """The earliest time."""
+        return int(self.time.min())
+
+    @functools.cached_property
+    def last(self) -> int:
+        """The latest time."""
+        return int(self.time.max())
+
+    @functools.cached_property
+    def _starts(self) -> Int64:
+        """The row that each entity starts at, and the number of rows."""
+        starts: Int64 = np.flatnonzero(np.concatenate([[True], self.entity[1:] != self.entity[:-1], [True]]))
+        return starts
+
+    @functools.cached_property
+    def _entities(self) -> Int64:
+        return np.asarray(self.entity[self._starts[:-1]])
+
+    @functools.cached_property
+    def _tick_bits(self) -> int:
+        """How many low bits of a time a key has no room for: 0, but for very many entities over a long time."""
+        return max(0, (len(self._entities) * (self.last - self.first + 1)).bit_length() - _KEY_BITS)
+
+    @functools.cached_property
+    def _span(self) -> int:
+        return ((self.last - self.first) >> self._tick_bits) + 1
+
+    @functools.cached_property
+    def _key(self) -> Int64:
+        """One ascending number a row for entity and time, so that one search finds both."""
+        base = np.arange(len(self._entities)) * self._span
+        key: Int64 = np.repeat(base, np.diff(self._starts)) + ((self.time - self.first) >> self._tick_bits)
+        return key
+
+    def rows_until(self, events: Run, ages: Sequence[int], passed: int) -> Int64:
+        """How many rows stand at or before each event's time less each age, as int64[ages, events].
+
+        Rows stand in order, so those of the entities before an event's are counted too. A time before `passed`
+        is taken as `passed`.
+        """
+        place = np.searchsorted(self._entities, events.entity)
+        known = self._entities[np.minimum(place, len(self._entities) - 1)] == events.entity
+        start, end = self._starts[place], self._starts[place + known]
+        rows = np.empty((len(ages), len(events)), np.int64)
+        for age, found in zip(ages, rows, strict=True):
+            if max(events.first - age, passed) >= self.last:
+                found[:] = end
+            elif max(events.last - age, passed) < self.first:
+                found[:] = start
+            else:
+                until = np.maximum(events.time - age, passed)
+                key = place * self._span + ((until - self.first) >> self._tick_bits)
+                np.clip(np.searchsorted(self._key, key, side="right"), start, end, out=found)
+                # Where a key has no room for all of a time, the last rows found may be later than it.
+                while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
+                    found -= later
+        return rows
+
+    def known_until(self, field: str, rows: Int64) -> Int64:
+        """How many of the first `rows` rows have a number in `field`."""
+        if ("known", field) not in self._totals:
+            self._totals["known", field] = _running_total(~np.isnan(self.values[field]))
+        return self._totals["known", field][rows]
+
+    def sum_until(self, field: str, decimals: int, rows: Int64) -> Int64:
+        """The sum of `field` over the first `rows` rows, in units of its last decimal place."""
+        if ("sum", field) not in self._totals:
+            scaled = np.rint(self.values[field] * 10**decimals)
+            self._totals["sum", field] = _running_total(np.where(np.isnan(scaled), 0, scaled))
+        return self._totals["sum", field][rows]
+
+    def merge(self, later: Run) -> Run:
+        """The rows of both, those of `later` after this run's rows of the same entity and time."""
+        there = self.rows_until(later, [0], later.first)[0] + np.arange(len(later))
+        here = np.ones(len(self) + len(later), bool)
+        here[there] = False
+
+        def both(mine: Any, others: Any) -> Any:
+            merged = np.empty(len(here), mine.dtype)
+            merged[here], merged[there] = mine, others
+            return merged
+
+        values = {name: both(mine, later.values[name]) for name, mine in self.values.items()}
+        return Run(both(self.entity, later.entity), both(self.time, later.time), values)
+
+    def after(self, time: int) -> Run:
+        """The rows later than `time`, of which there must be one."""
+        if self.first > time:
+            return self
+        kept = self.time > time
+        return Run(self.entity[kept], self.time[kept], {k: v[kept] for k, v in self.values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """Past events that windows still need: runs, oldest first, each much longer than the next.
+
+    So an append rewrites few rows, however long the history is, and a look-up reads few runs. `labels` are runs of
+    what labels change, see models.features.labels.
+    """
+
+    runs: tuple[Run, ...] = ()
+    labels: tuple[tuple[Run, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.runs))
+
+
+@dataclasses.dataclass(frozen=True)
+class RollingKernel:
+    """The rolling features of one entity kind.
+
+    `decimals` gives a field's decimal places; a field without them is summed as integers. A feature's delay may
+    be negative: its window then also holds events of earlier calls that are later by no more than that, which
+    are there only for an event that comes late itself.
+    """
+
+    features: tuple[RollingFeature, ...]
+    decimals: Mapping[str, int]
+    lateness_us: int = 0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields whose values the windows read."""
+        return tuple(dict.fromkeys(f.field for f in self.features if f.field))
+
+    @property
+    def horizon_us(self) -> int:
+        """How much older than the newest event one is that no window holds any more, in microseconds."""
+        return max(f.delay_us + f.window_us for f in self.features) + self.lateness_us
+
+    def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
+        """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
+        columns: list[Int64 | Float64] = []
+        if not len(events):
+            for f in self.features:
+                columns.append(np.empty(0, np.int64) if f.aggregate == "count" else np.empty(0))
+            return columns, history
+        order = sort_order(events.ids, events.entity, events.time)
+        new = Run.of(events, order)
+        for in_order in self._compute(history, new):
+            column = np.empty_like(in_order)
+            column[order] = in_order
+            columns.append(column)
+        return columns, self._append(history, new)
+
+    def extend(self, history: History, events: Events) -> History:
+        """The history after `events`, without computing their features; their ids are not looked at."""
+        if not len(events):
+            return history
+        return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
+
+    def _oldest_needed(self, *runs: Run) -> int:
+        """The time up to which events are out of every window; whether they are still there changes nothing."""
+        return max(run.last for run in runs) - self.horizon_us
+
+    def _append(self, history: History, new: Run) -> History:
+        passed = self._oldest_needed(*history.runs, new)
+        return dataclasses.replace(history, runs=append_run(history.runs, new, passed))
+
+    def _compute(self, history: History, new: Run) -> list[Int64 | Float64]:
+        """The features of `new`, in its order.
+
+        A window's count or sum is the difference of two running ones, up to its upper and up to its lower edge.
+        An edge is (how long before the event, whether the event itself is below it).
+        """
+        lower = [(f.delay_us + f.window_us, False) for f in self.features]
+        upper = [(f.delay_us, f.delay_us <= 0 and f.include_current) for f in self.features]
+        edges = sorted({*lower, *upper})
+        ages = [age for age, _ in edges]
+        at_event = [np.arange(len(new)) + current for age, current in edges if age <= 0]
+        seen = [(new, np.vstack([*at_event, new.rows_until(new, ages[len(at_event) :], new.first - 1)]))]
+        if history.runs:
+            passed = self._oldest_needed(*history.runs)
+            seen += [(run, run.rows_until(new, ages, passed)) for run in history.runs]
+
+        @functools.cache
+        def rows_until() -> Int64:
+            return functools.reduce(np.add, [rows for _, rows in seen])
+
+        @functools.cache
+        def known_until(field: str) -> Int64:
+            return functools.reduce(np.add, [run.known_until(field, rows) for run, rows in seen])
+
+        @functools.cache
+        def sum_until(field: str) -> Int64:
+            decimals = self.decimals.get(field, 0)
+            return functools.reduce(np.add, [run.sum_until(field, decimals, rows) for run, rows in seen])
+
+        columns: list[Int64 | Float64] = []
+        for f, low, high in zip(self.features, map(edges.index, lower), map(edges.index, upper), strict=True):
+            if f.field is None:
+                columns.append(rows_until()[high] - rows_until()[low])
+            elif f.aggregate in ("min", "max"):
+                parts = [(run.values[f.field], rows[low], rows[high]) for run, rows in seen]
+                columns.append(_extreme(f, parts))
+            else:
+                # An unknown value counts in a rate as not true, as does a label that never came.
+                counts = rows_until() if f.aggregate == "rate" else known_until(f.field)
+                count = counts[high] - counts[low]
+                divisor = 10 ** self.decimals.get(f.field, 0) * (1 if f.aggregate == "sum" else count)
+                sums = sum_until(f.field)
+                column = np.full(len(new), f.empty)
+                columns.append(np.divide(sums[high] - sums[low], divisor, out=column, where=count > 0))
+        return columns
+
+
+def append_run(runs: tuple[Run, ...], new: Run, passed: int) -> tuple[Run, ...]:
+    """The runs with one more, joined where one has become too short; rows up to the time `passed` may be left out."""
+    kept = [run for run in (*runs, new) if run.last > passed]
+    while len(kept) > 1 and len(kept[-2]) < _RUN_RATIO * len(kept[-1]):
+        last = kept.pop()
+        kept[-1] = kept[-1].merge(last)
+        if len(kept) == 1:
+            kept = [kept[0].after(passed)]
+    return tuple(kept)
+
+
+def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:
+    """Codes int64[n] of entity keys: integers are their own, strings get the next free number in `codes`."""
+    if pa.types.is_integer(values.type):
+        return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)
+    encoded = values.dictionary_encode()
+    of_unique = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
+    return np.asarray(np.asarray(of_unique, np.int64)[encoded.indices.to_numpy()])
+
+
+def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
+    """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
+    order: Int64 = np.lexsort(keys[::-1])
+    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+    if same.any():
+        as_before = np.concatenate([[False], same])
+        places = np.flatnonzero(as_before | np.concatenate([same, [False]]))
+        group = np.cumsum(~as_before)[places]
+        rows = order[places]
+        by_id = pc.array_sort_indices(ids.take(pa.array(rows))).to_numpy()
+        order[places] = rows[by_id[np.argsort(group[by_id], kind="stable")]]
+    return order
+
+
+def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:
+    """The sums int64[n + 1] of the first 0 .. n numbers; they may wrap around, and differences stay right."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers.astype(np.int64))])
+
+
+def _extreme(feature: RollingFeature, parts: list[tuple[Float64, Int64, Int64]]) -> Float64:
+    """min or max, row by row, over all parts' values[low:high], NaN left out."""
+    pick, neutral = (np.fmin, np.inf) if feature.aggregate == "min" else (np.fmax, -np.inf)
+    result: Float64 = functools.reduce(pick, [_extreme_of_ranges(pick, neutral, *part) for part in parts])
+    result[~np.isfinite(result)] = feature.empty
+    return result
+
+
+def _extreme_of_ranges(pick: np.ufunc, neutral: float, values: Float64, low: Int64, high: Int64) -> Float64:
+    """`pick` over values[low:high], row by row; a sparse table, one level in memory at a time."""
+    length = high - low
+    result = np.full(len(low), neutral)
+    if (rows := int(length.sum())) < len(values):  # few of the values: first put each range by itself
+        high = np.cumsum(length)
+        values, low = values[np.repeat(low - high + length, length) + np.arange(rows)], high - length
+    level = np.where(np.isnan(values), neutral, values + 0.0)  # -0.0 is 0.0, whichever comes first
+    for power in itertools.count():
+        width = 1 << power
+        rows_here = np.flatnonzero((length >= width) & (length < 2 * width))
+        result[rows_here] = pick(level[low[rows_here]], level[high[rows_here] - width])
+        if not (length >= 2 * width).any():
+            break
+        level = pick(level[:-width], level[width:])
+    return result

@@ -1,0 +1,1 @@
+"""The declarations of a use case: read, checked, and what follows from them."""

@@ -1,0 +1,16 @@
+"""The console script. It imports nothing at first, so that Ctrl-C is heard politely from the beginning."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command; 130 is the exit code of one that was interrupted while it was loaded."""
+    try:
+        from pipelines.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""What a command runs, from its sources to what it leaves."""

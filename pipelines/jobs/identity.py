@@ -1,0 +1,47 @@
+"""What tells a run from another: how it is done, and what it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import google_crc32c
+from apache_beam.io.filesystems import FileSystems
+
+from models.project.project import Project
+from pipelines.sinks.publish import INPUTS, SPEC
+from pipelines.sources.files import ReadFiles, ReadLabelled, match_files
+
+
+def identify(project: Project, source: ReadFiles | ReadLabelled, options: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of a run's `spec`, the project and the options that change what is written, and of its `inputs`.
+
+    The inputs are the paths of all files that are read, their sizes and their checksums: of what they hold on this
+    machine, or what an object store says. What changes no result, such as shards or the runner, is no part of it.
+    """
+    events = source.events if isinstance(source, ReadLabelled) else source
+    labels = source.labels if isinstance(source, ReadLabelled) else ()
+    spec = [project.model_dump(mode="json"), project.contract.text.decode(), events.format, dict(options)]
+    inputs = [_files_of(patterns) for patterns in (events.patterns, labels)]
+    return {SPEC: _digest(spec), INPUTS: _digest(inputs)}
+
+
+def _files_of(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    return [(path, _checksum(path)) for path in sorted({p for pattern in patterns for p in match_files(pattern)})]
+
+
+def _checksum(path: str) -> str:
+    if "://" in path:
+        return str(FileSystems.checksum(path))
+    size, checksum = 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            checksum = google_crc32c.extend(checksum, block)
+            size += len(block)
+    return f"{size} {checksum:08x}"
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,43 @@
+"""Labels that come as records of their own, joined to rows of their events once all are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.batches import as_int64, column, take_rows
+from models.decode import decode_batch
+from models.project.project import Project
+from pipelines.sources.files import JOURNALED_LABELS, read_all
+from transforms.validate import validate_batch
+
+
+def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
+    """The rows with the label of their event's first record in the column of that name; null where there is none.
+
+    Of two records of one time the smaller label counts, as in the graph; records that it refuses count nowhere.
+    """
+    records, label = project.label_records, project.label
+    if records is None or label is None:
+        raise ValueError("labels are given, but the project declares no label.events")
+    id_type = project.contract.fields[project.event.id].arrow_type
+    ids, times, values = [pa.array([], id_type)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for batch in read_all(patterns, records, JOURNALED_LABELS):
+        rows, faults = decode_batch(batch, records.contract, records.event.max_bytes, False)
+        rows = take_rows(rows, np.flatnonzero(~faults.bad))
+        rows = take_rows(rows, np.flatnonzero(~validate_batch(rows, records).bad))
+        ids.append(column(rows, records.event.id))
+        times.append(as_int64(column(rows, records.event.time)))
+        values.append(as_int64(column(rows, label.field)))
+    known, value = pa.concat_arrays(ids), np.concatenate(values)
+    codes = known.dictionary_encode().indices.to_numpy()
+    order = np.lexsort((value, np.concatenate(times), codes))
+    first = order[np.flatnonzero(np.diff(codes[order], prepend=-1))]
+    place = pc.index_in(table.column(project.event.id), value_set=known.take(pa.array(first)))
+    found = pa.array(value[first], pa.int64()).take(place.combine_chunks())
+    if label.field not in table.schema.names:
+        return table.append_column(label.field, found)
+    return table.set_column(table.schema.get_field_index(label.field), label.field, found)

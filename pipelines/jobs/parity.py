@@ -1,0 +1,289 @@
+"""`headrace parity`: the same events through the stream and through batch, and every bit compared."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
+from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
+from models.faults import RowFaults
+from models.predictors.bundle import Bundle
+from models.project.contract import Contract
+from models.project.project import Project
+from pipelines.brokers.pubsub import PubsubBroker
+from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
+from pipelines.jobs.score import RunResult, read_kind, read_verdicts, run_graph, watch_scores
+from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files, read_split, split_file
+from pipelines.sources.raw import raw_batch
+from pipelines.sources.records import NO_TIME_US, read_event_times
+from pipelines.sources.stream import ReadStream
+from transforms.score import DECISION, SCORE, Score
+
+IDLE_US = 2_000_000
+MOST_PUBLISHED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One thing that was compared: in how many rows, and in how many of them bits differ."""
+
+    what: str
+    rows: int
+    different: int
+    first: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """What a parity run found."""
+
+    batch: RunResult
+    stream: RunResult
+    comparisons: tuple[Comparison, ...]
+    control: Comparison
+
+    @property
+    def equal(self) -> bool:
+        """All bits are equal, and the order-dependent control is not, so that the comparison can see."""
+        return not any(c.different for c in self.comparisons) and self.control.different > 0
+
+    @property
+    def blind(self) -> bool:
+        """Nothing differs, the control included: the order of arrival was none that could make a difference."""
+        return not any(c.different for c in (*self.comparisons, self.control))
+
+
+def check_parity(
+    project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance_us: int, seed: int, share: float
+) -> Parity:
+    """Run both ways over the files at `uris`; `share` of the events is published twice."""
+    payloads = read_payloads(uris)
+    order = arrival_order(payloads, project, allowance_us, seed, share)
+    with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
+        events = pathlib.Path(scratch) / "events.jsonl"
+        events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
+
+        def run(name: str, source: Any, boundary_us: int) -> RunResult:
+            directory = f"{scratch}/{name}"
+            sink = WriteFiles(directory, project.event.id, project.event.time)
+            watch = watch_scores(project, bundle, boundary_us, "fallback", DEFAULT_SHARDS)
+            config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, watch=watch)
+            return run_graph(config, DIRECT, (), name)
+
+        window_us = project.quality.window if project.quality else None
+        batch = run("batch", ReadFiles((str(events),)), SLICE_US)
+        with _published([payloads[i] for i in order], seed) as broker:
+            source = ReadStream(
+                broker,
+                project,
+                allowance_us,
+                idle_us=IDLE_US,
+                until_idle=True,
+                journal=f"{scratch}/journal",
+                cut_us=window_us,
+            )
+            stream = run("stream", source, window_us or 0)
+        streamed = collections.Counter(payloads[i] for i in order)
+        times = {payload: (count, streamed[payload]) for payload, count in collections.Counter(payloads).items()}
+        return Parity(batch, stream, tuple(_compare(project, batch, stream, times)), _control(payloads, order))
+
+
+def read_payloads(uris: Sequence[str]) -> list[bytes]:
+    """The records of files as JSON: their own lines, or their rows."""
+    return [payload for uri in uris for path in match_files(uri) for payload in _payloads_of(path)]
+
+
+def _payloads_of(path: str) -> Iterator[bytes]:
+    for split in split_file(path, format_of(path)):
+        for batch in read_split(split):
+            if batch.schema.metadata[FORMAT] == b"json":
+                yield from (p.rstrip(b"\r\n") for p in column(batch, PAYLOAD).to_pylist())
+            else:
+                rows = without(batch, POSITION)
+                yield from rows_as_json(dict(zip(rows.schema.names, rows.columns, strict=True)))
+
+
+def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
+    """An order that the disorder of `allowance_us` allows, some events standing in it twice."""
+    random = np.random.default_rng(seed)
+    times = event_times(payloads, project)
+    delay = random.integers(0, max(allowance_us, 1), len(payloads))
+    twice = np.flatnonzero(random.random(len(payloads)) < share)
+    rows = np.concatenate([np.arange(len(payloads)), twice])
+    arrival = times[rows] + np.concatenate([delay, random.integers(0, max(allowance_us, 1), len(twice))])
+    return [int(row) for row in rows[np.argsort(arrival, kind="stable")]]
+
+
+def event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Event times in microseconds; a record without one takes its neighbour's."""
+    parts = [payloads[start : start + MAX_BLOCK_ROWS] for start in range(0, len(payloads), MAX_BLOCK_ROWS)]
+    times, last = [], 0
+    for value in itertools.chain.from_iterable(_times_of(part, project).tolist() for part in parts):
+        last = last if value == NO_TIME_US else value
+        times.append(last)
+    return np.array(times, np.int64)
+
+
+def read_texts(payloads: Sequence[bytes], project: Project, name: str) -> list[str | None]:
+    """One field of JSON records as text; null where there is none of its type."""
+    contract = Contract({name: project.contract.fields[name]}, b"")
+    values = decode_json(pa.array(payloads, pa.binary()), contract, False, RowFaults(len(payloads)))[name]
+    return list(values.cast(pa.string()).to_pylist())
+
+
+def _times_of(payloads: Sequence[bytes], project: Project) -> Any:
+    rows = len(payloads)
+    batch = raw_batch(pa.array(payloads, pa.binary()), pa.array(np.arange(rows)), {FORMAT: b"json"})
+    origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([""]))
+    return read_event_times(with_column(batch, SOURCE, origin), project)
+
+
+@contextlib.contextmanager
+def _published(payloads: Sequence[bytes], seed: int) -> Iterator[PubsubBroker]:
+    """An embedded Pub/Sub that the payloads are published to, in batches of random sizes, while it is read."""
+    from pipelines.pubsub_emulator import PubsubEmulator
+
+    before = os.environ.get("PUBSUB_EMULATOR_HOST")
+    with PubsubEmulator() as server:
+        server.create("parity", "events", "events")
+        os.environ["PUBSUB_EMULATOR_HOST"] = server.address
+        broker = PubsubBroker.parse("pubsub://parity/events")
+
+        def publish() -> None:
+            random = np.random.default_rng(seed)
+            publisher = broker.publisher()
+            start = 0
+            while start < len(payloads):
+                stop = start + int(random.integers(1, MOST_PUBLISHED))
+                publisher.publish(payloads[start:stop])
+                start = stop
+            publisher.close()
+
+        thread = threading.Thread(target=publish, name="publish", daemon=True)
+        thread.start()
+        try:
+            yield broker
+            thread.join()
+        finally:
+            if before is None:
+                del os.environ["PUBSUB_EMULATOR_HOST"]
+            else:
+                os.environ["PUBSUB_EMULATOR_HOST"] = before
+
+
+def _compare(
+    project: Project, batch: RunResult, stream: RunResult, times: Mapping[bytes, tuple[int, int]]
+) -> Iterator[Comparison]:
+    """Compare what came out; `times` says how often each record stands in the files, and was published."""
+    ours, theirs = (read_kind(result.directory, SCORES) for result in (batch, stream))
+    for what, names in (
+        ("ids and fields", [project.event.id, project.event.time, *project.entities.values(), *project.output]),
+        ("features", list(project.feature_names)),
+        ("scores", [SCORE]),
+        ("decisions", [DECISION] if project.decisions else []),
+    ):
+        yield compare_tables(what, ours, theirs, names)
+    if project.quality:
+        verdicts = [collections.Counter(v.to_json() for v in read_verdicts(r.directory)) for r in (batch, stream)]
+        yield compare_counts("verdicts on windows", *verdicts)
+    dead, others = (_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream))
+    rows = dead.total()
+    for letter in dead:
+        stand, came = times.get(letter[0], (1, 1))
+        if dead[letter] == stand:  # each time that the record comes it is refused for the same reasons
+            dead[letter] = came
+    yield dataclasses.replace(compare_counts("dead letters", dead, others), rows=rows)
+
+
+def _comparable(dead: pa.Table) -> collections.Counter[tuple[Any, ...]]:
+    """What of dead letters does not depend on where they came from, counted; duplicates are the stream's own."""
+    names = ["payload", "reasons", "step", "event_id"]
+    rows = dead.select(names).to_pylist() if dead.num_rows else []
+    return collections.Counter(tuple(row[n] for n in names) for row in rows if row["step"] != "Deduplicate")
+
+
+def compare_counts(what: str, ours: collections.Counter[Any], theirs: collections.Counter[Any]) -> Comparison:
+    """How many of things without an order stand on one side only, each as often as it comes."""
+    only, too_many = ours - theirs, theirs - ours
+    first = ""
+    for thing in itertools.chain(only, too_many):
+        first = f"{ours[thing]} in batch, {theirs[thing]} streamed: {str(thing)[:300]}"
+        break
+    return Comparison(what, ours.total(), only.total() + too_many.total(), first)
+
+
+def compare_tables(what: str, ours: pa.Table, theirs: pa.Table, names: Sequence[str]) -> Comparison:
+    """In how many rows some bit of the columns differs; tables of other lengths differ in each missing row."""
+    rows = max(len(ours), len(theirs))
+    if len(ours) != len(theirs):
+        lengths = f"{len(ours)} rows in batch, {len(theirs)} streamed"
+        return Comparison(what, rows, abs(len(ours) - len(theirs)), lengths)
+    if not rows:  # and perhaps no columns
+        return Comparison(what, 0, 0)
+    columns = {name: _unequal(ours[name], theirs[name]) for name in names}
+    different = np.zeros(rows, bool)
+    for unequal in columns.values():
+        different |= unequal
+    first = ""
+    if different.any():
+        place = int(np.argmax(different))
+        name = next(name for name, unequal in columns.items() if unequal[place])
+        first = f"row {place}: {name} {ours[name][place].as_py()!r}, {theirs[name][place].as_py()!r}"
+    return Comparison(what, rows, int(different.sum()), first)
+
+
+def _unequal(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The rows, bool[n], in which a bit differs; a null is equal to a null alone, and a NaN to the same NaN."""
+    if ours.type != theirs.type:
+        return np.ones(len(ours), bool)
+    if pa.types.is_null(ours.type):
+        return np.zeros(len(ours), bool)
+    one, two = (_with_bits(values.combine_chunks()) for values in (ours, theirs))
+    values = pc.fill_null(pc.not_equal(one, two), False)
+    return np.asarray(pc.or_(values, pc.xor(pc.is_null(one), pc.is_null(two))))
+
+
+def _with_bits(values: pa.Array) -> pa.Array:
+    """Floats as the integers of the same bits, so that what compares equal is equal."""
+    if not pa.types.is_floating(values.type):
+        return values
+    return values.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[values.type.bit_width])
+
+
+def _control(payloads: Sequence[bytes], order: Sequence[int]) -> Comparison:
+    """A running float32 sum in order of arrival, which must come out otherwise in the stream."""
+    values = np.array([len(payload) for payload in payloads], np.float32) / np.float32(7)
+    first_seen = list(dict.fromkeys(order))
+    streamed = np.empty(len(values), np.float32)
+    streamed[first_seen] = np.cumsum(values[first_seen], dtype=np.float32)
+    in_order = pa.table({"sum": pa.array(np.cumsum(values, dtype=np.float32))})
+    in_arrival = pa.table({"sum": pa.array(streamed)})
+    return compare_tables("control", in_order, in_arrival, ["sum"])
+
+
+def show(parity: Parity) -> None:
+    """Print what was found."""
+    from rich.table import Table
+
+    from pipelines.cli.display import console
+
+    table = Table("compared", "rows", "different", "first difference")
+    for c in (*parity.comparisons, parity.control):
+        table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
+    console.print(table)
+    for name, result in (("batch", parity.batch), ("stream", parity.stream)):
+        console.print(f"{name}: {result.outcomes} in {result.seconds:.1f} s")

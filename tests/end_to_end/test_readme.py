@@ -1,0 +1,146 @@
+"""Every command of the README runs as printed, in its order, with PATH as the README leaves it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.kit.support import ROOT, read_output
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+BIN = pathlib.Path(sys.executable).parent
+STREAM = ("headrace pubsub", "pubsub://")
+EXPORT = 'export PATH="$PWD/.venv/bin:$PATH"'
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder that looks like a clone after `make setup`."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("examples", "pipelines"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(BIN)
+    return folder
+
+
+def environment():
+    """This process's, but for headrace on the PATH and what would choose another registry or server."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE") and k != "PUBSUB_EMULATOR_HOST"}
+    path = [part for part in kept["PATH"].split(os.pathsep) if pathlib.Path(part) != BIN]
+    return {**kept, "PATH": os.pathsep.join(path), "COLUMNS": "100"}
+
+
+def shell(text):
+    return ["bash", "-euc", f"{EXPORT}\n{text}" if EXPORT not in text else text]
+
+
+@pytest.fixture(scope="module")
+def said(clone):
+    """What each block of commands printed, but for those of the stream and of make."""
+    said = {}
+    for block in BLOCKS:
+        if block.startswith("make ") or any(part in block for part in STREAM):
+            continue
+        assert said or block.startswith(EXPORT), "the README's first command has no PATH to it"
+        done = subprocess.run(
+            shell(block), cwd=clone, env=environment(), capture_output=True, text=True, check=False, timeout=600
+        )
+        assert done.returncode == 0, f"{block}{done.stdout}{done.stderr}"
+        said[block] = done.stdout
+    return said
+
+
+def block_with(said, command):
+    return next(text for block, text in said.items() if command in block)
+
+
+def test_the_two_commands_are_targets():
+    make = (ROOT / "Makefile").read_text()
+    commands = [line.split()[1] for block in BLOCKS for line in block.splitlines() if line.startswith("make ")]
+    assert {"demo", "test"} <= set(commands)
+    for command in [*commands, *re.findall(r"`make ([a-z0-9-]+)", README)]:
+        assert re.search(rf"(?m)^{command}:", make + (ROOT / "deploy" / "flink.mk").read_text()), command
+
+
+def test_a_new_project_is_made_trained_and_run(said, clone):
+    first = block_with(said, "headrace init my_project")
+    assert "version 1" in first
+    assert "champion" in first
+    output = read_output(clone / "my_project" / "scores")
+    assert output.outcomes["read"] == 100_000
+    assert output.scores.num_rows == output.outcomes["scored"] > 5000
+    (bundle,) = set(output.scores["bundle_id"].to_pylist())
+    assert bundle in first
+
+
+def test_another_version_is_promoted_and_rolled_back(said):
+    text = block_with(said, "headrace promote my_project 1")
+    assert "version 2 is champion" in text
+    assert text.splitlines()[-1] == "card_fraud: version 1 is champion".replace("card_fraud", "my_project")
+
+
+def test_parity_says_equal_and_the_report_is_written(said, clone):
+    assert block_with(said, "headrace parity").endswith("equal\n")
+    assert (clone / "my_project" / "scores" / "report.html").stat().st_size > 10_000
+
+
+def test_the_stream_runs_in_three_terminals(said, clone):
+    """It is stopped once rows have come out: at the README's speed it would take twenty minutes."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 8085)) == 0:
+            pytest.skip("port 8085, which the README names, is taken")
+    server, stream, publisher = (block for block in BLOCKS if any(part in block for part in STREAM))
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name, block in (("server", server), ("stream", stream), ("publisher", publisher)):
+            log = stack.enter_context((clone / f"{name}.log").open("w"))
+            process = subprocess.Popen(
+                shell(block), cwd=clone, env=environment(), stdout=log, stderr=log, start_new_session=True
+            )
+            running.append(process)
+            stack.callback(end, process)
+            if name == "server":
+                wait_for(lambda: "PUBSUB_EMULATOR_HOST" in (clone / "server.log").read_text(), running)
+        wait_for(lambda: scored(clone) > 0, running)
+        os.killpg(running[1].pid, signal.SIGTERM)
+        running[1].wait(60)
+    log = (clone / "stream.log").read_text()
+    assert "Traceback" not in log, log
+    assert list((clone / "my_project" / "journal").glob("*.journal"))
+
+
+def scored(clone):
+    found = re.findall(r"INFO headrace: .* in, ([\d,]+) out,", (clone / "stream.log").read_text())
+    return int(found[-1].replace(",", "")) if found else 0
+
+
+def wait_for(done, running):
+    deadline = time.monotonic() + 300
+    while not done():
+        assert time.monotonic() < deadline, "nothing came out"
+        assert all(process.poll() is None for process in running), [process.args for process in running]
+        time.sleep(0.2)
+
+
+def end(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_the_success_file_lists_what_the_run_wrote(said, clone):
+    folder = clone / "my_project" / "scores"
+    listed = {f"{file['kind']}/{file['name']}" for file in json.loads((folder / "_SUCCESS.json").read_text())["files"]}
+    assert listed == {str(path.relative_to(folder)) for path in folder.glob("*/*")}

@@ -1,0 +1,130 @@
+"""Prism, Beam's portable runner: another process, real encoding at every stage, watermarks; and the same bits."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from models.sample import write_sample
+from pipelines.brokers import open_broker
+from pipelines.config import GraphConfig
+from pipelines.jobs.parity import arrival_order, compare_tables, read_payloads
+from pipelines.jobs.score import read_kind, run_graph
+from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sources.files import ReadFiles
+from pipelines.sources.stream import ReadStream
+from tests.end_to_end.test_graph import BAD
+from tests.kit.support import ROOT, card_fraud, tiny_scorer, write_rows
+from transforms.score import Score
+
+PRISM = pathlib.Path(os.environ.get("HEADRACE_PRISM", ROOT / "build" / "prism" / "prism"))
+ARGS = (f"--prism_location={PRISM}",)
+SECOND = 1_000_000
+
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(not PRISM.exists(), reason=f"no Prism in {PRISM}: `make prism` builds it, with Go"),
+    # Beam leaves its job server's pipe and the channels to it to the end of the process.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("events")
+    write_sample(folder, 5000, seed=2, days=40, format="jsonl")
+    write_rows(folder / "bad.jsonl", [bad for bad, _ in BAD.values()])
+    return f"{folder}/*.jsonl"
+
+
+def run(directory, source, runner, args=(), shards=1):
+    project = card_fraud()
+    score = Score(project, tiny_scorer(project.model.inputs), "bundle")
+    sink = WriteFiles(str(directory), project.event.id, project.event.time)
+    return run_graph(GraphConfig(project, source, score, sink, shards), runner, args, "test")
+
+
+def files_of(directory):
+    return json.loads((directory / "_SUCCESS.json").read_text())["files"]
+
+
+def refused(directory):
+    """What could not be used; of what came twice, once, and no duplicates, which are the stream's own."""
+    letters = read_kind(str(directory), DEAD_LETTERS).to_pylist()
+    return {(each["payload"], each["reasons"]) for each in letters if each["step"] != "Deduplicate"}
+
+
+@pytest.fixture(scope="module")
+def batch(events, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("direct")
+    result = run(directory, ReadFiles((events,)), "DirectRunner")
+    assert result.outcomes["scored"] == 5000
+    assert result.outcomes["dead-lettered"] == len(BAD)
+    return directory
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_batch_writes_the_same_bytes(events, batch, tmp_path, shards):
+    run(tmp_path, ReadFiles((events,)), "PrismRunner", ARGS, shards)
+    assert files_of(tmp_path) == files_of(batch)
+
+
+@contextlib.contextmanager
+def worker_pool():
+    """Beam's worker pool as a process of its own, as it stands beside a TaskManager on Kubernetes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "apache_beam.runners.worker.worker_pool_main"]
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts workers as `python`
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    pool = subprocess.Popen(
+        [*command, f"--service_port={port}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"localhost:{port}"
+    finally:
+        pool.terminate()
+        pool.wait(10)
+
+
+def test_workers_of_another_process_need_nothing_staged(events, batch, tmp_path):
+    from pipelines.runners.dataflow import SELF_CONTAINED
+
+    with worker_pool() as address:
+        external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
+        run(tmp_path, ReadFiles((events,)), "PrismRunner", (*ARGS, *external, *SELF_CONTAINED))
+    assert files_of(tmp_path) == files_of(batch)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_stream_gives_the_same_bits(events, batch, tmp_path, monkeypatch, seed):
+    project = card_fraud()
+    payloads = read_payloads([events])
+    order = arrival_order(payloads, project, 3600 * SECOND, seed, 0.1)
+    with PubsubEmulator() as server:
+        server.create("prism", "events", "events")
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        broker = open_broker("pubsub://prism/events")
+        publisher = broker.publisher()
+        publisher.publish([payloads[i] for i in order])
+        publisher.close()
+        source = ReadStream(broker, project, 3600 * SECOND, idle_us=SECOND, until_idle=True)
+        stream = run(tmp_path, source, "PrismRunner", ARGS)
+    assert stream.outcomes["scored"] == 5000
+    assert stream.outcomes["duplicate"] > 300
+    ours, theirs = read_kind(str(batch), SCORES), read_kind(str(tmp_path), SCORES)
+    assert compare_tables("scores", ours, theirs, ours.column_names).different == 0
+    assert refused(tmp_path) == refused(batch)

@@ -1,0 +1,151 @@
+"""The figures of models.predictors.evaluation against scikit-learn and against the plainest pandas."""
+
+import json
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from models.predictors.evaluation import (
+    MAX_SLICE_VALUES,
+    Metrics,
+    average_precision,
+    card_precision_top_k,
+    evaluate,
+    roc_auc,
+)
+
+scores = st.one_of(
+    st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0]), st.floats(-(2.0**99), 2.0**99, width=32)
+)  # few values: many ties
+labelled_scores = st.lists(st.tuples(st.integers(0, 1), scores), min_size=2, max_size=60).filter(
+    lambda rows: len({label for label, _ in rows}) == 2
+)
+card_days = st.lists(
+    st.tuples(st.integers(3, 6), st.integers(0, 7), st.integers(0, 1), scores), min_size=1, max_size=80
+)
+
+
+def columns(rows):
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def card_precision_by_pandas(day, card, label, score, k):
+    """Card precision a day at a time, as the handbook words it; equal scores go by card."""
+    rows = pd.DataFrame({"day": day, "card": card, "label": label, "score": score})
+    known, precisions = set(), []
+    for _, today in rows.groupby("day"):
+        unknown = today[[number not in known for number in today.card]]
+        cards = unknown.groupby("card")[["score", "label"]].max().reset_index()
+        checked = cards.sort_values(["score", "card"], ascending=[False, True]).head(k)
+        caught = set(checked[checked.label == 1].card)
+        precisions.append(len(caught) / k)
+        known |= caught
+    return np.mean(precisions)
+
+
+@given(labelled_scores)
+def test_roc_auc_is_sklearns(rows):
+    label, score = columns(rows)
+    assert roc_auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+
+
+@given(labelled_scores)
+def test_average_precision_is_sklearns(rows):
+    label, score = columns(rows)
+    assert average_precision(label, score) == pytest.approx(average_precision_score(label, score), abs=1e-12)
+
+
+@given(card_days, st.integers(1, 5))
+def test_card_precision_is_the_handbooks(rows, k):
+    day, card, label, score = columns(rows)
+    expected = card_precision_by_pandas(day, card, label, score, k)
+    assert card_precision_top_k(day, card, label, score, k) == pytest.approx(expected, abs=1e-12)
+
+
+@given(labelled_scores, st.randoms(use_true_random=False))
+def test_row_order_changes_no_bit(rows, random):
+    label, score = columns(rows)
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    card, day = np.arange(len(rows)) % 3, np.arange(len(rows)) % 2
+    before = evaluate(label, score, day=day, card=card, k=2)
+    assert before == evaluate(label[order], score[order], day=day[order], card=card[order], k=2)
+
+
+def test_known_figures():
+    label, score = [0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]
+    assert roc_auc(label, score) == 0.75
+    assert average_precision(label, score) == pytest.approx(5 / 6)
+    assert roc_auc([0, 1], [0.5, 0.5]) == 0.5
+
+
+def test_a_found_card_leaves_the_next_days_and_equal_scores_go_by_card():
+    day, card = [1, 1, 2, 2], ["b", "a", "a", "b"]
+    label, score = [1, 1, 1, 0], [0.5, 0.5, 0.9, 0.1]
+    assert card_precision_top_k(day, card, label, score, k=1) == 0.5  # "a" on day 1; "b", genuine, on day 2
+
+
+def test_few_cards_are_still_divided_by_k():
+    assert card_precision_top_k([0], [7], [1], [0.9]) == 0.01
+
+
+def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
+    label, score = np.array([0, 1, 0, 1, 0]), np.array([0.1, 0.9, 0.2, 0.3, 0.8], dtype=np.float32)
+    result = evaluate(
+        label,
+        score,
+        day=np.zeros(5, int),
+        card=np.arange(5),
+        k=1,
+        slices={
+            "night": np.array([True, True, False, False, False]),
+            "hour": np.array([10, 10, 2, 2, 3], dtype=np.int8),
+            "weekend": np.array([0, 0, 1, 1, np.nan], dtype=np.float32),
+            "country": np.array(["PT", "PT", None, None, "BE"], dtype=object),
+        },
+    )
+    assert result.overall == Metrics(5, 2, 5 / 6, average_precision(label, score), 1.0)
+    assert list(result.slices["night"]) == ["false", "true"]
+    assert result.slices["night"]["true"] == Metrics(2, 1, 1.0, 1.0, 1.0)
+    assert list(result.slices["hour"]) == ["2", "3", "10"]
+    assert result.slices["hour"]["3"] == Metrics(1, 0)
+    assert list(result.slices["weekend"]) == ["0", "1", "null"]
+    assert result.slices["country"]["null"] == Metrics(2, 1, 1.0, 1.0, 1.0)
+    for values in result.slices.values():
+        assert sum(metrics.rows for metrics in values.values()) == 5
+    assert json.loads(json.dumps(result.as_dict(), allow_nan=False)) == result.as_dict()
+
+
+def test_without_cards_there_is_no_card_precision_and_without_rows_no_figure():
+    assert evaluate([0, 1], [0.1, 0.9]).overall == Metrics(2, 1, 1.0, 1.0)
+    assert evaluate([], [], slices={"a": np.array([], dtype=int)}).as_dict()["overall"]["rows"] == 0
+
+
+def test_faults_are_named():
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        evaluate([0, 1], [0.5, np.nan])
+    with pytest.raises(ValueError, match="0 or 1"):
+        roc_auc([0, -1], [0.5, 0.5])
+    with pytest.raises(ValueError, match="same length"):
+        average_precision([0, 1, 1], [0.5, 0.5])
+    with pytest.raises(ValueError, match="both classes"):
+        roc_auc([1, 1], [0.5, 0.5])
+    with pytest.raises(ValueError, match="needs a positive"):
+        average_precision([0], [0.5])
+    with pytest.raises(ValueError, match="at least one row"):
+        card_precision_top_k([], [], [], [])
+    with pytest.raises(ValueError, match="k is 0"):
+        card_precision_top_k([1], [1], [1], [0.5], k=0)
+    with pytest.raises(ValueError, match="card has shape"):
+        evaluate([0, 1], [0.5, 0.5], day=[1, 1], card=[1])
+    with pytest.raises(ValueError, match="slice amount is float64"):
+        evaluate([0, 1], [0.5, 0.5], slices={"amount": [1.5, 2.0]})
+    with pytest.raises(ValueError, match="slice mixed"):
+        evaluate([0, 1], [0.5, 0.5], slices={"mixed": np.array(["a", 1], dtype=object)})
+    many = np.arange(MAX_SLICE_VALUES + 1)
+    with pytest.raises(ValueError, match="1001 values"):
+        evaluate(many % 2, many, slices={"id": many})

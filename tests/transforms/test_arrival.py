@@ -1,0 +1,197 @@
+"""Scores at arrival, and the corrections that follow."""
+
+import dataclasses
+import json
+import threading
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from models import progress
+from models.batches import as_batch
+from models.sample import write_sample
+from pipelines.brokers import Messages
+from pipelines.config import GraphConfig, make_pipeline
+from pipelines.graph import build
+from pipelines.jobs.parity import arrival_order, read_payloads
+from pipelines.sources.stream import ReadStream
+from tests.kit.support import card_fraud, run_graph, tiny_scorer, transaction
+from transforms.correct import CORRECTION, find_changed
+from transforms.features import horizon_us
+from transforms.score import LATE, Score
+
+pytestmark = pytest.mark.serial
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+
+
+@dataclasses.dataclass
+class Given:
+    """A broker whose messages a test has at hand, in calls of a random size."""
+
+    payloads: list
+    seed: int
+    most: int = 60
+    uri: str = "given://messages"
+
+    def subscribe(self):
+        return GivenSubscription(self)
+
+
+class GivenSubscription:
+    redelivery_seconds = 0.0
+
+    def __init__(self, given):
+        self._given, self._next, self._random = given, 0, np.random.default_rng(given.seed)
+
+    def receive(self, most, seconds):
+        start = self._next
+        self._next = min(start + int(self._random.integers(1, self._given.most)), len(self._given.payloads))
+        names = [str(n) for n in range(start, self._next)]
+        times = [2_000_000_000 * SECOND] * len(names)
+        payloads = self._given.payloads[start : self._next]
+        return Messages(payloads, names, times, [0] * len(names), None, names) if names else None
+
+    def acknowledge(self, receipt):
+        assert receipt
+
+    def partitions(self):
+        return frozenset({0})
+
+    def backlog(self):
+        return 0
+
+    def close(self):
+        pass
+
+
+_found: dict[str, list] = {}
+
+
+def _keep(batch, kind):
+    _found[kind].append(batch)
+
+
+class Collect(beam.PTransform):
+    def expand(self, pcolls):
+        for kind in ("scores", "dead_letters"):
+            pcolls[kind] | kind >> beam.Map(_keep, kind)
+
+
+def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
+    project = project or card_fraud()
+    progress.reset()
+    _found.update(scores=[], dead_letters=[])
+    source = ReadStream(
+        Given(payloads, seed),
+        project,
+        allowance_us,
+        300_000,
+        True,
+        horizon_us=horizon_us(project, DAY),
+        at_arrival=at_arrival,
+        **options,
+    )
+    score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=at_arrival)
+    pipeline = make_pipeline("DirectRunner", [])
+    build(pipeline, GraphConfig(project, source, score, Collect(), lateness_us=DAY, at_arrival=at_arrival))
+    pipeline.run().wait_until_finish()
+    return [pa.Table.from_batches(_found[k]) if _found[k] else None for k in ("scores", "dead_letters")]
+
+
+def last_said(scores):
+    """The rows that hold in the end: a correction takes the place of what was said before."""
+    rows = {row["TRANSACTION_ID"]: place for place, row in enumerate(scores.to_pylist())}
+    return scores.take(list(rows.values())).sort_by([("TX_DATETIME", "ascending"), ("TRANSACTION_ID", "ascending")])
+
+
+def test_corrected_scores_are_those_of_batch(tmp_path):
+    write_sample(tmp_path, 3000, seed=2, days=4, format="jsonl")
+    (tmp_path / "bad.jsonl").write_bytes(b"nonsense\n")
+    payloads = read_payloads([f"{tmp_path}/*.jsonl"])
+    allowance = 6 * 3600 * SECOND
+    order = arrival_order(payloads, card_fraud(), allowance, 5, 0.05)
+    scores, dead = stream([payloads[place] for place in order], allowance, True)
+    batch = run_graph(tmp_path / "batch", [f"{tmp_path}/*.jsonl"])
+    corrections = scores.filter(scores[CORRECTION])
+    first = scores.filter(pa.compute.invert(scores[CORRECTION]))
+    assert 0 < len(corrections) < len(first) == 3000
+    assert not any(scores[LATE].to_pylist())
+    assert last_said(scores).select(batch.scores.schema.names).cast(batch.scores.schema).equals(batch.scores)
+    steps = dead["step"].to_pylist()
+    assert steps.count("Decode") == 1  # once, though the record passed twice
+    assert steps.count("Deduplicate") == len(order) - len(payloads)
+
+
+def test_in_order_nothing_is_corrected(tmp_path):
+    payloads = [json.dumps(transaction(n)).encode() for n in range(300)]
+    scores, _ = stream(payloads, SECOND, True)
+    assert len(scores) == 300
+    assert not any(scores[CORRECTION].to_pylist())
+    in_event_time, _ = stream(payloads, SECOND, False)
+    names = [name for name in in_event_time.schema.names if name not in ("published", "ingested", "scored")]
+    assert last_said(scores).select(names).equals(in_event_time.select(names))
+
+
+def test_a_late_event_is_scored_and_marked_and_finds_its_windows():
+    """It comes a day and more behind the watermark; its own features are those of its true place."""
+    rows = [transaction(n, CUSTOMER_ID=1, TERMINAL_ID=1) for n in range(100)]
+    late = transaction(80, CUSTOMER_ID=1, TERMINAL_ID=1, TX_DATETIME=str(rows[80]["TX_DATETIME"]))
+    order = [json.dumps(row).encode() for row in [*rows[:80], *rows[81:], late]]
+    for at_arrival in (False, True):
+        scores, dead = stream(order, SECOND, at_arrival)
+        assert dead is None
+        kept = last_said(scores)
+        assert kept["TRANSACTION_ID"].to_pylist() == list(range(100))
+        assert [n for n, is_late in enumerate(kept[LATE].to_pylist()) if is_late] == [80]
+        counts = kept["CUSTOMER_ID_NB_TX_30DAY_WINDOW"].to_pylist()
+        assert counts[80] == 81
+        assert counts[79] == 80
+        seen = [count - place for place, count in enumerate(counts[81:], 81)]
+        assert seen == sorted(seen)  # those said before it came are not changed
+        assert seen[0] == 0
+
+
+def test_changed_rows_are_found_by_any_bit_and_by_missing_partners():
+    batch = pa.RecordBatch.from_pydict(
+        {"id": [1, 2, 3, 4], "x": [0.0, 1.0, None, 2.0], "d": pa.array(["a", "b", "a", "b"]).dictionary_encode()}
+    )
+    assert find_changed(batch, batch, "id").num_rows == 0
+    assert find_changed(batch.slice(1), batch, "id").num_rows == 0
+    other = pa.RecordBatch.from_pydict(
+        {"id": [4, 3, 2, 1], "x": [2.0, 0.0, 1.0, -0.0], "d": pa.array(["a", "a", "b", "a"]).dictionary_encode()}
+    )
+    assert find_changed(batch, other, "id").column(0).to_pylist() == [1, 3, 4]
+    assert find_changed(batch, other.slice(0, 3), "id").column(0).to_pylist() == [1, 3, 4]
+    table = as_batch(pa.Table.from_batches([batch]))
+    assert find_changed(table, batch.slice(0, 2), "id").column(0).to_pylist() == [3, 4]
+
+
+def test_an_event_just_after_a_slice_is_still_known_to_the_next(tmp_path):
+    """Events a millisecond apart, in order: none is left out while it goes from provisional to final."""
+    start = np.datetime64("2018-04-01T00:00:00.000")
+    rows = [transaction(n, CUSTOMER_ID=1, TERMINAL_ID=1, TX_DATETIME=str(start + n)) for n in range(3000)]
+    scores, _ = stream([json.dumps(row).encode() for row in rows], 50_000, True)
+    assert scores["TRANSACTION_ID"].to_pylist() == list(range(3000))
+    assert scores["CUSTOMER_ID_NB_TX_1DAY_WINDOW"].to_pylist() == list(range(1, 3001))
+
+
+def test_in_silence_the_newest_event_is_scored_too(monkeypatch):
+    """Its time is no whole step of the watermark, and the stream does not end."""
+    monkeypatch.setattr("pipelines.sources.reader.WAIT_SECONDS", 0.0)
+    payload = json.dumps(transaction(1, TX_DATETIME="2018-04-01T10:00:00.341")).encode()
+    project = card_fraud()
+    _found.update(scores=[], dead_letters=[])
+    pipeline = make_pipeline("DirectRunner", [])
+    source = ReadStream(Given([payload], 0), project, SECOND, 100_000)
+    build(
+        pipeline, GraphConfig(project, source, Score(project, tiny_scorer(project.model.inputs), "bundle"), Collect())
+    )
+    timer = threading.Timer(2.0, pipeline.runner.stop)
+    timer.start()
+    pipeline.run().wait_until_finish()
+    timer.join()
+    assert [batch.num_rows for batch in _found["scores"]] == [1]
