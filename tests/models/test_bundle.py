@@ -1,10 +1,8 @@
 """A bundle comes back as it was saved, or not at all."""
 
 import dataclasses
-import hashlib
 import json
 import pickle
-from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -14,33 +12,15 @@ from hypothesis import given
 
 import models.predictors.bundle
 from models.predictors.bundle import FILE_BYTES, Bundle, BundleError, library_versions
+from tests.kit.bundles import BUNDLE, rewrite
 
 pytestmark = pytest.mark.both_sets
-
-BUNDLE = Bundle(
-    schema=b'feature { name: "AMOUNT" }\n',
-    project=b"name: test  # \xc3\xa9\n",
-    feature_definitions=b'{"row":{}}',
-    model=bytes(range(256)) * 20,
-    feature_names=("AMOUNT", "NIGHT"),
-    golden_features=np.array([[1.1, np.nan], [-0.0, 1e-45]], dtype=np.float32),
-    golden_scores=np.array([0.1, 0.99999994], dtype=np.float32),
-    metadata={"metrics": {"overall": {"roc_auc": 0.86, "rows": 10}}, "training": {"start": "2018-05-20"}},
-)
 
 
 @pytest.fixture
 def saved(tmp_path):
     BUNDLE.save(tmp_path / "bundle")
     return tmp_path / "bundle"
-
-
-def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Replace a file and make the manifest agree, as someone who means it would."""
-    (folder / name).write_bytes(content)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def assert_same(loaded: Bundle, bundle: Bundle = BUNDLE) -> None:

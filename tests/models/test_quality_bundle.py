@@ -10,7 +10,7 @@ from models.predictors import registry
 from models.predictors.bundle import Bundle, BundleError
 from models.predictors.training import fit, golden, model_bytes
 from models.quality.windows import MAX_BASELINE_BYTES
-from tests.models.test_bundle import BUNDLE, rewrite
+from tests.kit.bundles import BUNDLE, rewrite
 
 WITH = dataclasses.replace(BUNDLE, baseline=b'{"format":1}\n')
 
