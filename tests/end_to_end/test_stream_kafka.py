@@ -18,12 +18,12 @@ from pipelines.sinks.files import WriteFiles
 from pipelines.sources.journal import read_segment_file, segments
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import JsonValues, RegistryValues
+from tests.kit.kafka import QUICK, Cluster
 from tests.kit.support import card_fraud, read_output, run_graph, tiny_scorer
-from tests.pipelines.brokers.test_kafka_broker import QUICK, Cluster, _haste, cluster  # noqa: F401
 from transforms.features import horizon_us
 from transforms.score import Score
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.usefixtures("haste")]
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
@@ -78,7 +78,7 @@ def batch(events, tmp_path):
     return run_graph(tmp_path / "batch", [events]).scores
 
 
-def test_four_partitions_in_disorder_give_the_bits_of_batch(cluster, events, batch, tmp_path):  # noqa: F811
+def test_four_partitions_in_disorder_give_the_bits_of_batch(cluster, events, batch, tmp_path):
     project = card_fraud()
     payloads = read_payloads([events])
     order = arrival_order(payloads, project, HOUR, 1, 0.05)
@@ -98,7 +98,7 @@ def test_four_partitions_in_disorder_give_the_bits_of_batch(cluster, events, bat
     assert partitions == {0, 1, 2, 3}
 
 
-def test_avro_of_two_schema_versions_gives_the_bits_of_batch(cluster, events, batch, tmp_path):  # noqa: F811
+def test_avro_of_two_schema_versions_gives_the_bits_of_batch(cluster, events, batch, tmp_path):
     """Every second event is of a schema with one more field."""
     payloads = read_payloads([events])
     versions = [schema(), schema({"name": "NOTE", "type": ["null", "string"], "default": None})]
@@ -120,7 +120,7 @@ def test_avro_of_two_schema_versions_gives_the_bits_of_batch(cluster, events, ba
     assert again.scores.equals(batch)
 
 
-def test_a_rebalance_in_the_middle_loses_nothing(cluster, events, batch, tmp_path, monkeypatch):  # noqa: F811
+def test_a_rebalance_in_the_middle_loses_nothing(cluster, events, batch, tmp_path, monkeypatch):
     """Another member takes half of the partitions for a while, and gives them back without having done anything."""
     payloads = read_payloads([events])
     topic = cluster.topic(4)
