@@ -245,10 +245,8 @@ def test_no_such_topic(cluster):
 
 def test_no_broker():
     broker = KafkaBroker.parse(f"kafka://{CLOSED_PORT}/orders?group=g", connect_seconds=1)
-    started = time.monotonic()
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1/orders.*(refused|down|transport)"):
         broker.subscribe()
-    assert time.monotonic() - started < 5
 
 
 def test_reading_needs_a_group():
@@ -350,10 +348,7 @@ def test_a_message_is_received_as_soon_as_there_is_one(cluster, connect):
     drain(subscription, 1)
     timer = threading.Timer(0.5, cluster.publish, [topic, [b"second"]])
     timer.start()
-    started = time.monotonic()
-    messages = subscription.receive(1000, 10)
-    assert messages is not None
-    assert time.monotonic() - started < 5
+    assert subscription.receive(1000, 1000) is not None  # longer than a test may take
     timer.join()
 
 
@@ -380,13 +375,12 @@ def test_acknowledging_does_not_wait_for_the_thread_that_receives(cluster, conne
     cluster.publish(topic, numbers(0, 10))
     subscription = connect(topic)
     received = drain(subscription, 10)
-    waiting = threading.Thread(target=subscription.receive, args=(1, 1.5))
+    waiting = threading.Thread(target=subscription.receive, args=(1, 1000))
     waiting.start()
-    for messages in received:
-        time.sleep(0.1)
-        started = time.monotonic()
-        subscription.acknowledge(messages.receipt)
-        assert time.monotonic() - started < 0.1
+    acknowledge(subscription, received)
+    time.sleep(0.5)
+    assert waiting.is_alive()
+    cluster.publish(topic, [b"last"])
     waiting.join()
     assert committed(subscription) == 10  # while it was waiting
 
@@ -765,11 +759,9 @@ def test_closing_does_not_wait_for_a_broker_that_is_down(cluster, connect, monke
         waiting = threading.Thread(target=wait)
         waiting.start()
         time.sleep(0.3)
-        started = time.monotonic()
         publisher.close()
         subscription.close()
-        assert time.monotonic() - started < 6
-        waiting.join(5)
+        waiting.join()
     assert [str(error) for error in failures] == ["closed"]
 
 

@@ -175,10 +175,8 @@ def test_a_registry_that_is_down(registry):
 
 def test_an_answer_that_takes_too_long(registry):
     registry.answer("/schemas/ids/7", (0, {}))
-    started = time.monotonic()
     with pytest.raises(RegistryDown, match="timed out"):
         SchemaRegistry(registry.url, timeout_seconds=0.2).schema(7)
-    assert time.monotonic() - started < 5
 
 
 def test_an_answer_that_is_too_large(registry):

@@ -721,7 +721,7 @@ def test_messages_come_again_after_their_deadline(server: Server) -> None:
     )
     start = time.monotonic()
     assert set(server.pull(subscription, 1)) == {"a"}
-    assert 0.5 < time.monotonic() - start < 5
+    assert time.monotonic() - start > 0.5
 
 
 def test_subscriptions_each_get_all_and_streams_of_one_share(server: Server) -> None:

