@@ -9,18 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import (
-    COLUMNS,
-    FORMAT,
-    MARKS,
-    PAYLOAD,
-    POSITION,
-    SLICE,
-    SOURCE,
-    SYSTEM_FIELDS,
-    column,
-    system_names,
-)
+from models.batches import column, system_names
 from models.codecs import (
     RECORD,
     Columns,
@@ -34,6 +23,7 @@ from models.codecs import (
 )
 from models.faults import RowFaults
 from models.project.contract import Contract
+from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 

@@ -8,6 +8,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.quality.incidents import Policy
+from models.record import Outcome
 from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
 from pipelines.sources.files import only_fields_of
@@ -51,9 +52,9 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
         rows = scored | "Correct" >> Correct(config.project, config.shards)
     dead = (decoded[DEAD], valid[DEAD], unique[DEAD], *(labels.dead if labels else ()))
     refused = dead | "Dead letters" >> beam.Flatten()
-    read = raw | "Count read" >> CountEvents("read")
+    read = raw | "Count read" >> CountEvents(Outcome.READ)
     past = (featured, refused) | "Past" >> beam.Flatten()
-    history = past | "Count history" >> CountEvents("history", history_only=True)
+    history = past | "Count history" >> CountEvents(Outcome.HISTORY, history_only=True)
     impossible = featured | "Impossible" >> CountImpossible(config.project)
     counts = (read, history, impossible, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
     news = refused | "News" >> DropKnown()
@@ -78,11 +79,11 @@ def join_labels(raw: beam.PCollection, events: beam.PCollection, config: GraphCo
     join = JoinLabels(project, entities, feedback_horizon_us(project), config.shards, config.lateness_us)
     joined = {"events": events, "labels": waiting} | "Join labels" >> join
     counts = (
-        raw | "Count labels read" >> CountEvents("read"),
+        raw | "Count labels read" >> CountEvents(Outcome.READ),
         joined.rows | "Count labelled" >> beam.Map(_labelled).with_output_types(tuple[str, int]),
     )
     return Labels(valid.rows, joined.rows, counts, (decoded[DEAD], valid[DEAD], joined[DEAD]))
 
 
 def _labelled(batch: pa.RecordBatch) -> tuple[str, int]:
-    return "labelled", batch.num_rows
+    return Outcome.LABELLED, batch.num_rows

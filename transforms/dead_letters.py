@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import (
+from models.batches import Keys, marks_of, take_rows, without
+from models.codecs import rows_as_json
+from models.codecs.times import times_from_timestamps
+from models.faults import python_values
+from models.project.contract import TIMESTAMP
+from models.project.declarations import Event
+from models.record import (
+    DEAD_LETTER_SCHEMA,
     EVENT_TIME,
     FORMAT,
     INGESTED,
@@ -22,31 +29,9 @@ from models.batches import (
     POSITION,
     PUBLISHED,
     SOURCE,
-    Keys,
-    marks_of,
-    take_rows,
-    without,
 )
-from models.codecs import rows_as_json
-from models.codecs.times import times_from_timestamps
-from models.faults import python_values
-from models.project.contract import TIMESTAMP
-from models.project.declarations import Event
 
 LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
-
-DEAD_LETTER_SCHEMA = pa.schema(
-    [
-        pa.field("payload", pa.binary()),  # the record's original bytes, or its row as JSON
-        pa.field("format", pa.string()),  # of the payload: json, csv, avro, row, ...
-        pa.field("reasons", pa.string()),  # a JSON list of {field, rule, value}
-        pa.field("step", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("position", pa.int64()),
-        pa.field("event_id", pa.string()),
-        pa.field("event_time", pa.timestamp("us", tz="UTC")),
-    ]
-)
 
 
 # Columns of dead letters of a stream, by their names in batches.

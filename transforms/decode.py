@@ -9,9 +9,9 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from models.batches import FORMAT
 from models.decode import decode_batch
 from models.project.project import Project
+from models.record import FORMAT
 from transforms.dead_letters import make_dead_letters, split_good
 
 DEAD = "dead"

@@ -10,28 +10,16 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import (
-    INGESTED,
-    IS_HISTORY,
-    MARKS,
-    POSITION,
-    PUBLISHED,
-    SOURCE,
-    column,
-    hash_keys,
-    marks_of,
-    without,
-)
+from models.batches import column, hash_keys, marks_of, without
 from models.faults import RowFaults
 from models.features.windows import RollingKernel
 from models.project.project import Project, RollingFeature
+from models.record import CONTENT, EARLIER, INGESTED, IS_HISTORY, MARKS, POSITION, PUBLISHED, SOURCE
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 from transforms.rolling import RollingWindows
 
 DUPLICATE = "duplicate event id"
-EARLIER = "__earlier"
-CONTENT = "__content"
 
 
 @dataclasses.dataclass(eq=False)

@@ -14,10 +14,6 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.batches import (
-    EVENT_TIME,
-    POSITION,
-    SOURCE,
-    SYSTEM_FIELDS,
     as_float64,
     column,
     concat_batches,
@@ -30,9 +26,9 @@ from models.batches import (
     without,
 )
 from models.faults import RowFaults
-from models.features.labels import LABEL_TIME
 from models.features.windows import Int64, Run
 from models.project.project import Project
+from models.record import EVENT_TIME, LABEL_TIME, POSITION, SOURCE, SYSTEM_FIELDS
 from transforms.batches import LazyBatch, timestamp_of
 from transforms.dead_letters import make_dead_letters
 from transforms.decode import DEAD

@@ -10,25 +10,12 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import (
-    EVENT_TIME,
-    IS_HISTORY,
-    MARKS,
-    POSITION,
-    SOURCE,
-    SYSTEM_FIELDS,
-    as_int64,
-    column,
-    marks_of,
-    partition,
-    slice_ends_of,
-    system_names,
-    times_us,
-)
+from models.batches import as_int64, column, marks_of, partition, slice_ends_of, system_names, times_us
 from models.codecs.times import micros_of
 from models.faults import RowFaults
 from models.project.contract import check_event_time, check_fixed_point
 from models.project.project import Project
+from models.record import EVENT_TIME, IS_HISTORY, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
 from transforms.batches import timestamp_of
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD

@@ -71,7 +71,8 @@ def _look_into(segment: Segment, journal: int | None) -> tuple[int, str]:
     """How many records of a segment are sound, and from when to when they were published."""
     import pyarrow.compute as pc
 
-    from models.batches import PUBLISHED, column
+    from models.batches import column
+    from models.record import PUBLISHED
     from pipelines.sources.frames import Fault
     from pipelines.sources.journal import batches_of, open_file, pieces_of
 

@@ -219,7 +219,8 @@ def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int) -> Sam
 
 
 def _add(columns: SampledColumns, batch: Any) -> None:
-    from models.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, column, without
+    from models.batches import column, without
+    from models.record import COLUMNS, FORMAT, PAYLOAD, POSITION
 
     kind, declared = batch.schema.metadata[FORMAT], batch.schema.metadata.get(COLUMNS)
     if kind == b"json":

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
+from models.batches import column, with_column, without
 from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
 from models.faults import RowFaults
 from models.predictors.bundle import Bundle
 from models.project.contract import Contract
 from models.project.project import Project
+from models.record import DECISION, FORMAT, PAYLOAD, POSITION, SCORE, SOURCE
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.score import RunResult, read_kind, read_verdicts, run_graph, watch_scores
@@ -31,7 +32,7 @@ from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files,
 from pipelines.sources.raw import raw_batch
 from pipelines.sources.records import NO_TIME_US, read_event_times
 from pipelines.sources.stream import ReadStream
-from transforms.score import DECISION, SCORE, Score
+from transforms.score import Score
 
 IDLE_US = 2_000_000
 MOST_PUBLISHED = 1000

@@ -27,6 +27,7 @@ from models.predictors.training import DAY_US
 from models.project.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge, read_baseline
+from models.record import DECISION, SCORE
 from models.schemas import REMEDY, SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from pipelines.cli.display import working
 from pipelines.config import DATAFLOW, DEFAULT_SHARDS, DIRECT, IN_PROCESS, GraphConfig, is_only_made, make_pipeline
@@ -37,7 +38,7 @@ from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, format_of, match_files
 from pipelines.sources.parquet import start_early
 from transforms.gate import OnStop, WatchScores
-from transforms.score import DECISION, SCORE, Score
+from transforms.score import Score
 from transforms.statistics import make_baseline
 
 MAX_TRIED = 20  # versions, where one that fits is looked for

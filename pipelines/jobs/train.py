@@ -23,6 +23,7 @@ from models.predictors.bundle import Bundle, library_versions
 from models.predictors.evaluation import Evaluation, evaluate
 from models.predictors.training import TrainingError
 from models.project.project import PROJECT_FILE, Project
+from models.record import DECISION, SCORE
 from pipelines.cli.display import working
 from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.identity import identify
@@ -33,7 +34,7 @@ from pipelines.sinks.folder import Folder, staging_of
 from pipelines.sinks.publish import Written, publish
 from pipelines.sources.files import ReadFiles, ReadLabelled
 from transforms.examples import CollectExamples
-from transforms.score import DECISION, SCORE, decide, model_inputs
+from transforms.score import decide, model_inputs
 from transforms.statistics import make_baseline
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -15,22 +15,11 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from models import progress
-from models.batches import (
-    COLUMNS,
-    IS_HISTORY,
-    MARKS,
-    PAYLOAD,
-    POSITION,
-    SLICE,
-    SOURCE,
-    SYSTEM_FIELDS,
-    column,
-    take_rows,
-    with_column,
-)
+from models.batches import column, take_rows, with_column
 from models.project.project import Project
+from models.record import COLUMNS, IS_HISTORY, MARKS, PARTITION, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from pipelines.sources.avro_blocks import read_avro
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
+from pipelines.sources.journal import LABEL_PARTITION, read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row
 from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
 from pipelines.sources.parquet import read_row_group, row_groups

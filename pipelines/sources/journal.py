@@ -18,36 +18,21 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import (
+from models.batches import column, partition
+from models.record import (
     COLUMNS,
     FORMAT,
-    INGESTED,
-    PAYLOAD,
-    POSITION,
-    PUBLISHED,
-    SOURCE,
+    RECORD_SCHEMA,
     SOURCE_TYPE,
-    SYSTEM_FIELDS,
-    column,
-    partition,
 )
 from pipelines.sources.frames import MAGIC, Fault, Frame, walk
 
 ENDING = ".journal"
 MARKS_ENDING = ".marks"
 
-MESSAGE = "__message"
-PARTITION = "__partition"
 LABEL_PARTITION = -1  # of labels, which come from a topic of their own
 _FORMAT = "__format"
 _COLUMNS = "__columns"
-RECORD_SCHEMA = pa.schema(
-    [
-        *(SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE, PUBLISHED, INGESTED)),
-        pa.field(MESSAGE, pa.string()),  # the broker's id
-        pa.field(PARTITION, pa.int32()),
-    ]
-)
 _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_COLUMNS, SOURCE_TYPE)])
 _CONTINUATION = b"\xff\xff\xff\xff"  # that an Arrow IPC stream begins with
 

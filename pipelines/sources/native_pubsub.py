@@ -17,10 +17,9 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
-from models.batches import FORMAT, MARKS, SLICE, SYSTEM_FIELDS
+from models.record import FORMAT, MARKS, RECORD_SCHEMA, SLICE, SYSTEM_FIELDS
 from pipelines.brokers import BrokerError
 from pipelines.brokers.pubsub import PubsubBroker
-from pipelines.sources.journal import RECORD_SCHEMA
 
 SLICE_US = 1_000_000
 MAX_MESSAGES = 10_000

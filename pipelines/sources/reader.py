@@ -17,27 +17,24 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
 from models import progress
-from models.batches import (
+from models.batches import as_int64, column, marks_of, partition, take_rows, with_column
+from models.record import (
     INGESTED,
     IS_HISTORY,
     IS_LATE,
     IS_PROVISIONAL,
     MARKS,
+    PARTITION,
     PAYLOAD,
     PUBLISHED,
+    RECORD_SCHEMA,
     SLICE,
     SYSTEM_FIELDS,
-    as_int64,
-    column,
-    marks_of,
-    partition,
-    take_rows,
-    with_column,
 )
 from pipelines.brokers import Messages
 from pipelines.sources.ahead import Ahead, Int64
 from pipelines.sources.files import read_all
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION, RECORD_SCHEMA
+from pipelines.sources.journal import LABEL_PARTITION
 from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.records import NO_TIME_US, has_labels, probe_records, project_of, read_event_times
 from pipelines.sources.replay import Replay

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import MARKS, SLICE, column, with_column
+from models.batches import column, with_column
 from models.codecs.times import micros_of
 from models.decode import decode_batch
 from models.project.contract import Contract
 from models.project.project import Project
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION
+from models.record import MARKS, PARTITION, SLICE
+from pipelines.sources.journal import LABEL_PARTITION
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 NO_TIME_US = -(1 << 61)  # of a record without a usable event time: it waits for nothing

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
+from models.batches import column, concat_batches, take_rows
+from models.record import COLUMNS, FORMAT, MESSAGE
 from pipelines.sources.ahead import Int64
-from pipelines.sources.journal import MESSAGE, read_segment_file
+from pipelines.sources.journal import read_segment_file
 from pipelines.sources.journal_check import Journal, Segment
 from pipelines.sources.probe import Look, Probe
 from pipelines.sources.records import NO_TIME_US

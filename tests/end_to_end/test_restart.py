@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, as_batch, column
+from models.batches import as_batch, column
 from models.codecs import encode_json_lines
+from models.record import COLUMNS, FORMAT, PAYLOAD
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.jobs.parity import arrival_order, read_payloads

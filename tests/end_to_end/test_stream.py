@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, column
+from models.batches import column
+from models.record import COLUMNS, FORMAT, PAYLOAD, RECORD_SCHEMA
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.config import GraphConfig, make_pipeline
@@ -27,7 +28,7 @@ from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import ReadFiles
-from pipelines.sources.journal import RECORD_SCHEMA, JournalError, read_segment, segments
+from pipelines.sources.journal import JournalError, read_segment, segments
 from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.watermark import StreamWatermark

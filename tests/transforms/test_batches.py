@@ -8,9 +8,6 @@ import pyarrow as pa
 import pytest
 
 from models.batches import (
-    EVENT_TIME,
-    IS_PROVISIONAL,
-    MARKS,
     as_batch,
     column,
     concat_batches,
@@ -23,6 +20,7 @@ from models.batches import (
     with_column,
     without,
 )
+from models.record import EVENT_TIME, IS_PROVISIONAL, MARKS
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles

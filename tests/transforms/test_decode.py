@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, without
+from models.batches import without
 from models.decode import decode_batch
+from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from pipelines.config import FN_API
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud, transaction

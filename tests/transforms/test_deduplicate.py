@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS, partition, slice_ends, times_us
+from models.batches import partition, slice_ends, times_us
+from models.record import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import card_fraud
 from transforms.deduplicate import DUPLICATE, Deduplicate

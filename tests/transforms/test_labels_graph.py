@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from models import progress
-from models.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, slice_ends
-from models.features.labels import LABEL_TIME
+from models.batches import slice_ends
 from models.project.project import parse_project
+from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, SYSTEM_FIELDS
 from pipelines.config import DIRECT, FN_API, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles

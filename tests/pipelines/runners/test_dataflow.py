@@ -17,7 +17,7 @@ import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.transforms.userstate import BagStateSpec
 
-from models.batches import FORMAT, MARKS, SLICE
+from models.record import FORMAT, MARKS, RECORD_SCHEMA, SLICE
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.config import DATAFLOW, GraphConfig, make_pipeline
 from pipelines.graph import build
@@ -26,7 +26,6 @@ from pipelines.runners.dataflow import SELF_CONTAINED, DataflowError, describe_s
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import ReadFiles
-from pipelines.sources.journal import RECORD_SCHEMA
 from pipelines.sources.native_pubsub import BatchMessages, ReadNativePubsub, batch_messages
 from tests.kit.support import ROOT, card_fraud, run_graph, tiny_scorer, transaction, write_rows
 from transforms.score import Score

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import PAYLOAD, column
+from models.batches import column
+from models.record import PAYLOAD
 from pipelines.sources import marks
 from pipelines.sources.frames import MAGIC, pack_header
 from pipelines.sources.journal import JournalError, batches_of, number_of, pieces_of, read_segment_file, segments

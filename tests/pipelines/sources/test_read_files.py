@@ -22,10 +22,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, without
+from models.batches import column, without
 from models.codecs import decode_csv, decode_rows
 from models.faults import RowFaults
 from models.project.contract import Contract, Field
+from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE
 from pipelines.config import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources import parquet as parquet_source
