@@ -29,7 +29,7 @@ _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.t
 
 
 def decode_batch(
-    batch: pa.RecordBatch, contract: Contract, max_bytes: int, refuse_unknown: bool
+    batch: pa.RecordBatch, contract: Contract, max_bytes: int, refuse_unknown: bool = False
 ) -> tuple[pa.RecordBatch, RowFaults]:
     """The contract's columns and the system's, row for row, and what could not be decoded."""
     metadata = batch.schema.metadata

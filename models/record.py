@@ -1,4 +1,4 @@
-"""The names of all columns that are headrace's own, their types, and what may become of an event.
+"""Record types, the names of all columns that are headrace's own, and what may become of a record.
 
 Columns whose names start with `__` go between the steps:
 
@@ -18,9 +18,15 @@ Columns whose names start with `__` go between the steps:
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+if TYPE_CHECKING:  # the process that reads Parquet files starts without the library of schemas
+    from models.project.contract import Contract
 
 EVENT_TIME = "__event_time"
 SOURCE = "__source"
@@ -91,6 +97,30 @@ DEAD_LETTER_SCHEMA = pa.schema(
         pa.field("event_time", TIME_TYPE),
     ]
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordType:
+    """What a step needs to know of a kind of record, such as events or their labels.
+
+    `number` is what a journal knows it by, which never changes; 0 is that of the events. `time` is the field of the
+    record's own time, from `earliest_us` until before `latest_us`, microseconds since 1970 UTC. The fields `carried`
+    go on past validation; of those that are summed, `fixed_point` has the decimal places. Of two records with one `id`
+    less than `deduplicate_within_us` apart, one is a duplicate.
+    """
+
+    name: str
+    number: int
+    contract: Contract
+    id: str
+    time: str
+    carried: tuple[str, ...]
+    earliest_us: int
+    latest_us: int
+    max_bytes: int
+    fixed_point: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    refuses_unknown: bool = False
+    deduplicate_within_us: int = 0
 
 
 class Outcome(enum.StrEnum):

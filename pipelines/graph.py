@@ -38,9 +38,9 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
     source: Any = pipeline | "Read" >> only_fields_of(config.project, config.source)
     raw = source["events"] if isinstance(source, dict) else source
-    decoded = raw | "Decode" >> Decode(config.project)
-    valid = decoded.rows | "Validate" >> Validate(config.project, config.score_from_us)
-    unique = valid.rows | "Deduplicate" >> Deduplicate(config.project, config.shards, config.lateness_us)
+    decoded = raw | "Decode" >> Decode(config.project.event_type)
+    valid = decoded.rows | "Validate" >> Validate(config.project.event_type, config.score_from_us)
+    unique = valid.rows | "Deduplicate" >> Deduplicate(config.project.event_type, config.shards, config.lateness_us)
     labels = join_labels(source["labels"], unique.rows, config) if isinstance(source, dict) else None
     events: Any = {"events": unique.rows, "labels": labels.joined} if labels else unique.rows
     featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
@@ -69,7 +69,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
 
 def join_labels(raw: beam.PCollection, events: beam.PCollection, config: GraphConfig) -> Labels:
     """Decode → Validate → Join, for labels that come as records of their own."""
-    project, records = config.project, config.project.label_records
+    project, records = config.project, config.project.label_type
     if records is None:
         raise ValueError("labels come as records of their own, but the project declares no label.events")
     decoded = raw | "Decode labels" >> Decode(records)

@@ -16,7 +16,6 @@ from models.codecs import rows_as_json
 from models.codecs.times import times_from_timestamps
 from models.faults import python_values
 from models.project.contract import TIMESTAMP
-from models.project.declarations import Event
 from models.record import (
     DEAD_LETTER_SCHEMA,
     EVENT_TIME,
@@ -29,6 +28,7 @@ from models.record import (
     POSITION,
     PUBLISHED,
     SOURCE,
+    RecordType,
 )
 
 LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
@@ -39,9 +39,9 @@ _STREAM_TIMES = {"published": PUBLISHED, "ingested": INGESTED}
 
 
 def make_dead_letters(
-    batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, event: Event
+    batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, records: RecordType
 ) -> pa.RecordBatch:
-    """Dead letters for some rows of a batch; `event` names the id and the time, which may not be there yet.
+    """Dead letters for some rows of a batch; `records` names the id and the time, which may not be there yet.
 
     They keep the rows' marks until `DropKnown`, and those of a stream tell when it was published and ingested.
     """
@@ -56,7 +56,7 @@ def make_dead_letters(
     if payloads.null_count:
         shown = [*own, EVENT_TIME] if EVENT_TIME in columns else own
         payloads = pc.coalesce(payloads, pa.array(rows_as_json({name: columns[name] for name in shown}), pa.binary()))
-    times = columns.get(EVENT_TIME, columns.get(event.time, pa.nulls(len(rows))))
+    times = columns.get(EVENT_TIME, columns.get(records.time, pa.nulls(len(rows))))
     letters = pa.RecordBatch.from_arrays(
         [
             payloads,
@@ -65,7 +65,7 @@ def make_dead_letters(
             pa.repeat(step, len(rows)),
             columns[SOURCE].cast(pa.string()),
             columns[POSITION],
-            _texts(columns[event.id]) if event.id in own else pa.nulls(len(rows), pa.string()),
+            _texts(columns[records.id]) if records.id in own else pa.nulls(len(rows), pa.string()),
             times_from_timestamps(times) if times.type == TIMESTAMP else pa.nulls(len(rows), TIMESTAMP),
         ],
         schema=DEAD_LETTER_SCHEMA,

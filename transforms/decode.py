@@ -10,8 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.decode import decode_batch
-from models.project.project import Project
-from models.record import FORMAT
+from models.record import FORMAT, RecordType
 from transforms.dead_letters import make_dead_letters, split_good
 
 DEAD = "dead"
@@ -27,7 +26,7 @@ class Decode(beam.PTransform):  # type: ignore[misc]
     file that its source could not read; each row of it becomes a dead letter).
     """
 
-    project: Project
+    records: RecordType
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: decoded batches; output `dead`: dead letters."""
@@ -36,12 +35,11 @@ class Decode(beam.PTransform):  # type: ignore[misc]
         ).with_outputs(DEAD, main="rows")
 
     def _decode(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        event = self.project.event
-        refuse = event.unknown_fields == "refuse"
-        decoded, faults = decode_batch(batch, self.project.contract, event.max_bytes, refuse)
+        records = self.records
+        decoded, faults = decode_batch(batch, records.contract, records.max_bytes, records.refuses_unknown)
         if faults.bad.any():
             reported = batch if batch.schema.metadata[FORMAT] == b"rows" else decoded
-            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", event)
+            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         good = split_good(decoded, faults.bad)
         if good.num_rows:

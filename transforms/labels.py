@@ -244,10 +244,10 @@ class _Join:
 
     def __init__(self, options: JoinLabels) -> None:
         project = options.project
-        if project.label is None or project.label_records is None:
+        if project.label is None or project.label_type is None:
             raise ValueError(f"{project.name} declares no label.events")
         self._event_id, self._label = project.event.id, project.label.field
-        self._records = project.label_records.event
+        self._records = project.label_type
         self._names = {EVENT_TIME: options.event_time, LABEL_TIME: options.label_time}
         self._join_us = options.horizon_us
         self.horizon_us = options.horizon_us + options.lateness_us

@@ -582,9 +582,7 @@ def report(
         from pipelines.cli.display import working
         from pipelines.report import report as write_report
 
-        _require(
-            declared.label_records is not None or not labels, "--labels are for a project that declares label.events"
-        )
+        _require(declared.label_type is not None or not labels, "--labels are for a project that declares label.events")
         with working("writing the report"):
             written = write_report(declared, run, output, labels or ())
         typer.echo(f"report in {written}")
@@ -742,7 +740,7 @@ def _duration(option: str, text: str) -> int:
 
 def _require_labels(declared: Project, labels: list[str] | None) -> None:
     """Labels are given where the project declares label.events, and nowhere else."""
-    declares = declared.label_records is not None
+    declares = declared.label_type is not None
     _require(bool(labels) or not declares, "the project declares label.events: say with --labels where they come from")
     _require(declares or not labels, "--labels are for a project that declares label.events")
 

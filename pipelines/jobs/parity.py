@@ -150,7 +150,7 @@ def _times_of(payloads: Sequence[bytes], project: Project) -> Any:
     rows = len(payloads)
     batch = raw_batch(pa.array(payloads, pa.binary()), pa.array(np.arange(rows)), {FORMAT: b"json"})
     origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([""]))
-    return read_event_times(with_column(batch, SOURCE, origin), project)
+    return read_event_times(with_column(batch, SOURCE, origin), project.event_type)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def _where_labels_are(project: Project, labels: Sequence[str]) -> str:
     """Why there is no performance, and what to do about it."""
     if project.label is None:
         return "the project declares no label"
-    if project.label_records is not None and not labels:
+    if project.label_type is not None and not labels:
         return "labels come as records of their own: name them to headrace report by --labels"
     if not labels and project.label.field not in project.output:
         return f"the label {project.label.field} is not among the output fields that project.yaml declares"

@@ -17,7 +17,18 @@ from apache_beam.io.filesystems import FileSystems
 from models import progress
 from models.batches import column, take_rows, with_column
 from models.project.project import Project
-from models.record import COLUMNS, IS_HISTORY, MARKS, PARTITION, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
+from models.record import (
+    COLUMNS,
+    IS_HISTORY,
+    MARKS,
+    PARTITION,
+    PAYLOAD,
+    POSITION,
+    SLICE,
+    SOURCE,
+    SYSTEM_FIELDS,
+    RecordType,
+)
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.journal import LABEL_PARTITION, read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row
@@ -121,7 +132,7 @@ def only_fields_of(project: Project, source: beam.PTransform) -> beam.PTransform
     if isinstance(source, ReadFiles):
         return dataclasses.replace(source, fields=tuple(project.contract.fields))
     if isinstance(source, ReadLabelled):
-        records = project.label_records
+        records = project.label_type
         label_fields = tuple(records.contract.fields) if records else None
         return dataclasses.replace(source, events=only_fields_of(project, source.events), label_fields=label_fields)
     return source
@@ -269,9 +280,9 @@ def _read_journal(split: Split) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_arrays(kept, schema=pa.schema(fields, batch.schema.metadata))
 
 
-def read_all(patterns: Sequence[str], project: Project, of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
+def read_all(patterns: Sequence[str], records: RecordType, of_journals: str = "journal") -> Iterator[pa.RecordBatch]:
     """All records of the files that match, with their origin; of journals the events, or the labels."""
-    fields = tuple(project.contract.fields)
+    fields = tuple(records.contract.fields)
     for path in _match_all(tuple(patterns)):
         kind = format_of(path)
         for split in split_file(path, of_journals if kind == "journal" else kind, fields):

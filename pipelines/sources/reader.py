@@ -36,7 +36,7 @@ from pipelines.sources.ahead import Ahead, Int64
 from pipelines.sources.files import read_all
 from pipelines.sources.journal import LABEL_PARTITION
 from pipelines.sources.journal_writer import JournalWriter
-from pipelines.sources.records import NO_TIME_US, has_labels, probe_records, project_of, read_event_times
+from pipelines.sources.records import NO_TIME_US, has_labels, probe_records, read_event_times, type_of
 from pipelines.sources.replay import Replay
 from pipelines.sources.values import JsonValues, attribute_times_us
 from pipelines.sources.watermark import StreamWatermark
@@ -138,7 +138,7 @@ class Reader:
     def _read_past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """Slices of history: the files' events as one, then the journal's as they were."""
         if self._source.history:
-            yield _EARLIEST_US, list(read_all(self._source.history, self._source.project))
+            yield _EARLIEST_US, list(read_all(self._source.history, self._source.project.event_type))
         if self._replay is not None:
             yield from self._replay.past()
 
@@ -321,7 +321,7 @@ class Reader:
 
     def _times(self, batch: pa.RecordBatch) -> Int64:
         """Times in microseconds; records without one, or with an absurd one, tell the watermark nothing."""
-        return read_event_times(batch, project_of(batch, self._source.project))
+        return read_event_times(batch, type_of(batch, self._source.project))
 
 
 def _nothing() -> None:

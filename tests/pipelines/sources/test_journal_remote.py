@@ -30,10 +30,10 @@ def test_damage_is_found_on_another_filesystem(tmp_path):
     folder = write(tmp_path / "journal")
     pattern = f"elsewhere:/{folder}/*.journal"
     check_files([pattern])
-    assert sum(batch.num_rows for batch in read_all([pattern], card_fraud())) == 180
+    assert sum(batch.num_rows for batch in read_all([pattern], card_fraud().event_type)) == 180
     middle = segments(folder)[1]
     middle.write_bytes(middle.read_bytes()[:-50])
-    for read in (check_files, lambda patterns: list(read_all(patterns, card_fraud()))):
+    for read in (check_files, lambda patterns: list(read_all(patterns, card_fraud().event_type))):
         with pytest.raises(
             JournalError, match="elsewhere://.*60.journal: it is damaged, .*: records 100 to 119 are lost"
         ):
