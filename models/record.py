@@ -11,6 +11,7 @@ Columns whose names start with `__` go between the steps:
   `IS_LATE`, it came when the watermark had passed it already
 - `__published`, `__ingested` timestamp[us, UTC], of streams only: when the broker took the event, and when the
   source did
+- `__faults` string, of records that their source has decoded: null, or what could not be decoded of a record, as JSON
 - `__message` string, `__partition` int32, from a stream's source and in its journal only: the broker's id of the
   message, and the part of the topic that it came in
 - `__earlier`, `__content` and `__label_time` are of one step each
@@ -37,6 +38,7 @@ PUBLISHED = "__published"
 INGESTED = "__ingested"
 MESSAGE = "__message"
 PARTITION = "__partition"
+FAULTS = "__faults"
 EARLIER = "__earlier"
 CONTENT = "__content"
 LABEL_TIME = "__label_time"
@@ -63,6 +65,8 @@ FORMAT = b"headrace.format"
 COLUMNS = b"headrace.columns"
 # In microseconds: the length of the slices, or `=` and the end of the one slice that all rows belong to.
 SLICE = b"headrace.slice_us"
+# The number of the record type, as digits; events say nothing.
+RECORDS = b"headrace.records"
 
 TIME_TYPE = pa.timestamp("us", tz="UTC")
 SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -74,6 +78,7 @@ SYSTEM_FIELDS = {
     MARKS: pa.field(MARKS, pa.int8()),
     PUBLISHED: pa.field(PUBLISHED, TIME_TYPE),
     INGESTED: pa.field(INGESTED, TIME_TYPE),
+    FAULTS: pa.field(FAULTS, pa.string()),
 }
 
 # What a stream's source has of a message.
@@ -97,6 +102,10 @@ DEAD_LETTER_SCHEMA = pa.schema(
         pa.field("event_time", TIME_TYPE),
     ]
 )
+
+
+# Names of record types that the graph knows.
+EVENTS, LABELS = "events", "labels"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,9 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.quality.incidents import Policy
-from models.record import Outcome
+from models.record import EVENTS, LABELS, Outcome
 from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
-from pipelines.sources.files import only_fields_of
 from transforms.correct import Correct
 from transforms.count import CountEvents
 from transforms.dead_letters import DropKnown
@@ -36,12 +35,12 @@ class Labels(NamedTuple):
 
 def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
-    source: Any = pipeline | "Read" >> only_fields_of(config.project, config.source)
-    raw = source["events"] if isinstance(source, dict) else source
+    feeds = pipeline | "Read" >> config.source
+    raw = feeds[EVENTS]
     decoded = raw | "Decode" >> Decode(config.project.event_type)
     valid = decoded.rows | "Validate" >> Validate(config.project.event_type, config.score_from_us)
     unique = valid.rows | "Deduplicate" >> Deduplicate(config.project.event_type, config.shards, config.lateness_us)
-    labels = join_labels(source["labels"], unique.rows, config) if isinstance(source, dict) else None
+    labels = join_labels(feeds[LABELS], unique.rows, config) if LABELS in feeds else None
     events: Any = {"events": unique.rows, "labels": labels.joined} if labels else unique.rows
     featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
     scored = rows = featured | "Score" >> config.score

@@ -9,7 +9,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from models.decode import decode_batch
+from models.decode import decode_once
 from models.record import FORMAT, RecordType
 from transforms.dead_letters import make_dead_letters, split_good
 
@@ -23,7 +23,8 @@ class Decode(beam.PTransform):  # type: ignore[misc]
     The format stands in a batch's schema metadata, since it is the source's affair: `json`, `csv` (with the
     header's names), `avro` (with the writer's schema), `rows` (typed columns, with
     the names of others that were not read) or `unreadable` (a part of a
-    file that its source could not read; each row of it becomes a dead letter).
+    file that its source could not read; each row of it becomes a dead letter). What its source has decoded already, as
+    streams do to learn the times, is not decoded again.
     """
 
     records: RecordType
@@ -36,7 +37,7 @@ class Decode(beam.PTransform):  # type: ignore[misc]
 
     def _decode(self, batch: pa.RecordBatch) -> Iterator[Any]:
         records = self.records
-        decoded, faults = decode_batch(batch, records.contract, records.max_bytes, records.refuses_unknown)
+        decoded, faults = decode_once(batch, records)
         if faults.bad.any():
             reported = batch if batch.schema.metadata[FORMAT] == b"rows" else decoded
             dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", records)

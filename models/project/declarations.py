@@ -17,7 +17,7 @@ import pydantic
 from models.codecs.times import micros_of
 from models.project.contract import Contract
 from models.project.expressions import Expression
-from models.record import RecordType
+from models.record import EVENTS, LABELS, RecordType
 
 _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _DURATION = re.compile(r"([0-9]+)\s*(us|ms|s|m|h|d)")
@@ -220,7 +220,7 @@ class Project(_Declaration):
         """Events, as a step reads them."""
         summed = {f.field for f in self.rolling_features if f.field and f.aggregate in ("sum", "mean")}
         return self._record_type(
-            "events",
+            EVENTS,
             0,
             self._contract,
             self.event.time,
@@ -240,7 +240,12 @@ class Project(_Declaration):
             self.label.events.time: dataclasses.replace(event_time, name=self.label.events.time, required=True),
         }
         carried = tuple(name for name in needed if name != self.label.events.time)
-        return self._record_type("labels", 1, Contract(needed, b""), self.label.events.time, carried=carried)
+        return self._record_type(LABELS, 1, Contract(needed, b""), self.label.events.time, carried=carried)
+
+    @property
+    def record_types(self) -> tuple[RecordType, ...]:
+        """All kinds of records that there may be, events first."""
+        return (self.event_type, *([self.label_type] if self.label_type else []))
 
     def _record_type(self, name: str, number: int, contract: Contract, time: str, **more: Any) -> RecordType:
         event = self.event

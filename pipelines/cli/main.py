@@ -209,7 +209,7 @@ def run(
                 threads=threads,
             )
             return
-        events = running.open_source(source, source_format, labels or (), look=not dry_run)
+        events = running.open_source(declared, source, source_format, labels or (), look=not dry_run)
         bundle = running.load_bundle(declared, project, model, registry)
         result = running.score(
             declared,
@@ -280,7 +280,7 @@ def train(
         trained = training.train(
             declared,
             project,
-            open_source(source, source_format, labels or ()),
+            open_source(declared, source, source_format, labels or ()),
             start=start,
             examples=examples,
             dead_letters=_training_sink(project),
@@ -397,7 +397,7 @@ def parity(
         from pipelines.jobs import parity as comparing
         from pipelines.jobs import score as running
 
-        running.open_source(source, None)
+        running.open_source(declared, source, None)
         bundle = running.load_bundle(declared, project, model, registry)
         scorer = Scorer.from_bundle(bundle, nthread=threads)
         found = comparing.check_parity(declared, bundle, scorer, source, allowance_us, seed, duplicates)
@@ -556,7 +556,7 @@ def baseline(
         from models.predictors.registry import set_baseline
         from pipelines.jobs import score as running
 
-        events = running.open_source(source, source_format, labels or ())
+        events = running.open_source(declared, source, source_format, labels or ())
         bundle = running.load_bundle(declared, project, model, registry)
         from_us, to_us = (None if time is None else micros_of(time) for time in (start, end))
         content, rows = running.compute_baseline(declared, bundle, events, from_us, to_us, threads)
@@ -610,13 +610,15 @@ def demo(
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
-        trained = training.train(declared, project, running.open_source([data], None), dead_letters=output / "training")
+        trained = training.train(
+            declared, project, running.open_source(declared, [data], None), dead_letters=output / "training"
+        )
         registered = training.register(trained, declared, registry, promote=True)
         _print_training(trained, declared, registered, registry, project)
         result = running.score(
             declared,
             trained.bundle,
-            running.open_source([data], None),
+            running.open_source(declared, [data], None),
             f"{output}/run",
             score_from_us=trained.test_from_us,
             replace=True,

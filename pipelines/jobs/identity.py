@@ -12,19 +12,19 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.project.project import Project
 from pipelines.sinks.publish import INPUTS, SPEC
-from pipelines.sources.files import ReadFiles, ReadLabelled, match_files
+from pipelines.sources.files import ReadFiles, match_files
 
 
-def identify(project: Project, source: ReadFiles | ReadLabelled, options: Mapping[str, Any]) -> dict[str, str]:
+def identify(project: Project, source: ReadFiles, options: Mapping[str, Any]) -> dict[str, str]:
     """Digests of a run's `spec`, the project and the options that change what is written, and of its `inputs`.
 
     The inputs are the paths of all files that are read, their sizes and their checksums: of what they hold on this
     machine, or what an object store says. What changes no result, such as shards or the runner, is no part of it.
     """
-    events = source.events if isinstance(source, ReadLabelled) else source
-    labels = source.labels if isinstance(source, ReadLabelled) else ()
-    spec = [project.model_dump(mode="json"), project.contract.text.decode(), events.format, dict(options)]
-    inputs = [_files_of(patterns) for patterns in (events.patterns, labels)]
+    spec = [project.model_dump(mode="json"), project.contract.text.decode(), source.format, dict(options)]
+    files = {feed.record_type.number: _files_of(feed.source.patterns) for feed in source.feeds}
+    # The labels' place is there without labels, too: so it was from the first version on.
+    inputs = [files.get(number, []) for number in range(max(2, *(number + 1 for number in files)))]
     return {SPEC: _digest(spec), INPUTS: _digest(inputs)}
 
 

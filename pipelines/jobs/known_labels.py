@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_int64, column, take_rows
-from models.decode import decode_batch
+from models.decode import decode_once
 from models.project.project import Project
 from models.validate import validate_batch
-from pipelines.sources.files import JOURNALED_LABELS, read_all
+from pipelines.sources.feeds import Feed, Files
+from pipelines.sources.files import read_all
 
 
 def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
@@ -25,8 +26,8 @@ def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> p
         raise ValueError("labels are given, but the project declares no label.events")
     id_type = project.contract.fields[project.event.id].arrow_type
     ids, times, values = [pa.array([], id_type)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for batch in read_all(patterns, records, JOURNALED_LABELS):
-        rows, faults = decode_batch(batch, records.contract, records.max_bytes)
+    for batch in read_all(Feed(records, Files(tuple(patterns)))):
+        rows, faults = decode_once(batch, records)
         rows = take_rows(rows, np.flatnonzero(~faults.bad))
         rows = take_rows(rows, np.flatnonzero(~validate_batch(rows, records).bad))
         ids.append(column(rows, records.id))

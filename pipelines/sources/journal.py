@@ -22,15 +22,16 @@ from models.batches import column, partition
 from models.record import (
     COLUMNS,
     FORMAT,
+    PARTITION,
     RECORD_SCHEMA,
     SOURCE_TYPE,
 )
 from pipelines.sources.frames import MAGIC, Fault, Frame, walk
+from pipelines.sources.records import about, type_number
 
 ENDING = ".journal"
 MARKS_ENDING = ".marks"
 
-LABEL_PARTITION = -1  # of labels, which come from a topic of their own
 _FORMAT = "__format"
 _COLUMNS = "__columns"
 _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_COLUMNS, SOURCE_TYPE)])
@@ -179,22 +180,39 @@ def _read_old(data: bytes) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
+def _partitions_of(batch: pa.RecordBatch) -> pa.Array:
+    """What stands for the partition on disk: that of the broker for events, for other record types less than 0."""
+    number = type_number(batch)
+    return pa.array(np.full(batch.num_rows, -number, np.int32)) if number else column(batch, PARTITION)
+
+
+def _numbers_of(partitions: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The number int64[n] of each record's type, by what `_partitions_of` gave."""
+    return np.asarray(np.maximum(-partitions.to_numpy().astype(np.int64), 0))
+
+
 def _to_journal(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with its format as columns, so that all of a journal has one schema."""
     metadata = batch.schema.metadata
     same = pa.array(np.zeros(batch.num_rows, np.int32))
-    texts = [metadata[FORMAT].decode(), metadata.get(COLUMNS, b"").decode()]
-    formats = [pa.DictionaryArray.from_arrays(same, pa.array([text])) for text in texts]
-    return pa.RecordBatch.from_arrays(
-        [*(column(batch, name) for name in RECORD_SCHEMA.names), *formats], schema=_SCHEMA
-    )
+    told = [metadata[FORMAT].decode(), metadata.get(COLUMNS, b"").decode()]
+    formats = [pa.DictionaryArray.from_arrays(same, pa.array([text])) for text in told]
+    *records, _ = (column(batch, name) for name in RECORD_SCHEMA.names)
+    return pa.RecordBatch.from_arrays([*records, _partitions_of(batch), *formats], schema=_SCHEMA)
 
 
 def _from_journal(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    formats, about = (column(batch, name) for name in (_FORMAT, _COLUMNS))
+    formats, texts = (column(batch, name) for name in (_FORMAT, _COLUMNS))
     records = pa.RecordBatch.from_arrays(batch.columns[: len(RECORD_SCHEMA)], schema=RECORD_SCHEMA)
-    pairs: Any = formats.indices.to_numpy() * np.int64(len(about.dictionary)) + about.indices.to_numpy()
-    for pair, part in partition(records, pairs):
-        kind, columns = divmod(pair, len(about.dictionary))
-        metadata = {FORMAT: formats.dictionary[kind].as_py(), COLUMNS: about.dictionary[columns].as_py()}
+    pairs: Any = formats.indices.to_numpy() * np.int64(len(texts.dictionary)) + texts.indices.to_numpy()
+    numbers = _numbers_of(column(records, PARTITION))
+    types = int(numbers.max(initial=0)) + 1
+    for key, part in partition(records, pairs * types + numbers):
+        pair, number = divmod(key, types)
+        kind, columns = divmod(pair, len(texts.dictionary))
+        metadata = {
+            FORMAT: formats.dictionary[kind].as_py(),
+            COLUMNS: texts.dictionary[columns].as_py(),
+            **about(number),
+        }
         yield part.replace_schema_metadata(metadata)
