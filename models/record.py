@@ -5,7 +5,8 @@ Columns whose names start with `__` go between the steps:
 - `__event_time` timestamp[us, UTC]: when the event happened
 - `__source` dictionary of string, `__position` int64: where the event came from (a file and a row or byte
   offset in it, a subscription and a message, ...)
-- `__payload` binary: the record's original bytes, before validation only; null where a source has rows
+- `__payload` binary: the record's original bytes; null where a source has rows. Behind validation only records of
+  streams have it, up to the last step that may refuse them, and `__format`, dictionary of string, beside it
 - `__marks` int8, bits: `IS_HISTORY`, the event is past already: it fills windows and is not scored;
   `IS_PROVISIONAL`, it is scored at its arrival and comes once more when the watermark has passed it;
   `IS_LATE`, it came when the watermark had passed it already
@@ -39,6 +40,7 @@ INGESTED = "__ingested"
 MESSAGE = "__message"
 PARTITION = "__partition"
 FAULTS = "__faults"
+PAYLOAD_FORMAT = "__format"
 EARLIER = "__earlier"
 CONTENT = "__content"
 LABEL_TIME = "__label_time"
@@ -79,6 +81,7 @@ SYSTEM_FIELDS = {
     PUBLISHED: pa.field(PUBLISHED, TIME_TYPE),
     INGESTED: pa.field(INGESTED, TIME_TYPE),
     FAULTS: pa.field(FAULTS, pa.string()),
+    PAYLOAD_FORMAT: pa.field(PAYLOAD_FORMAT, SOURCE_TYPE),
 }
 
 # What a stream's source has of a message.

@@ -8,7 +8,19 @@ import pyarrow as pa
 from models.batches import as_int64, column, marks_of, system_names
 from models.faults import RowFaults
 from models.project.contract import check_event_time, check_fixed_point
-from models.record import EVENT_TIME, IS_HISTORY, MARKS, POSITION, SOURCE, SYSTEM_FIELDS, RecordType
+from models.record import (
+    EVENT_TIME,
+    FORMAT,
+    IS_HISTORY,
+    MARKS,
+    PAYLOAD,
+    PAYLOAD_FORMAT,
+    POSITION,
+    PUBLISHED,
+    SOURCE,
+    SYSTEM_FIELDS,
+    RecordType,
+)
 
 
 def validate_batch(batch: pa.RecordBatch, records: RecordType) -> RowFaults:
@@ -24,7 +36,8 @@ def validate_batch(batch: pa.RecordBatch, records: RecordType) -> RowFaults:
 def carry(batch: pa.RecordBatch, records: RecordType, score_from_us: int | None = None) -> pa.RecordBatch:
     """The columns that later steps read, with the time field as the event time column.
 
-    Rows before `score_from_us` (microseconds since 1970 UTC) are marked as history.
+    Of a stream, payloads are among them: a file's record can be read again for a dead letter, and a message can't. Rows
+    before `score_from_us` (microseconds since 1970 UTC) are marked as history.
     """
     names = batch.schema.names
     arrays, fields = [], []
@@ -38,4 +51,9 @@ def carry(batch: pa.RecordBatch, records: RecordType, score_from_us: int | None 
             values = pa.array(marks_of(batch) | past * np.int8(IS_HISTORY))
         arrays.append(values)
         fields.append(SYSTEM_FIELDS[name])
+    if PUBLISHED in names:
+        kind = pa.array([(batch.schema.metadata or {}).get(FORMAT, b"row").decode()])
+        kinds = pa.DictionaryArray.from_arrays(pa.array(np.zeros(batch.num_rows, np.int32)), kind)
+        arrays += [column(batch, PAYLOAD), kinds]
+        fields += [SYSTEM_FIELDS[PAYLOAD], SYSTEM_FIELDS[PAYLOAD_FORMAT]]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

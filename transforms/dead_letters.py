@@ -25,6 +25,7 @@ from models.record import (
     IS_PROVISIONAL,
     MARKS,
     PAYLOAD,
+    PAYLOAD_FORMAT,
     POSITION,
     PUBLISHED,
     SOURCE,
@@ -49,10 +50,11 @@ def make_dead_letters(
     columns = dict(zip(bad.schema.names, bad.columns, strict=True))
     own = [name for name in columns if not name.startswith("__")]
     payloads: pa.Array = columns.get(PAYLOAD, pa.nulls(len(rows), pa.binary()))
-    known_format = (bad.schema.metadata or {}).get(FORMAT, b"row").decode()
-    if known_format in LINES:
-        payloads = pc.replace_substring_regex(payloads, pattern=r"\r?\n\z", replacement="")
-    formats = pc.if_else(pc.is_null(payloads), "row", known_format)
+    known = pa.repeat((bad.schema.metadata or {}).get(FORMAT, b"row").decode(), len(rows))
+    formats = columns.get(PAYLOAD_FORMAT, known).cast(pa.string())
+    bare = pc.replace_substring_regex(payloads, pattern=r"\r?\n\z", replacement="")
+    payloads = pc.if_else(pc.is_in(formats, pa.array(LINES)), bare, payloads)
+    formats = pc.if_else(pc.is_null(payloads), "row", formats)
     if payloads.null_count:
         shown = [*own, EVENT_TIME] if EVENT_TIME in columns else own
         payloads = pc.coalesce(payloads, pa.array(rows_as_json({name: columns[name] for name in shown}), pa.binary()))

@@ -14,7 +14,19 @@ from models.batches import column, hash_keys, marks_of, without
 from models.faults import RowFaults
 from models.features.windows import RollingKernel
 from models.project.project import RollingFeature
-from models.record import CONTENT, EARLIER, INGESTED, IS_HISTORY, MARKS, POSITION, PUBLISHED, SOURCE, RecordType
+from models.record import (
+    CONTENT,
+    EARLIER,
+    INGESTED,
+    IS_HISTORY,
+    MARKS,
+    PAYLOAD,
+    PAYLOAD_FORMAT,
+    POSITION,
+    PUBLISHED,
+    SOURCE,
+    RecordType,
+)
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 from transforms.rolling import RollingWindows
@@ -62,7 +74,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             faults.add(rows, event_id, DUPLICATE, column(events, event_id))
             dead = make_dead_letters(events, rows, faults.reasons(), "Deduplicate", self.records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
-        first = split_good(events, repeated)
+        first = without(split_good(events, repeated), PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:
             yield first
 
@@ -71,7 +83,7 @@ def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
     content = np.zeros(batch.num_rows, np.uint64)
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED):
+        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
             content = hash_keys(values) + content * np.uint64(31)
     origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
     live = (marks_of(batch) & IS_HISTORY) == 0

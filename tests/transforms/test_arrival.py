@@ -154,3 +154,20 @@ def test_in_silence_the_newest_event_is_scored_too(monkeypatch):
     pipeline.run().wait_until_finish()
     timer.join()
     assert [batch.num_rows for batch in _found["scores"]] == [1]
+
+
+@pytest.mark.parametrize("at_arrival", [False, True])
+def test_a_dead_letter_of_a_stream_has_the_whole_message_whatever_step_refused_it(at_arrival):
+    """One that can't be decoded, one that breaks the contract, and a duplicate."""
+    rows = [json.dumps(transaction(n, note=f"message {n}")).encode() for n in range(6)]
+    bad = [b"no json", json.dumps(transaction(9, TX_AMOUNT=-1.0, note="low")).encode() + b"\n"]
+    again = json.dumps(transaction(2, note="again", TX_DATETIME="2018-04-01T23:00:00")).encode()
+    scores, dead = stream([*rows, *bad, again], DAY, at_arrival)
+    assert scores["TRANSACTION_ID"].to_pylist() == list(range(6))
+    letters = {row["step"]: (row["format"], row["payload"]) for row in dead.to_pylist()}
+    assert letters == {
+        "Decode": ("json", bad[0]),
+        "Validate": ("json", bad[1].rstrip()),
+        "Deduplicate": ("json", again),
+    }
+    assert len(dead) == 3
