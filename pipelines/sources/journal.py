@@ -26,7 +26,7 @@ from models.record import (
     RECORD_SCHEMA,
     SOURCE_TYPE,
 )
-from pipelines.sources.frames import MAGIC, Fault, Frame, walk
+from pipelines.sources.frames import ANY, MAGIC, Expected, Fault, Frame, walk
 from pipelines.sources.records import about, type_number
 
 ENDING = ".journal"
@@ -85,33 +85,25 @@ def open_file(path: str) -> IO[bytes]:
     return FileSystems.open(path, compression_type="uncompressed")  # type: ignore[no-any-return]
 
 
-def pieces_of(
-    file: IO[bytes],
-    path: str,
-    *,
-    first_row: int | None = None,
-    needed: int = 0,
-    journal: int | None = None,
-    verify_from: int = 0,
-) -> Iterator[Frame | OldBatch | Fault]:
+def pieces_of(file: IO[bytes], path: str, wanted: Expected = ANY) -> Iterator[Frame | OldBatch | Fault]:
     """The sound pieces of a segment and its faults, as `walk` gives them; of one without checksums, its batches."""
     file.seek(0)
     start = file.read(len(MAGIC))
     if not start.startswith(_CONTINUATION):
         found = False
-        for piece in walk(file, path, first_row=first_row, needed=needed, journal=journal, verify_from=verify_from):
+        for piece in walk(file, path, wanted):
             found = True
             yield piece
         if not found and start.strip(b"\0") and not MAGIC.startswith(start):
             yield Fault(path, "it is not a segment of a journal: take it out of here")
         return
     file.seek(0)
-    row = first_row or 0
+    row = wanted.first_row or 0
     for batch in _read_old(file.read()):
         yield OldBatch(row, batch.num_rows, batch)
         row += batch.num_rows
-    if row < needed:
-        yield Fault(path, f"records {row} to {needed - 1} are lost: it was cut off, or is damaged from there on")
+    if row < wanted.needed:
+        yield Fault(path, f"records {row} to {wanted.needed - 1} are lost: it was cut off, or is damaged from there on")
 
 
 def batches_of(piece: Frame | OldBatch, path: str) -> list[pa.RecordBatch]:
@@ -138,7 +130,7 @@ def read_segment(
     What a crash cut off at its end was never acknowledged, if it is beyond the record `needed`.
     """
     file = io.BytesIO(data) if isinstance(data, bytes) else data
-    for piece in pieces_of(file, path, first_row=first_row, needed=needed):
+    for piece in pieces_of(file, path, Expected(first_row, needed)):
         if isinstance(piece, Fault):
             raise refusal([piece])
         yield from batches_of(piece, path)
