@@ -30,8 +30,9 @@ from models.quality.windows import WindowJudge
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources.feeds import Files, feeds_of
+from pipelines.sources.feeds import feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles
+from pipelines.sources.listing import Files
 from transforms.gate import WatchScores
 from transforms.score import Score
 

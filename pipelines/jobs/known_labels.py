@@ -12,8 +12,9 @@ from models.batches import as_int64, column, take_rows
 from models.decode import decode_once
 from models.project.project import Project
 from models.validate import validate_batch
-from pipelines.sources.feeds import Feed, Files
+from pipelines.sources.feeds import Feed
 from pipelines.sources.files import read_all
+from pipelines.sources.listing import Files
 
 
 def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:

@@ -29,8 +29,9 @@ from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.score import RunResult, read_kind, read_verdicts, run_graph, watch_scores
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.acknowledge import AfterJournal
-from pipelines.sources.feeds import Files, Topic, feeds_of
-from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files, read_split, split_file
+from pipelines.sources.feeds import Topic, feeds_of
+from pipelines.sources.files import SLICE_US, ReadFiles, read_split, split_file
+from pipelines.sources.listing import Files, format_of, match_files
 from pipelines.sources.raw import raw_batch
 from pipelines.sources.records import NO_TIME_US, decode_raw, times_of
 from pipelines.sources.stream import ReadStream

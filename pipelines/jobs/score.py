@@ -35,8 +35,9 @@ from pipelines.graph import build
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
-from pipelines.sources.feeds import Files, feeds_of
-from pipelines.sources.files import SLICE_US, ReadFiles, SourceError, check_files, format_of, match_files
+from pipelines.sources.feeds import feeds_of
+from pipelines.sources.files import SLICE_US, ReadFiles, check_files
+from pipelines.sources.listing import Files, SourceError, match_files
 from pipelines.sources.parquet import start_early
 from transforms.gate import OnStop, WatchScores
 from transforms.score import Score
@@ -67,13 +68,12 @@ def open_source(
     With `look`, SourceError if one of them matches nothing or has no known format, JournalError if one is a journal
     that is not whole.
     """
-    if look:
-        found = [path for uri in uris for path in match_files(uri)]
-        check_files([*(uris if kind is None else ()), *labels])
-        if any((kind or format_of(path)) == "parquet" for path in found):
+    sources = {EVENTS: Files(tuple(uris), kind), **({LABELS: Files(tuple(labels))} if labels else {})}
+    for files in sources.values() if look else ():
+        check_files(files)
+        if any(files.format_of(path) == "parquet" for path in files.paths):
             start_early()
-    files = {EVENTS: Files(tuple(uris), kind), **({LABELS: Files(tuple(labels))} if labels else {})}
-    return ReadFiles(feeds_of(project, files))
+    return ReadFiles(feeds_of(project, sources))
 
 
 def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:

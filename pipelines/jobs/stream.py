@@ -24,8 +24,9 @@ from pipelines.jobs.score import watch_scores
 from pipelines.runners.inprocess.engine import LocalRunner
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.acknowledge import Acknowledge, AfterBundle, AfterCheckpoint, AfterJournal
-from pipelines.sources.feeds import Feed, Files, Topic, feeds_of
+from pipelines.sources.feeds import Feed, Topic, feeds_of
 from pipelines.sources.files import check_files
+from pipelines.sources.listing import Files
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import open_values
 from transforms.features import horizon_us
@@ -61,7 +62,8 @@ def score_stream(
     beam_args: tuple[str, ...] = (),
 ) -> None:
     """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
-    check_files(history)
+    past = Files(tuple(history))
+    check_files(past)
     broker = open_broker(source, kafka_config=kafka_config)
     read_values = open_values(values, getattr(broker, "topic", None))
     read_values.check(project.contract)
@@ -75,7 +77,7 @@ def score_stream(
         feeds,
         allowance_us,
         acknowledge=_acknowledge(runner, journal, horizon_us(project, lateness_us)),
-        history=feeds_of(project, {EVENTS: Files(tuple(history))}) if history else (),
+        history=feeds_of(project, {EVENTS: past}) if history else (),
         at_arrival=at_arrival,
         cut_us=window_us,
         held_us=window_us if held_back else None,

@@ -15,7 +15,7 @@ from models.quality.records import Distribution, Finding, Verdict, WindowStatist
 from models.quality.windows import read_baseline
 from models.record import SCORE
 from pipelines.jobs.score import RunError
-from pipelines.sources.files import SourceError, match_files
+from pipelines.sources.listing import SourceError, match_files
 
 QUALITY = "quality"
 BASELINE = "baseline.json"

@@ -14,7 +14,8 @@ from models.batches import column, concat_batches, partition, with_column, witho
 from models.codecs import rows_as_json
 from models.record import FORMAT, PAYLOAD, POSITION
 from pipelines.brokers import is_broker
-from pipelines.sources.files import SourceError, format_of, read_split, split_file
+from pipelines.sources.files import read_split, split_file
+from pipelines.sources.listing import SourceError, format_of
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile
 

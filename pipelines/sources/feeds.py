@@ -9,15 +9,8 @@ from typing import Generic, TypeVar
 from models.project.project import Project
 from models.record import EVENTS, RecordType
 from pipelines.brokers import Broker
+from pipelines.sources.listing import Files
 from pipelines.sources.values import JsonValues, Values
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Files by their paths or globs, and their format where their names do not tell it."""
-
-    patterns: tuple[str, ...]
-    format: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

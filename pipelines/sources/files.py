@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from models import progress
@@ -27,31 +26,18 @@ from models.record import (
     SYSTEM_FIELDS,
 )
 from pipelines.sources.avro_blocks import read_avro
-from pipelines.sources.feeds import Feed, Files
+from pipelines.sources.feeds import Feed
 from pipelines.sources.journal import read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row
 from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
+from pipelines.sources.listing import Files
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import KEPT_BYTES, BrokenFile, rows_batch, unreadable
 from pipelines.sources.records import about, type_number
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".avro": "avro",
-    ".journal": "journal",
-}
-_HIDDEN = (".", "_")
 SPLIT_BYTES = 32 << 20
 # Days of event time that are handed on at once. It changes no result; a shard holds this much at a time.
 SLICE_US = 30 * 86_400_000_000
-
-
-class SourceError(ValueError):
-    """A source that can't be read at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +81,15 @@ class _ReadFeed(beam.PTransform):  # type: ignore[misc]
     def expand(self, pbegin: Any) -> beam.PCollection:
         return (
             pbegin
-            | "Patterns" >> beam.Create([self.feed.source.patterns])
-            | "Match" >> beam.FlatMap(_match_all).with_output_types(str)
+            | "Start" >> beam.Impulse()
+            | "List" >> beam.FlatMap(self._list).with_output_types(str)
             | "Split" >> beam.FlatMap(self._split)
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(self._read).with_output_types(pa.RecordBatch)
         )
+
+    def _list(self, _: bytes) -> tuple[str, ...]:
+        return self.feed.source.paths
 
     def _split(self, path: str) -> Iterator[Split]:
         yield from split_of(self.feed, path)
@@ -111,45 +100,9 @@ class _ReadFeed(beam.PTransform):  # type: ignore[misc]
             yield _with_origin(batch, split.path, self.feed, 0, self.slice_us)
 
 
-def _match_all(patterns: tuple[str, ...]) -> list[str]:
-    """The paths that one of the patterns matches, once each."""
-    return sorted({path for pattern in patterns for path in match_files(pattern)})
-
-
-def match_files(pattern: str) -> list[str]:
-    """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file."""
-    try:
-        found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
-    except (BeamIOError, OSError, ValueError) as error:
-        raise SourceError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}") from None
-    if not _name(pattern).startswith(_HIDDEN):
-        found = [path for path in found if not _name(path).startswith(_HIDDEN)]
-    if not found:
-        raise SourceError(f"{pattern}: no such file")
-    for path in found:
-        if os.path.isdir(path):
-            raise SourceError(f"{path}: is a folder: name its files, as in {path.rstrip('/')}/*")
-    return sorted(found)
-
-
-def check_files(patterns: Sequence[str]) -> None:
+def check_files(files: Files) -> None:
     """SourceError if a pattern matches nothing or has no known format, JournalError if a journal is not whole."""
-    check_segments([path for path in _match_all(tuple(patterns)) if format_of(path) == "journal"])
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def format_of(path: str) -> str:
-    """The format that a file's name tells, compression aside."""
-    name = path.lower()
-    for compression in (".gz", ".bz2", ".zst"):
-        name = name.removesuffix(compression)
-    for ending, kind in FORMATS.items():
-        if name.endswith(ending):
-            return kind
-    raise SourceError(f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format")
+    check_segments([path for path in files.paths if files.format_of(path) == "journal"])
 
 
 def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> Iterator[Split]:
@@ -255,7 +208,7 @@ def _read_journal(split: Split, number: int) -> Iterator[pa.RecordBatch]:
 
 def split_of(feed: Feed[Files], path: str) -> Iterator[Split]:
     """The parts of a feed's file."""
-    return split_file(path, feed.source.format or format_of(path), tuple(feed.record_type.contract.fields))
+    return split_file(path, feed.source.format_of(path), tuple(feed.record_type.contract.fields))
 
 
 def read_of(feed: Feed[Files], split: Split) -> Iterator[pa.RecordBatch]:
@@ -265,7 +218,7 @@ def read_of(feed: Feed[Files], split: Split) -> Iterator[pa.RecordBatch]:
 
 def read_all(feed: Feed[Files]) -> Iterator[pa.RecordBatch]:
     """All records of a feed's files, with their origin, as history."""
-    for path in _match_all(feed.source.patterns):
+    for path in feed.source.paths:
         for split in split_of(feed, path):
             for batch in read_of(feed, split):
                 yield _with_origin(batch, path, feed, IS_HISTORY, SLICE_US)

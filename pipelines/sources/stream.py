@@ -16,7 +16,8 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 
 from pipelines.sources.acknowledge import Acknowledge, AfterBundle
-from pipelines.sources.feeds import Feed, Files, Topic
+from pipelines.sources.feeds import Feed, Topic
+from pipelines.sources.listing import Files
 from pipelines.sources.reader import Reader
 from pipelines.sources.shared_reader import SharedReader
 

@@ -27,8 +27,9 @@ from pipelines.graph import build
 from pipelines.jobs.identity import identify
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import AfterJournal
-from pipelines.sources.feeds import Files, Topic, feeds_of
+from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
+from pipelines.sources.listing import Files
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import JsonValues, Values
 from transforms.score import Score

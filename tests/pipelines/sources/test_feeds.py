@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import apache_beam as beam
 import numpy as np
@@ -14,9 +15,10 @@ from models.project.contract import Contract
 from models.record import FAULTS, FORMAT, IS_HISTORY, MARKS, PAYLOAD, RECORDS, RecordType
 from pipelines.config import make_pipeline
 from pipelines.sources.acknowledge import AfterJournal
-from pipelines.sources.feeds import Feed, Files, Topic, feeds_of
+from pipelines.sources.feeds import Feed, Topic, feeds_of
 from pipelines.sources.files import ReadFiles, read_all
 from pipelines.sources.journal import read_segment_file, segments
+from pipelines.sources.listing import Files
 from pipelines.sources.records import decode_raw, times_of
 from pipelines.sources.stream import ReadStream
 from tests.kit.given import Given
@@ -171,3 +173,14 @@ def test_a_record_that_is_decoded_when_it_comes_is_what_it_is_when_decoded_later
             assert rows.schema.names == expected.schema.names[:-1]
             assert faults.bad.tolist() == reasons.is_valid().to_pylist()
             assert faults.reasons() == reasons.drop_null().to_pylist()
+
+
+def test_files_are_listed_once(tmp_path):
+    """So what is read is what the digest of a run's inputs is of, on other machines, too."""
+    files = Files((f"{tmp_path}/*.jsonl", f"{tmp_path}/a*"))
+    write_rows(tmp_path / "a.jsonl", [transaction(1)])
+    assert files.paths == (f"{tmp_path}/a.jsonl",)
+    write_rows(tmp_path / "b.jsonl", [transaction(2)])
+    assert run(ReadFiles((Feed(EVENTS, files, True),))) == {"events": [(1, 0)]}
+    assert pickle.loads(pickle.dumps(files)).paths == files.paths
+    assert Files(files.patterns).paths == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")

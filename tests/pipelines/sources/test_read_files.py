@@ -30,7 +30,8 @@ from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOUR
 from pipelines.config import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources import parquet as parquet_source
-from pipelines.sources.files import SourceError, format_of, match_files, read_split, split_file
+from pipelines.sources.files import read_split, split_file
+from pipelines.sources.listing import SourceError, format_of, match_files
 from pipelines.sources.raw import BrokenFile
 from tests.kit.support import card_fraud, read_files, run_graph, transaction
 
