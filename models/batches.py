@@ -1,20 +1,8 @@
 """What flows between the steps: Arrow record batches, and how they are split and joined.
 
-Columns whose names start with `__` are headrace's own:
-
-- `__event_time` timestamp[us, UTC]: when the event happened
-- `__source` dictionary of string, `__position` int64: where the event came from (a file and a row or byte
-  offset in it, a subscription and a message, ...)
-- `__payload` binary: the record's original bytes, before validation only; null where a source has rows
-- `__marks` int8, bits: `IS_HISTORY`, the event is past already: it fills windows and is not scored;
-  `IS_PROVISIONAL`, it is scored at its arrival and comes once more when the watermark has passed it;
-  `IS_LATE`, it came when the watermark had passed it already
-- `__published`, `__ingested` timestamp[us, UTC], of streams only: when the broker took the event, and when the
-  source did
-
-The element timestamp of a batch after decoding is the end of its slice: event time is cut into slices of a
-length that the source chooses (`SLICE` in the schema's metadata), and a batch holds events of one slice only.
-So whoever waits until the watermark passes a slice's end has all of its events.
+models.record names the columns that are headrace's own. The element timestamp of a batch after decoding is the end of
+its slice: event time is cut into slices of a length that the source chooses (`SLICE` in the schema's metadata), and a
+batch holds events of one slice only. So whoever waits until the watermark passes a slice's end has all of its events.
 """
 
 from __future__ import annotations
@@ -25,32 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-EVENT_TIME = "__event_time"
-SOURCE = "__source"
-POSITION = "__position"
-PAYLOAD = "__payload"
-MARKS = "__marks"
-PUBLISHED = "__published"
-INGESTED = "__ingested"
-
-IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
-
-# Keys of a batch's schema metadata.
-FORMAT = b"headrace.format"
-COLUMNS = b"headrace.columns"
-# In microseconds: the length of the slices, or `=` and the end of the one slice that all rows belong to.
-SLICE = b"headrace.slice_us"
-
-SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
-SYSTEM_FIELDS = {
-    EVENT_TIME: pa.field(EVENT_TIME, pa.timestamp("us", tz="UTC")),
-    SOURCE: pa.field(SOURCE, SOURCE_TYPE),
-    POSITION: pa.field(POSITION, pa.int64()),
-    PAYLOAD: pa.field(PAYLOAD, pa.binary()),
-    MARKS: pa.field(MARKS, pa.int8()),
-    PUBLISHED: pa.field(PUBLISHED, pa.timestamp("us", tz="UTC")),
-    INGESTED: pa.field(INGESTED, pa.timestamp("us", tz="UTC")),
-}
+from models.record import (
+    EVENT_TIME,
+    INGESTED,
+    IS_PROVISIONAL,
+    MARKS,
+    PUBLISHED,
+    SLICE,
+)
 
 Keys = np.ndarray[Any, Any]
 

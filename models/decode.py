@@ -9,18 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import (
-    COLUMNS,
-    FORMAT,
-    MARKS,
-    PAYLOAD,
-    POSITION,
-    SLICE,
-    SOURCE,
-    SYSTEM_FIELDS,
-    column,
-    system_names,
-)
+from models.batches import column, system_names, with_column
 from models.codecs import (
     RECORD,
     Columns,
@@ -34,12 +23,13 @@ from models.codecs import (
 )
 from models.faults import RowFaults
 from models.project.contract import Contract
+from models.record import COLUMNS, FAULTS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, RecordType
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 def decode_batch(
-    batch: pa.RecordBatch, contract: Contract, max_bytes: int, refuse_unknown: bool
+    batch: pa.RecordBatch, contract: Contract, max_bytes: int, refuse_unknown: bool = False
 ) -> tuple[pa.RecordBatch, RowFaults]:
     """The contract's columns and the system's, row for row, and what could not be decoded."""
     metadata = batch.schema.metadata
@@ -66,6 +56,21 @@ def decode_batch(
     schema = pa.schema(fields, {FORMAT: metadata[FORMAT], SLICE: metadata[SLICE]})
     arrays = [*(columns[name] for name in contract.fields), *origin, payload]
     return pa.RecordBatch.from_arrays(arrays, schema=schema), faults
+
+
+def decode_early(batch: pa.RecordBatch, records: RecordType) -> pa.RecordBatch:
+    """What `decode_batch` gives, with the faults as a column; it is not decoded again later."""
+    decoded, faults = decode_batch(batch, records.contract, records.max_bytes, records.refuses_unknown)
+    return with_column(decoded, FAULTS, faults.as_column())
+
+
+def decode_once(batch: pa.RecordBatch, records: RecordType) -> tuple[pa.RecordBatch, RowFaults]:
+    """What `decode_batch` gives, of raw records or of those that `decode_early` has decoded."""
+    if FAULTS not in batch.schema.names:
+        return decode_batch(batch, records.contract, records.max_bytes, records.refuses_unknown)
+    schema = batch.schema.remove(batch.schema.get_field_index(FAULTS))
+    rows = pa.RecordBatch.from_arrays([column(batch, name) for name in schema.names], schema=schema)
+    return rows, RowFaults.read(column(batch, FAULTS))
 
 
 def _check_size(sizes: np.ndarray[Any, Any], max_bytes: int, faults: RowFaults) -> None:

@@ -22,6 +22,22 @@ class RowFaults:
         self.bad = np.zeros(rows, dtype=bool)
         self._reasons: dict[int, str] = {}  # a row's, as the items of a JSON list
 
+    @staticmethod
+    def read(texts: pa.Array) -> RowFaults:
+        """Of a column with null for a good row, and for a bad one what `reasons` gives."""
+        faults = RowFaults(len(texts))
+        if texts.null_count < len(texts):
+            faults._reasons = {row: text[1:-1] for row, text in enumerate(texts.to_pylist()) if text is not None}
+            faults.bad[list(faults._reasons)] = True
+        return faults
+
+    def as_column(self) -> pa.Array:
+        """The column that `read` reads."""
+        if not self._reasons:
+            return pa.nulls(len(self.bad), pa.string())
+        texts = [None if (items := self._reasons.get(row)) is None else f"[{items}]" for row in range(len(self.bad))]
+        return pa.array(texts, pa.string())
+
     def add(self, rows: Rows, field: str, rule: str, values: pa.Array | Sequence[Any] | None = None) -> None:
         """Say that `rows` break `rule` in `field`; `values` is the whole column, or one value a named row."""
         if not len(rows):

@@ -8,9 +8,9 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.quality.incidents import Policy
+from models.record import EVENTS, LABELS, Outcome
 from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
-from pipelines.sources.files import only_fields_of
 from transforms.correct import Correct
 from transforms.count import CountEvents
 from transforms.dead_letters import DropKnown
@@ -35,12 +35,12 @@ class Labels(NamedTuple):
 
 def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
-    source: Any = pipeline | "Read" >> only_fields_of(config.project, config.source)
-    raw = source["events"] if isinstance(source, dict) else source
-    decoded = raw | "Decode" >> Decode(config.project)
-    valid = decoded.rows | "Validate" >> Validate(config.project, config.score_from_us)
-    unique = valid.rows | "Deduplicate" >> Deduplicate(config.project, config.shards, config.lateness_us)
-    labels = join_labels(source["labels"], unique.rows, config) if isinstance(source, dict) else None
+    feeds = pipeline | "Read" >> config.source
+    raw = feeds[EVENTS]
+    decoded = raw | "Decode" >> Decode(config.project.event_type)
+    valid = decoded.rows | "Validate" >> Validate(config.project.event_type, config.score_from_us)
+    unique = valid.rows | "Deduplicate" >> Deduplicate(config.project.event_type, config.shards, config.lateness_us)
+    labels = join_labels(feeds[LABELS], unique.rows, config) if LABELS in feeds else None
     events: Any = {"events": unique.rows, "labels": labels.joined} if labels else unique.rows
     featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
     scored = rows = featured | "Score" >> config.score
@@ -51,9 +51,9 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
         rows = scored | "Correct" >> Correct(config.project, config.shards)
     dead = (decoded[DEAD], valid[DEAD], unique[DEAD], *(labels.dead if labels else ()))
     refused = dead | "Dead letters" >> beam.Flatten()
-    read = raw | "Count read" >> CountEvents("read")
+    read = raw | "Count read" >> CountEvents(Outcome.READ)
     past = (featured, refused) | "Past" >> beam.Flatten()
-    history = past | "Count history" >> CountEvents("history", history_only=True)
+    history = past | "Count history" >> CountEvents(Outcome.HISTORY, history_only=True)
     impossible = featured | "Impossible" >> CountImpossible(config.project)
     counts = (read, history, impossible, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
     news = refused | "News" >> DropKnown()
@@ -68,7 +68,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
 
 def join_labels(raw: beam.PCollection, events: beam.PCollection, config: GraphConfig) -> Labels:
     """Decode → Validate → Join, for labels that come as records of their own."""
-    project, records = config.project, config.project.label_records
+    project, records = config.project, config.project.label_type
     if records is None:
         raise ValueError("labels come as records of their own, but the project declares no label.events")
     decoded = raw | "Decode labels" >> Decode(records)
@@ -78,11 +78,11 @@ def join_labels(raw: beam.PCollection, events: beam.PCollection, config: GraphCo
     join = JoinLabels(project, entities, feedback_horizon_us(project), config.shards, config.lateness_us)
     joined = {"events": events, "labels": waiting} | "Join labels" >> join
     counts = (
-        raw | "Count labels read" >> CountEvents("read"),
+        raw | "Count labels read" >> CountEvents(Outcome.READ),
         joined.rows | "Count labelled" >> beam.Map(_labelled).with_output_types(tuple[str, int]),
     )
     return Labels(valid.rows, joined.rows, counts, (decoded[DEAD], valid[DEAD], joined[DEAD]))
 
 
 def _labelled(batch: pa.RecordBatch) -> tuple[str, int]:
-    return "labelled", batch.num_rows
+    return Outcome.LABELLED, batch.num_rows

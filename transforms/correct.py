@@ -14,7 +14,6 @@ from apache_beam.transforms.userstate import BagStateSpec
 
 from models import progress
 from models.batches import (
-    MARKS,
     as_int64,
     column,
     concat_batches,
@@ -26,11 +25,10 @@ from models.batches import (
     without,
 )
 from models.project.project import Project
+from models.record import CORRECTION, INGESTED_AT, LATE, MARKS, PUBLISHED_AT, SCORED_AT
 from transforms.batches import RecordBatchCoder
 from transforms.dead_letters import split_good
-from transforms.score import INGESTED_AT, LATE, PUBLISHED_AT, SCORED_AT
 
-CORRECTION = "correction"
 _NOT_COMPARED = (LATE, PUBLISHED_AT, INGESTED_AT, SCORED_AT, MARKS)
 
 

@@ -9,7 +9,8 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import IS_HISTORY, IS_PROVISIONAL, marks_of
+from models.batches import marks_of
+from models.record import IS_HISTORY, IS_PROVISIONAL, Outcome
 
 
 @dataclasses.dataclass(eq=False)
@@ -18,7 +19,7 @@ class CountEvents(beam.PTransform):  # type: ignore[misc]
 
     What is provisional is not counted: it comes once more."""
 
-    outcome: str
+    outcome: Outcome
     history_only: bool = False
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:

@@ -11,7 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import (
+from models.batches import Keys, marks_of, take_rows, without
+from models.codecs import rows_as_json
+from models.codecs.times import times_from_timestamps
+from models.faults import python_values
+from models.project.contract import TIMESTAMP
+from models.record import (
+    DEAD_LETTER_SCHEMA,
     EVENT_TIME,
     FORMAT,
     INGESTED,
@@ -19,34 +25,14 @@ from models.batches import (
     IS_PROVISIONAL,
     MARKS,
     PAYLOAD,
+    PAYLOAD_FORMAT,
     POSITION,
     PUBLISHED,
     SOURCE,
-    Keys,
-    marks_of,
-    take_rows,
-    without,
+    RecordType,
 )
-from models.codecs import rows_as_json
-from models.codecs.times import times_from_timestamps
-from models.faults import python_values
-from models.project.contract import TIMESTAMP
-from models.project.declarations import Event
 
 LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
-
-DEAD_LETTER_SCHEMA = pa.schema(
-    [
-        pa.field("payload", pa.binary()),  # the record's original bytes, or its row as JSON
-        pa.field("format", pa.string()),  # of the payload: json, csv, avro, row, ...
-        pa.field("reasons", pa.string()),  # a JSON list of {field, rule, value}
-        pa.field("step", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("position", pa.int64()),
-        pa.field("event_id", pa.string()),
-        pa.field("event_time", pa.timestamp("us", tz="UTC")),
-    ]
-)
 
 
 # Columns of dead letters of a stream, by their names in batches.
@@ -54,9 +40,9 @@ _STREAM_TIMES = {"published": PUBLISHED, "ingested": INGESTED}
 
 
 def make_dead_letters(
-    batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, event: Event
+    batch: pa.RecordBatch, rows: Keys, reasons: Sequence[str], step: str, records: RecordType
 ) -> pa.RecordBatch:
-    """Dead letters for some rows of a batch; `event` names the id and the time, which may not be there yet.
+    """Dead letters for some rows of a batch; `records` names the id and the time, which may not be there yet.
 
     They keep the rows' marks until `DropKnown`, and those of a stream tell when it was published and ingested.
     """
@@ -64,14 +50,15 @@ def make_dead_letters(
     columns = dict(zip(bad.schema.names, bad.columns, strict=True))
     own = [name for name in columns if not name.startswith("__")]
     payloads: pa.Array = columns.get(PAYLOAD, pa.nulls(len(rows), pa.binary()))
-    known_format = (bad.schema.metadata or {}).get(FORMAT, b"row").decode()
-    if known_format in LINES:
-        payloads = pc.replace_substring_regex(payloads, pattern=r"\r?\n\z", replacement="")
-    formats = pc.if_else(pc.is_null(payloads), "row", known_format)
+    known = pa.repeat((bad.schema.metadata or {}).get(FORMAT, b"row").decode(), len(rows))
+    formats = columns.get(PAYLOAD_FORMAT, known).cast(pa.string())
+    bare = pc.replace_substring_regex(payloads, pattern=r"\r?\n\z", replacement="")
+    payloads = pc.if_else(pc.is_in(formats, pa.array(LINES)), bare, payloads)
+    formats = pc.if_else(pc.is_null(payloads), "row", formats)
     if payloads.null_count:
         shown = [*own, EVENT_TIME] if EVENT_TIME in columns else own
         payloads = pc.coalesce(payloads, pa.array(rows_as_json({name: columns[name] for name in shown}), pa.binary()))
-    times = columns.get(EVENT_TIME, columns.get(event.time, pa.nulls(len(rows))))
+    times = columns.get(EVENT_TIME, columns.get(records.time, pa.nulls(len(rows))))
     letters = pa.RecordBatch.from_arrays(
         [
             payloads,
@@ -80,7 +67,7 @@ def make_dead_letters(
             pa.repeat(step, len(rows)),
             columns[SOURCE].cast(pa.string()),
             columns[POSITION],
-            _texts(columns[event.id]) if event.id in own else pa.nulls(len(rows), pa.string()),
+            _texts(columns[records.id]) if records.id in own else pa.nulls(len(rows), pa.string()),
             times_from_timestamps(times) if times.type == TIMESTAMP else pa.nulls(len(rows), TIMESTAMP),
         ],
         schema=DEAD_LETTER_SCHEMA,

@@ -9,9 +9,8 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from models.batches import FORMAT
-from models.decode import decode_batch
-from models.project.project import Project
+from models.decode import decode_once
+from models.record import FORMAT, RecordType
 from transforms.dead_letters import make_dead_letters, split_good
 
 DEAD = "dead"
@@ -24,10 +23,11 @@ class Decode(beam.PTransform):  # type: ignore[misc]
     The format stands in a batch's schema metadata, since it is the source's affair: `json`, `csv` (with the
     header's names), `avro` (with the writer's schema), `rows` (typed columns, with
     the names of others that were not read) or `unreadable` (a part of a
-    file that its source could not read; each row of it becomes a dead letter).
+    file that its source could not read; each row of it becomes a dead letter). What its source has decoded already, as
+    streams do to learn the times, is not decoded again.
     """
 
-    project: Project
+    records: RecordType
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: decoded batches; output `dead`: dead letters."""
@@ -36,12 +36,11 @@ class Decode(beam.PTransform):  # type: ignore[misc]
         ).with_outputs(DEAD, main="rows")
 
     def _decode(self, batch: pa.RecordBatch) -> Iterator[Any]:
-        event = self.project.event
-        refuse = event.unknown_fields == "refuse"
-        decoded, faults = decode_batch(batch, self.project.contract, event.max_bytes, refuse)
+        records = self.records
+        decoded, faults = decode_once(batch, records)
         if faults.bad.any():
             reported = batch if batch.schema.metadata[FORMAT] == b"rows" else decoded
-            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", event)
+            dead = make_dead_letters(reported, faults.rows, faults.reasons(), "Decode", records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         good = split_good(decoded, faults.bad)
         if good.num_rows:

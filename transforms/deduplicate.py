@@ -10,54 +10,54 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import (
+from models.batches import column, hash_keys, marks_of, without
+from models.faults import RowFaults
+from models.features.windows import RollingKernel
+from models.project.project import RollingFeature
+from models.record import (
+    CONTENT,
+    EARLIER,
     INGESTED,
     IS_HISTORY,
     MARKS,
+    PAYLOAD,
+    PAYLOAD_FORMAT,
     POSITION,
     PUBLISHED,
     SOURCE,
-    column,
-    hash_keys,
-    marks_of,
-    without,
+    RecordType,
 )
-from models.faults import RowFaults
-from models.features.windows import RollingKernel
-from models.project.project import Project, RollingFeature
 from transforms.dead_letters import make_dead_letters, split_good
 from transforms.decode import DEAD
 from transforms.rolling import RollingWindows
 
 DUPLICATE = "duplicate event id"
-EARLIER = "__earlier"
-CONTENT = "__content"
 
 
 @dataclasses.dataclass(eq=False)
 class Deduplicate(beam.PTransform):  # type: ignore[misc]
     """Valid batches → batches of first events, and dead letters for the others.
 
-    An event is a duplicate if there is one with its id less than `event.deduplicate_within` earlier in event
+    An event is a duplicate if there is one with its id less than `deduplicate_within_us` earlier in event
     time. That is a rolling window over the entity "event id", so it is computed as one. Events with the same id
     and time are ordered by their content, then those that are history first, then by where they came from.
     An event that comes late, when one with its id has gone on already, is a duplicate of that one even if it is
     itself the earlier in event time: so no id goes on twice.
     """
 
-    project: Project
+    records: RecordType
     shards: int
     lateness_us: int = 0
 
     def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
         """Main output: batches of first events; output `dead`: dead letters."""
-        event, within = self.project.event, self.project.event.deduplicate_within
+        within = self.records.deduplicate_within_us
         earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)
         return (
             pcoll
             | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
             | "Count earlier"
-            >> RollingWindows(event.id, CONTENT, RollingKernel((earlier,), {}, self.lateness_us), self.shards)
+            >> RollingWindows(self.records.id, CONTENT, RollingKernel((earlier,), {}, self.lateness_us), self.shards)
             | "Split"
             >> beam.FlatMap(self._split)
             .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
@@ -69,12 +69,12 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
         events = without(batch, EARLIER, CONTENT)
         if repeated.any():
             rows = np.flatnonzero(repeated)
-            event_id = self.project.event.id
+            event_id = self.records.id
             faults = RowFaults(events.num_rows)
             faults.add(rows, event_id, DUPLICATE, column(events, event_id))
-            dead = make_dead_letters(events, rows, faults.reasons(), "Deduplicate", self.project.event)
+            dead = make_dead_letters(events, rows, faults.reasons(), "Deduplicate", self.records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
-        first = split_good(events, repeated)
+        first = without(split_good(events, repeated), PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:
             yield first
 
@@ -83,7 +83,7 @@ def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
     content = np.zeros(batch.num_rows, np.uint64)
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED):
+        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
             content = hash_keys(values) + content * np.uint64(31)
     origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
     live = (marks_of(batch) & IS_HISTORY) == 0

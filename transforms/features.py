@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from models import progress
-from models.batches import IS_HISTORY, IS_PROVISIONAL, as_float64, as_int64, column, marks_of, take_rows, times_us
+from models.batches import as_float64, as_int64, column, marks_of, take_rows, times_us
 from models.features.labels import LabelledKernel
 from models.features.windows import RollingKernel
 from models.project.contract import Field
 from models.project.expressions import NOT_FINITE
 from models.project.project import Project
+from models.record import IS_HISTORY, IS_PROVISIONAL
 from transforms.labels import MoveLater
 from transforms.rolling import RollingWindows
 

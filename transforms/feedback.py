@@ -12,9 +12,9 @@ from apache_beam.metrics import Metrics
 from models import progress
 from models.batches import as_float64, column
 from models.project.project import Project
+from models.record import DECISION, SCORE
 from transforms.features import feedback_horizon_us, rolling_kernels
 from transforms.labels import JoinLabels, MoveLater
-from transforms.score import DECISION, SCORE
 
 NAMESPACE = "feedback"
 

@@ -26,12 +26,10 @@ from models.batches import Keys, as_int64, column, partition, shard_of, take_row
 from models.project.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge
+from models.record import DECISION, SHADOW_DECISION, VERDICT_ID
 from transforms.batches import RecordBatchCoder, timestamp_of
-from transforms.score import DECISION
 from transforms.statistics import WatchQuality, due_us, window_end
 
-VERDICT_ID = "verdict_id"
-SHADOW_DECISION = "shadow_decision"
 QUARANTINE = "quarantine"
 # A verdict comes with the time at which its window was due; some milliseconds later it is there.
 AFTER_VERDICT_US = 5_000

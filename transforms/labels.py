@@ -14,10 +14,6 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.batches import (
-    EVENT_TIME,
-    POSITION,
-    SOURCE,
-    SYSTEM_FIELDS,
     as_float64,
     column,
     concat_batches,
@@ -30,9 +26,9 @@ from models.batches import (
     without,
 )
 from models.faults import RowFaults
-from models.features.labels import LABEL_TIME
 from models.features.windows import Int64, Run
 from models.project.project import Project
+from models.record import EVENT_TIME, LABEL_TIME, POSITION, SOURCE, SYSTEM_FIELDS
 from transforms.batches import LazyBatch, timestamp_of
 from transforms.dead_letters import make_dead_letters
 from transforms.decode import DEAD
@@ -248,10 +244,10 @@ class _Join:
 
     def __init__(self, options: JoinLabels) -> None:
         project = options.project
-        if project.label is None or project.label_records is None:
+        if project.label is None or project.label_type is None:
             raise ValueError(f"{project.name} declares no label.events")
         self._event_id, self._label = project.event.id, project.label.field
-        self._records = project.label_records.event
+        self._records = project.label_type
         self._names = {EVENT_TIME: options.event_time, LABEL_TIME: options.label_time}
         self._join_us = options.horizon_us
         self.horizon_us = options.horizon_us + options.lateness_us

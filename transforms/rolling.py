@@ -17,9 +17,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models import progress
-from models.batches import EVENT_TIME, as_float64, as_int64, column, is_provisional, shard_of, times_us
-from models.features.labels import LABEL_TIME, LabelledKernel, Labels
+from models.batches import as_float64, as_int64, column, is_provisional, shard_of, times_us
+from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel, encode_entities
+from models.record import EVENT_TIME, LABEL_TIME
 from transforms.batches import LazyBatch
 from transforms.slices import AdvanceSlices, Log, Shard, has_labels, spread
 

@@ -12,30 +12,25 @@ import numpy as np
 import pyarrow as pa
 
 from models import progress
-from models.batches import (
-    EVENT_TIME,
-    INGESTED,
-    IS_HISTORY,
-    IS_LATE,
-    MARKS,
-    PUBLISHED,
-    as_float64,
-    column,
-    marks_of,
-    take_rows,
-)
+from models.batches import as_float64, column, marks_of, take_rows
 from models.predictors.booster import Scorer
 from models.project.project import Decision, Project
-
-SCORE = "score"
-DECISION = "decision"
-REASONS = "reason_codes"
-BUNDLE_ID = "bundle_id"
-LATE = "late"
-# Times of a stream's score rows, by the clock.
-PUBLISHED_AT = "published"
-INGESTED_AT = "ingested"
-SCORED_AT = "scored"
+from models.record import (
+    BUNDLE_ID,
+    DECISION,
+    EVENT_TIME,
+    INGESTED,
+    INGESTED_AT,
+    IS_HISTORY,
+    IS_LATE,
+    LATE,
+    MARKS,
+    PUBLISHED,
+    PUBLISHED_AT,
+    REASONS,
+    SCORE,
+    SCORED_AT,
+)
 
 
 @dataclasses.dataclass(eq=False)

@@ -22,7 +22,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.batches import Keys, concat_batches, partition, take_rows, times_us
-from models.features.labels import LABEL_TIME
+from models.record import LABEL_TIME
 from transforms.batches import LazyBatch, LazyBatchCoder, RecordBatchCoder, timestamp_of
 
 # So many small segments of a shard's history are joined into one; a join rewrites only those.

@@ -24,12 +24,12 @@ from apache_beam.utils.timestamp import Timestamp
 
 from models.batches import Keys, as_int64, column, hash_keys, is_provisional, take_rows
 from models.project.project import Project
-from models.quality.judge import SCORE, Memory
+from models.quality.judge import Memory
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.sampling import HASH, ID, TIME, least
 from models.quality.windows import BASELINE_ROWS, Part, WindowJudge, add_parts, baseline_of
+from models.record import BUNDLE_ID, DECISION, SCORE
 from transforms.batches import RecordBatchCoder, timestamp_of
-from transforms.score import BUNDLE_ID, DECISION
 
 VERDICTS = "verdicts"
 

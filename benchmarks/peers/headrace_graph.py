@@ -30,7 +30,9 @@ from models.quality.windows import WindowJudge
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
+from pipelines.sources.feeds import feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles
+from pipelines.sources.listing import Files
 from transforms.gate import WatchScores
 from transforms.score import Score
 
@@ -67,7 +69,12 @@ def run(
     pipeline = make_pipeline(runner, beam_args)
     sink = WriteFiles(output, project.event.id, project.event.time)
     score = Score(project, scorer, "benchmark")
-    build(pipeline, GraphConfig(project, ReadFiles((source,)), score, sink, shards, watch=watch))
+    build(
+        pipeline,
+        GraphConfig(
+            project, ReadFiles(feeds_of(project, {"events": Files((source,))})), score, sink, shards, watch=watch
+        ),
+    )
     ready = time.perf_counter()
     pipeline.run().wait_until_finish()
     ended = time.perf_counter()

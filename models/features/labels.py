@@ -16,7 +16,6 @@ from models.features.windows import Events, Float64, History, Int64, RollingKern
 from models.project.project import RollingFeature
 
 # The column that tells a batch of labels from one of events: when each label was known.
-LABEL_TIME = "__label_time"
 
 _VALUE, _KNOWN = "value", "known"
 _FOREVER = 1 << 62

@@ -10,11 +10,9 @@ from models.project.documents import Path
 from models.project.expressions import Expression, ExpressionError
 from models.project.parameters import find_parameter_faults
 from models.quality.backend import parse_schema
+from models.record import RESERVED
 
 Fault = tuple[Path, str]
-
-# Columns of a score row that are not the event's; see transforms.score.
-RESERVED = ("score", "decision", "reason_codes", "bundle_id", "verdict_id", "shadow_decision")
 
 _DAY_US = 86_400_000_000
 _TIMES = (

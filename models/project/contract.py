@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -240,7 +240,7 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         faults.add(_rows(pc.and_(pc.invert(known), pc.is_valid(column))), field.name, "not in domain", column)
 
 
-def check_fixed_point(columns: dict[str, pa.Array], places: dict[str, int], faults: RowFaults) -> None:
+def check_fixed_point(columns: dict[str, pa.Array], places: Mapping[str, int], faults: RowFaults) -> None:
     """Add to `faults` the rows whose summed values are too large for exact 64-bit sums."""
     for name, decimals in places.items():
         limit = FIXED_POINT_LIMIT / 10**decimals

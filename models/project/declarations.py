@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from models.codecs.times import micros_of
 from models.project.contract import Contract
 from models.project.expressions import Expression
+from models.record import EVENTS, LABELS, RecordType
 
 _UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _DURATION = re.compile(r"([0-9]+)\s*(us|ms|s|m|h|d)")
@@ -213,9 +215,22 @@ class Project(_Declaration):
         """The schema that stands beside the declarations."""
         return self._contract
 
-    @functools.cached_property
-    def label_contract(self) -> Contract | None:
-        """The contract of label records: the event's id, the label and the time; None if labels are no records."""
+    @property
+    def event_type(self) -> RecordType:
+        """Events, as a step reads them."""
+        summed = {f.field for f in self.rolling_features if f.field and f.aggregate in ("sum", "mean")}
+        return self._record_type(
+            EVENTS,
+            0,
+            self._contract,
+            self.event.time,
+            carried=self.carried_fields,
+            fixed_point={name: self.fixed_point.get(name, 0) for name in sorted(summed)},
+        )
+
+    @property
+    def label_type(self) -> RecordType | None:
+        """Label records: the event's id, the label and the time it was known; None if labels are no records."""
         if self.label is None or self.label.events is None:
             return None
         fields, event_time = self._contract.fields, self._contract.fields[self.event.time]
@@ -224,18 +239,29 @@ class Project(_Declaration):
             self.label.field: dataclasses.replace(fields[self.label.field], required=True),
             self.label.events.time: dataclasses.replace(event_time, name=self.label.events.time, required=True),
         }
-        return Contract(needed, b"")
+        carried = tuple(name for name in needed if name != self.label.events.time)
+        return self._record_type(LABELS, 1, Contract(needed, b""), self.label.events.time, carried=carried)
 
-    @functools.cached_property
-    def label_records(self) -> Project | None:
-        """Label records as a project whose events they are, to be decoded and validated; None if there are none."""
-        if self.label is None or self.label.events is None or self.label_contract is None:
-            return None
-        event = self.event.model_copy(update={"time": self.label.events.time})
-        model = Model(inputs=[self.label.field])
-        records = Project(name=self.name, schema=self.schema_file, event=event, model=model)
-        records._contract = self.label_contract
-        return records
+    @property
+    def record_types(self) -> tuple[RecordType, ...]:
+        """All kinds of records that there may be, events first."""
+        return (self.event_type, *([self.label_type] if self.label_type else []))
+
+    def _record_type(self, name: str, number: int, contract: Contract, time: str, **more: Any) -> RecordType:
+        event = self.event
+        return RecordType(
+            name=name,
+            number=number,
+            contract=contract,
+            id=event.id,
+            time=time,
+            earliest_us=micros_of(event.earliest),
+            latest_us=micros_of(event.latest),
+            max_bytes=event.max_bytes,
+            refuses_unknown=event.unknown_fields == "refuse",
+            deduplicate_within_us=event.deduplicate_within,
+            **more,
+        )
 
     @functools.cached_property
     def row_features(self) -> dict[str, Expression]:

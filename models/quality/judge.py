@@ -28,8 +28,7 @@ from models.quality.distances import (
     stability_index,
 )
 from models.quality.records import Distribution, Finding, Kind, Measure, Status, Verdict, WindowStatistics
-
-SCORE = "score"
+from models.record import SCORE
 
 _NAMES = {"infinity_norm": "L-infinity", "jensen_shannon": "Jensen-Shannon divergence", "psi": "PSI"}
 _SAID = {

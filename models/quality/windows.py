@@ -12,9 +12,10 @@ import pyarrow as pa
 from models.project.project import Project
 from models.quality.backend import parse_schema
 from models.quality.columns import describe
-from models.quality.judge import SCORE, Memory, judge
+from models.quality.judge import Memory, judge
 from models.quality.records import Distribution, Verdict, WindowStatistics
 from models.quality.sampling import merge, settle
+from models.record import SCORE
 
 BASELINE_FORMAT = 1
 BASELINE_ROWS = 100_000  # a baseline's sample is larger than a window's, so that it adds little to chance

@@ -71,13 +71,14 @@ def _look_into(segment: Segment, journal: int | None) -> tuple[int, str]:
     """How many records of a segment are sound, and from when to when they were published."""
     import pyarrow.compute as pc
 
-    from models.batches import PUBLISHED, column
-    from pipelines.sources.frames import Fault
+    from models.batches import column
+    from models.record import PUBLISHED
+    from pipelines.sources.frames import Expected, Fault
     from pipelines.sources.journal import batches_of, open_file, pieces_of
 
     records, spans = 0, []
     with contextlib.closing(open_file(segment.path)) as file:
-        for piece in pieces_of(file, segment.path, first_row=segment.first_row, journal=journal):
+        for piece in pieces_of(file, segment.path, Expected(segment.first_row, journal=journal)):
             if not isinstance(piece, Fault):
                 records += piece.rows
                 spans += [pc.min_max(column(batch, PUBLISHED)).as_py() for batch in batches_of(piece, segment.path)]

@@ -209,7 +209,7 @@ def run(
                 threads=threads,
             )
             return
-        events = running.open_source(source, source_format, labels or (), look=not dry_run)
+        events = running.open_source(declared, source, source_format, labels or (), look=not dry_run)
         bundle = running.load_bundle(declared, project, model, registry)
         result = running.score(
             declared,
@@ -280,7 +280,7 @@ def train(
         trained = training.train(
             declared,
             project,
-            open_source(source, source_format, labels or ()),
+            open_source(declared, source, source_format, labels or ()),
             start=start,
             examples=examples,
             dead_letters=_training_sink(project),
@@ -397,7 +397,7 @@ def parity(
         from pipelines.jobs import parity as comparing
         from pipelines.jobs import score as running
 
-        running.open_source(source, None)
+        running.open_source(declared, source, None)
         bundle = running.load_bundle(declared, project, model, registry)
         scorer = Scorer.from_bundle(bundle, nthread=threads)
         found = comparing.check_parity(declared, bundle, scorer, source, allowance_us, seed, duplicates)
@@ -556,7 +556,7 @@ def baseline(
         from models.predictors.registry import set_baseline
         from pipelines.jobs import score as running
 
-        events = running.open_source(source, source_format, labels or ())
+        events = running.open_source(declared, source, source_format, labels or ())
         bundle = running.load_bundle(declared, project, model, registry)
         from_us, to_us = (None if time is None else micros_of(time) for time in (start, end))
         content, rows = running.compute_baseline(declared, bundle, events, from_us, to_us, threads)
@@ -582,9 +582,7 @@ def report(
         from pipelines.cli.display import working
         from pipelines.report import report as write_report
 
-        _require(
-            declared.label_records is not None or not labels, "--labels are for a project that declares label.events"
-        )
+        _require(declared.label_type is not None or not labels, "--labels are for a project that declares label.events")
         with working("writing the report"):
             written = write_report(declared, run, output, labels or ())
         typer.echo(f"report in {written}")
@@ -612,13 +610,15 @@ def demo(
             _write_sample(output / "events", rows, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
-        trained = training.train(declared, project, running.open_source([data], None), dead_letters=output / "training")
+        trained = training.train(
+            declared, project, running.open_source(declared, [data], None), dead_letters=output / "training"
+        )
         registered = training.register(trained, declared, registry, promote=True)
         _print_training(trained, declared, registered, registry, project)
         result = running.score(
             declared,
             trained.bundle,
-            running.open_source([data], None),
+            running.open_source(declared, [data], None),
             f"{output}/run",
             score_from_us=trained.test_from_us,
             replace=True,
@@ -742,7 +742,7 @@ def _duration(option: str, text: str) -> int:
 
 def _require_labels(declared: Project, labels: list[str] | None) -> None:
     """Labels are given where the project declares label.events, and nowhere else."""
-    declares = declared.label_records is not None
+    declares = declared.label_type is not None
     _require(bool(labels) or not declares, "the project declares label.events: say with --labels where they come from")
     _require(declares or not labels, "--labels are for a project that declares label.events")
 

@@ -193,7 +193,8 @@ def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int) -> Sam
         SourceError: if a pattern matches nothing, or a file's name does not tell its format.
     """
     from models.schemas.columns import SampledColumns
-    from pipelines.sources.files import format_of, match_files, read_split, split_file
+    from pipelines.sources.files import read_split, split_file
+    from pipelines.sources.listing import format_of, match_files
 
     paths = sorted({path for pattern in patterns for path in match_files(pattern)})
     chosen = paths
@@ -219,7 +220,8 @@ def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int) -> Sam
 
 
 def _add(columns: SampledColumns, batch: Any) -> None:
-    from models.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, column, without
+    from models.batches import column, without
+    from models.record import COLUMNS, FORMAT, PAYLOAD, POSITION
 
     kind, declared = batch.schema.metadata[FORMAT], batch.schema.metadata.get(COLUMNS)
     if kind == b"json":

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from models import progress
 from pipelines.brokers import is_broker, open_broker
-from pipelines.sources.files import SourceError, match_files
+from pipelines.sources.listing import SourceError, match_files
 
 IDLE_SECONDS = 5.0  # a subscription that is silent for so long has no more dead letters
 PUBLISHED_AT_ONCE = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
@@ -12,24 +12,25 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.project.project import Project
 from pipelines.sinks.publish import INPUTS, SPEC
-from pipelines.sources.files import ReadFiles, ReadLabelled, match_files
+from pipelines.sources.files import ReadFiles
+from pipelines.sources.listing import Files
 
 
-def identify(project: Project, source: ReadFiles | ReadLabelled, options: Mapping[str, Any]) -> dict[str, str]:
+def identify(project: Project, source: ReadFiles, options: Mapping[str, Any]) -> dict[str, str]:
     """Digests of a run's `spec`, the project and the options that change what is written, and of its `inputs`.
 
     The inputs are the paths of all files that are read, their sizes and their checksums: of what they hold on this
     machine, or what an object store says. What changes no result, such as shards or the runner, is no part of it.
     """
-    events = source.events if isinstance(source, ReadLabelled) else source
-    labels = source.labels if isinstance(source, ReadLabelled) else ()
-    spec = [project.model_dump(mode="json"), project.contract.text.decode(), events.format, dict(options)]
-    inputs = [_files_of(patterns) for patterns in (events.patterns, labels)]
+    spec = [project.model_dump(mode="json"), project.contract.text.decode(), source.format, dict(options)]
+    files = {feed.record_type.number: _files_of(feed.source) for feed in source.feeds}
+    # The labels' place is there without labels, too: so it was from the first version on.
+    inputs = [files.get(number, []) for number in range(max(2, *(number + 1 for number in files)))]
     return {SPEC: _digest(spec), INPUTS: _digest(inputs)}
 
 
-def _files_of(patterns: Sequence[str]) -> list[tuple[str, str]]:
-    return [(path, _checksum(path)) for path in sorted({p for pattern in patterns for p in match_files(pattern)})]
+def _files_of(files: Files) -> list[tuple[str, str]]:
+    return [(path, _checksum(path)) for path in files.paths]
 
 
 def _checksum(path: str) -> str:

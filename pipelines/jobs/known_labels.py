@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_int64, column, take_rows
-from models.decode import decode_batch
+from models.decode import decode_once
 from models.project.project import Project
-from pipelines.sources.files import JOURNALED_LABELS, read_all
-from transforms.validate import validate_batch
+from models.validate import validate_batch
+from pipelines.sources.feeds import Feed
+from pipelines.sources.files import read_all
+from pipelines.sources.listing import Files
 
 
 def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
@@ -20,17 +22,17 @@ def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> p
 
     Of two records of one time the smaller label counts, as in the graph; records that it refuses count nowhere.
     """
-    records, label = project.label_records, project.label
+    records, label = project.label_type, project.label
     if records is None or label is None:
         raise ValueError("labels are given, but the project declares no label.events")
     id_type = project.contract.fields[project.event.id].arrow_type
     ids, times, values = [pa.array([], id_type)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for batch in read_all(patterns, records, JOURNALED_LABELS):
-        rows, faults = decode_batch(batch, records.contract, records.event.max_bytes, False)
+    for batch in read_all(Feed(records, Files(tuple(patterns)))):
+        rows, faults = decode_once(batch, records)
         rows = take_rows(rows, np.flatnonzero(~faults.bad))
         rows = take_rows(rows, np.flatnonzero(~validate_batch(rows, records).bad))
-        ids.append(column(rows, records.event.id))
-        times.append(as_int64(column(rows, records.event.time)))
+        ids.append(column(rows, records.id))
+        times.append(as_int64(column(rows, records.time)))
         values.append(as_int64(column(rows, label.field)))
     known, value = pa.concat_arrays(ids), np.concatenate(values)
     codes = known.dictionary_encode().indices.to_numpy()

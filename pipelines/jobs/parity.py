@@ -17,21 +17,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import FORMAT, PAYLOAD, POSITION, SOURCE, column, with_column, without
+from models.batches import column, with_column, without
 from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
 from models.faults import RowFaults
 from models.predictors.bundle import Bundle
 from models.project.contract import Contract
 from models.project.project import Project
+from models.record import DECISION, EVENTS, FORMAT, PAYLOAD, POSITION, SCORE, SOURCE
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.score import RunResult, read_kind, read_verdicts, run_graph, watch_scores
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
-from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files, read_split, split_file
+from pipelines.sources.acknowledge import AfterJournal
+from pipelines.sources.feeds import Topic, feeds_of
+from pipelines.sources.files import SLICE_US, ReadFiles, read_split, split_file
+from pipelines.sources.listing import Files, format_of, match_files
 from pipelines.sources.raw import raw_batch
-from pipelines.sources.records import NO_TIME_US, read_event_times
+from pipelines.sources.records import NO_TIME_US, decode_raw, times_of
 from pipelines.sources.stream import ReadStream
-from transforms.score import DECISION, SCORE, Score
+from transforms.score import Score
 
 IDLE_US = 2_000_000
 MOST_PUBLISHED = 1000
@@ -85,15 +89,14 @@ def check_parity(
             return run_graph(config, DIRECT, (), name)
 
         window_us = project.quality.window if project.quality else None
-        batch = run("batch", ReadFiles((str(events),)), SLICE_US)
+        batch = run("batch", ReadFiles(feeds_of(project, {EVENTS: Files((str(events),))})), SLICE_US)
         with _published([payloads[i] for i in order], seed) as broker:
             source = ReadStream(
-                broker,
-                project,
+                feeds_of(project, {EVENTS: Topic(broker)}),
                 allowance_us,
                 idle_us=IDLE_US,
                 until_idle=True,
-                journal=f"{scratch}/journal",
+                acknowledge=AfterJournal(f"{scratch}/journal"),
                 cut_us=window_us,
             )
             stream = run("stream", source, window_us or 0)
@@ -149,7 +152,7 @@ def _times_of(payloads: Sequence[bytes], project: Project) -> Any:
     rows = len(payloads)
     batch = raw_batch(pa.array(payloads, pa.binary()), pa.array(np.arange(rows)), {FORMAT: b"json"})
     origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([""]))
-    return read_event_times(with_column(batch, SOURCE, origin), project)
+    return times_of(decode_raw(with_column(batch, SOURCE, origin), project.event_type), project.event_type)
 
 
 @contextlib.contextmanager

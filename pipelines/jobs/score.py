@@ -27,6 +27,7 @@ from models.predictors.training import DAY_US
 from models.project.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge, read_baseline
+from models.record import DECISION, EVENTS, LABELS, SCORE
 from models.schemas import REMEDY, SchemaMismatch, VersionError, check_against_bundle, schema_digest
 from pipelines.cli.display import working
 from pipelines.config import DATAFLOW, DEFAULT_SHARDS, DIRECT, IN_PROCESS, GraphConfig, is_only_made, make_pipeline
@@ -34,10 +35,12 @@ from pipelines.graph import build
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
-from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, format_of, match_files
+from pipelines.sources.feeds import feeds_of
+from pipelines.sources.files import SLICE_US, ReadFiles, check_files
+from pipelines.sources.listing import Files, SourceError, match_files
 from pipelines.sources.parquet import start_early
 from transforms.gate import OnStop, WatchScores
-from transforms.score import DECISION, SCORE, Score
+from transforms.score import Score
 from transforms.statistics import make_baseline
 
 MAX_TRIED = 20  # versions, where one that fits is looked for
@@ -58,20 +61,19 @@ class RunResult:
 
 
 def open_source(
-    uris: Sequence[str], kind: str | None, labels: Sequence[str] = (), look: bool = True
-) -> ReadFiles | ReadLabelled:
-    """The source for `uris`, and for those of `labels` if there are.
+    project: Project, uris: Sequence[str], kind: str | None, labels: Sequence[str] = (), look: bool = True
+) -> ReadFiles:
+    """The source for events at `uris`, and for labels if there are.
 
     With `look`, SourceError if one of them matches nothing or has no known format, JournalError if one is a journal
     that is not whole.
     """
-    if look:
-        found = [path for uri in uris for path in match_files(uri)]
-        check_files([*(uris if kind is None else ()), *labels])
-        if any((kind or format_of(path)) == "parquet" for path in found):
+    sources = {EVENTS: Files(tuple(uris), kind), **({LABELS: Files(tuple(labels))} if labels else {})}
+    for files in sources.values() if look else ():
+        check_files(files)
+        if any(files.format_of(path) == "parquet" for path in files.paths):
             start_early()
-    events = ReadFiles(tuple(uris), kind)
-    return ReadLabelled(events, tuple(labels)) if labels else events
+    return ReadFiles(feeds_of(project, sources))
 
 
 def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_uri: str) -> Bundle:
@@ -118,7 +120,7 @@ def _fitting(project: Project, folder: pathlib.Path, tracking_uri: str) -> Itera
 def score(
     project: Project,
     bundle: Bundle,
-    source: ReadFiles | ReadLabelled,
+    source: ReadFiles,
     directory: str,
     *,
     runner: str = DIRECT,
@@ -183,7 +185,7 @@ def score(
 def compute_baseline(
     project: Project,
     bundle: Bundle,
-    source: ReadFiles | ReadLabelled,
+    source: ReadFiles,
     from_us: int | None,
     to_us: int | None,
     threads: int,

@@ -14,7 +14,8 @@ from models import progress
 from models.predictors.bundle import Bundle
 from models.project.expressions import NOT_FINITE
 from models.project.project import Project
-from pipelines.brokers import Broker, BrokerError, open_broker
+from models.record import EVENTS, LABELS
+from pipelines.brokers import BrokerError, open_broker
 from pipelines.cli.display import working
 from pipelines.config import DATAFLOW, DEFAULT_SHARDS, DIRECT, FLINK, GraphConfig, is_only_made, make_pipeline
 from pipelines.graph import build
@@ -22,8 +23,10 @@ from pipelines.jobs.parity import event_times, read_payloads, read_texts
 from pipelines.jobs.score import watch_scores
 from pipelines.runners.inprocess.engine import LocalRunner
 from pipelines.sinks.topics import PublishRows
+from pipelines.sources.acknowledge import Acknowledge, AfterBundle, AfterCheckpoint, AfterJournal
+from pipelines.sources.feeds import Feed, Topic, feeds_of
 from pipelines.sources.files import check_files
-from pipelines.sources.flink_stream import ReadFlinkStream
+from pipelines.sources.listing import Files
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import open_values
 from transforms.features import horizon_us
@@ -59,26 +62,28 @@ def score_stream(
     beam_args: tuple[str, ...] = (),
 ) -> None:
     """Score the messages of a subscription until SIGINT or SIGTERM; then finish what is under way."""
-    check_files(history)
+    past = Files(tuple(history))
+    check_files(past)
     broker = open_broker(source, kafka_config=kafka_config)
     read_values = open_values(values, getattr(broker, "topic", None))
     read_values.check(project.contract)
-    read = ReadFlinkStream if runner == FLINK else ReadStream
-    reading: Any = read(
-        broker,
-        project,
+    topics = {EVENTS: Topic(broker, read_values)}
+    if labels:
+        topics[LABELS] = Topic(open_broker(labels, kafka_config=kafka_config))
+    feeds = feeds_of(project, topics)
+    window_us = project.quality.window if project.quality else None
+    held_back = project.quality is not None and project.quality.gate == "quarantine"
+    reading: Any = ReadStream(
+        feeds,
         allowance_us,
-        journal=journal,
-        history=tuple(history),
-        horizon_us=horizon_us(project, lateness_us),
+        acknowledge=_acknowledge(runner, journal, horizon_us(project, lateness_us)),
+        history=feeds_of(project, {EVENTS: past}) if history else (),
         at_arrival=at_arrival,
-        values=read_values,
-        cut_us=project.quality.window if project.quality else None,
-        labels=open_broker(labels, kafka_config=kafka_config) if labels else None,
+        cut_us=window_us,
+        held_us=window_us if held_back else None,
     )
     if runner == DATAFLOW:
-        reading = _native_source(broker, bool(journal or history or at_arrival or labels or values != "json"))
-    held_back = project.quality is not None and project.quality.gate == "quarantine"
+        reading = _native_source(feeds, bool(journal or history or at_arrival or labels or values != "json"))
     config = GraphConfig(
         project,
         reading,
@@ -107,17 +112,27 @@ def score_stream(
         pipeline.run().wait_until_finish()
 
 
-def _native_source(broker: Broker, asks_for_more: bool) -> Any:
+def _acknowledge(runner: str, journal: str | None, horizon_us: int) -> Acknowledge:
+    """When messages are acknowledged: on Flink, checkpoints take the place of a journal."""
+    if runner == FLINK:
+        if journal is not None:
+            raise ValueError("on Flink, checkpoints take the place of a journal: leave it out")
+        return AfterCheckpoint()
+    return AfterJournal(journal, horizon_us) if journal is not None else AfterBundle()
+
+
+def _native_source(feeds: Sequence[Feed[Topic]], asks_for_more: bool) -> Any:
     """Dataflow's own reader, which keeps what was read itself: there is no journal, nor history, nor a first score."""
     from pipelines.brokers.pubsub import PubsubBroker
     from pipelines.sources.native_pubsub import ReadNativePubsub
 
-    if not isinstance(broker, PubsubBroker) or asks_for_more:
+    (feed, *_) = feeds
+    if not isinstance(feed.source.broker, PubsubBroker) or asks_for_more:
         raise BrokerError(
             "on Dataflow a stream comes from pubsub:// in JSON, "
             "without --journal, --history, --labels and --order arrival"
         )
-    return ReadNativePubsub(broker)
+    return ReadNativePubsub(feed)
 
 
 @contextlib.contextmanager

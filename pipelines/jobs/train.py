@@ -23,6 +23,7 @@ from models.predictors.bundle import Bundle, library_versions
 from models.predictors.evaluation import Evaluation, evaluate
 from models.predictors.training import TrainingError
 from models.project.project import PROJECT_FILE, Project
+from models.record import DECISION, LABELS, SCORE
 from pipelines.cli.display import working
 from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.identity import identify
@@ -31,9 +32,9 @@ from pipelines.jobs.score import RunResult, read_kind, read_success, run_graph
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sinks.folder import Folder, staging_of
 from pipelines.sinks.publish import Written, publish
-from pipelines.sources.files import ReadFiles, ReadLabelled
+from pipelines.sources.files import ReadFiles
 from transforms.examples import CollectExamples
-from transforms.score import DECISION, SCORE, decide, model_inputs
+from transforms.score import decide, model_inputs
 from transforms.statistics import make_baseline
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -72,7 +73,7 @@ class Trained:
 def train(
     project: Project,
     folder: pathlib.Path,
-    source: ReadFiles | ReadLabelled,
+    source: ReadFiles,
     *,
     start: datetime.datetime | None = None,
     examples: str | None = None,
@@ -108,8 +109,9 @@ def train(
         kept = kept if result.outcomes.get("dead-lettered") or result.outcomes.get("duplicate") else None
         _check_dead_letters(project, result, kept)
         table = _ordered(_read_examples(directory, project), project)
-        if isinstance(source, ReadLabelled):
-            table = with_labels(table, source.labels, project)
+        for feed in source.feeds:
+            if feed.name == LABELS:
+                table = with_labels(table, feed.source.patterns, project)
     with working("training"):
         return _fit(project, folder, table, result, kept, start, threads)
 

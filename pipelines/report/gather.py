@@ -11,12 +11,12 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.project.project import Project
 from models.quality.records import Verdict
+from models.record import SCORE
 from pipelines.jobs.score import RunError, read_success
 from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
 from pipelines.sinks.files import SCORES, SUCCESS
-from transforms.score import SCORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _where_labels_are(project: Project, labels: Sequence[str]) -> str:
     """Why there is no performance, and what to do about it."""
     if project.label is None:
         return "the project declares no label"
-    if project.label_records is not None and not labels:
+    if project.label_type is not None and not labels:
         return "labels come as records of their own: name them to headrace report by --labels"
     if not labels and project.label.field not in project.output:
         return f"the label {project.label.field} is not among the output fields that project.yaml declares"

@@ -30,6 +30,7 @@ from models.codecs import encode_json_lines
 from models.faults import first_rules
 from models.features.windows import sort_order
 from models.quality.records import Verdict, WindowStatistics
+from models.record import ENDS, Outcome
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.publish import (
     BASELINE,
@@ -51,7 +52,6 @@ __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteF
 
 WRITERS = 2  # files encoded at once
 ROWS_AT_ONCE = 1 << 17  # that a file is encoded in; a row group of Parquet
-ENDS = ("scored", "quarantined", "dead-lettered", "duplicate", "history", "labelled")
 
 
 class CountMismatch(RuntimeError):
@@ -135,7 +135,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         prefix = "part" if kind == DEAD_LETTERS else str(np.datetime64(month, "M"))
         name = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
         batch = _gather(batches)
-        ends = {SCORES: "scored", QUARANTINE: "quarantined"}
+        ends: dict[str, str] = {SCORES: Outcome.SCORED, QUARANTINE: Outcome.QUARANTINED}
         outcomes = {ends[kind]: batch.num_rows} if kind in ends else count_reasons(batch)
         with self._create(kind, name) as file:
             _encode(_in_order(batch, *order), batch.schema, self.format, file)
@@ -237,7 +237,7 @@ class _WriteFile(beam.DoFn):  # type: ignore[misc]
 def check_counts(outcomes: collections.Counter[str]) -> None:
     """Raise CountMismatch unless every event that was read has one outcome."""
     ended = sum(count for outcome, count in outcomes.items() if outcome in ENDS)
-    if outcomes["read"] != ended:
+    if outcomes[Outcome.READ] != ended:
         parts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ENDS if outcomes[outcome])
         raise CountMismatch(f"{outcomes['read']} events were read, but {ended} came out: {parts}")
 
@@ -252,10 +252,10 @@ def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     for (step, (field, rule)), count in found.items():
         if rule == DUPLICATE:
-            counts["duplicate"] += count
+            counts[Outcome.DUPLICATE] += count
         else:
-            counts["dead-lettered"] += count
-            counts[f"dead-lettered: {step}: {field}: {rule}"] += count
+            counts[Outcome.DEAD_LETTERED] += count
+            counts[f"{Outcome.DEAD_LETTERED}: {step}: {field}: {rule}"] += count
     return dict(counts)
 
 

@@ -10,10 +10,12 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import FORMAT, PAYLOAD, POSITION, column, concat_batches, partition, with_column, without
+from models.batches import column, concat_batches, partition, with_column, without
 from models.codecs import rows_as_json
+from models.record import FORMAT, PAYLOAD, POSITION
 from pipelines.brokers import is_broker
-from pipelines.sources.files import SourceError, format_of, read_split, split_file
+from pipelines.sources.files import read_split, split_file
+from pipelines.sources.listing import SourceError, format_of
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile
 

@@ -17,7 +17,6 @@ import zstandard
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from models.batches import FORMAT
 from models.codecs import (
     DATUM_ERRORS,
     MAX_BLOCK_ROWS,
@@ -28,6 +27,7 @@ from models.codecs import (
     row_as_json,
 )
 from models.faults import python_values
+from models.record import FORMAT
 from pipelines.sources.raw import BrokenFile, raw_batch, rows_batch, unreadable
 
 MAX_HEADER_BYTES = 4 << 20

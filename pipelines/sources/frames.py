@@ -80,22 +80,29 @@ def pack_header(journal: int, first_row: int, rows: int, before: int, payload: b
     return checked + struct.pack("<I", checksum), checksum
 
 
-def walk(
-    file: IO[bytes],
-    path: str,
-    *,
-    first_row: int | None = None,
-    needed: int = 0,
-    journal: int | None = None,
-    verify_from: int = 0,
-) -> Iterator[Frame | Fault]:
-    """The sound frames of a segment, and what is wrong between them.
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a segment must be.
 
-    Bytes at the end that are no frame are what a crash cut off, unless records up to `needed` must be there. Payloads
-    are read and verified from the record `verify_from` on, and beyond `needed`. `first_row` is the segment's name.
+    `first_row` is its name, and `journal` the number of its journal, if they are known. Records up to `needed` must be
+    there: else bytes at the end that are no frame are what a crash cut off. Payloads are read and verified from the
+    record `verify_from` on, and beyond `needed`.
     """
-    expected, before, gap = first_row, None, None
-    for piece in _scan(file, journal, min(verify_from, needed)):
+
+    first_row: int | None = None
+    needed: int = 0
+    journal: int | None = None
+    verify_from: int = 0
+
+
+ANY = Expected()
+
+
+def walk(file: IO[bytes], path: str, wanted: Expected) -> Iterator[Frame | Fault]:
+    """The sound frames of a segment, and what is wrong between them."""
+    expected, before, gap = wanted.first_row, None, None
+    journal, needed = wanted.journal, wanted.needed
+    for piece in _scan(file, journal, min(wanted.verify_from, needed)):
         if isinstance(piece, Gap):
             gap = piece
             continue

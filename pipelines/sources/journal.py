@@ -18,36 +18,22 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import (
+from models.batches import column, partition
+from models.record import (
     COLUMNS,
     FORMAT,
-    INGESTED,
-    PAYLOAD,
-    POSITION,
-    PUBLISHED,
-    SOURCE,
+    PARTITION,
+    RECORD_SCHEMA,
     SOURCE_TYPE,
-    SYSTEM_FIELDS,
-    column,
-    partition,
 )
-from pipelines.sources.frames import MAGIC, Fault, Frame, walk
+from pipelines.sources.frames import ANY, MAGIC, Expected, Fault, Frame, walk
+from pipelines.sources.records import about, type_number
 
 ENDING = ".journal"
 MARKS_ENDING = ".marks"
 
-MESSAGE = "__message"
-PARTITION = "__partition"
-LABEL_PARTITION = -1  # of labels, which come from a topic of their own
 _FORMAT = "__format"
 _COLUMNS = "__columns"
-RECORD_SCHEMA = pa.schema(
-    [
-        *(SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE, PUBLISHED, INGESTED)),
-        pa.field(MESSAGE, pa.string()),  # the broker's id
-        pa.field(PARTITION, pa.int32()),
-    ]
-)
 _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_COLUMNS, SOURCE_TYPE)])
 _CONTINUATION = b"\xff\xff\xff\xff"  # that an Arrow IPC stream begins with
 
@@ -99,33 +85,25 @@ def open_file(path: str) -> IO[bytes]:
     return FileSystems.open(path, compression_type="uncompressed")  # type: ignore[no-any-return]
 
 
-def pieces_of(
-    file: IO[bytes],
-    path: str,
-    *,
-    first_row: int | None = None,
-    needed: int = 0,
-    journal: int | None = None,
-    verify_from: int = 0,
-) -> Iterator[Frame | OldBatch | Fault]:
+def pieces_of(file: IO[bytes], path: str, wanted: Expected = ANY) -> Iterator[Frame | OldBatch | Fault]:
     """The sound pieces of a segment and its faults, as `walk` gives them; of one without checksums, its batches."""
     file.seek(0)
     start = file.read(len(MAGIC))
     if not start.startswith(_CONTINUATION):
         found = False
-        for piece in walk(file, path, first_row=first_row, needed=needed, journal=journal, verify_from=verify_from):
+        for piece in walk(file, path, wanted):
             found = True
             yield piece
         if not found and start.strip(b"\0") and not MAGIC.startswith(start):
             yield Fault(path, "it is not a segment of a journal: take it out of here")
         return
     file.seek(0)
-    row = first_row or 0
+    row = wanted.first_row or 0
     for batch in _read_old(file.read()):
         yield OldBatch(row, batch.num_rows, batch)
         row += batch.num_rows
-    if row < needed:
-        yield Fault(path, f"records {row} to {needed - 1} are lost: it was cut off, or is damaged from there on")
+    if row < wanted.needed:
+        yield Fault(path, f"records {row} to {wanted.needed - 1} are lost: it was cut off, or is damaged from there on")
 
 
 def batches_of(piece: Frame | OldBatch, path: str) -> list[pa.RecordBatch]:
@@ -152,7 +130,7 @@ def read_segment(
     What a crash cut off at its end was never acknowledged, if it is beyond the record `needed`.
     """
     file = io.BytesIO(data) if isinstance(data, bytes) else data
-    for piece in pieces_of(file, path, first_row=first_row, needed=needed):
+    for piece in pieces_of(file, path, Expected(first_row, needed)):
         if isinstance(piece, Fault):
             raise refusal([piece])
         yield from batches_of(piece, path)
@@ -194,22 +172,39 @@ def _read_old(data: bytes) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
+def _partitions_of(batch: pa.RecordBatch) -> pa.Array:
+    """What stands for the partition on disk: that of the broker for events, for other record types less than 0."""
+    number = type_number(batch)
+    return pa.array(np.full(batch.num_rows, -number, np.int32)) if number else column(batch, PARTITION)
+
+
+def _numbers_of(partitions: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The number int64[n] of each record's type, by what `_partitions_of` gave."""
+    return np.asarray(np.maximum(-partitions.to_numpy().astype(np.int64), 0))
+
+
 def _to_journal(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with its format as columns, so that all of a journal has one schema."""
     metadata = batch.schema.metadata
     same = pa.array(np.zeros(batch.num_rows, np.int32))
-    texts = [metadata[FORMAT].decode(), metadata.get(COLUMNS, b"").decode()]
-    formats = [pa.DictionaryArray.from_arrays(same, pa.array([text])) for text in texts]
-    return pa.RecordBatch.from_arrays(
-        [*(column(batch, name) for name in RECORD_SCHEMA.names), *formats], schema=_SCHEMA
-    )
+    told = [metadata[FORMAT].decode(), metadata.get(COLUMNS, b"").decode()]
+    formats = [pa.DictionaryArray.from_arrays(same, pa.array([text])) for text in told]
+    *records, _ = (column(batch, name) for name in RECORD_SCHEMA.names)
+    return pa.RecordBatch.from_arrays([*records, _partitions_of(batch), *formats], schema=_SCHEMA)
 
 
 def _from_journal(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    formats, about = (column(batch, name) for name in (_FORMAT, _COLUMNS))
+    formats, texts = (column(batch, name) for name in (_FORMAT, _COLUMNS))
     records = pa.RecordBatch.from_arrays(batch.columns[: len(RECORD_SCHEMA)], schema=RECORD_SCHEMA)
-    pairs: Any = formats.indices.to_numpy() * np.int64(len(about.dictionary)) + about.indices.to_numpy()
-    for pair, part in partition(records, pairs):
-        kind, columns = divmod(pair, len(about.dictionary))
-        metadata = {FORMAT: formats.dictionary[kind].as_py(), COLUMNS: about.dictionary[columns].as_py()}
+    pairs: Any = formats.indices.to_numpy() * np.int64(len(texts.dictionary)) + texts.indices.to_numpy()
+    numbers = _numbers_of(column(records, PARTITION))
+    types = int(numbers.max(initial=0)) + 1
+    for key, part in partition(records, pairs * types + numbers):
+        pair, number = divmod(key, types)
+        kind, columns = divmod(pair, len(texts.dictionary))
+        metadata = {
+            FORMAT: formats.dictionary[kind].as_py(),
+            COLUMNS: texts.dictionary[columns].as_py(),
+            **about(number),
+        }
         yield part.replace_schema_metadata(metadata)

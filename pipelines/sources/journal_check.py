@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from pipelines.sources.frames import Fault
+from pipelines.sources.frames import Expected, Fault
 from pipelines.sources.journal import (
     ENDING,
     MARKS_ENDING,
@@ -180,9 +180,7 @@ def _examine_segment(path: str, needed: int, journal: int | None, verify_from: i
     first_row = number_of(path) or 0
     segment, faults = Segment(path, first_row, needed, first_row, first_row), []
     with contextlib.closing(open_file(path)) as file:
-        for piece in pieces_of(
-            file, path, first_row=first_row, needed=needed, journal=journal, verify_from=verify_from
-        ):
+        for piece in pieces_of(file, path, Expected(first_row, needed, journal, verify_from)):
             if isinstance(piece, Fault):
                 faults.append(piece)
                 continue

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipelines.sources.frames import Fault, Frame
+from pipelines.sources.frames import Expected, Fault, Frame
 from pipelines.sources.journal import JournalError, OldBatch, batches_of, open_file, pieces_of
 from pipelines.sources.journal_check import Journal, Segment, examine
 from pipelines.sources.journal_writer import JournalWriter
@@ -91,7 +91,7 @@ def _copy_records(segment: Segment, journal: int | None, writer: JournalWriter, 
 
 def _pieces(segment: Segment, journal: int | None) -> Iterator[Frame | OldBatch]:
     with contextlib.closing(open_file(segment.path)) as file:
-        for piece in pieces_of(file, segment.path, first_row=segment.first_row, journal=journal):
+        for piece in pieces_of(file, segment.path, Expected(segment.first_row, journal=journal)):
             if not isinstance(piece, Fault):
                 yield piece
 

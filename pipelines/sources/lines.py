@@ -15,9 +15,9 @@ import zstandard
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from models.batches import COLUMNS, FORMAT
 from models.codecs import MAX_BLOCK_ROWS
 from models.codecs.rfc4180 import NotCsv, Places, find_records, split_fields
+from models.record import COLUMNS, FORMAT
 from pipelines.sources.raw import BrokenFile, distinct, raw_batch, unreadable
 
 READ_BYTES = 4 << 20

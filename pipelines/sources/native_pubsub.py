@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,10 +16,12 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from models import progress
-from models.batches import FORMAT, MARKS, SLICE, SYSTEM_FIELDS
-from pipelines.brokers import BrokerError
+from models.batches import with_column
+from models.record import MARKS, SLICE
+from pipelines.brokers import BrokerError, Messages
 from pipelines.brokers.pubsub import PubsubBroker
-from pipelines.sources.journal import RECORD_SCHEMA
+from pipelines.sources.feeds import Feed, Topic
+from pipelines.sources.inlets import to_batches
 
 SLICE_US = 1_000_000
 MAX_MESSAGES = 10_000
@@ -38,11 +39,12 @@ class ReadNativePubsub(beam.PTransform):  # type: ignore[misc]
     would be scored in no order; so BrokerError.
     """
 
-    broker: PubsubBroker
+    feed: Feed[Topic]
 
-    def expand(self, pbegin: Any) -> beam.PCollection:
-        """Batches whose metadata names their format; see transforms.decode."""
-        broker = self.broker
+    def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
+        """{name of the feed: its batches}; their metadata names their format, see transforms.decode."""
+        broker = self.feed.source.broker
+        assert isinstance(broker, PubsubBroker)
         if broker.event_time_attribute is None:
             raise BrokerError(
                 f"{broker.uri}: on Dataflow the watermark follows an attribute of the messages that holds the "
@@ -56,15 +58,15 @@ class ReadNativePubsub(beam.PTransform):  # type: ignore[misc]
             )
         except ValueError as error:
             raise BrokerError(f"{broker.uri}: {error}") from None
-        batches = beam.ParDo(BatchMessages(broker.uri)).with_output_types(pa.RecordBatch)
-        return pbegin | "Receive" >> receive | "Batch" >> batches
+        batches = beam.ParDo(BatchMessages(self.feed)).with_output_types(pa.RecordBatch)
+        return {self.feed.name: pbegin | "Receive" >> receive | "Batch" >> batches}
 
 
 class BatchMessages(beam.DoFn):  # type: ignore[misc]
     """The messages of a bundle → batches, whose timestamps hold no watermark back that has passed their messages."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, feed: Feed[Topic]) -> None:
+        self._feed = feed
 
     def start_bundle(self) -> None:
         self._messages: list[PubsubMessage] = []
@@ -83,29 +85,24 @@ class BatchMessages(beam.DoFn):  # type: ignore[misc]
             yield GlobalWindows.windowed_value(self._take(), self._newest)
 
     def _take(self) -> pa.RecordBatch:
-        batch = batch_messages(self._messages, self._uri, time.time_ns() // 1000)
+        batch = batch_messages(self._messages, self._feed)
         self._messages = []
         progress.advance("read", batch.num_rows)
         return batch
 
 
-def batch_messages(messages: Sequence[PubsubMessage], uri: str, received_us: int) -> pa.RecordBatch:
-    """Messages as raw JSON records, to be cut into slices of a second; the time is microseconds since 1970 UTC."""
-    rows = len(messages)
-    zeros = np.zeros(rows, np.int32)
+def batch_messages(messages: Sequence[PubsubMessage], feed: Feed[Topic]) -> pa.RecordBatch:
+    """Messages as raw JSON records, to be cut into slices of a second."""
     ids = [message.message_id or "" for message in messages]
-    positions = [int(name) if name.isdecimal() and len(name) < 19 else None for name in ids]
-    published = [(message.publish_time - _EPOCH) // _MICROSECOND for message in messages]
-    time_type = pa.timestamp("us", tz="UTC")
-    arrays = [
-        pa.array([message.data for message in messages], pa.binary()),
-        pa.array(positions, pa.int64()),
-        pa.DictionaryArray.from_arrays(pa.array(zeros), pa.array([uri])),
-        pa.array(published, pa.int64()).cast(time_type),
-        pa.array(np.full(rows, received_us)).cast(time_type),
-        pa.array(ids, pa.string()),
-        pa.array(zeros),
-        pa.array(zeros.astype(np.int8)),
-    ]
-    metadata = {FORMAT: b"json", SLICE: str(SLICE_US).encode()}
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([*RECORD_SCHEMA, SYSTEM_FIELDS[MARKS]], metadata))
+    received = Messages(
+        payloads=[message.data for message in messages],
+        ids=ids,
+        published_us=[(message.publish_time - _EPOCH) // _MICROSECOND for message in messages],
+        partitions=[0] * len(messages),
+        event_times=None,
+        receipt=None,
+    )
+    source, number = feed.source, feed.record_type.number
+    ((batch, _),) = to_batches(received, ids, np.arange(len(ids)), source.broker.uri, source.values, number)
+    marked = with_column(batch, MARKS, pa.array(np.zeros(len(ids), np.int8)))
+    return marked.replace_schema_metadata({**marked.schema.metadata, SLICE: str(SLICE_US).encode()})

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import select
 import signal
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines.sources import parquet_child as child
+from pipelines.sources.children import end_child, start_child
 from pipelines.sources.raw import BrokenFile, distinct
 
 MODULE = child.__name__
@@ -128,13 +127,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.is_ready = True
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        )
+        self._process = start_child(MODULE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
@@ -201,11 +194,7 @@ class _Child:
         """End it."""
         self._requests.close()
         self._answers.close()
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_child(self._process, patience_seconds=1)
 
 
 _idle: list[_Child] = []

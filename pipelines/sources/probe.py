@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pyarrow as pa
+
+from pipelines.sources.children import end_child, start_child
 
 START_SECONDS = 300.0  # for the child's imports
 LOOK_SECONDS = 60.0  # a record that takes longer is as bad as one that crashes
@@ -21,8 +21,7 @@ Look = Callable[[pa.RecordBatch], object]
 class Probe:
     """Calls `look` on batches in a child process, which is started anew when one has ended it.
 
-    `look` and its arguments are pickled: it is a function of a module, or a partial one. The child is no fork, as other
-    threads of this process may hold locks, and none of multiprocessing's, as a daemon may have none.
+    `look` and its arguments are pickled: it is a function of a module, or a partial one.
     """
 
     def __init__(self, look: Look) -> None:
@@ -44,8 +43,7 @@ class Probe:
         if self._running is not None:
             process, connection = self._running
             self._running = None
-            process.kill()
-            process.wait()
+            end_child(process)
             connection.close()
 
     def _survives(self, batch: pa.RecordBatch) -> bool:
@@ -63,11 +61,7 @@ class Probe:
     def _start(self) -> Any:
         here, there = socket.socketpair()
         with there:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-P", "-m", __name__, str(there.fileno())],
-                pass_fds=[there.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            )
+            process = start_child(__name__, str(there.fileno()), pass_fds=[there.fileno()])
         connection = Connection(here.detach())
         connection.send(self._look)
         self._running = (process, connection)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, SYSTEM_FIELDS
+from models.record import COLUMNS, FORMAT, PAYLOAD, POSITION, SYSTEM_FIELDS
 
 KEPT_BYTES = 65536  # of what could not be read
 

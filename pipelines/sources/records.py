@@ -1,52 +1,45 @@
-"""What a stream reads of raw records: their event times. Without Beam, as the process that probes them starts often."""
+"""Raw records of a stream, and how it decodes them. Without Beam, as the process that probes them starts often."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from models.batches import MARKS, SLICE, column, with_column
-from models.codecs.times import micros_of
-from models.decode import decode_batch
-from models.project.contract import Contract
-from models.project.project import Project
-from pipelines.sources.journal import LABEL_PARTITION, PARTITION
+from models.batches import column, with_column
+from models.decode import decode_early
+from models.record import MARKS, RECORDS, SLICE, RecordType
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 NO_TIME_US = -(1 << 61)  # of a record without a usable event time: it waits for nothing
 
 
-def project_of(batch: pa.RecordBatch, project: Project) -> Project:
-    """The project of a batch's records: that of labels, if they are labels."""
-    return project.label_records or project if has_labels(batch) else project
+def type_number(batch: pa.RecordBatch) -> int:
+    """The number of the type of a batch's records."""
+    return int((batch.schema.metadata or {}).get(RECORDS, 0))
 
 
-def probe_records(project: Project, batch: pa.RecordBatch) -> None:
-    """Read records as a stream reads them, for what that may crash."""
-    if batch.num_rows:
-        own = project_of(batch, project)
-        read_event_times(batch, own)
-        _decode(batch, own.contract, own.event.max_bytes)
+def about(number: int) -> dict[bytes, bytes]:
+    """What the metadata of a batch says of its records' type."""
+    return {RECORDS: b"%d" % number} if number else {}
 
 
-def has_labels(batch: pa.RecordBatch) -> bool:
-    """Whether a batch's records, which all are or none, are labels."""
-    return batch.num_rows > 0 and bool(column(batch, PARTITION)[0].as_py() == LABEL_PARTITION)
+def probe_records(types: Mapping[int, RecordType], batch: pa.RecordBatch) -> None:
+    """Read records as a stream reads them, for what that may crash; nothing of a type that is not read."""
+    records = types.get(type_number(batch))
+    if batch.num_rows and records is not None:
+        decode_raw(batch, records)
 
 
-def read_event_times(batch: pa.RecordBatch, project: Project) -> Int64:
-    """The event times int64[n] of raw records in microseconds, and of nothing else; NO_TIME_US where none is usable."""
-    name = project.event.time
-    contract = Contract({name: project.contract.fields[name]}, b"")
-    decoded = _decode(batch, contract, project.event.max_bytes)
-    times = np.asarray(column(decoded, name).cast(pa.int64()).fill_null(NO_TIME_US).to_numpy())
-    earliest, latest = micros_of(project.event.earliest), micros_of(project.event.latest)
-    return np.where((times < earliest) | (times >= latest), NO_TIME_US, times)
-
-
-def _decode(batch: pa.RecordBatch, contract: Contract, max_bytes: int) -> pa.RecordBatch:
+def decode_raw(batch: pa.RecordBatch, records: RecordType) -> pa.RecordBatch:
+    """Raw records decoded as `decode_early` does, without marks and of no slice yet."""
     marked = with_column(batch, MARKS, pa.array(np.zeros(batch.num_rows, np.int8)))
-    marked = marked.replace_schema_metadata({**batch.schema.metadata, SLICE: b"=0"})
-    return decode_batch(marked, contract, max_bytes, False)[0]
+    return decode_early(marked.replace_schema_metadata({**batch.schema.metadata, SLICE: b"=0"}), records)
+
+
+def times_of(decoded: pa.RecordBatch, records: RecordType) -> Int64:
+    """The event times int64[n] of decoded records in microseconds; NO_TIME_US where none is usable."""
+    times = np.asarray(column(decoded, records.time).cast(pa.int64()).fill_null(NO_TIME_US).to_numpy())
+    return np.where((times < records.earliest_us) | (times >= records.latest_us), NO_TIME_US, times)

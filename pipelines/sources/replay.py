@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import COLUMNS, FORMAT, column, concat_batches, take_rows
+from models.batches import column, concat_batches, take_rows
+from models.record import COLUMNS, FORMAT, MESSAGE
 from pipelines.sources.ahead import Int64
-from pipelines.sources.journal import MESSAGE, read_segment_file
+from pipelines.sources.journal import read_segment_file
 from pipelines.sources.journal_check import Journal, Segment
 from pipelines.sources.probe import Look, Probe
-from pipelines.sources.records import NO_TIME_US
+from pipelines.sources.records import NO_TIME_US, about, type_number
 
 CRASHES = "crashes the decoder"
 
@@ -40,19 +41,19 @@ class Replay:
     of event time is all that counts. What is older than `horizon_us` before the last mark is in no window any more
     and is not read.
 
-    After a crash, records that may not have been decoded before are given to `look` in a child process. Those that
-    crash it are set aside: they go out as unreadable.
+    `decode` gives records as they go out, and their times. After a crash, records that may not have been decoded before
+    are given to `look` in a child process first. Those that crash it are set aside: they go out as unreadable.
     """
 
     def __init__(
         self,
         journal: Journal,
-        times_of: Callable[[pa.RecordBatch], Int64],
+        decode: Callable[[pa.RecordBatch], tuple[pa.RecordBatch, Int64]],
         look: Look,
         horizon_us: int,
     ) -> None:
         self._segments = journal.segments
-        self._times_of = times_of
+        self._decode = decode
         self._probe = Probe(look)
         self._marks = journal.marks
         self._done_rows = int(self._marks.rows[-1]) if len(self._marks.rows) else 0
@@ -76,7 +77,7 @@ class Replay:
                 batch, numbers = self._without(batch, numbers, np.isin(numbers, sorted(self._marks.aside)))
                 if self.crashed and row > self._done_rows:
                     batch, numbers = self._without_crashing(batch, numbers)
-                times = self._times_of(batch)
+                batch, times = self._decode(batch)
                 by_number = np.searchsorted(self._marks.rows, numbers, side="right")
                 mark = np.maximum(by_number, np.searchsorted(self._marks.ends_us, times))
                 waiting.append(_Records(batch, numbers, times, mark))
@@ -86,12 +87,7 @@ class Replay:
             waiting = [records.take(np.flatnonzero(records.mark >= complete)) for records in waiting]
             waiting = [records for records in waiting if len(records.numbers)]
             yield from self._in_groups([r.take(np.flatnonzero(r.times != NO_TIME_US)) for r in due])
-        for records in waiting:
-            batch, numbers = records.batch, records.numbers
-            if self.crashed:
-                batch, numbers = self._without_crashing(batch, numbers)
-            if batch.num_rows:
-                self.pending.append((batch, records.times[np.isin(records.numbers, numbers)]))
+        self.pending = [(records.batch, records.times) for records in waiting]
         self._probe.close()
 
     def _needed(self) -> list[Segment]:
@@ -116,7 +112,7 @@ class Replay:
             return batch, numbers
         news = np.flatnonzero(aside & (numbers >= self._done_rows))
         if len(news):
-            metadata = {FORMAT: b"unreadable", COLUMNS: CRASHES.encode()}
+            metadata = {FORMAT: b"unreadable", COLUMNS: CRASHES.encode(), **about(type_number(batch))}
             self.set_aside.append(take_rows(batch, news).replace_schema_metadata(metadata))
         kept = np.flatnonzero(~aside)
         return take_rows(batch, kept), numbers[kept]

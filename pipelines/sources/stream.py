@@ -1,7 +1,6 @@
-"""Events from a message broker: an unbounded splittable DoFn that yields batches of raw records.
+"""Records from message brokers: an unbounded splittable DoFn that yields batches of records.
 
-With a journal, a message is acknowledged when it is on disk there; without one, when the bundle that it was
-scored in has been finished.
+Each message is decoded once, when it comes; pipelines.sources.acknowledge says when it is acknowledged.
 """
 
 from __future__ import annotations
@@ -15,60 +14,50 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.window import TimestampedValue
 
-from models.project.project import Project
-from pipelines.brokers import Broker
-from pipelines.sources.reader import EVENTS, LABELS, Reader
+from pipelines.sources.acknowledge import Acknowledge, AfterBundle
+from pipelines.sources.feeds import Feed, Topic
+from pipelines.sources.listing import Files
+from pipelines.sources.reader import Reader
 from pipelines.sources.shared_reader import SharedReader
-from pipelines.sources.values import JsonValues, Values
 
 
 @dataclasses.dataclass(eq=False)
 class ReadStream(beam.PTransform):  # type: ignore[misc]
-    """All messages of a subscription, as batches of raw records in the order of event time.
+    """All messages of the feeds, as batches of records in the order of event time.
 
-    The watermark follows the project's event time field, `allowance_us` behind the newest event.
-    After `idle_us` without a message, it moves up to the newest event; with `until_idle`, the stream then ends.
-    Times that the project calls absurd do not move it, nor do those of a day after their publication.
+    The watermark follows the event times of the feeds that drive it, `allowance_us` behind the newest record.
+    After `idle_us` without a message, it moves up to the newest record; with `until_idle`, the stream then ends.
+    Times that the record type calls absurd do not move it, nor do those of a day after their publication.
 
-    Before the first message, what `history` (paths of event files) and the journal hold fills the windows, as far
-    as it is not older than `horizon_us`. With `at_arrival`, each record goes out twice: provisionally when it
-    comes, and when the watermark passes it.
-
-    `labels` is where labels come as JSON records of their own. They go out with the events of their slice, and do not
-    move the watermark.
+    Before the first message, what `history` and the journal hold fills the windows. With `at_arrival`, each record of
+    a feed that drives the watermark goes out twice: provisionally when it comes, and when the watermark passes it.
+    A slice ends at a multiple of `cut_us` at the latest; of windows of `held_us`, the gate holds rows until their end.
     """
 
-    broker: Broker
-    project: Project
+    feeds: tuple[Feed[Topic], ...]
     allowance_us: int
     idle_us: int = 5_000_000
     until_idle: bool = False
-    journal: str | None = None
-    history: tuple[str, ...] = ()
-    horizon_us: int = 1 << 60
+    acknowledge: Acknowledge = AfterBundle()  # noqa: RUF009, it is frozen
+    history: tuple[Feed[Files], ...] = ()
     at_arrival: bool = False
     cut_us: int | None = None
-    values: Values = JsonValues()  # noqa: RUF009, it is frozen
-    labels: Broker | None = None
+    held_us: int | None = None
 
-    def expand(self, pbegin: Any) -> beam.PCollection | dict[str, beam.PCollection]:
-        """Batches whose metadata names their format (see transforms.decode); with labels, {"events", "labels"}."""
-        read = beam.ParDo(self.reader()).with_output_types(pa.RecordBatch)
-        subscription = pbegin | "Subscription" >> beam.Create([self.broker.uri])
-        if self.labels is None:
-            batches = subscription | "Read" >> read
+    def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
+        """{name of a feed: its batches}; their metadata names their format, see transforms.decode."""
+        first, *others = (feed.name for feed in self.feeds)
+        read = beam.ParDo(ReadRounds(functools.partial(Reader, self))).with_output_types(pa.RecordBatch)
+        subscription = pbegin | "Subscription" >> beam.Create([self.feeds[0].source.broker.uri])
+        if others:
+            tagged = subscription | "Read" >> read.with_outputs(*others, main=first)
+            found = {name: tagged[name] for name in (first, *others)}
+        else:
+            found = {first: subscription | "Read" >> read}
+        for batches in found.values():
             batches.is_bounded = self.until_idle  # what ends may be grouped as a whole, by a file sink
-            return batches
-        both = subscription | "Read" >> read.with_outputs(LABELS, main=EVENTS)
-        for batches in (both[EVENTS], both[LABELS]):
-            batches.is_bounded = self.until_idle
-        return {EVENTS: both[EVENTS], LABELS: both[LABELS]}
-
-    def reader(self) -> beam.DoFn:
-        """The DoFn that reads."""
-        return ReadRounds(functools.partial(Reader, self))
+        return found
 
 
 class _Rounds(OffsetRestrictionTracker):  # type: ignore[misc]
@@ -115,10 +104,10 @@ class ReadRounds(beam.DoFn):  # type: ignore[misc]
         finalizer: Any = beam.DoFn.BundleFinalizerParam,
         tracker: Any = beam.DoFn.RestrictionParam(_ENDLESS),
         estimator: Any = beam.DoFn.WatermarkEstimatorParam(_MANUAL),
-    ) -> Iterator[TimestampedValue]:
+    ) -> Iterator[Any]:
         number = tracker.current_restriction().start
         if tracker.try_claim(number):
-            yield from self._reader.at(number).receive(element, finalizer, tracker, estimator)
+            yield from self._reader.at(number).receive(finalizer, tracker, estimator)
 
     def teardown(self) -> None:
         self._reader.leave()

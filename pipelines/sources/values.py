@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import COLUMNS, FORMAT
 from models.codecs import WriterSchemaError, parse_writer_schema
 from models.codecs.times import times_from_numbers, times_from_text
 from models.project.contract import Contract
+from models.record import COLUMNS, FORMAT
 from pipelines.brokers import BrokerOptionError
 from pipelines.brokers.evolution import check_schema, check_subject
 from pipelines.brokers.schema_registry import RegistryDown, SchemaRegistry, UnknownSchema, UnusableSchema

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import EVENT_TIME, SYSTEM_FIELDS, partition, slice_ends, take_rows, times_us
+from models.batches import partition, slice_ends, take_rows, times_us
+from models.record import EVENT_TIME, SYSTEM_FIELDS
 from models.sample import generate_transactions
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud

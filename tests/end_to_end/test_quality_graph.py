@@ -14,10 +14,18 @@ from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order
 from pipelines.jobs.quarantine import QuarantineError, settle_run
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources.files import SLICE_US, ReadFiles
-from pipelines.sources.stream import ReadStream
-from tests.kit.support import CARD_FRAUD, read_output, run_graph, tiny_scorer, transaction, write_rows
-from tests.transforms.test_arrival import Given
+from pipelines.sources.files import SLICE_US
+from tests.kit.given import Given
+from tests.kit.support import (
+    CARD_FRAUD,
+    read_files,
+    read_output,
+    read_stream,
+    run_graph,
+    tiny_scorer,
+    transaction,
+    write_rows,
+)
 from transforms.gate import QualityStop, WatchScores
 from transforms.score import Score
 from transforms.statistics import make_baseline
@@ -52,7 +60,7 @@ def run(folder, events, gate, runner=DIRECT, slice_us=SLICE_US, files=1, seed=0,
     judge = WindowJudge(project, baseline and read_baseline(baseline, project))
     config = GraphConfig(
         project,
-        ReadFiles(tuple(sources), slice_us=slice_us),
+        read_files(project, sources, slice_us=slice_us),
         Score(project, tiny_scorer(project.model.inputs), "bundle"),
         WriteFiles(str(folder / "out"), project.event.id, project.event.time),
         watch=WatchScores(judge, slice_us),
@@ -154,9 +162,8 @@ def test_a_stream_in_disorder_gives_the_verdicts_of_batch(tmp_path):
     payloads = [json.dumps(row).encode() for row in events]
     order = arrival_order(payloads, project, 5 * 3_600_000_000, 1, 0.1)
     window_us = project.quality.window
-    source = ReadStream(
-        Given([payloads[n] for n in order], 0), project, 5 * 3_600_000_000, 300_000, True, cut_us=window_us
-    )
+    broker = Given([payloads[n] for n in order], 0)
+    source = read_stream(project, broker, 5 * 3_600_000_000, idle_us=300_000, until_idle=True, cut_us=window_us)
     config = GraphConfig(
         project,
         source,

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, as_batch, column
+from models.batches import as_batch, column
 from models.codecs import encode_json_lines
+from models.record import COLUMNS, FORMAT, PAYLOAD
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.jobs.parity import arrival_order, read_payloads
@@ -172,6 +173,10 @@ def times_of(batch):
     return np.array([json.loads(p)["t"] for p in column(batch, PAYLOAD).to_pylist()], np.int64)
 
 
+def timed(batch):
+    return batch, times_of(batch)
+
+
 def events(*times):
     return [json.dumps({"t": time}).encode() for time in times]
 
@@ -202,7 +207,7 @@ def told(directory, look=None, horizon_us=1 << 60):
     with pytest.MonkeyPatch.context() as patch:
         if look is None:
             patch.setattr(replaying, "Probe", NothingCrashes)
-        replay = Replay(found(directory), times_of, look or times_of, horizon_us)
+        replay = Replay(found(directory), timed, look or times_of, horizon_us)
     past = [(end, sorted(t for b in batches for t in times_of(b).tolist())) for end, batches in replay.past()]
     return replay, past
 
@@ -231,7 +236,7 @@ def test_marks_without_late_records_are_joined_and_a_late_record_stands_by_itsel
     assert (replay.end_us, replay.message_ids) == (10, list("abcdef"))
     assert [times.tolist() for _, times in replay.pending] == [[20]]
     writer.close()
-    assert not Replay(found(tmp_path), times_of, times_of, 0).crashed
+    assert not Replay(found(tmp_path), timed, times_of, 0).crashed
 
 
 @hypothesis.settings(max_examples=100, deadline=None)
@@ -330,7 +335,7 @@ def test_a_window_is_kept_though_a_late_event_came_first_after_a_restart(tmp_pat
 
 def test_a_crash_is_told_on_until_what_was_out_has_come_again(tmp_path):
     def crashed():
-        return Replay(found(tmp_path), times_of, times_of, 0).crashed
+        return Replay(found(tmp_path), timed, times_of, 0).crashed
 
     JournalWriter(tmp_path).close(in_order=False)
     assert not crashed()  # nobody was here

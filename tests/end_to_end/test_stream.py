@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, column
+from models.batches import column
+from models.record import COLUMNS, FORMAT, PAYLOAD, RECORD_SCHEMA
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.config import GraphConfig, make_pipeline
@@ -26,13 +27,20 @@ from pipelines.jobs.parity import Comparison, arrival_order, check_parity, compa
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
-from pipelines.sources.files import ReadFiles
-from pipelines.sources.journal import RECORD_SCHEMA, JournalError, read_segment, segments
+from pipelines.sources.journal import JournalError, read_segment, segments
 from pipelines.sources.journal_writer import JournalWriter
-from pipelines.sources.stream import ReadStream
 from pipelines.sources.watermark import StreamWatermark
 from tests.end_to_end.test_graph import BAD
-from tests.kit.support import CARD_FRAUD, ROOT, card_fraud, tiny_scorer, transaction, write_rows
+from tests.kit.support import (
+    CARD_FRAUD,
+    ROOT,
+    card_fraud,
+    read_files,
+    read_stream,
+    tiny_scorer,
+    transaction,
+    write_rows,
+)
 from tests.pipelines.cli.test_cli import HEADRACE
 from transforms.score import Score
 
@@ -55,8 +63,8 @@ def test_stream_and_batch_differ_in_source_and_sink_only():
                 found[name] = (transform.spec.urn, sorted(transform.inputs), sorted(transform.outputs))
         return found
 
-    batch = transforms(ReadFiles(("events.jsonl",)), WriteFiles("out", project.event.id, project.event.time))
-    stream = transforms(ReadStream(broker, project, SECOND), PublishRows(broker, broker))
+    batch = transforms(read_files(project, ["events.jsonl"]), WriteFiles("out", project.event.id, project.event.time))
+    stream = transforms(read_stream(project, broker, SECOND), PublishRows(broker, broker))
     assert len(batch) > 20
     assert stream == batch
 

@@ -16,10 +16,9 @@ from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order, read_payloads, read_texts
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.journal import read_segment_file, segments
-from pipelines.sources.stream import ReadStream
-from pipelines.sources.values import JsonValues, RegistryValues
+from pipelines.sources.values import RegistryValues
 from tests.kit.kafka import QUICK, Cluster
-from tests.kit.support import card_fraud, read_output, run_graph, tiny_scorer
+from tests.kit.support import card_fraud, read_output, read_stream, run_graph, tiny_scorer
 from transforms.features import horizon_us
 from transforms.score import Score
 
@@ -49,15 +48,15 @@ def broker_of(servers: Cluster, topic: str, group: str):
 def stream(tmp_path, broker, values=None, allowance_us=HOUR):
     """Score all there is, and go on until nothing has come for two seconds."""
     project = card_fraud()
-    source = ReadStream(
-        broker,
+    source = read_stream(
         project,
+        broker,
         allowance_us,
-        2 * SECOND,
-        True,
+        idle_us=2 * SECOND,
+        until_idle=True,
         journal=str(tmp_path / "journal"),
         horizon_us=horizon_us(project, DAY),
-        values=values or JsonValues(),
+        values=values,
     )
     pipeline = make_pipeline("DirectRunner", [])
     sink = WriteFiles(str(tmp_path / "stream"), project.event.id, project.event.time)

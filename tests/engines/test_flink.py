@@ -14,13 +14,13 @@ from pipelines.brokers import open_broker
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.jobs.parity import read_payloads
+from pipelines.jobs.stream import _acknowledge
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
-from pipelines.sources.files import ReadFiles
-from pipelines.sources.flink_stream import ReadFlinkStream, _AtSecondCheckpoint
+from pipelines.sources.acknowledge import AfterCheckpoint, _AtSecondCheckpoint
 from tests.end_to_end.test_graph import BAD
-from tests.kit.support import card_fraud, read_output, run_graph, tiny_scorer, write_rows
+from tests.kit.support import card_fraud, read_files, read_output, read_stream, run_graph, tiny_scorer, write_rows
 from transforms.score import Score
 
 pytestmark = pytest.mark.serial
@@ -57,7 +57,7 @@ def test_batch_on_the_cluster_writes_the_same_bytes(tmp_path, flink, sample, sha
     here = run_graph(tmp_path / "here", sources)
     config = GraphConfig(
         project,
-        ReadFiles(sources),
+        read_files(project, sources),
         Score(project, tiny_scorer(project.model.inputs), "bundle", 0),
         WriteFiles(str(tmp_path / "there"), project.event.id, project.event.time),
         shards,
@@ -87,9 +87,8 @@ class Streaming:
     def start(self, bundle_id, *more):
         """The job's id, once the cluster has it."""
         before = self._jobs()
-        source = ReadFlinkStream(
-            open_broker("pubsub://demo/events", ack_deadline_seconds=10), self.project, 10 * SECOND, idle_us=2 * SECOND
-        )
+        broker = open_broker("pubsub://demo/events", ack_deadline_seconds=10)
+        source = read_stream(self.project, broker, 10 * SECOND, idle_us=2 * SECOND, acknowledge=AfterCheckpoint())
         config = GraphConfig(
             self.project,
             source,
@@ -202,7 +201,7 @@ def test_what_a_bundle_registers_is_called_at_the_second_checkpoint():
 
 def test_a_journal_is_refused():
     with pytest.raises(ValueError, match="checkpoints take the place"):
-        ReadFlinkStream(open_broker("pubsub://demo/events"), card_fraud(), SECOND, journal="journal")
+        _acknowledge("FlinkRunner", "journal", SECOND)
 
 
 def _host(flink, job):

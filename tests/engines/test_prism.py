@@ -18,10 +18,8 @@ from pipelines.jobs.parity import arrival_order, compare_tables, read_payloads
 from pipelines.jobs.score import read_kind, run_graph
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
-from pipelines.sources.files import ReadFiles
-from pipelines.sources.stream import ReadStream
 from tests.end_to_end.test_graph import BAD
-from tests.kit.support import ROOT, card_fraud, tiny_scorer, write_rows
+from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows
 from transforms.score import Score
 
 PRISM = pathlib.Path(os.environ.get("HEADRACE_PRISM", ROOT / "build" / "prism" / "prism"))
@@ -64,7 +62,7 @@ def refused(directory):
 @pytest.fixture(scope="module")
 def batch(events, tmp_path_factory):
     directory = tmp_path_factory.mktemp("direct")
-    result = run(directory, ReadFiles((events,)), "DirectRunner")
+    result = run(directory, read_files(card_fraud(), [events]), "DirectRunner")
     assert result.outcomes["scored"] == 5000
     assert result.outcomes["dead-lettered"] == len(BAD)
     return directory
@@ -72,7 +70,7 @@ def batch(events, tmp_path_factory):
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_batch_writes_the_same_bytes(events, batch, tmp_path, shards):
-    run(tmp_path, ReadFiles((events,)), "PrismRunner", ARGS, shards)
+    run(tmp_path, read_files(card_fraud(), [events]), "PrismRunner", ARGS, shards)
     assert files_of(tmp_path) == files_of(batch)
 
 
@@ -105,7 +103,7 @@ def test_workers_of_another_process_need_nothing_staged(events, batch, tmp_path)
 
     with worker_pool() as address:
         external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
-        run(tmp_path, ReadFiles((events,)), "PrismRunner", (*ARGS, *external, *SELF_CONTAINED))
+        run(tmp_path, read_files(card_fraud(), [events]), "PrismRunner", (*ARGS, *external, *SELF_CONTAINED))
     assert files_of(tmp_path) == files_of(batch)
 
 
@@ -121,7 +119,7 @@ def test_a_stream_gives_the_same_bits(events, batch, tmp_path, monkeypatch, seed
         publisher = broker.publisher()
         publisher.publish([payloads[i] for i in order])
         publisher.close()
-        source = ReadStream(broker, project, 3600 * SECOND, idle_us=SECOND, until_idle=True)
+        source = read_stream(project, broker, 3600 * SECOND, idle_us=SECOND, until_idle=True)
         stream = run(tmp_path, source, "PrismRunner", ARGS)
     assert stream.outcomes["scored"] == 5000
     assert stream.outcomes["duplicate"] > 300

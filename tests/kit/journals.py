@@ -4,7 +4,8 @@ import shutil
 
 import pyarrow as pa
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, column
+from models.batches import column
+from models.record import COLUMNS, FORMAT, PAYLOAD
 from pipelines.sources import journal
 from pipelines.sources.frames import MAGIC
 from pipelines.sources.journal import read_segment_file, segments

@@ -9,8 +9,7 @@ from pipelines.brokers.pubsub import PubsubSubscription
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.topics import PublishRows
-from pipelines.sources.stream import ReadStream
-from tests.kit.support import card_fraud, tiny_scorer
+from tests.kit.support import card_fraud, read_stream, tiny_scorer
 from transforms.features import horizon_us
 from transforms.score import Score
 
@@ -22,9 +21,9 @@ def run(address, journal, allowance_us, hold_seconds, options):
     os.environ["PUBSUB_EMULATOR_HOST"] = address
     PubsubSubscription.redelivery_seconds = hold_seconds
     project = card_fraud()
-    source = ReadStream(
-        open_broker("pubsub://p/events"),
+    source = read_stream(
         project,
+        open_broker("pubsub://p/events"),
         allowance_us,
         journal=journal,
         horizon_us=horizon_us(project, DAY),

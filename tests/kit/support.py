@@ -20,11 +20,18 @@ import xgboost
 
 from models.predictors.booster import Scorer
 from models.project.project import Project, RollingFeature, load_project
+from models.record import EVENTS, LABELS
+from pipelines.brokers import Broker
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.jobs.identity import identify
 from pipelines.sinks.files import WriteFiles
+from pipelines.sources.acknowledge import AfterJournal
+from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
+from pipelines.sources.listing import Files
+from pipelines.sources.stream import ReadStream
+from pipelines.sources.values import JsonValues, Values
 from transforms.score import Score
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,6 +65,32 @@ def tiny_scorer(names: Sequence[str], seed: int = 0) -> Scorer:
     )
 
 
+def read_files(
+    project: Project, patterns: Sequence[str], labels: Sequence[str] = (), format: str | None = None, **options: Any
+) -> ReadFiles:
+    """Events from files, and labels if there are."""
+    sources = {EVENTS: Files(tuple(patterns), format), **({LABELS: Files(tuple(labels))} if labels else {})}
+    return ReadFiles(feeds_of(project, sources), **options)
+
+
+def read_stream(
+    project: Project,
+    broker: Broker,
+    allowance_us: int,
+    *,
+    labels: Broker | None = None,
+    values: Values | None = None,
+    journal: str | None = None,
+    horizon_us: int = 1 << 60,
+    **options: Any,
+) -> ReadStream:
+    """Events from a broker, and labels if there are, with a journal if there is one."""
+    sources = {EVENTS: Topic(broker, values or JsonValues()), **({LABELS: Topic(labels)} if labels else {})}
+    if journal is not None:
+        options["acknowledge"] = AfterJournal(journal, horizon_us)
+    return ReadStream(feeds_of(project, sources), allowance_us, **options)
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     scores: pa.Table
@@ -85,7 +118,7 @@ def run_graph(
 ) -> Output:
     """Run the whole graph over files and read what it wrote."""
     project = project or card_fraud()
-    source = ReadFiles(tuple(sources)) if slice_us is None else ReadFiles(tuple(sources), slice_us=slice_us)
+    source = read_files(project, sources, **({} if slice_us is None else {"slice_us": slice_us}))
     facts = identify(project, source, {"score_from": score_from_us, "reason_codes": reason_codes})
     sink = WriteFiles(str(directory), project.event.id, project.event.time, facts=facts, replace=replace)
     config = GraphConfig(

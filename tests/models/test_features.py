@@ -6,18 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import (
-    EVENT_TIME,
-    IS_HISTORY,
-    IS_PROVISIONAL,
-    MARKS,
-    SYSTEM_FIELDS,
-    partition,
-    slice_ends,
-    take_rows,
-    times_us,
-)
+from models.batches import partition, slice_ends, take_rows, times_us
 from models.project.project import parse_project
+from models.record import EVENT_TIME, IS_HISTORY, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS
 from models.sample import generate_transactions
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import CARD_FRAUD, brute_force, card_fraud

@@ -14,20 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import (
-    EVENT_TIME,
-    IS_PROVISIONAL,
-    MARKS,
-    POSITION,
-    SOURCE,
-    SYSTEM_FIELDS,
-    partition,
-    slice_ends,
-    times_us,
-)
-from models.features.labels import LABEL_TIME, LabelledKernel, Labels
+from models.batches import partition, slice_ends, times_us
+from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel
 from models.project.project import RollingFeature, parse_project
+from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import CARD_FRAUD
 from tests.transforms.test_segments import State, make_worker

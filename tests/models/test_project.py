@@ -238,21 +238,21 @@ LABEL_EVENTS = changed("field: TX_FRAUD", "field: TX_FRAUD\n  events: {time: SEE
 def test_labels_that_are_records_of_their_own():
     project, faults = parse_project(LABEL_EVENTS.encode(), lambda _: SCHEMA.encode())
     assert faults == []
-    contract = project.label_contract
+    contract = project.label_type.contract
     assert list(contract.fields) == ["TRANSACTION_ID", "TX_FRAUD", "SEEN"]
     assert all(field.required for field in contract.fields.values())
     assert contract.fields["TX_FRAUD"].is_boolean
     assert contract.fields["SEEN"].kind == "time"
     assert not project.contract.fields["TX_FRAUD"].required
-    records = project.label_records
-    assert records.contract is contract
-    assert (records.event.id, records.event.time) == ("TRANSACTION_ID", "SEEN")
-    assert records.event.max_bytes == project.event.max_bytes
-    assert records.carried_fields == ("TRANSACTION_ID", "TX_FRAUD")
-    assert records.rolling_features == ()
+    records = project.label_type
+    assert (records.id, records.time) == ("TRANSACTION_ID", "SEEN")
+    assert records.max_bytes == project.event.max_bytes
+    assert records.carried == ("TRANSACTION_ID", "TX_FRAUD")
+    assert records.fixed_point == {}
+    assert project.event_type.fixed_point == {"TX_AMOUNT": 2}
     assert "TX_FRAUD" in project.carried_fields  # may still be put out
     without = load_project(EXAMPLE)
-    assert (without.label_contract, without.label_records) == (None, None)
+    assert without.label_type is None
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "rate", "min", "max"])

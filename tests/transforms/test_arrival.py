@@ -1,6 +1,5 @@
 """Scores at arrival, and the corrections that follow."""
 
-import dataclasses
 import json
 import threading
 
@@ -11,61 +10,21 @@ import pytest
 
 from models import progress
 from models.batches import as_batch
+from models.record import CORRECTION, LATE
 from models.sample import write_sample
-from pipelines.brokers import Messages
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order, read_payloads
-from pipelines.sources.stream import ReadStream
-from tests.kit.support import card_fraud, run_graph, tiny_scorer, transaction
-from transforms.correct import CORRECTION, find_changed
+from tests.kit.given import Given
+from tests.kit.support import card_fraud, read_stream, run_graph, tiny_scorer, transaction
+from transforms.correct import find_changed
 from transforms.features import horizon_us
-from transforms.score import LATE, Score
+from transforms.score import Score
 
 pytestmark = pytest.mark.serial
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-
-
-@dataclasses.dataclass
-class Given:
-    """A broker whose messages a test has at hand, in calls of a random size."""
-
-    payloads: list
-    seed: int
-    most: int = 60
-    uri: str = "given://messages"
-
-    def subscribe(self):
-        return GivenSubscription(self)
-
-
-class GivenSubscription:
-    redelivery_seconds = 0.0
-
-    def __init__(self, given):
-        self._given, self._next, self._random = given, 0, np.random.default_rng(given.seed)
-
-    def receive(self, most, seconds):
-        start = self._next
-        self._next = min(start + int(self._random.integers(1, self._given.most)), len(self._given.payloads))
-        names = [str(n) for n in range(start, self._next)]
-        times = [2_000_000_000 * SECOND] * len(names)
-        payloads = self._given.payloads[start : self._next]
-        return Messages(payloads, names, times, [0] * len(names), None, names) if names else None
-
-    def acknowledge(self, receipt):
-        assert receipt
-
-    def partitions(self):
-        return frozenset({0})
-
-    def backlog(self):
-        return 0
-
-    def close(self):
-        pass
 
 
 _found: dict[str, list] = {}
@@ -85,12 +44,12 @@ def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
     project = project or card_fraud()
     progress.reset()
     _found.update(scores=[], dead_letters=[])
-    source = ReadStream(
-        Given(payloads, seed),
+    source = read_stream(
         project,
+        Given(payloads, seed),
         allowance_us,
-        300_000,
-        True,
+        idle_us=300_000,
+        until_idle=True,
         horizon_us=horizon_us(project, DAY),
         at_arrival=at_arrival,
         **options,
@@ -186,7 +145,7 @@ def test_in_silence_the_newest_event_is_scored_too(monkeypatch):
     project = card_fraud()
     _found.update(scores=[], dead_letters=[])
     pipeline = make_pipeline("DirectRunner", [])
-    source = ReadStream(Given([payload], 0), project, SECOND, 100_000)
+    source = read_stream(project, Given([payload], 0), SECOND, idle_us=100_000)
     build(
         pipeline, GraphConfig(project, source, Score(project, tiny_scorer(project.model.inputs), "bundle"), Collect())
     )
@@ -195,3 +154,20 @@ def test_in_silence_the_newest_event_is_scored_too(monkeypatch):
     pipeline.run().wait_until_finish()
     timer.join()
     assert [batch.num_rows for batch in _found["scores"]] == [1]
+
+
+@pytest.mark.parametrize("at_arrival", [False, True])
+def test_a_dead_letter_of_a_stream_has_the_whole_message_whatever_step_refused_it(at_arrival):
+    """One that can't be decoded, one that breaks the contract, and a duplicate."""
+    rows = [json.dumps(transaction(n, note=f"message {n}")).encode() for n in range(6)]
+    bad = [b"no json", json.dumps(transaction(9, TX_AMOUNT=-1.0, note="low")).encode() + b"\n"]
+    again = json.dumps(transaction(2, note="again", TX_DATETIME="2018-04-01T23:00:00")).encode()
+    scores, dead = stream([*rows, *bad, again], DAY, at_arrival)
+    assert scores["TRANSACTION_ID"].to_pylist() == list(range(6))
+    letters = {row["step"]: (row["format"], row["payload"]) for row in dead.to_pylist()}
+    assert letters == {
+        "Decode": ("json", bad[0]),
+        "Validate": ("json", bad[1].rstrip()),
+        "Deduplicate": ("json", again),
+    }
+    assert len(dead) == 3

@@ -8,9 +8,6 @@ import pyarrow as pa
 import pytest
 
 from models.batches import (
-    EVENT_TIME,
-    IS_PROVISIONAL,
-    MARKS,
     as_batch,
     column,
     concat_batches,
@@ -23,11 +20,11 @@ from models.batches import (
     with_column,
     without,
 )
+from models.record import EVENT_TIME, IS_PROVISIONAL, MARKS
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources.files import ReadFiles
-from tests.kit.support import card_fraud
+from tests.kit.support import card_fraud, read_files
 from transforms.batches import LazyBatch, LazyBatchCoder, RecordBatchCoder
 from transforms.examples import CollectExamples
 
@@ -141,7 +138,7 @@ def test_every_batch_of_the_graph_has_the_coder(tmp_path):
     project = card_fraud()
     pipeline = make_pipeline("FnApiRunner", [])
     sink = WriteFiles(str(tmp_path), project.event.id, project.event.time)
-    build(pipeline, GraphConfig(project, ReadFiles(("none.parquet",)), CollectExamples(project), sink))
+    build(pipeline, GraphConfig(project, read_files(project, ["none.parquet"]), CollectExamples(project), sink))
     kinds = {}
 
     class Visitor(beam.pipeline.PipelineVisitor):

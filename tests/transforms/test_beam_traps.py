@@ -9,9 +9,9 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from models.batches import EVENT_TIME, SYSTEM_FIELDS
 from models.features.windows import RollingKernel
 from models.project.project import RollingFeature
+from models.record import EVENT_TIME, SYSTEM_FIELDS
 from pipelines.config import DIRECT, FN_API, make_pipeline
 from tests.kit.steps import END, ENGINES, through
 from transforms.rolling import RollingWindows

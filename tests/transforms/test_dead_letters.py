@@ -8,7 +8,7 @@ import pytest
 from pipelines.brokers import open_broker
 from pipelines.jobs.dead_letters import Repair, ReplayError, replay
 from pipelines.pubsub_emulator import PubsubEmulator
-from pipelines.sources.files import SourceError
+from pipelines.sources.listing import SourceError
 from tests.kit.support import run_graph, transaction, write_rows
 
 pytestmark = pytest.mark.both_sets

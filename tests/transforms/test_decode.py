@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, without
+from models.batches import without
 from models.decode import decode_batch
+from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from pipelines.config import FN_API
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud, transaction
@@ -55,7 +56,7 @@ def project_with(**event):
 
 def sent(batch, project=PROJECT):
     """Good rows and dead letters of one batch, as dicts."""
-    transform = Decode(project)
+    transform = Decode(project.event_type)
     good, dead = [], []
     for output in transform._decode(batch):
         if isinstance(output, pa.RecordBatch):
@@ -280,7 +281,9 @@ def test_no_record_is_lost_or_moved(payloads):
 
 def test_through_the_transform():
     payloads = [GOOD + b"\n", b"nope\n", json.dumps(transaction(2)).encode()]
-    good, dead = through(Decode(PROJECT), [([(0, raw("json", payloads)), (0, raw("json", [b"{"]))], END)], FN_API)
+    good, dead = through(
+        Decode(PROJECT.event_type), [([(0, raw("json", payloads)), (0, raw("json", [b"{"]))], END)], FN_API
+    )
     assert good["TRANSACTION_ID"].to_pylist() == [1, 2]
     assert good.schema.metadata[SLICE] == b"1000000"
     assert dead["payload"].to_pylist() == [b"nope", b"{"]
@@ -293,7 +296,7 @@ def test_rows_without_a_payload_are_written_out_beside_others():
     both = pa.RecordBatch.from_arrays(
         [*batch.columns, payloads], schema=pa.schema([*batch.schema, SYSTEM_FIELDS[PAYLOAD]], {FORMAT: b"json"})
     )
-    letters = make_dead_letters(both, np.array([0, 1]), ["[]", "[]"], "Step", card_fraud().event).to_pylist()
+    letters = make_dead_letters(both, np.array([0, 1]), ["[]", "[]"], "Step", card_fraud().event_type).to_pylist()
     assert [letter["payload"] for letter in letters] == [b'{"TRANSACTION_ID": 1}', b"kept"]
     assert [letter["format"] for letter in letters] == ["row", "json"]
     assert [letter["event_id"] for letter in letters] == ["1", "2"]

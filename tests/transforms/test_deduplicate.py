@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS, partition, slice_ends, times_us
+from models.batches import partition, slice_ends, times_us
+from models.record import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import card_fraud
 from transforms.deduplicate import DUPLICATE, Deduplicate
@@ -51,7 +52,7 @@ def cut(events, slice_us=3 * DAY, pieces=1, texts=False):
 
 def deduplicate(steps, shards=1, engine=ENGINES[0]):
     """(rows that go on, dead letters), as lists of dictionaries."""
-    rows, dead = through(Deduplicate(PROJECT, shards), steps, engine)
+    rows, dead = through(Deduplicate(PROJECT.event_type, shards), steps, engine)
     return (rows.to_pylist() if rows else []), (dead.to_pylist() if dead else [])
 
 
@@ -135,7 +136,7 @@ def test_dead_letters_say_what_was_a_duplicate_of_what():
 
 
 def test_the_rows_that_go_on_have_the_columns_they_came_with():
-    rows, _ = through(Deduplicate(PROJECT, 1), [(cut([event(1, 0), event(1, 0, position=2)]), END)])
+    rows, _ = through(Deduplicate(PROJECT.event_type, 1), [(cut([event(1, 0), event(1, 0, position=2)]), END)])
     assert rows.schema.names == list(event(0, 0))
 
 
@@ -203,6 +204,6 @@ def test_a_whole_file_read_twice_takes_no_time():
     events = [event(n, int(t)) for n, t in enumerate(rng.integers(0, DAY, count))]
     copies = [*events, *({**events[n], POSITION: count + n} for n in rng.permutation(count).tolist())]
     twice = to_batch(copies)
-    rows, dead = through(Deduplicate(PROJECT, 1), [([(START + DAY, twice)], END)])
+    rows, dead = through(Deduplicate(PROJECT.event_type, 1), [([(START + DAY, twice)], END)])
     assert rows.num_rows == dead.num_rows == count
     assert sorted(rows["TRANSACTION_ID"].to_pylist()) == list(range(count))

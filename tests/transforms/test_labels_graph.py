@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 
 from models import progress
-from models.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, slice_ends
-from models.features.labels import LABEL_TIME
+from models.batches import slice_ends
 from models.project.project import parse_project
+from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, SYSTEM_FIELDS
 from pipelines.config import DIRECT, FN_API, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources.files import ReadFiles, ReadLabelled
+from tests.kit.given import Given
 from tests.kit.steps import END, through
-from tests.kit.support import CARD_FRAUD, read_output, tiny_scorer, write_rows
-from tests.transforms.test_arrival import Given, stream
+from tests.kit.support import CARD_FRAUD, read_files, read_output, tiny_scorer, write_rows
+from tests.transforms.test_arrival import stream
 from transforms import slices as segments
 from transforms.features import ComputeFeatures, label_horizon_us
 from transforms.score import Score
@@ -73,9 +73,8 @@ def events_of(data, label=None):
 
 def score(folder, project, events, labels=None, *, runner=DIRECT, shards=1, slice_us=30 * DAY):
     folder.mkdir()
-    source = ReadFiles((write_rows(folder / "events.jsonl", events),), slice_us=slice_us)
-    if labels is not None:
-        source = ReadLabelled(source, (write_rows(folder / "labels.jsonl", labels),))
+    labelled = [] if labels is None else [write_rows(folder / "labels.jsonl", labels)]
+    source = read_files(project, [write_rows(folder / "events.jsonl", events)], labelled, slice_us=slice_us)
     return score_source(folder, project, source, runner=runner, shards=shards)
 
 
@@ -252,7 +251,7 @@ def test_labels_in_a_stream_give_the_bits_of_batch(tmp_path):
     rules = sorted(json.loads(text)[0]["rule"] for text in dead["reasons"].to_pylist())
     assert rules == sorted(rule for _, rule in batch.reasons) == ["missing", "no event with this id"]
     from_journal = score_source(
-        tmp_path / "journaled", PROJECT, ReadLabelled(ReadFiles((f"{journal}/*.journal",)), (f"{journal}/*.journal",))
+        tmp_path / "journaled", PROJECT, read_files(PROJECT, [f"{journal}/*.journal"], [f"{journal}/*.journal"])
     )
     assert bits(from_journal.scores) == bits(batch.scores)
     again, dead = stream([], DAY, False, project=PROJECT, labels=Given([], 1), journal=str(journal))

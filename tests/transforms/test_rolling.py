@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 
-from models.batches import EVENT_TIME, partition, slice_ends, times_us
+from models.batches import partition, slice_ends, times_us
 from models.features.windows import RollingKernel
 from models.project.project import RollingFeature
+from models.record import EVENT_TIME
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import brute_force
 from tests.transforms.test_segments import State, make_worker

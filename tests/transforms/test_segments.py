@@ -9,8 +9,8 @@ from apache_beam import pvalue
 from apache_beam.coders import BytesCoder
 from apache_beam.utils.timestamp import Timestamp
 
-from models.batches import EVENT_TIME, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS, concat_batches, times_us, with_column
-from models.features.labels import LABEL_TIME
+from models.batches import concat_batches, times_us, with_column
+from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, SYSTEM_FIELDS
 from tests.kit.steps import END
 from transforms import slices as segments
 from transforms.batches import LazyBatch

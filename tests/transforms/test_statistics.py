@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import IS_PROVISIONAL, MARKS, partition, slice_ends, with_column
+from models.batches import partition, slice_ends, with_column
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.windows import WindowJudge, read_baseline
+from models.record import BUNDLE_ID, IS_PROVISIONAL, MARKS
 from pipelines.config import DIRECT
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.kit.steps import END, ENGINES, through
 from transforms import statistics
-from transforms.score import BUNDLE_ID
 from transforms.statistics import WatchQuality, due_us, make_baseline, sum_up, unseen_features, window_end
 
 pytestmark = pytest.mark.both_sets

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import EVENT_TIME, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, times_us, without
+from models.batches import column, times_us, without
 from models.decode import decode_batch
 from models.project.project import load_project, parse_project
+from models.record import DEAD_LETTER_SCHEMA, EVENT_TIME, MARKS, PAYLOAD, POSITION, SLICE, SOURCE
+from models.validate import carry, validate_batch
 from pipelines.config import FN_API
 from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, card_fraud, transaction
 from tests.transforms.test_decode import raw, reasons
-from transforms.dead_letters import DEAD_LETTER_SCHEMA
-from transforms.validate import Validate, carry, validate_batch
+from transforms.validate import Validate
 
 pytestmark = pytest.mark.both_sets
 
@@ -36,7 +37,7 @@ def decoded(*events):
 def sent(batch, **options):
     """Valid batches with their timestamps, and dead letters as dicts."""
     good, dead = [], []
-    for output in Validate(PROJECT, **options)._validate(batch):
+    for output in Validate(PROJECT.event_type, **options)._validate(batch):
         if isinstance(output, pa.RecordBatch) or not hasattr(output, "tag"):
             good.append((output.timestamp.micros, output.value))
         else:
@@ -145,7 +146,7 @@ def test_string_domains_absurd_unix_times_and_sums_beyond_64_bits():
     payloads = [json.dumps(event).encode() for event in events]
     batch, found = decode_batch(raw("json", payloads), project.contract, 65_536, False)
     assert not found.bad.any()
-    rules = [json.loads(text)[0]["rule"] for text in validate_batch(batch, project).reasons()]
+    rules = [json.loads(text)[0]["rule"] for text in validate_batch(batch, project.event_type).reasons()]
     assert rules == [
         "before event.earliest",
         "not before event.latest",
@@ -155,7 +156,7 @@ def test_string_domains_absurd_unix_times_and_sums_beyond_64_bits():
     ]
     dead = [
         row
-        for output in Validate(project)._validate(batch)
+        for output in Validate(project.event_type)._validate(batch)
         if hasattr(output, "tag")
         for row in output.value.to_pylist()
     ]
@@ -176,7 +177,7 @@ def test_batches_are_of_one_slice_each_and_stand_at_its_end():
 
 def test_only_what_is_read_later_is_carried():
     project = load_project(CARD_FRAUD)
-    valid = carry(decoded(transaction(1), transaction(2)), project, None)
+    valid = carry(decoded(transaction(1), transaction(2)), project.event_type, None)
     assert valid.schema.names == [
         "TRANSACTION_ID",
         "CUSTOMER_ID",
@@ -194,8 +195,8 @@ def test_only_what_is_read_later_is_carried():
 def test_events_before_the_first_to_be_scored_are_history():
     batch = decoded(*(transaction(n) for n in range(4)))
     second = int(datetime.datetime(2018, 4, 1, 2, tzinfo=datetime.UTC).timestamp() * 1_000_000)
-    assert column(carry(batch, PROJECT, second), MARKS).to_pylist() == [1, 1, 0, 0]
-    assert column(carry(batch, PROJECT, None), MARKS).to_pylist() == [0] * 4
+    assert column(carry(batch, PROJECT.event_type, second), MARKS).to_pylist() == [1, 1, 0, 0]
+    assert column(carry(batch, PROJECT.event_type, None), MARKS).to_pylist() == [0] * 4
 
 
 values = st.sampled_from([None, -1, 0, 1, 7, 2**63 - 1])
@@ -222,22 +223,22 @@ def is_good(event):
 @given(st.lists(events, min_size=1, max_size=12), st.data())
 def test_what_becomes_of_a_row_is_its_own_affair(rows, data):
     rows = [{**row, "TERMINAL_ID": 1} for row in rows]
-    faults = validate_batch(decoded(*rows), PROJECT)
+    faults = validate_batch(decoded(*rows), PROJECT.event_type)
     good = [is_good({k: v for k, v in row.items() if k != "TERMINAL_ID"}) for row in rows]
     assert faults.bad.tolist() == [not g for g in good]
     together = dict(zip(faults.rows.tolist(), faults.reasons(), strict=True))
     for number, row in enumerate(rows):
-        alone = validate_batch(decoded(row), PROJECT)
+        alone = validate_batch(decoded(row), PROJECT.event_type)
         assert alone.reasons() == ([together[number]] if number in together else [])
     at = data.draw(st.integers(0, len(rows)))
-    parts = [validate_batch(decoded(*part), PROJECT) for part in (rows[:at], rows[at:]) if part]
+    parts = [validate_batch(decoded(*part), PROJECT.event_type) for part in (rows[:at], rows[at:]) if part]
     assert np.concatenate([part.bad for part in parts]).tolist() == faults.bad.tolist()
 
 
 def test_through_the_transform():
     bad = transaction(1, TX_AMOUNT=-1.0)
     steps = [([(0, decoded(transaction(0), bad)), (0, decoded(bad, transaction(2)))], END)]
-    good, dead = through(Validate(PROJECT), steps, FN_API)
+    good, dead = through(Validate(PROJECT.event_type), steps, FN_API)
     assert good["TRANSACTION_ID"].to_pylist() == [0, 2]
     assert dead["event_id"].to_pylist() == ["1", "1"]
     assert dead.drop([MARKS]).schema.equals(DEAD_LETTER_SCHEMA)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from models.batches import COLUMNS, FORMAT
 from models.project.contract import Contract
+from models.record import COLUMNS, FORMAT
 from pipelines.brokers import BrokerError, schema_registry
 from pipelines.brokers.schema_registry import (
     RegisteredSchema,

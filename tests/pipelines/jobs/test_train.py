@@ -18,8 +18,7 @@ from pipelines.jobs import train as training
 from pipelines.jobs.parity import check_parity
 from pipelines.report import report
 from pipelines.sinks.folder import SinkError
-from pipelines.sources.files import ReadFiles
-from tests.kit.support import write_rows
+from tests.kit.support import read_files, write_rows
 
 DAY = 86_400
 START = 1_600_041_600  # a midnight
@@ -82,8 +81,9 @@ def write_project(folder, text):
 
 
 def train(folder, rows, **options):
-    source = ReadFiles((write_rows(folder / "events.jsonl", rows),))
-    return training.train(load_project(folder), folder, source, threads=1, **options)
+    project = load_project(folder)
+    source = read_files(project, [write_rows(folder / "events.jsonl", rows)])
+    return training.train(project, folder, source, threads=1, **options)
 
 
 def us(day):
@@ -121,7 +121,7 @@ def test_a_run_says_which_of_its_events_the_bundle_knows(folder):
     project, trained = load_project(folder), train(folder, make_rows())
 
     def seen(name, from_us):
-        source = ReadFiles((str(folder / "events.jsonl"),))
+        source = read_files(project, [str(folder / "events.jsonl")])
         running.score(project, trained.bundle, source, str(folder / name), score_from_us=from_us, threads=1)
         return list(running.find_seen(str(folder / name), project, trained.bundle))
 
@@ -180,7 +180,7 @@ def test_impossible_numbers_are_missing_in_training_batch_and_stream(folder):
         assert {name: n for name, n in outcomes.items() if name.startswith("not finite")} == expected
     shown = outcome_table(found.batch.outcomes, 1.0)
     assert "missing, as not finite: speed" in list(shown.columns[0].cells)
-    running.score(project, trained.bundle, ReadFiles((str(folder / "events.jsonl"),)), str(folder / "run"))
+    running.score(project, trained.bundle, read_files(project, [str(folder / "events.jsonl")]), str(folder / "run"))
     speed = running.read_kind(str(folder / "run"), "scores", ["id", "speed"]).sort_by("id").column("speed").to_numpy()
     assert np.isnan(speed[[100, 1500, 2950]]).all()
     assert not np.isinf(speed).any()
@@ -191,7 +191,7 @@ def test_labels_that_are_records_are_measured_in_run_and_report(folder):
     rows = make_rows()
     column = train(folder, rows)
     plain = load_project(folder)
-    source = ReadFiles((str(folder / "events.jsonl"),))
+    source = read_files(plain, [str(folder / "events.jsonl")])
     running.score(plain, column.bundle, source, str(folder / "column"), threads=1)
     expected = running.evaluate_scores(str(folder / "column"), plain)
     labels = [{"id": row["id"], "y": row["y"], "seen": row["t"] + 3600} for row in rows]
@@ -202,7 +202,7 @@ def test_labels_that_are_records_are_measured_in_run_and_report(folder):
     write_rows(folder / "bare.jsonl", [{**row, "y": None} for row in rows])
 
     def events():
-        return running.open_source([str(folder / "bare.jsonl")], None, [path])
+        return running.open_source(project, [str(folder / "bare.jsonl")], None, [path])
 
     write_project(folder, RECORDS.replace("train: 3d", "max_dead_letters: 0.2, train: 3d"))
     trained = training.train(load_project(folder), folder, events(), threads=1)

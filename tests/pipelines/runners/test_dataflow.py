@@ -17,7 +17,7 @@ import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.transforms.userstate import BagStateSpec
 
-from models.batches import FORMAT, MARKS, SLICE
+from models.record import FORMAT, MARKS, RECORD_SCHEMA, SLICE
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.config import DATAFLOW, GraphConfig, make_pipeline
 from pipelines.graph import build
@@ -25,10 +25,9 @@ from pipelines.jobs.score import read_success
 from pipelines.runners.dataflow import SELF_CONTAINED, DataflowError, describe_steps, dry_run, dry_run_options
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
-from pipelines.sources.files import ReadFiles
-from pipelines.sources.journal import RECORD_SCHEMA
+from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.native_pubsub import BatchMessages, ReadNativePubsub, batch_messages
-from tests.kit.support import ROOT, card_fraud, run_graph, tiny_scorer, transaction, write_rows
+from tests.kit.support import ROOT, card_fraud, read_files, run_graph, tiny_scorer, transaction, write_rows
 from transforms.score import Score
 
 DEPLOY = ROOT / "deploy" / "dataflow"
@@ -41,6 +40,7 @@ ARGS = [
     "--job_name=headrace",
 ]
 EVENTS = open_broker("pubsub://my-project/events?event_time=event_time")
+(FEED,) = feeds_of(card_fraud(), {"events": Topic(EVENTS)})
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +57,10 @@ def make_job(mode, args=ARGS, shards=8, options=dry_run_options):
     topic = open_broker("pubsub://my-project/scores")
     source, sink = {
         "batch": (
-            ReadFiles(("gs://my-bucket/events/*.parquet",)),
+            read_files(project, ["gs://my-bucket/events/*.parquet"]),
             WriteFiles("gs://my-bucket/scores", project.event.id, project.event.time),
         ),
-        "stream": (ReadNativePubsub(EVENTS), PublishRows(topic, topic)),
+        "stream": (ReadNativePubsub(FEED), PublishRows(topic, topic)),
     }[mode]
     score = Score(project, tiny_scorer(project.model.inputs), "bundle")
     pipeline = make_pipeline(DATAFLOW, options(args))
@@ -195,25 +195,29 @@ def message(row, number):
 
 
 def test_messages_become_the_batches_that_every_stream_has():
-    batch = batch_messages([message(transaction(1), 17), message(transaction(2), "a/18")], EVENTS.uri, 5)
+    batch = batch_messages([message(transaction(1), 17), message(transaction(2), "a/18")], FEED)
     assert batch.schema.names == [*RECORD_SCHEMA.names, MARKS]
     assert batch.schema.metadata == {FORMAT: b"json", SLICE: b"1000000"}
     rows = batch.to_pylist()
-    assert [row["__position"] for row in rows] == [17, None]
+    assert [row["__position"] for row in rows] == [17, 18]
     assert [row["__message"] for row in rows] == ["17", "a/18"]
     assert rows[0]["__source"] == "pubsub://my-project/events?event_time=event_time"
     assert rows[0]["__published"].isoformat() == "2018-06-01T12:00:00.250001+00:00"
     assert json.loads(rows[1]["__payload"]) == transaction(2)
 
 
+def feed_of(**changes):
+    return dataclasses.replace(FEED, source=Topic(dataclasses.replace(EVENTS, **changes)))
+
+
 def test_without_an_event_time_attribute_the_source_is_refused():
     with pytest.raises(BrokerError, match=re.escape("pubsub://p/events?event_time=ATTRIBUTE")):
-        beam.Pipeline() | ReadNativePubsub(dataclasses.replace(EVENTS, project="p", event_time_attribute=None))
+        beam.Pipeline() | ReadNativePubsub(feed_of(project="p", event_time_attribute=None))
 
 
 def test_a_name_that_google_has_not_is_refused():
     with pytest.raises(BrokerError, match="Invalid PubSub project name: 'p'"):
-        beam.Pipeline() | ReadNativePubsub(dataclasses.replace(EVENTS, project="p"))
+        beam.Pipeline() | ReadNativePubsub(feed_of(project="p"))
 
 
 @dataclasses.dataclass(eq=False)
@@ -228,12 +232,8 @@ class Replayed(beam.PTransform):
             moment = datetime.datetime.fromisoformat(row["TX_DATETIME"]).replace(tzinfo=datetime.UTC)
             return beam.window.TimestampedValue(message(row, number), moment.timestamp())
 
-        return (
-            pbegin
-            | beam.Create(list(enumerate(self.rows)))
-            | beam.Map(timed)
-            | "Batch" >> beam.ParDo(BatchMessages(EVENTS.uri)).with_output_types(pa.RecordBatch)
-        )
+        messages = pbegin | beam.Create(list(enumerate(self.rows))) | beam.Map(timed)
+        return {"events": messages | "Batch" >> beam.ParDo(BatchMessages(FEED)).with_output_types(pa.RecordBatch)}
 
 
 def test_messages_score_to_the_same_bits_as_files(tmp_path):

@@ -265,7 +265,7 @@ def test_a_full_disk_publishes_nothing_and_leaves_nothing(tmp_path):
         "import pathlib, resource, signal; from tests.kit.support import *; from pipelines.jobs import score as run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
         "project = card_fraud(); score = Score(project, tiny_scorer(project.model.inputs), 'b')\n"
-        f"source = ReadFiles(({source!r},))\n"
+        f"source = read_files(project, [{source!r}])\n"
         f"sink = WriteFiles({str(tmp_path / 'out')!r}, project.event.id, project.event.time)\n"
         "run.run_graph(GraphConfig(project, source, score, sink), DIRECT, (), '')"
     )

@@ -14,12 +14,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, PAYLOAD, POSITION, column
+from models.batches import column
 from models.codecs import decode_csv, rfc4180
 from models.codecs.rfc4180 import NotCsv, find_records, split_fields
 from models.faults import RowFaults
 from models.project.contract import Contract, Field
 from models.project.project import load_project
+from models.record import COLUMNS, FORMAT, PAYLOAD, POSITION
 from pipelines.config import FN_API
 from pipelines.sources import files, lines
 from pipelines.sources.files import read_split, split_file

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import PAYLOAD, column
+from models.batches import column
+from models.record import PAYLOAD
 from pipelines.sources import marks
-from pipelines.sources.frames import MAGIC, pack_header
+from pipelines.sources.frames import MAGIC, Expected, pack_header
 from pipelines.sources.journal import JournalError, batches_of, number_of, pieces_of, read_segment_file, segments
 from pipelines.sources.journal_check import check_segments, examine
 from pipelines.sources.journal_writer import JournalWriter
@@ -309,7 +310,7 @@ def test_what_looks_like_a_frame_in_a_payload_is_none(tmp_path):
     path.write_bytes(data)
     journal_of = examine(str(tmp_path)).number
     with path.open("rb") as file:
-        found = list(pieces_of(file, str(path), first_row=0, needed=6, journal=journal_of))
+        found = list(pieces_of(file, str(path), Expected(0, 6, journal_of)))
     assert [getattr(piece, "rows", None) for piece in found] == [0, None, 3]
     assert "records 0 to 2 are lost" in str(found[1])
     assert column(batches_of(found[2], "")[0], PAYLOAD).to_pylist() == [b'{"n": %d}' % n for n in range(3, 6)]

@@ -3,8 +3,10 @@
 import pytest
 from apache_beam.io.localfilesystem import LocalFileSystem
 
+from pipelines.sources.feeds import Feed
 from pipelines.sources.files import check_files, read_all
 from pipelines.sources.journal import JournalError, segments
+from pipelines.sources.listing import Files
 from tests.kit.journals import write
 from tests.kit.support import card_fraud
 
@@ -26,18 +28,22 @@ class Elsewhere(LocalFileSystem):
         return super().open(path.replace("elsewhere:/", "", 1), mime_type, compression_type)
 
 
+def feed(patterns):
+    return Feed(card_fraud().event_type, Files(tuple(patterns)))
+
+
 def test_damage_is_found_on_another_filesystem(tmp_path):
     folder = write(tmp_path / "journal")
     pattern = f"elsewhere:/{folder}/*.journal"
-    check_files([pattern])
-    assert sum(batch.num_rows for batch in read_all([pattern], card_fraud())) == 180
+    check_files(Files((pattern,)))
+    assert sum(batch.num_rows for batch in read_all(feed([pattern]))) == 180
     middle = segments(folder)[1]
     middle.write_bytes(middle.read_bytes()[:-50])
-    for read in (check_files, lambda patterns: list(read_all(patterns, card_fraud()))):
+    for read in (lambda patterns: check_files(Files(tuple(patterns))), lambda patterns: list(read_all(feed(patterns)))):
         with pytest.raises(
             JournalError, match="elsewhere://.*60.journal: it is damaged, .*: records 100 to 119 are lost"
         ):
             read([pattern])
     middle.unlink()
     with pytest.raises(JournalError, match="elsewhere://.*0.journal: .*: records 60 to 119 are lost"):
-        check_files([pattern])
+        check_files(Files((pattern,)))

@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.batches import COLUMNS, FORMAT, POSITION, column, concat_batches, without
+from models.batches import column, concat_batches, without
 from models.codecs.columns import coerce
 from models.faults import RowFaults
 from models.project.contract import Field
 from models.project.project import load_project
+from models.record import COLUMNS, FORMAT, POSITION
 from pipelines.jobs.dead_letters import Repair, replay
 from pipelines.jobs.score import read_kind
 from pipelines.report.scores import Scores

@@ -22,16 +22,18 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, without
+from models.batches import column, without
 from models.codecs import decode_csv, decode_rows
 from models.faults import RowFaults
 from models.project.contract import Contract, Field
+from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE
 from pipelines.config import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources import parquet as parquet_source
-from pipelines.sources.files import ReadFiles, SourceError, format_of, match_files, read_split, split_file
+from pipelines.sources.files import read_split, split_file
+from pipelines.sources.listing import SourceError, format_of, match_files
 from pipelines.sources.raw import BrokenFile
-from tests.kit.support import run_graph, transaction
+from tests.kit.support import card_fraud, read_files, run_graph, transaction
 
 pytestmark = pytest.mark.both_sets
 
@@ -797,10 +799,10 @@ def test_through_the_transform(tmp_path):
     _found.clear()
     patterns = (f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl", f"{tmp_path}/b.csv.gz")
     with make_pipeline(FN_API, []) as pipeline:
-        pipeline | ReadFiles(patterns, history=True, slice_us=7000) | beam.Map(_find)
+        (pipeline | read_files(card_fraud(), patterns, slice_us=7000))["events"] | beam.Map(_find)
     rows = sorted((row[SOURCE], row[POSITION], row[PAYLOAD], row[MARKS]) for b in _found for row in b.to_pylist())
     a, b = f"{tmp_path}/a.jsonl", f"{tmp_path}/b.csv.gz"
-    assert rows == [(a, 0, b'{"a":1}\n', True), (a, 8, b'{"a":2}\n', True), (b, 2, b"1\n", True), (b, 4, b"", True)]
+    assert rows == [(a, 0, b'{"a":1}\n', 0), (a, 8, b'{"a":2}\n', 0), (b, 2, b"1\n", 0), (b, 4, b"", 0)]
     assert {batch.schema.metadata[SLICE] for batch in _found} == {b"7000"}
 
 

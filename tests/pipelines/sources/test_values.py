@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.batches import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from models.decode import decode_batch
 from models.project.contract import Contract
+from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from pipelines.brokers.evolution import ContractMismatch, check_schema, field_types
 from pipelines.brokers.schema_registry import RegisteredSchema, RegistryDown, SchemaRegistry, UnknownSchema
 from pipelines.sources import values

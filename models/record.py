@@ -1,0 +1,150 @@
+"""Record types, the names of all columns that are headrace's own, and what may become of a record.
+
+Columns whose names start with `__` go between the steps:
+
+- `__event_time` timestamp[us, UTC]: when the event happened
+- `__source` dictionary of string, `__position` int64: where the event came from (a file and a row or byte
+  offset in it, a subscription and a message, ...)
+- `__payload` binary: the record's original bytes; null where a source has rows. Behind validation only records of
+  streams have it, up to the last step that may refuse them, and `__format`, dictionary of string, beside it
+- `__marks` int8, bits: `IS_HISTORY`, the event is past already: it fills windows and is not scored;
+  `IS_PROVISIONAL`, it is scored at its arrival and comes once more when the watermark has passed it;
+  `IS_LATE`, it came when the watermark had passed it already
+- `__published`, `__ingested` timestamp[us, UTC], of streams only: when the broker took the event, and when the
+  source did
+- `__faults` string, of records that their source has decoded: null, or what could not be decoded of a record, as JSON
+- `__message` string, `__partition` int32, from a stream's source and in its journal only: the broker's id of the
+  message, and the part of the topic that it came in
+- `__earlier`, `__content` and `__label_time` are of one step each
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:  # the process that reads Parquet files starts without the library of schemas
+    from models.project.contract import Contract
+
+EVENT_TIME = "__event_time"
+SOURCE = "__source"
+POSITION = "__position"
+PAYLOAD = "__payload"
+MARKS = "__marks"
+PUBLISHED = "__published"
+INGESTED = "__ingested"
+MESSAGE = "__message"
+PARTITION = "__partition"
+FAULTS = "__faults"
+PAYLOAD_FORMAT = "__format"
+EARLIER = "__earlier"
+CONTENT = "__content"
+LABEL_TIME = "__label_time"
+
+IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
+
+# Columns of score rows; those of a stream have the times by the clock, too.
+SCORE = "score"
+DECISION = "decision"
+REASONS = "reason_codes"
+BUNDLE_ID = "bundle_id"
+LATE = "late"
+PUBLISHED_AT = "published"
+INGESTED_AT = "ingested"
+SCORED_AT = "scored"
+CORRECTION = "correction"
+VERDICT_ID = "verdict_id"
+SHADOW_DECISION = "shadow_decision"
+# What no declaration may be called.
+RESERVED = (SCORE, DECISION, REASONS, BUNDLE_ID, VERDICT_ID, SHADOW_DECISION)
+
+# Keys of a batch's schema metadata.
+FORMAT = b"headrace.format"
+COLUMNS = b"headrace.columns"
+# In microseconds: the length of the slices, or `=` and the end of the one slice that all rows belong to.
+SLICE = b"headrace.slice_us"
+# The number of the record type, as digits; events say nothing.
+RECORDS = b"headrace.records"
+
+TIME_TYPE = pa.timestamp("us", tz="UTC")
+SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
+SYSTEM_FIELDS = {
+    EVENT_TIME: pa.field(EVENT_TIME, TIME_TYPE),
+    SOURCE: pa.field(SOURCE, SOURCE_TYPE),
+    POSITION: pa.field(POSITION, pa.int64()),
+    PAYLOAD: pa.field(PAYLOAD, pa.binary()),
+    MARKS: pa.field(MARKS, pa.int8()),
+    PUBLISHED: pa.field(PUBLISHED, TIME_TYPE),
+    INGESTED: pa.field(INGESTED, TIME_TYPE),
+    FAULTS: pa.field(FAULTS, pa.string()),
+    PAYLOAD_FORMAT: pa.field(PAYLOAD_FORMAT, SOURCE_TYPE),
+}
+
+# What a stream's source has of a message.
+RECORD_SCHEMA = pa.schema(
+    [
+        *(SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE, PUBLISHED, INGESTED)),
+        pa.field(MESSAGE, pa.string()),
+        pa.field(PARTITION, pa.int32()),
+    ]
+)
+
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        pa.field("payload", pa.binary()),  # the record's original bytes, or its row as JSON
+        pa.field("format", pa.string()),  # of the payload: json, csv, avro, row, ...
+        pa.field("reasons", pa.string()),  # a JSON list of {field, rule, value}
+        pa.field("step", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("position", pa.int64()),
+        pa.field("event_id", pa.string()),
+        pa.field("event_time", TIME_TYPE),
+    ]
+)
+
+
+# Names of record types that the graph knows.
+EVENTS, LABELS = "events", "labels"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordType:
+    """What a step needs to know of a kind of record, such as events or their labels.
+
+    `number` is what a journal knows it by, which never changes; 0 is that of the events. `time` is the field of the
+    record's own time, from `earliest_us` until before `latest_us`, microseconds since 1970 UTC. The fields `carried`
+    go on past validation; of those that are summed, `fixed_point` has the decimal places. Of two records with one `id`
+    less than `deduplicate_within_us` apart, one is a duplicate.
+    """
+
+    name: str
+    number: int
+    contract: Contract
+    id: str
+    time: str
+    carried: tuple[str, ...]
+    earliest_us: int
+    latest_us: int
+    max_bytes: int
+    fixed_point: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    refuses_unknown: bool = False
+    deduplicate_within_us: int = 0
+
+
+class Outcome(enum.StrEnum):
+    """What became of records, as a run counts them: each that was READ has one of ENDS."""
+
+    READ = "read"
+    SCORED = "scored"
+    QUARANTINED = "quarantined"
+    DEAD_LETTERED = "dead-lettered"
+    DUPLICATE = "duplicate"
+    HISTORY = "history"
+    LABELLED = "labelled"
+
+
+ENDS = tuple(outcome for outcome in Outcome if outcome is not Outcome.READ)

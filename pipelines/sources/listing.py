@@ -1,0 +1,76 @@
+"""Which files there are, and of which format, on any filesystem that Beam knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".avro": "avro",
+    ".journal": "journal",
+}
+_HIDDEN = (".", "_")
+
+
+class SourceError(ValueError):
+    """A source that can't be read at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files by their paths or globs, and their format where their names do not tell it."""
+
+    patterns: tuple[str, ...]
+    format: str | None = None
+
+    @functools.cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that one of the patterns matches, once each; they are listed once, where they are first asked for.
+
+        So a run reads those files that its inputs' digest is of. SourceError if a pattern matches nothing.
+        """
+        return tuple(sorted({path for pattern in self.patterns for path in match_files(pattern)}))
+
+    def format_of(self, path: str) -> str:
+        """The format of one of the files."""
+        return self.format or format_of(path)
+
+
+def match_files(pattern: str) -> list[str]:
+    """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file."""
+    try:
+        found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
+    except (BeamIOError, OSError, ValueError) as error:
+        raise SourceError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}") from None
+    if not _name(pattern).startswith(_HIDDEN):
+        found = [path for path in found if not _name(path).startswith(_HIDDEN)]
+    if not found:
+        raise SourceError(f"{pattern}: no such file")
+    for path in found:
+        if os.path.isdir(path):
+            raise SourceError(f"{path}: is a folder: name its files, as in {path.rstrip('/')}/*")
+    return sorted(found)
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def format_of(path: str) -> str:
+    """The format that a file's name tells, compression aside."""
+    name = path.lower()
+    for compression in (".gz", ".bz2", ".zst"):
+        name = name.removesuffix(compression)
+    for ending, kind in FORMATS.items():
+        if name.endswith(ending):
+            return kind
+    raise SourceError(f"{path}: its name does not tell its format: end it in {', '.join(FORMATS)}, or name the format")
