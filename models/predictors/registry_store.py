@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from models.errors import HeadraceError
 from models.redact import redact
 
 _SQLITE = "sqlite:///"
@@ -25,7 +26,7 @@ _LOCK_SECONDS = 300.0  # that another process may take to make a registry or to 
 _BUSY_SECONDS = 5.0  # that another program's transaction may take
 
 
-class RegistryError(Exception):
+class RegistryError(HeadraceError):
     """A registry that can't be used, or a name, version or alias that is not there; the message says what is."""
 
 

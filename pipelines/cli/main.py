@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import logging
@@ -13,16 +12,17 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from models.predictors.registry_store import database_of
-from models.project.project import PROJECT_FILE, Project, ProjectError, check_project, load_project, parse_duration
+from models.project.project import PROJECT_FILE, Project, check_project, load_project, parse_duration
 from models.redact import guard_output, redact
 from pipelines.cli import journal as journal_cli
 from pipelines.cli import schema as schema_cli
+from pipelines.cli.errors import clear_errors
 from pipelines.cli.prechecks import (
     UsageError,
     find_registry,
@@ -135,7 +135,7 @@ def run(
     threads: Threads = 2,
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
-    with _clear_errors():
+    with clear_errors():
         from pipelines.brokers import is_broker
         from pipelines.sinks.publish import look_at
 
@@ -257,7 +257,7 @@ def train(
     threads: Threads = 2,
 ) -> None:
     """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
-    with _clear_errors():
+    with clear_errors():
         declared = load_project(project)
         runner = runner_named(runner)
         _check_source_format(source_format)
@@ -309,7 +309,7 @@ def check(project: ProjectFolder) -> None:
 @app.command()
 def init(directory: Annotated[pathlib.Path, typer.Argument(help="Folder to make.")]) -> None:
     """Make a new project that runs: card fraud, to be changed into your own."""
-    with _clear_errors():
+    with clear_errors():
         name = re.sub(r"\W+", "_", directory.resolve().name.lower()).strip("_")
         _require(
             re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None,
@@ -336,7 +336,7 @@ def sample(
     format: Annotated[str, typer.Option(help="parquet, csv, jsonl or avro.")] = "parquet",
 ) -> None:
     """Write card transactions with three patterns of fraud, the same for the same seed."""
-    with _clear_errors():
+    with clear_errors():
         _require(
             format in ("parquet", "csv", "jsonl", "avro"),
             f"--format is parquet, csv, jsonl or avro, not {format}",
@@ -347,7 +347,7 @@ def sample(
 @app.command()
 def models(project: ProjectFolder, registry: Registry = None) -> None:
     """List the registered bundles of a project: aliases, date, metrics of the test, spans of the data."""
-    with _clear_errors():
+    with clear_errors():
         name = load_project(project).name
         registry = find_registry(project, registry)
 
@@ -365,7 +365,7 @@ def promote(
     registry: Registry = None,
 ) -> None:
     """Make a bundle champion; promoting an earlier version rolls back."""
-    with _clear_errors():
+    with clear_errors():
         name = load_project(project).name
         registry = find_registry(project, registry)
 
@@ -387,7 +387,7 @@ def parity(
     threads: Threads = 2,
 ) -> None:
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
-    with _clear_errors():
+    with clear_errors():
         declared = load_project(project)
         allowance_us = _duration("--allowance", allowance)
         require_files(source)
@@ -418,7 +418,7 @@ def pubsub(
     ] = [],  # noqa: B006
 ) -> None:
     """Serve an embedded Pub/Sub for development; it keeps nothing when it ends."""
-    with _clear_errors():
+    with clear_errors():
         matches = [re.fullmatch(r"([^/:]+)/([^/:]+)(?::([^/:]+))?", name) for name in topic]
         for name, match in zip(topic, matches, strict=True):
             _require(match is not None, f"--topic is PROJECT/TOPIC or PROJECT/TOPIC:SUBSCRIPTION, not {name}")
@@ -452,7 +452,7 @@ def publish(
     kafka_config: KafkaConfig = None,
 ) -> None:
     """Publish the events of files to a topic, as JSON and in their order."""
-    with _clear_errors():
+    with clear_errors():
         from pipelines.brokers import is_broker
 
         declared = load_project(project)
@@ -482,7 +482,7 @@ def replay_dead_letters(
     ] = None,
 ) -> None:
     """Send dead letters through the graph again: their original records, repaired if you say how."""
-    with _clear_errors():
+    with clear_errors():
         require_files(source)
 
         from pipelines.jobs.dead_letters import Repair, replay
@@ -511,7 +511,7 @@ def quarantine(
     to: Annotated[str | None, typer.Option(help="Topic of the scores, for rows of a stream.")] = None,
 ) -> None:
     """Release score rows that the quality gate held back, or drop them."""
-    with _clear_errors():
+    with clear_errors():
         from pipelines.brokers import is_broker
 
         _require(release != drop, "say --release or --drop")
@@ -544,7 +544,7 @@ def baseline(
 
     Take events that no run is to score: else they are compared with themselves.
     """
-    with _clear_errors():
+    with clear_errors():
         declared = load_project(project)
         _require(declared.quality is not None, "the project declares no quality: there is nothing to compare")
         _require_labels(declared, labels)
@@ -574,7 +574,7 @@ def report(
     ] = None,
 ) -> None:
     """Write what a run was like as one HTML file: outcomes, decisions, performance, drift, distributions, latency."""
-    with _clear_errors():
+    with clear_errors():
         declared = load_project(project)
         require_file_system(run)
         _require("://" in run or pathlib.Path(run).is_dir(), f"{run}: no such folder")
@@ -600,7 +600,7 @@ def demo(
     project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
 ) -> None:
     """Make a sample, train on its training days, register the model, and score the days that follow."""
-    with _clear_errors():
+    with clear_errors():
         declared = load_project(project)
         require_files([data] if data is not None else [])
 
@@ -756,72 +756,6 @@ def _check_quality(declared: Project, alert_to: list[str] | None) -> None:
         open_sink(uri).close()
     if declared.quality is not None and (reason := why_off()) is not None:
         typer.echo(f"windows are not checked against the schema: {reason}", err=True)
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Turn errors that a user can mend into one clear line and exit code 1; all others keep their traceback."""
-    try:
-        yield
-    except ProjectError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except Exception as error:
-        if not _is_users(error):
-            raise
-        _fail(f"headrace: {_line_of(error)}")
-
-
-def _fail(message: str, code: int = 1) -> None:
-    typer.echo(message, err=True)
-    raise typer.Exit(code) from None
-
-
-_USERS_ERRORS = (
-    "UsageError",
-    "RunError",
-    "TrainingError",
-    "EvaluationError",
-    "SourceError",
-    "RegistryError",
-    "BundleError",
-    "ModelCorrupt",
-    "ModelMismatch",
-    "CountMismatch",
-    "BrokerError",
-    "JournalError",
-    "RunnerError",
-    "AlertError",
-    "ReplayError",
-    "DataflowError",
-    "QualityStop",
-    "BaselineError",
-    "QuarantineError",
-    "SinkError",
-    "SampleError",
-)
-
-
-def _is_users(error: BaseException) -> bool:
-    return (
-        isinstance(error, OSError)
-        or any(c.__name__ in _USERS_ERRORS for c in type(error).__mro__)
-        or bool(_in_beam(error))
-    )
-
-
-def _in_beam(error: BaseException) -> re.Match[str] | None:
-    """In-process Beam raises RuntimeError with a worker's traceback as its text: the error's own line in it."""
-    names = "|".join((*_USERS_ERRORS, "OSError", "PermissionError", "BeamIOError"))
-    return re.search(rf"(?m)^(?:[\w.]+\.)?(?:{names}): (.*?)(?: \[while running.*)?$", str(error))
-
-
-def _line_of(error: BaseException) -> str:
-    match = _in_beam(error) if isinstance(error, RuntimeError) else None
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return match[1] if match else str(error)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pathlib
 import socket
 from collections.abc import Iterable
 
+from models.errors import HeadraceError
 from models.predictors.registry_store import RegistryError, check_registry, database_of
 from pipelines.brokers import is_broker
 
@@ -16,7 +17,7 @@ _FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")
 _REGISTRY = pathlib.Path(".headrace", "registry.db")
 
 
-class UsageError(ValueError):
+class UsageError(HeadraceError, ValueError):
     """Something on the command line that can't be."""
 
 

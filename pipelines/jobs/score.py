@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.codecs.times import micros_of
+from models.errors import HeadraceError
 from models.predictors import registry
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle, BundleError
@@ -33,6 +34,7 @@ from pipelines.config import DATAFLOW, DEFAULT_SHARDS, DIRECT, IN_PROCESS, Graph
 from pipelines.graph import build
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
+from pipelines.runners.failures import clear_failures
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, format_of, match_files
 from pipelines.sources.parquet import start_early
@@ -44,7 +46,7 @@ MAX_TRIED = 20  # versions, where one that fits is looked for
 MAX_SUCCESS_BYTES = 64 << 20
 
 
-class RunError(ValueError):
+class RunError(HeadraceError, ValueError):
     """A run that can't start as it is asked for."""
 
 
@@ -232,7 +234,7 @@ def run_pipeline(pipeline: beam.Pipeline, sink: WriteFiles, title: str) -> RunRe
     with sink.held(), contextlib.ExitStack() as failed:
         if isinstance(pipeline.runner, IN_PROCESS):  # elsewhere a job may still be writing when this process gives up
             failed.callback(sink.discard)
-        with working(title):
+        with working(title), clear_failures():
             pipeline.run().wait_until_finish()
         failed.pop_all()
     seconds = time.monotonic() - started

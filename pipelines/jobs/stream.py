@@ -20,6 +20,7 @@ from pipelines.config import DATAFLOW, DEFAULT_SHARDS, DIRECT, FLINK, GraphConfi
 from pipelines.graph import build
 from pipelines.jobs.parity import event_times, read_payloads, read_texts
 from pipelines.jobs.score import watch_scores
+from pipelines.runners.failures import clear_failures
 from pipelines.runners.inprocess.engine import LocalRunner
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.files import check_files
@@ -103,7 +104,7 @@ def score_stream(
 
         make(pipeline)
         return
-    with working("scoring"), _status_lines(status), _stopped_by_signals(pipeline.runner):
+    with working("scoring"), _status_lines(status), _stopped_by_signals(pipeline.runner), clear_failures():
         pipeline.run().wait_until_finish()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from models.errors import HeadraceError
+
 DIRECT = "DirectRunner"  # headrace's in-process engine
 FN_API = "FnApiRunner"
 PRISM = "PrismRunner"
@@ -13,7 +15,7 @@ RUNNERS = (DIRECT, FN_API, PRISM, FLINK, PORTABLE, DATAFLOW)
 _ALIASES = {"inprocessrunner": DIRECT, **{name.lower(): name for name in RUNNERS}}
 
 
-class RunnerError(ValueError):
+class RunnerError(HeadraceError, ValueError):
     """A runner that is not known, or one asked for in another way than by --runner."""
 
 

@@ -26,6 +26,7 @@ from apache_beam.portability.api import beam_runner_api_pb2 as api
 from apache_beam.runners.dataflow.internal import apiclient
 
 from pipelines.cli.display import console, facts_table
+from pipelines.runners import RunnerError
 
 # The image holds all that a job needs, so nothing is staged. Beam 2.72 would pickle the main module on Dataflow.
 SELF_CONTAINED = (
@@ -62,7 +63,7 @@ _REQUIREMENTS = frozenset(
 )
 
 
-class DataflowError(ValueError):
+class DataflowError(RunnerError):
     """A job that Dataflow would refuse, or a request for one that lacks something; the text lists all faults."""
 
 

@@ -18,12 +18,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from models.errors import HeadraceError
+
 LOCK = ".headrace-lock"
 STAGING = ".staging-"
 _STAGING_NAME = re.compile(re.escape(STAGING) + "[0-9a-f]{32}")
 
 
-class SinkError(RuntimeError):
+class SinkError(HeadraceError, RuntimeError):
     """A sink that can't be written to, or holds what is not this run's to replace."""
 
 

@@ -28,6 +28,7 @@ from models.batches import (
     take_rows,
     with_column,
 )
+from models.errors import HeadraceError
 from models.project.project import Project
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.journal import LABEL_PARTITION, PARTITION, read_segment_file
@@ -52,7 +53,7 @@ SPLIT_BYTES = 32 << 20
 SLICE_US = 30 * 86_400_000_000
 
 
-class SourceError(ValueError):
+class SourceError(HeadraceError, ValueError):
     """A source that can't be read at all."""
 
 

@@ -31,6 +31,7 @@ from models.batches import (
     column,
     partition,
 )
+from models.errors import HeadraceError
 from pipelines.sources.frames import MAGIC, Fault, Frame, walk
 
 ENDING = ".journal"
@@ -52,7 +53,7 @@ _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_C
 _CONTINUATION = b"\xff\xff\xff\xff"  # that an Arrow IPC stream begins with
 
 
-class JournalError(RuntimeError):
+class JournalError(HeadraceError, RuntimeError):
     """A journal that can't be used, such as one that another stream writes to."""
 
 
