@@ -9,6 +9,7 @@ import typer
 
 from models.errors import HeadraceError
 from models.project.project import ProjectError
+from pipelines.prechecks import UsageError
 
 
 @contextlib.contextmanager
@@ -19,7 +20,8 @@ def clear_errors(code: int = 1) -> Iterator[None]:
     except ProjectError as error:  # its lines begin with the place of each fault
         fail(str(error), code)
     except HeadraceError as error:
-        fail(f"headrace: {error}", code)
+        lines = str(error).splitlines() if isinstance(error, UsageError) else [str(error)]
+        fail("\n".join(f"headrace: {line}" for line in lines), code)
     except OSError as error:
         fail(f"headrace: {_line_of(error)}", code)
     except KeyboardInterrupt:

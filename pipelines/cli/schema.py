@@ -17,8 +17,8 @@ import typer
 from models import progress
 from models.project.project import ProjectError, load_project
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.prechecks import UsageError, require_files
-from pipelines.cli.prechecks import require as _require
+from pipelines.prechecks import UsageError, require_files
+from pipelines.prechecks import require as _require
 
 if TYPE_CHECKING:
     from models.project.contract import Contract

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.errors import HeadraceError
 from pipelines.brokers import open_broker
-from pipelines.jobs.score import read_success
+from pipelines.results import read_success
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.publish import QUARANTINE, RELEASED, SCORES, SUCCESS, Written, place_of
 

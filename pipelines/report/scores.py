@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.project.project import Project
+from models.quality.judge import SCORE
 from models.quality.records import Distribution
-from pipelines.jobs.score import RunError
-from pipelines.report.quality import Floats, Spread, Times, matched
-from pipelines.sinks.files import SCORES
-from transforms.score import BUNDLE_ID, DECISION, SCORE
+from pipelines.report.quality import Floats, Spread, Times
+from pipelines.results import BUNDLE_ID, DECISION, RunError, paths_of
+from pipelines.sinks.publish import SCORES
 
 MAX_BUCKETS = 60
 BINS = 20
@@ -59,7 +59,7 @@ class Scores:
     @staticmethod
     def open(run: str) -> Scores | None:
         """The score rows in a run's folder, if there are any; RunError if they can't be read."""
-        paths = tuple(matched(f"{run.rstrip('/')}/{SCORES}/*.parquet"))
+        paths = tuple(paths_of(run, SCORES))
         if not paths:
             return None
         try:

@@ -73,7 +73,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     event_time: str
     format: Literal["parquet", "jsonl"] = "parquet"
     files: int = 1
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     source_format: str | None = None  # of files whose names don't tell it
     replace: bool = False
     baseline: bytes | None = None

@@ -15,7 +15,8 @@ from models.sample import write_sample
 from pipelines.brokers import Messages
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
-from pipelines.jobs.parity import arrival_order, read_payloads
+from pipelines.jobs.parity import arrival_order
+from pipelines.sources.payloads import read_payloads
 from pipelines.sources.stream import ReadStream
 from tests.kit.support import card_fraud, run_graph, tiny_scorer, transaction
 from transforms.correct import CORRECTION, find_changed
