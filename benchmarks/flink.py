@@ -28,8 +28,6 @@ from stream.figures import markdown
 from stream.measure import Setting, measure
 from stream.processes import train
 
-from pipelines.brokers import KAFKA_CONFIG
-
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from deploy.flink import cluster
 
@@ -83,7 +81,7 @@ def batch(asked: argparse.Namespace, folder: pathlib.Path) -> None:
     for slots in asked.slots:
         how = {"task_managers": 1, "slots": slots, "heap_mb": HEAP_MB}
         with cluster.running(folder / f"slots-{slots}", **how) as running:
-            beam_args = [*cluster.beam_options(running.address), f"--parallelism={slots}"]
+            beam_args = [f"--flink_master={running.address}"]
             options = {"runner": "FlinkRunner", "shards": slots, "threads": max(1, 2 // slots), "beam_args": beam_args}
             for number, rows in enumerate([asked.rows[0], *asked.rows]):
                 paths = {"source": str(folder / f"{rows}.parquet"), "model_path": str(model)}
@@ -122,9 +120,7 @@ def stream(asked: argparse.Namespace, folder: pathlib.Path) -> None:
     table = []
     with cluster.running(folder / "cluster", task_managers=1, slots=1, heap_mb=HEAP_MB) as running:
         for rate in asked.rates:
-            told = {name: f"${name}" for name in ("PUBSUB_EMULATOR_HOST", KAFKA_CONFIG)}  # measure() knows them
-            options = [*cluster.beam_options(running.address, told), *cluster.STREAM_OPTIONS, "--runner", "FlinkRunner"]
-            arguments = ("--allowance", "100ms", *options)
+            arguments = ("--allowance", "100ms", "--runner", "FlinkRunner", "--flink_master", running.address)
             setting = Setting(asked.broker, asked.data / "transactions.parquet", folder, arguments)
             say(f"{rate:,} events/s for {asked.seconds:.0f} s")
             found = measure(setting, rate, asked.seconds, warm_up=asked.warm_up, tail=5, patience=60)

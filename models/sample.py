@@ -32,6 +32,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.errors import HeadraceError
+
 Integers = npt.NDArray[np.int64]
 Format = Literal["parquet", "csv", "jsonl", "avro"]
 
@@ -180,7 +182,7 @@ def _draw_compromised(
     return compromised
 
 
-class SampleError(ValueError):
+class SampleError(HeadraceError, ValueError):
     """A sample that would take the place of other files."""
 
 

@@ -23,6 +23,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from models.batches import Keys, as_int64, column, partition, shard_of, take_rows
+from models.errors import HeadraceError
 from models.project.project import Project
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge
@@ -37,7 +38,7 @@ AFTER_VERDICT_US = 5_000
 OnStop = Literal["fail", "fallback"]
 
 
-class QualityStop(RuntimeError):
+class QualityStop(HeadraceError, RuntimeError):
     """The gate is declared to stop, and a window is bad: nothing may be published."""
 
     def __init__(self, verdict: Verdict) -> None:

@@ -29,6 +29,7 @@ from models.project.project import load_project, parse_duration
 from models.quality.windows import WindowJudge
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
+from pipelines.runners import Job
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.feeds import feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles
@@ -66,7 +67,7 @@ def run(
         golden_scores=xgboost.Booster(model_file=model_path).inplace_predict(golden),
         nthread=threads,
     )
-    pipeline = make_pipeline(runner, beam_args)
+    pipeline = make_pipeline(runner, beam_args, Job(shards=shards))
     sink = WriteFiles(output, project.event.id, project.event.time)
     score = Score(project, scorer, "benchmark")
     build(

@@ -5,8 +5,7 @@ import sys
 
 from models.redact import guard_output
 from pipelines.cli.main import app
-from pipelines.runners.dataflow import SELF_CONTAINED
 
 if __name__ == "__main__":
     guard_output(sys.argv[1:])
-    app(["run", os.environ["HEADRACE_PROJECT"], *sys.argv[1:], *SELF_CONTAINED])
+    app(["run", os.environ["HEADRACE_PROJECT"], *sys.argv[1:]])

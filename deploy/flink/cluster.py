@@ -3,7 +3,8 @@
     cluster.py start --folder build/flink/run --task-managers 2 --slots 1
     cluster.py stop --folder build/flink/run
 
-`start` prints the JobManager's address, for --flink_master. The jars come from build.sh.
+`start` prints the JobManager's address, for `headrace run … --runner FlinkRunner --flink_master`. The jars come from
+build.sh.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from typing import Any
 HERE = pathlib.Path(__file__).resolve().parent
 BUILT = HERE.parent.parent / "build" / "flink"
 JOB_SERVER = BUILT / "flink-job-server.jar"
-BOOT = HERE / "boot.sh"
 STATE = "cluster.json"
 START_SECONDS = 60
 STOP_SECONDS = 10
@@ -144,32 +144,6 @@ class Cluster:
             while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
                 time.sleep(0.1)
         (self.folder / STATE).unlink(missing_ok=True)
-
-
-def beam_options(address: str, environment: Mapping[str, str] | None = None) -> list[str]:
-    """The options that let Beam's FlinkRunner run a pipeline on the cluster, its workers as a TaskManager's processes.
-
-    `environment` is added to that of the workers. Why each option is there is told in docs/flink.md.
-    """
-    config = json.dumps({"command": str(BOOT), "env": dict(environment or {})})
-    return [
-        f"--flink_master={address}",
-        "--flink_version=1.19",
-        f"--flink_job_server_jar={JOB_SERVER}",
-        "--environment_type=PROCESS",
-        f"--environment_config={config}",
-        "--max_cache_memory_usage_mb=0",
-        "--object_reuse",
-        "--streaming",
-    ]
-
-
-STREAM_OPTIONS = (
-    "--checkpointing_interval=2000",
-    "--min_pause_between_checkpoints=500",
-    "--max_bundle_time_mills=20",
-    "--finish_bundle_before_checkpointing",
-)
 
 
 def start(

@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import xgboost
 
+from models.errors import HeadraceError
+
 if TYPE_CHECKING:
     from models.predictors.bundle import Bundle
 
 
-class ModelError(Exception):
+class ModelError(HeadraceError):
     """A model that must not score."""
 
 

@@ -31,6 +31,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from models.errors import HeadraceError
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 64 << 10
@@ -46,7 +48,7 @@ BASELINE = "baseline.json"  # the one file that need not be there
 OPTIONAL_BYTES = {BASELINE: 4 << 20}
 
 
-class BundleError(Exception):
+class BundleError(HeadraceError):
     """A bundle that cannot be made, saved or loaded; the message names the file and its fault."""
 
 

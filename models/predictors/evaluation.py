@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.errors import HeadraceError
+
 MAX_SLICE_VALUES = 1000
 
 
-class EvaluationError(ValueError):
+class EvaluationError(HeadraceError, ValueError):
     """A column that rows can't be sliced by."""
 
 

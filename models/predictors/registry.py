@@ -6,22 +6,26 @@ module: that takes seconds, and nothing that scores needs it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from models.predictors.bundle import Bundle
+from models.predictors.registry_reader import SqliteReader, open_reader
 from models.predictors.registry_store import RegistryError, database_of, open_client
+from models.predictors.versions import BUNDLE_ID, Version
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "RegistryError",
     "Version",
+    "find",
     "list_versions",
     "load",
     "register",
@@ -34,21 +38,7 @@ CHALLENGER = "challenger"
 
 _ARTIFACTS = "artifacts"  # the folder next to an SQLite registry
 _FOLDER = "bundle"  # of a run's artifacts
-_BUNDLE_ID = "bundle_id"  # tag of a run and of a version
 _BATCH = 100  # MLflow's limit of one call
-
-
-@dataclass(frozen=True)
-class Version:
-    """One registered bundle."""
-
-    version: int
-    bundle_id: str
-    aliases: tuple[str, ...]  # sorted
-    created: datetime  # UTC
-    run_id: str
-    metrics: Mapping[str, float] = field(default_factory=dict)  # by dotted path; of `list_versions` alone
-    facts: Mapping[str, str] = field(default_factory=dict)  # what else metadata tells, likewise
 
 
 def register(
@@ -84,7 +74,7 @@ def register(
         _require_alias(alias)
     Scorer.from_bundle(bundle)
     with open_client(tracking_uri, write=True, create=True) as client:
-        versions = _versions(client, name)
+        versions = _MlflowReader(client).versions(name)
         version = next((known.version for known in versions if known.bundle_id == bundle.bundle_id), None)
         moves = [*aliases, *([CHAMPION] if promote else [])]
         if version is None:
@@ -111,20 +101,19 @@ def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
         RegistryError: if there is no such registry, name, version or alias.
         BundleError: if the stored files are missing or damaged.
     """
+    found = find(name, version_or_alias, tracking_uri)
+    path = _beside(database_of(tracking_uri), found.run_id)
+    if path is not None and path.is_dir():
+        return Bundle.load(path, expected_id=found.bundle_id)
     with open_client(tracking_uri) as client, tempfile.TemporaryDirectory() as folder:
         from mlflow.exceptions import MlflowException
 
-        found = _find(client, name, version_or_alias)
-        path = _beside(database_of(tracking_uri), found.run_id)
-        if path is None or not path.is_dir():
-            try:
-                path = Path(client.download_artifacts(found.run_id, _FOLDER, folder))
-            except (OSError, MlflowException) as error:
-                where = f", nor are they in {path}" if path else ""
-                said = " ".join(str(error).split())
-                raise RegistryError(
-                    f"{name} version {found.version}: its files cannot be read: {said}{where}"
-                ) from error
+        try:
+            path = Path(client.download_artifacts(found.run_id, _FOLDER, folder))
+        except (OSError, MlflowException) as error:
+            where = f", nor are they in {path}" if path else ""
+            said = " ".join(str(error).split())
+            raise RegistryError(f"{name} version {found.version}: its files cannot be read: {said}{where}") from error
         return Bundle.load(path, expected_id=found.bundle_id)
 
 
@@ -137,7 +126,7 @@ def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracki
     """
     bundle = replace(load(name, version_or_alias, tracking_uri), baseline=baseline)
     with open_client(tracking_uri, write=True) as client, tempfile.TemporaryDirectory() as scratch:
-        found = _find(client, name, version_or_alias)
+        found = _find(_MlflowReader(client), name, version_or_alias)
         path = _beside(database_of(tracking_uri), found.run_id)
         if path is None or not path.is_dir():
             bundle.save(Path(scratch) / _FOLDER)
@@ -159,7 +148,7 @@ def set_alias(name: str, alias: str, version_or_alias: int | str, tracking_uri: 
     """
     _require_alias(alias)
     with open_client(tracking_uri, write=True) as client:
-        version = _find(client, name, version_or_alias).version
+        version = _find(_MlflowReader(client), name, version_or_alias).version
         client.set_registered_model_alias(name, alias, str(version))
         return version
 
@@ -170,52 +159,79 @@ def list_versions(name: str, tracking_uri: str) -> list[Version]:
     Raises:
         RegistryError: if there is no such registry or name.
     """
+    with _open_reader(tracking_uri) as reader:
+        return [reader.with_facts(known) for known in _existing(reader, name)]
+
+
+def find(name: str, version_or_alias: int | str, tracking_uri: str) -> Version:
+    """Return the version of a number or an alias; RegistryError if there is no such registry, name or version."""
+    with _open_reader(tracking_uri) as reader:
+        return _find(reader, name, version_or_alias)
+
+
+class _MlflowReader:
+    """What MLflow says of names and versions."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(model.name for model in self._client.search_registered_models())
+
+    def versions(self, name: str) -> list[Version]:
+        """Return the versions of a name, ascending; of a name that is not there, none."""
+        models = self._client.search_registered_models(f"name = '{name}'")
+        aliases: dict[str, list[str]] = {}
+        for alias, version in (models[0].aliases if models else {}).items():
+            aliases.setdefault(str(version), []).append(alias)
+        found: list[Version] = []
+        token = None
+        while True:
+            page = self._client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+            for known in page:
+                created = datetime.fromtimestamp(known.creation_timestamp / 1000, UTC)
+                names = tuple(sorted(aliases.get(str(known.version), ())))
+                bundle_id = known.tags.get(BUNDLE_ID, "")
+                found.append(Version(int(known.version), bundle_id, names, created, known.run_id))
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda known: known.version)
+
+    def with_facts(self, known: Version) -> Version:
+        """A version with what was told of it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            data = self._client.get_run(known.run_id).data
+        except MlflowException:  # the run was deleted, the version was not
+            return known
+        return replace(known, metrics=dict(data.metrics), facts=dict(data.params))
+
+
+@contextlib.contextmanager
+def _open_reader(tracking_uri: str) -> Iterator[SqliteReader | _MlflowReader]:
+    """Open a registry for reading, without MLflow where that can be."""
+    with open_reader(tracking_uri) as direct:
+        if direct is not None:
+            yield direct
+            return
     with open_client(tracking_uri) as client:
-        return [_with_facts(client, known) for known in _existing(client, name)]
+        yield _MlflowReader(client)
 
 
-def _versions(client: Any, name: str) -> list[Version]:
-    """Return the versions of a name, ascending; of a name that is not there, none."""
-    models = client.search_registered_models(f"name = '{name}'")
-    aliases: dict[str, list[str]] = {}
-    for alias, version in (models[0].aliases if models else {}).items():
-        aliases.setdefault(str(version), []).append(alias)
-    found: list[Version] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-        for known in page:
-            created = datetime.fromtimestamp(known.creation_timestamp / 1000, UTC)
-            names = tuple(sorted(aliases.get(str(known.version), ())))
-            bundle_id = known.tags.get(_BUNDLE_ID, "")
-            found.append(Version(int(known.version), bundle_id, names, created, known.run_id))
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda known: known.version)
-
-
-def _with_facts(client: Any, known: Version) -> Version:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        data = client.get_run(known.run_id).data
-    except MlflowException:  # the run was deleted, the version was not
-        return known
-    return replace(known, metrics=dict(data.metrics), facts=dict(data.params))
-
-
-def _existing(client: Any, name: str) -> list[Version]:
+def _existing(reader: SqliteReader | _MlflowReader, name: str) -> list[Version]:
     """Return the versions of a name, ascending, at least one."""
     _require_plain("name", name)
-    versions = _versions(client, name)
+    versions = reader.versions(name)
     if not versions:
-        names = sorted(model.name for model in client.search_registered_models())
-        raise RegistryError(f"no bundle is registered as {name!r}; there are: {', '.join(names) or 'none'}")
+        names = ", ".join(reader.names()) or "none"
+        raise RegistryError(f"no bundle is registered as {name!r}; there are: {names}")
     return versions
 
 
-def _find(client: Any, name: str, version_or_alias: int | str) -> Version:
-    versions = _existing(client, name)
+def _find(reader: SqliteReader | _MlflowReader, name: str, version_or_alias: int | str) -> Version:
+    versions = _existing(reader, name)
     for known in versions:
         if str(version_or_alias) in (str(known.version), *known.aliases):
             return known
@@ -230,7 +246,7 @@ def _create_version(client: Any, bundle: Bundle, name: str, database: Path | Non
     known = client.get_experiment_by_name(name)
     place = (database.parent / _ARTIFACTS).as_uri() if database else None  # a server knows its own
     experiment = known.experiment_id if known else client.create_experiment(name, artifact_location=place)
-    run = client.create_run(experiment, run_name=bundle.bundle_id, tags={_BUNDLE_ID: bundle.bundle_id})
+    run = client.create_run(experiment, run_name=bundle.bundle_id, tags={BUNDLE_ID: bundle.bundle_id})
     status = "FAILED"
     try:
         metrics: dict[str, float] = {}
@@ -246,7 +262,7 @@ def _create_version(client: Any, bundle: Bundle, name: str, database: Path | Non
             some = slice(first, first + _BATCH)
             client.log_batch(run.info.run_id, metrics=all_metrics[some], params=all_params[some])
         source = _store(client, bundle, run.info, database)
-        tags = {_BUNDLE_ID: bundle.bundle_id}
+        tags = {BUNDLE_ID: bundle.bundle_id}
         created = client.create_model_version(name, source=source, run_id=run.info.run_id, tags=tags)
         status = "FINISHED"
         return int(created.version)

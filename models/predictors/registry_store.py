@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from models.errors import HeadraceError
 from models.redact import redact
 
 _SQLITE = "sqlite:///"
@@ -22,10 +23,10 @@ _SERVER = re.compile(
     r"(?:https?|(?:postgresql|mysql|mssql)(?:\+\w+)?|databricks(?:-uc)?|uc)://[^/]|file:///|databricks$"
 )
 _LOCK_SECONDS = 300.0  # that another process may take to make a registry or to register in it
-_BUSY_SECONDS = 5.0  # that another program's transaction may take
+BUSY_SECONDS = 5.0  # that another program's transaction may take
 
 
-class RegistryError(Exception):
+class RegistryError(HeadraceError):
     """A registry that can't be used, or a name, version or alias that is not there; the message says what is."""
 
 
@@ -48,7 +49,7 @@ def check_registry(tracking_uri: str, *, create: bool = False) -> None:
                 f"registry {redact(tracking_uri)!r}: is no URI of one: write sqlite:///PATH or http(s)://SERVER"
             )
         return
-    with _in_one_line(str(database)):
+    with in_one_line(str(database)):
         if database.exists():
             _probe(database, create)
         elif not create:
@@ -78,7 +79,7 @@ def open_client(tracking_uri: str, *, write: bool = False, create: bool = False)
     ):
         os.environ.setdefault(name, value)
     place = str(database) if database else redact(tracking_uri)
-    with _in_one_line(place, ImportError):
+    with in_one_line(place, ImportError):
         import mlflow
         import mlflow.store.db.utils
         from alembic.util import CommandError
@@ -92,8 +93,8 @@ def open_client(tracking_uri: str, *, write: bool = False, create: bool = False)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with (
         warnings.catch_warnings(),
-        _in_one_line(place, MlflowException, SQLAlchemyError, CommandError, ImportError),
-        _locked(database, write),
+        in_one_line(place, MlflowException, SQLAlchemyError, CommandError, ImportError),
+        locked(database, write),
     ):
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
         if database is not None:
@@ -106,7 +107,7 @@ def open_client(tracking_uri: str, *, write: bool = False, create: bool = False)
 
 
 @contextlib.contextmanager
-def _locked(database: Path | None, write: bool) -> Iterator[None]:
+def locked(database: Path | None, write: bool) -> Iterator[None]:
     """Hold the lock beside an SQLite registry, as two processes can't make its tables or number versions at once."""
     if database is None:
         yield
@@ -133,7 +134,7 @@ def _locked(database: Path | None, write: bool) -> Iterator[None]:
 def _probe(database: Path, write: bool) -> None:
     """Raise sqlite3.Error where the database is no SQLite file, is locked, or can't be written to."""
     uri = f"file:{urllib.parse.quote(str(database))}?mode=rw"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as connection:
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
         if write:
             connection.execute("BEGIN IMMEDIATE")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -141,7 +142,7 @@ def _probe(database: Path, write: bool) -> None:
 
 
 @contextlib.contextmanager
-def _in_one_line(place: str, *kinds: type[Exception]) -> Iterator[None]:
+def in_one_line(place: str, *kinds: type[Exception]) -> Iterator[None]:
     """Say in one line what is wrong with a registry: what the system, SQLite or `kinds` raise."""
     kinds = (OSError, sqlite3.Error, *kinds)
     try:

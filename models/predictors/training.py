@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import xgboost
 
+from models.errors import HeadraceError
 from models.predictors.booster import predict
 from models.project.parameters import find_parameter_faults
 
 DAY_US = 86_400_000_000
 
 
-class TrainingError(ValueError):
+class TrainingError(HeadraceError, ValueError):
     """Events that no model can be trained on, or parameters that none can be trained with."""
 
 

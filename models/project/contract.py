@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from models.errors import HeadraceError
 from models.faults import RowFaults
 from models.project.schema_lines import read_feature_lines
 
@@ -38,7 +39,7 @@ UNIX_UNITS = {
 FIXED_POINT_LIMIT = 1 << 44
 
 
-class SchemaError(ValueError):
+class SchemaError(HeadraceError, ValueError):
     """A schema that can't be used; the message has one fault a line, `line` (from 1) is where, if that is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import yaml
 
+from models.errors import HeadraceError
+
 MAX_DEPTH = 50  # of mappings and lists in one another
 
 Path = tuple[str | int, ...]
 
 
-class DocumentError(ValueError):
+class DocumentError(HeadraceError, ValueError):
     """A text that can't be read; `line` (from 1) says where, if that is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:

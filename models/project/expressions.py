@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from models.errors import HeadraceError
+
 # What precedes the name of a feature, or of another input, in the count of events that have no finite number there.
 NOT_FINITE = "not finite: "
 MAX_CHARS = 1000
@@ -25,7 +27,7 @@ _DAY_US = 86_400_000_000
 Column = np.ndarray[Any, Any]
 
 
-class ExpressionError(ValueError):
+class ExpressionError(HeadraceError, ValueError):
     """An expression that is not of the language."""
 
 

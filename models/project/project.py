@@ -12,6 +12,7 @@ from typing import Any
 
 import pydantic
 
+from models.errors import HeadraceError
 from models.project.checks import check_declarations
 from models.project.contract import Contract, FieldFault
 from models.project.declarations import DECLARED_AT, Decision, Project, RollingFeature, parse_duration
@@ -44,7 +45,7 @@ _FOLLOWERS: dict[str | int, tuple[Path, ...]] = {
 _STAND_INS: dict[str, Any] = {"name": "unnamed", "model": {"inputs": ["unnamed"]}}
 
 
-class ProjectError(ValueError):
+class ProjectError(HeadraceError, ValueError):
     """A project that can't be used; the message has one fault a line."""
 
 

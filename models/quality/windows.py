@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.errors import HeadraceError
 from models.project.project import Project
 from models.quality.backend import parse_schema
 from models.quality.columns import describe
@@ -22,7 +23,7 @@ BASELINE_ROWS = 100_000  # a baseline's sample is larger than a window's, so tha
 MAX_BASELINE_BYTES = 4 << 20
 
 
-class BaselineError(ValueError):
+class BaselineError(HeadraceError, ValueError):
     """A baseline that can't be made or read; the message says why."""
 
 

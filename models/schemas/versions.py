@@ -15,6 +15,7 @@ import secrets
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from models.errors import HeadraceError
 from models.project.contract import Contract, SchemaError
 from models.project.declarations import Project
 from models.project.project import MAX_SCHEMA_BYTES
@@ -29,11 +30,11 @@ _FIRST_LINE = "# headrace schema, version {}, sha256 of its canonical form {}\n"
 REMEDY = "train again, or take the changes back"
 
 
-class VersionError(ValueError):
+class VersionError(HeadraceError, ValueError):
     """A version that isn't there, can't be read, or can't be registered."""
 
 
-class SchemaMismatch(ValueError):
+class SchemaMismatch(HeadraceError, ValueError):
     """A schema that a bundle can't be run with; the message has the differences."""
 
 

@@ -11,10 +11,12 @@ import urllib.parse
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
+from models.errors import HeadraceError
+
 KAFKA_CONFIG = "HEADRACE_KAFKA_CONFIG"  # names a properties file of librdkafka's settings, where no other is given
 
 
-class BrokerError(RuntimeError):
+class BrokerError(HeadraceError, RuntimeError):
     """A broker that refuses what is asked of it, such as an unknown subscription; waiting does not help."""
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pipelines.cli.errors import clear_errors
 
 if TYPE_CHECKING:
     from pipelines.sources.journal_check import Segment
@@ -24,7 +25,7 @@ Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A journal, on any
 @app.command()
 def check(folder: Folder) -> None:
     """List the segments of a journal with their records, and all damage; the exit code is 1 if there is any."""
-    with _clear_errors():
+    with clear_errors():
         from pipelines.sources.journal import JournalError
         from pipelines.sources.journal_check import examine
 
@@ -53,7 +54,7 @@ def recover(
     to: Annotated[pathlib.Path, typer.Option(help="Folder to make, of the records that are sound.")],
 ) -> None:
     """Copy what is sound of a journal into a new one, from which a stream or a batch goes on; FOLDER stays as it is."""
-    with _clear_errors():
+    with clear_errors():
         from pipelines.sources.journal_recovery import recover as recover_journal
 
         done = recover_journal(folder.rstrip("/") or "/", to)
@@ -84,15 +85,3 @@ def _look_into(segment: Segment, journal: int | None) -> tuple[int, str]:
                 spans += [pc.min_max(column(batch, PUBLISHED)).as_py() for batch in batches_of(piece, segment.path)]
     times = [time for span in spans for time in (span["min"], span["max"]) if time is not None]
     return records, f", published {min(times):%Y-%m-%dT%H:%M:%S} to {max(times):%Y-%m-%dT%H:%M:%S}" if times else ""
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Turn errors that a user can mend into one clear line and exit code 1; all others keep their traceback."""
-    from pipelines.sources.journal import JournalError
-
-    try:
-        yield
-    except (JournalError, OSError) as error:
-        typer.echo(f"headrace: {error}", err=True)
-        raise typer.Exit(1) from None

@@ -9,15 +9,16 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from models import progress
 from models.project.project import ProjectError, load_project
-from pipelines.cli.prechecks import UsageError, require_files
-from pipelines.cli.prechecks import require as _require
+from pipelines.cli.errors import clear_errors
+from pipelines.prechecks import UsageError, require_files
+from pipelines.prechecks import require as _require
 
 if TYPE_CHECKING:
     from models.project.contract import Contract
@@ -51,7 +52,7 @@ def infer(
     force: Annotated[bool, typer.Option(help="Write over a file that is there.")] = False,
 ) -> None:
     """Propose a schema for the events of files, with TFDV; project.yaml says which field is the event time."""
-    with _clear_errors():
+    with clear_errors():
         _require(
             source_format in (None, "parquet", "csv", "json", "avro"),
             f"--source-format is parquet, csv, json or avro, not {source_format}",
@@ -97,7 +98,7 @@ def diff(
 
     Compatible: events that were valid still are, and what a model that was trained before reads is still there.
     """
-    with _clear_errors(code=2):
+    with clear_errors(code=2):
         from models.schemas import diff_schemas, field_needs, is_breaking, read_declarations, render_changes
 
         _require(format in ("text", "json"), f"--format is text or json, not {format}")
@@ -134,7 +135,7 @@ def register(
     allow_breaking: Annotated[bool, typer.Option(help="Register a schema that is not compatible, too.")] = False,
 ) -> None:
     """Keep the project's schema as the next version in its folder `schemas`, if it is compatible with the last."""
-    with _clear_errors():
+    with clear_errors():
         from models.schemas import field_needs, list_versions, render_changes
         from models.schemas import register as register_version
 
@@ -150,7 +151,7 @@ def register(
 @app.command("list")
 def list_command(project: ProjectFolder) -> None:
     """List the versions of the project's schema, with the digest of each."""
-    with _clear_errors():
+    with clear_errors():
         from models.schemas import list_versions, read_declarations
 
         declared = read_declarations(project)
@@ -280,28 +281,3 @@ def _prepare_tfdv() -> None:
             import_tfdv()
     except ImportError as error:
         raise UsageError(f"schema infer needs tensorflow-data-validation, which can't be imported: {error}") from None
-
-
-@contextlib.contextmanager
-def _clear_errors(code: int = 1) -> Iterator[None]:
-    """Turn errors that a user can mend into one clear message and an exit code; all others keep their traceback."""
-    from models.project.contract import SchemaError
-    from models.schemas import VersionError
-
-    try:
-        yield
-    except (UsageError, SchemaError, VersionError, ProjectError, OSError) as error:
-        typer.echo(str(error) if isinstance(error, ProjectError) else f"headrace: {_line_of(error)}", err=True)
-        raise typer.Exit(code) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
-    except ValueError as error:
-        if type(error).__name__ != "SourceError":  # of a module that imports Beam
-            raise
-        typer.echo(f"headrace: {error}", err=True)
-        raise typer.Exit(code) from None
-
-
-def _line_of(error: Exception) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)

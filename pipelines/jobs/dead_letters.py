@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models import progress
+from models.errors import HeadraceError
 from pipelines.brokers import is_broker, open_broker
 from pipelines.sources.listing import SourceError, match_files
 
@@ -25,7 +26,7 @@ DeadLetter = Mapping[str, Any]
 Send = Callable[[Sequence[bytes]], None]
 
 
-class ReplayError(ValueError):
+class ReplayError(HeadraceError, ValueError):
     """Dead letters that can't be read or sent."""
 
 

@@ -17,27 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import column, with_column, without
-from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
-from models.faults import RowFaults
 from models.predictors.bundle import Bundle
-from models.project.contract import Contract
-from models.project.project import Project
-from models.record import DECISION, EVENTS, FORMAT, PAYLOAD, POSITION, SCORE, SOURCE
+from models.project.project import Project, parse_duration
+from models.record import DECISION, SCORE
 from pipelines.brokers.pubsub import PubsubBroker
-from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
-from pipelines.jobs.score import RunResult, read_kind, read_verdicts, run_graph, watch_scores
-from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
-from pipelines.sources.acknowledge import AfterJournal
-from pipelines.sources.feeds import Topic, feeds_of
-from pipelines.sources.files import SLICE_US, ReadFiles, read_split, split_file
-from pipelines.sources.listing import Files, format_of, match_files
-from pipelines.sources.raw import raw_batch
-from pipelines.sources.records import NO_TIME_US, decode_raw, times_of
-from pipelines.sources.stream import ReadStream
-from transforms.score import Score
+from pipelines.config import RunSpec
+from pipelines.jobs.score import RunResult, score
+from pipelines.results import read_kind, read_verdicts
+from pipelines.sinks.publish import DEAD_LETTERS, SCORES
+from pipelines.sources.payloads import event_times, read_payloads
 
-IDLE_US = 2_000_000
+IDLE = "2s"
 MOST_PUBLISHED = 1000
 
 
@@ -72,52 +62,29 @@ class Parity:
 
 
 def check_parity(
-    project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance_us: int, seed: int, share: float
+    project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance: str, seed: int, share: float
 ) -> Parity:
     """Run both ways over the files at `uris`; `share` of the events is published twice."""
     payloads = read_payloads(uris)
-    order = arrival_order(payloads, project, allowance_us, seed, share)
+    order = arrival_order(payloads, project, parse_duration(allowance), seed, share)
     with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
         events = pathlib.Path(scratch) / "events.jsonl"
         events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
-
-        def run(name: str, source: Any, boundary_us: int) -> RunResult:
-            directory = f"{scratch}/{name}"
-            sink = WriteFiles(directory, project.event.id, project.event.time)
-            watch = watch_scores(project, bundle, boundary_us, "fallback", DEFAULT_SHARDS)
-            config = GraphConfig(project, source, Score(project, scorer, bundle.bundle_id), sink, watch=watch)
-            return run_graph(config, DIRECT, (), name)
-
-        window_us = project.quality.window if project.quality else None
-        batch = run("batch", ReadFiles(feeds_of(project, {EVENTS: Files((str(events),))})), SLICE_US)
-        with _published([payloads[i] for i in order], seed) as broker:
-            source = ReadStream(
-                feeds_of(project, {EVENTS: Topic(broker)}),
-                allowance_us,
-                idle_us=IDLE_US,
-                until_idle=True,
-                acknowledge=AfterJournal(f"{scratch}/journal"),
-                cut_us=window_us,
-            )
-            stream = run("stream", source, window_us or 0)
+        told = RunSpec(project, (str(events),), f"{scratch}/batch", allowance=allowance, until_idle=IDLE)
+        batch = _finished(score(told, bundle, scorer))
+        with _published([payloads[i] for i in order], seed) as uri:
+            journal = f"{scratch}/journal"
+            told = dataclasses.replace(told, sources=(uri,), sink=f"{scratch}/stream", journal=journal)
+            stream = _finished(score(told, bundle, scorer))
         streamed = collections.Counter(payloads[i] for i in order)
         times = {payload: (count, streamed[payload]) for payload, count in collections.Counter(payloads).items()}
         return Parity(batch, stream, tuple(_compare(project, batch, stream, times)), _control(payloads, order))
 
 
-def read_payloads(uris: Sequence[str]) -> list[bytes]:
-    """The records of files as JSON: their own lines, or their rows."""
-    return [payload for uri in uris for path in match_files(uri) for payload in _payloads_of(path)]
-
-
-def _payloads_of(path: str) -> Iterator[bytes]:
-    for split in split_file(path, format_of(path)):
-        for batch in read_split(split):
-            if batch.schema.metadata[FORMAT] == b"json":
-                yield from (p.rstrip(b"\r\n") for p in column(batch, PAYLOAD).to_pylist())
-            else:
-                rows = without(batch, POSITION)
-                yield from rows_as_json(dict(zip(rows.schema.names, rows.columns, strict=True)))
+def _finished(result: RunResult | None) -> RunResult:
+    if result is None:
+        raise AssertionError("the run has left nothing")
+    return result
 
 
 def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
@@ -131,32 +98,8 @@ def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int
     return [int(row) for row in rows[np.argsort(arrival, kind="stable")]]
 
 
-def event_times(payloads: Sequence[bytes], project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Event times in microseconds; a record without one takes its neighbour's."""
-    parts = [payloads[start : start + MAX_BLOCK_ROWS] for start in range(0, len(payloads), MAX_BLOCK_ROWS)]
-    times, last = [], 0
-    for value in itertools.chain.from_iterable(_times_of(part, project).tolist() for part in parts):
-        last = last if value == NO_TIME_US else value
-        times.append(last)
-    return np.array(times, np.int64)
-
-
-def read_texts(payloads: Sequence[bytes], project: Project, name: str) -> list[str | None]:
-    """One field of JSON records as text; null where there is none of its type."""
-    contract = Contract({name: project.contract.fields[name]}, b"")
-    values = decode_json(pa.array(payloads, pa.binary()), contract, False, RowFaults(len(payloads)))[name]
-    return list(values.cast(pa.string()).to_pylist())
-
-
-def _times_of(payloads: Sequence[bytes], project: Project) -> Any:
-    rows = len(payloads)
-    batch = raw_batch(pa.array(payloads, pa.binary()), pa.array(np.arange(rows)), {FORMAT: b"json"})
-    origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([""]))
-    return times_of(decode_raw(with_column(batch, SOURCE, origin), project.event_type), project.event_type)
-
-
 @contextlib.contextmanager
-def _published(payloads: Sequence[bytes], seed: int) -> Iterator[PubsubBroker]:
+def _published(payloads: Sequence[bytes], seed: int) -> Iterator[str]:
     """An embedded Pub/Sub that the payloads are published to, in batches of random sizes, while it is read."""
     from pipelines.pubsub_emulator import PubsubEmulator
 
@@ -179,7 +122,7 @@ def _published(payloads: Sequence[bytes], seed: int) -> Iterator[PubsubBroker]:
         thread = threading.Thread(target=publish, name="publish", daemon=True)
         thread.start()
         try:
-            yield broker
+            yield broker.uri
             thread.join()
         finally:
             if before is None:

@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from models.errors import HeadraceError
 from pipelines.brokers import open_broker
-from pipelines.jobs.score import read_success
+from pipelines.results import read_success
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.publish import QUARANTINE, RELEASED, SCORES, SUCCESS, Written, place_of
 
@@ -17,7 +18,7 @@ IDLE_SECONDS = 5.0
 AT_ONCE = 1000
 
 
-class QuarantineError(ValueError):
+class QuarantineError(HeadraceError, ValueError):
     """Nothing to release or drop, or files that are not as the run left them."""
 
 

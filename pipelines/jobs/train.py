@@ -23,16 +23,16 @@ from models.predictors.bundle import Bundle, library_versions
 from models.predictors.evaluation import Evaluation, evaluate
 from models.predictors.training import TrainingError
 from models.project.project import PROJECT_FILE, Project
-from models.record import DECISION, LABELS, SCORE
+from models.record import DECISION, SCORE
 from pipelines.cli.display import working
-from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
+from pipelines.config import GraphConfig, RunSpec
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
-from pipelines.jobs.score import RunResult, read_kind, read_success, run_graph
+from pipelines.jobs.score import RunResult, describe, open_files, run_graph
+from pipelines.results import read_kind, read_success
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sinks.folder import Folder, staging_of
 from pipelines.sinks.publish import Written, publish
-from pipelines.sources.files import ReadFiles
 from transforms.examples import CollectExamples
 from transforms.score import decide, model_inputs
 from transforms.statistics import make_baseline
@@ -71,49 +71,43 @@ class Trained:
 
 
 def train(
-    project: Project,
+    spec: RunSpec,
     folder: pathlib.Path,
-    source: ReadFiles,
     *,
     start: datetime.datetime | None = None,
-    examples: str | None = None,
     dead_letters: pathlib.Path | None = None,
-    runner: str = DIRECT,
-    shards: int = DEFAULT_SHARDS,
-    threads: int = 2,
-    replace: bool = False,
-    beam_args: Sequence[str] = (),
 ) -> Trained:
-    """Train and evaluate on the source's events.
+    """Train and evaluate on the spec's events.
 
-    The examples stay in `examples`, if it is given, where the output of another run is refused, or replaced with
+    The examples stay in the spec's sink, if it names one, where the output of another run is refused, or replaced with
     `replace`. With them stay the dead letters, which else go to the sink `dead_letters`, in place of those of the
     training before.
     """
+    project, examples = spec.project, spec.sink
     if project.label is None:
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
+    source = open_files(spec)
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         directory = examples or scratch
-        facts = {"project": project.name, **identify(project, source, {})}
+        facts = {"project": project.name, **describe(spec), **identify(project, source, {})}
         sink = WriteFiles(
             directory,
             project.event.id,
             project.event.time,
             facts=facts,
             source_format=source.format,
-            replace=replace,
+            replace=spec.replace,
         )
-        config = GraphConfig(project, source, CollectExamples(project), sink, shards)
-        result = run_graph(config, runner, beam_args, "computing features")
+        config = GraphConfig(project, source, CollectExamples(project), sink, spec.shards)
+        result = run_graph(config, spec.runner, spec.beam_args, "computing features")
         kept = f"{examples.rstrip('/')}/{DEAD_LETTERS}" if examples else _keep(scratch, dead_letters)
         kept = kept if result.outcomes.get("dead-lettered") or result.outcomes.get("duplicate") else None
         _check_dead_letters(project, result, kept)
         table = _ordered(_read_examples(directory, project), project)
-        for feed in source.feeds:
-            if feed.name == LABELS:
-                table = with_labels(table, feed.source.patterns, project)
+        if spec.labels:
+            table = with_labels(table, spec.labels, project)
     with working("training"):
-        return _fit(project, folder, table, result, kept, start, threads)
+        return _fit(project, folder, table, result, kept, start, spec.threads)
 
 
 def _keep(scratch: str, folder: pathlib.Path | None) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self
 
 import apache_beam as beam
 
+from models.errors import HeadraceError
 from models.quality.incidents import Alert
 from pipelines.brokers import BrokerError, is_broker, open_broker
 
@@ -34,7 +35,7 @@ CLOSE_SECONDS = 10.0
 _log = logging.getLogger("headrace.alerts")
 
 
-class AlertError(Exception):
+class AlertError(HeadraceError):
     """An alert that could not be delivered, or a sink that can't be used; the message holds no secret."""
 
 

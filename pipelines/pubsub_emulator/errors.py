@@ -1,6 +1,6 @@
 """The refusals of the emulator; each carries the gRPC status it is answered with.
 
-BrokerError
+EmulatorError
 ├── InvalidArgument      the request can never be right
 ├── NotFound             a topic, subscription or snapshot it names does not exist
 ├── AlreadyExists        a name it wants to create is taken
@@ -12,36 +12,38 @@ BrokerError
 
 from typing import ClassVar
 
+from models.errors import HeadraceError
 
-class BrokerError(Exception):
+
+class EmulatorError(HeadraceError):
     """A request was refused; `status` is the name of its gRPC status code."""
 
     status: ClassVar[str]
 
 
-class InvalidArgument(BrokerError):
+class InvalidArgument(EmulatorError):
     status = "INVALID_ARGUMENT"
 
 
-class NotFound(BrokerError):
+class NotFound(EmulatorError):
     status = "NOT_FOUND"
 
 
-class AlreadyExists(BrokerError):
+class AlreadyExists(EmulatorError):
     status = "ALREADY_EXISTS"
 
 
-class FailedPrecondition(BrokerError):
+class FailedPrecondition(EmulatorError):
     status = "FAILED_PRECONDITION"
 
 
-class ResourceExhausted(BrokerError):
+class ResourceExhausted(EmulatorError):
     status = "RESOURCE_EXHAUSTED"
 
 
-class Unavailable(BrokerError):
+class Unavailable(EmulatorError):
     status = "UNAVAILABLE"
 
 
-class Unimplemented(BrokerError):
+class Unimplemented(EmulatorError):
     status = "UNIMPLEMENTED"

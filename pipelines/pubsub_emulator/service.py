@@ -9,7 +9,7 @@ import grpc
 
 from pipelines.pubsub_emulator import wire
 from pipelines.pubsub_emulator.broker import Broker
-from pipelines.pubsub_emulator.errors import BrokerError, InvalidArgument, ResourceExhausted, Unavailable
+from pipelines.pubsub_emulator.errors import EmulatorError, InvalidArgument, ResourceExhausted, Unavailable
 from pipelines.pubsub_emulator.messages import Consumer, PbMessage
 from pipelines.pubsub_emulator.streams import Stream
 from pipelines.pubsub_emulator.subscription import MAX_MESSAGES_PER_RESPONSE
@@ -165,10 +165,10 @@ def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
     """Answer a refusal of the broker with its status."""
     try:
         yield
-    except BrokerError as error:
+    except EmulatorError as error:
         _abort(context, error)
 
 
-def _abort(context: grpc.ServicerContext, error: BrokerError) -> NoReturn:
+def _abort(context: grpc.ServicerContext, error: EmulatorError) -> NoReturn:
     context.abort(grpc.StatusCode[error.status], str(error))
     raise AssertionError("unreachable: abort raises")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import grpc
 
 from pipelines.pubsub_emulator.broker import Broker
-from pipelines.pubsub_emulator.errors import BrokerError, InvalidArgument, NotFound
+from pipelines.pubsub_emulator.errors import EmulatorError, InvalidArgument, NotFound
 from pipelines.pubsub_emulator.messages import Consumer, PbMessage
 from pipelines.pubsub_emulator.subscription import Received, Subscription
 
@@ -23,7 +23,7 @@ class Stream:
         self._deadline_seconds = 0  # 0: the subscription's
         self._answers_pings = False
         self._pinged = False
-        self._error: BrokerError | None = None
+        self._error: EmulatorError | None = None
 
     @classmethod
     def open(cls, broker: Broker, first: PbMessage) -> "Stream":
@@ -71,7 +71,7 @@ class Stream:
             for request in requests:
                 with self._broker.lock:
                     self._apply(request)
-        except BrokerError as error:
+        except EmulatorError as error:
             self._error = error
         except grpc.RpcError:
             pass  # the call ended; its handler knows

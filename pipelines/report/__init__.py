@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Sequence
 
 from models.project.project import Project
-from pipelines.jobs.score import RunError
 from pipelines.report.gather import gather
 from pipelines.report.render import render
+from pipelines.results import RunError
 
 __all__ = ["report"]
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from apache_beam.io.filesystems import FileSystems
 
 from models.project.project import Project
 from models.quality.records import Verdict
 from models.record import SCORE
-from pipelines.jobs.score import RunError, read_success
 from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
-from pipelines.sinks.files import SCORES, SUCCESS
+from pipelines.results import RunError, read_success
+from pipelines.sinks.folder import Folder
+from pipelines.sinks.publish import SCORES, SUCCESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,6 @@ def _where_labels_are(project: Project, labels: Sequence[str]) -> str:
 
 
 def _read_said(run: str) -> dict[str, Any] | None:
-    if not FileSystems.exists(FileSystems.join(run, SUCCESS)):
+    if not Folder(run).is_file(SUCCESS):
         return None
     return read_success(run)

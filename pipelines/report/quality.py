@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from apache_beam.io.filesystems import FileSystems
 
 from models.project.project import Project
 from models.quality.records import Distribution, Finding, Verdict, WindowStatistics
 from models.quality.windows import read_baseline
 from models.record import SCORE
-from pipelines.jobs.score import RunError
-from pipelines.sources.listing import SourceError, match_files
+from pipelines.results import RunError, paths_of
+from pipelines.sinks.folder import open_file
 
 QUALITY = "quality"
 BASELINE = "baseline.json"
@@ -83,7 +82,7 @@ def read_quality(
     verdicts: dict[str, Verdict] = {}
     windows: dict[tuple[int, int], WindowStatistics] = {}
     baseline: WindowStatistics | None = None
-    for path in matched(f"{run.rstrip('/')}/{QUALITY}/*.json*"):
+    for path in paths_of(run, QUALITY, (".json", ".jsonl")):
         for number, line in enumerate(_lines(path), 1):
             try:
                 if path.rsplit("/", 1)[-1] == BASELINE:
@@ -188,16 +187,8 @@ def _comparable(run: Distribution, baseline: Distribution | None) -> Distributio
     return baseline
 
 
-def matched(pattern: str) -> list[str]:
-    """The paths that match, in order; none is fine."""
-    try:
-        return sorted(match_files(pattern))
-    except SourceError:
-        return []
-
-
 def _lines(path: str) -> Iterator[bytes]:
-    with FileSystems.open(path, compression_type="uncompressed") as file:
+    with open_file(path) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
                 raise RunError(f"{path} has a line of more than {MAX_LINE_BYTES} bytes")

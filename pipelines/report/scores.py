@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from models.project.project import Project
 from models.quality.records import Distribution
 from models.record import BUNDLE_ID, DECISION, SCORE
-from pipelines.jobs.score import RunError
-from pipelines.report.quality import Floats, Spread, Times, matched
-from pipelines.sinks.files import SCORES
+from pipelines.report.quality import Floats, Spread, Times
+from pipelines.results import RunError, paths_of
+from pipelines.sinks.publish import SCORES
 
 MAX_BUCKETS = 60
 BINS = 20
@@ -59,7 +59,7 @@ class Scores:
     @staticmethod
     def open(run: str) -> Scores | None:
         """The score rows in a run's folder, if there are any; RunError if they can't be read."""
-        paths = tuple(matched(f"{run.rstrip('/')}/{SCORES}/*.parquet"))
+        paths = tuple(paths_of(run, SCORES))
         if not paths:
             return None
         try:

@@ -1,26 +1,134 @@
-"""The engines by their names. It imports no Beam, so that a wrong name is told of at once."""
+"""The engines: one profile each. It imports no Beam, so that a wrong name is told of at once."""
 
 from __future__ import annotations
 
-DIRECT = "DirectRunner"  # headrace's in-process engine
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.runners import flink, prism
+from pipelines.runners.options import IN_PROCESS_READS, check_options
+from pipelines.runners.profile import NO_CACHE, SELF_CONTAINED, Args, Job, Profile, Reading, RunnerError
+
+__all__ = [
+    "DATAFLOW",
+    "DIRECT",
+    "FLINK",
+    "FN_API",
+    "IN_PROCESS",
+    "PORTABLE",
+    "PRISM",
+    "RUNNERS",
+    "Job",
+    "Profile",
+    "Reading",
+    "RunnerError",
+    "check_options",
+    "make_pipeline",
+    "profile_of",
+]
+
+IN_PROCESS = "InProcessRunner"
+DIRECT = "DirectRunner"  # Beam's name of what runs in this process: an alias
 FN_API = "FnApiRunner"
 PRISM = "PrismRunner"
 FLINK = "FlinkRunner"
 PORTABLE = "PortableRunner"
 DATAFLOW = "DataflowRunner"
-RUNNERS = (DIRECT, FN_API, PRISM, FLINK, PORTABLE, DATAFLOW)
-
-_ALIASES = {"inprocessrunner": DIRECT, **{name.lower(): name for name in RUNNERS}}
 
 
-class RunnerError(ValueError):
-    """A runner that is not known, or one asked for in another way than by --runner."""
+def _make_in_process(name: str, args: Args) -> Any:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from pipelines.runners.inprocess.engine import InProcessRunner
+
+    return beam.Pipeline(runner=InProcessRunner(), options=PipelineOptions(list(args)))
 
 
-def runner_named(text: str) -> str:
-    """The runner of a name, compared as Beam does: without case, and with or without the ending `Runner`."""
+def _make_fn_api(name: str, args: Args) -> Any:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(list(args)))
+
+
+def _dry_run_on_dataflow(args: Args) -> list[str]:
+    from pipelines.runners.dataflow import dry_run_options
+
+    return dry_run_options(args)
+
+
+def _is_only_made_on_dataflow(pipeline: Any) -> bool:
+    from pipelines.runners.dataflow import is_only_made
+
+    return is_only_made(pipeline)
+
+
+def _make_job_on_dataflow(pipeline: Any) -> None:
+    from pipelines.runners.dataflow import make
+
+    make(pipeline)
+
+
+_NO_STREAM_OPTIONS = "on Dataflow a stream comes from pubsub:// in JSON, without --{}"
+
+RUNNERS = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            IN_PROCESS,
+            aliases=(DIRECT,),
+            reads=IN_PROCESS_READS,
+            make=_make_in_process,
+            ends_here=True,
+            stops=True,
+            failures=contextlib.nullcontext,  # it raises what a step raised
+        ),
+        Profile(
+            FN_API,
+            takes_known_only=True,
+            complete=lambda args, job: [NO_CACHE, *args],
+            make=_make_fn_api,
+            ends_here=True,
+        ),
+        Profile(PRISM, check=prism.check, complete=prism.complete),
+        Profile(
+            FLINK,
+            check=flink.check,
+            complete=flink.complete,
+            reading=Reading.CHECKPOINTED,
+            refuses={"journal": "on Flink, checkpoints take the place of --journal: leave it out"},
+            apart=flink.runs_apart,
+        ),
+        Profile(PORTABLE),
+        Profile(
+            DATAFLOW,
+            complete=lambda args, job: [*SELF_CONTAINED, *args],
+            reading=Reading.NATIVE,
+            refuses={name: _NO_STREAM_OPTIONS.format(name) for name in ("journal", "history", "labels", "values")}
+            | {"at_arrival": _NO_STREAM_OPTIONS.format("order arrival")},
+            dry_run=_dry_run_on_dataflow,
+            makes_only=_is_only_made_on_dataflow,
+            make_job=_make_job_on_dataflow,
+        ),
+    )
+}
+_NAMES = {name.lower(): profile for profile in RUNNERS.values() for name in (profile.name, *profile.aliases)}
+
+
+def profile_of(text: str) -> Profile:
+    """The engine of a name, compared as Beam does: without case, and with or without the ending `Runner`."""
     name = text.strip().lower()
-    found = _ALIASES.get(name) or _ALIASES.get(name + "runner")
+    found = _NAMES.get(name) or _NAMES.get(name + "runner")
     if found is None:
         raise RunnerError(f"--runner {text} is not known; there are: {', '.join(RUNNERS)}")
     return found
+
+
+def make_pipeline(runner: str, beam_args: Sequence[str] = (), job: Job | None = None) -> Any:
+    """A pipeline for an engine, with the options that it needs and those given; RunnerError if they can't be."""
+    profile = profile_of(runner)
+    check_options(profile, beam_args)
+    return profile.make(profile.name, profile.complete(beam_args, job or Job()))

@@ -26,13 +26,7 @@ from apache_beam.portability.api import beam_runner_api_pb2 as api
 from apache_beam.runners.dataflow.internal import apiclient
 
 from pipelines.cli.display import console, facts_table
-
-# The image holds all that a job needs, so nothing is staged. Beam 2.72 would pickle the main module on Dataflow.
-SELF_CONTAINED = (
-    "--sdk_location=container",
-    "--no_save_main_session",
-    "--experiments=disable_logging_submission_environment",
-)
+from pipelines.runners.profile import SELF_CONTAINED, RunnerError
 
 _REQUIRED = ("project", "region", "temp_location", "sdk_container_image")
 _PRIMITIVES = frozenset(
@@ -62,7 +56,7 @@ _REQUIREMENTS = frozenset(
 )
 
 
-class DataflowError(ValueError):
+class DataflowError(RunnerError):
     """A job that Dataflow would refuse, or a request for one that lacks something; the text lists all faults."""
 
 
@@ -126,6 +120,12 @@ def dry_run(pipeline: beam.Pipeline) -> JobSummary:
         graph_bytes=graph.ByteSize(),
         request=request,
     )
+
+
+def is_only_made(pipeline: beam.Pipeline) -> bool:
+    """Whether the options ask for a dry run or a template: nothing is read or written then."""
+    dry: bool = pipeline.options.view_as(TestOptions).dry_run
+    return dry or bool(pipeline.options.view_as(GoogleCloudOptions).template_location)
 
 
 def make(pipeline: beam.Pipeline) -> None:

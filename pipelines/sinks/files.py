@@ -27,6 +27,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from models import progress
 from models.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from models.codecs import encode_json_lines
+from models.errors import HeadraceError
 from models.faults import first_rules
 from models.features.windows import sort_order
 from models.quality.records import Verdict, WindowStatistics
@@ -54,7 +55,7 @@ WRITERS = 2  # files encoded at once
 ROWS_AT_ONCE = 1 << 17  # that a file is encoded in; a row group of Parquet
 
 
-class CountMismatch(RuntimeError):
+class CountMismatch(HeadraceError, RuntimeError):
     """Not every event that was read came out as one score, dead letter or duplicate."""
 
 
@@ -72,7 +73,7 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
     event_time: str
     format: Literal["parquet", "jsonl"] = "parquet"
     files: int = 1
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     source_format: str | None = None  # of files whose names don't tell it
     replace: bool = False
     baseline: bytes | None = None

@@ -18,12 +18,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from models.errors import HeadraceError
+
 LOCK = ".headrace-lock"
 STAGING = ".staging-"
 _STAGING_NAME = re.compile(re.escape(STAGING) + "[0-9a-f]{32}")
 
 
-class SinkError(RuntimeError):
+class SinkError(HeadraceError, RuntimeError):
     """A sink that can't be written to, or holds what is not this run's to replace."""
 
 
@@ -76,7 +78,7 @@ class Folder:
             try:
                 if not self.is_file(name):
                     return None
-                with _open(self.join(name)) as file:
+                with open_file(self.join(name)) as file:
                     content = file.read(limit + 1)
             except FileNotFoundError:  # it went since
                 return None
@@ -86,7 +88,7 @@ class Folder:
 
     def sha256(self, name: str) -> str:
         """The digest of a file."""
-        with clear_errors(self.join(name), "read"), _open(self.join(name)) as file:
+        with clear_errors(self.join(name), "read"), open_file(self.join(name)) as file:
             if self.is_local:
                 return hashlib.file_digest(file, "sha256").hexdigest()
             digest = hashlib.sha256()
@@ -257,7 +259,8 @@ def _holder(folder: Folder) -> str | None:
     return _read_note(folder).get("run")
 
 
-def _open(path: str) -> Any:
+def open_file(path: str) -> Any:
+    """A file's bytes as they are, on whatever file system."""
     if "://" in path:
         return _filesystems().open(path, compression_type="uncompressed")
     return open(path, "rb")

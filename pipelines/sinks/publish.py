@@ -59,7 +59,7 @@ class Former:
     files: Mapping[str, frozenset[str]]
     runs: tuple[tuple[Any, Any], ...]
 
-    def check_same(self, folder: Folder, facts: Mapping[str, str]) -> None:
+    def check_same(self, folder: Folder, facts: Mapping[str, Any]) -> None:
         """SinkError if one of the runs is not, or may not be, of the same spec over the same inputs."""
         same = (facts.get(SPEC), facts.get(INPUTS))
         for run in self.runs:
@@ -107,7 +107,7 @@ def _former(fault: str, texts: Sequence[bytes]) -> Former:
     return Former({place: frozenset(digests) for place, digests in files.items()}, tuple(runs))
 
 
-def check_sink(folder: Folder, facts: Mapping[str, str] | None, replace: bool, verify: bool = True) -> Former:
+def check_sink(folder: Folder, facts: Mapping[str, Any] | None, replace: bool, verify: bool = True) -> Former:
     """SinkError if a sink holds foreign files in the way, or without `replace` another run's output.
 
     Without `facts` a run's output passes. With `verify`, files of this machine must have the bytes they are listed
@@ -166,7 +166,7 @@ def sweep(folder: Folder, run_id: str) -> None:
 
 
 def publish(
-    folder: Folder, run_id: str, written: Sequence[Written], facts: Mapping[str, str], text: str, replace: bool
+    folder: Folder, run_id: str, written: Sequence[Written], facts: Mapping[str, Any], text: str, replace: bool
 ) -> None:
     """Move a run's staged files to their places, remove those of the run before, and write `text` last.
 
@@ -196,7 +196,7 @@ def _all_there(folder: Folder, staging: str, written: Sequence[Written]) -> bool
 
 
 def _write_manifest(
-    folder: Folder, staging: str, written: Sequence[Written], facts: Mapping[str, str], replace: bool
+    folder: Folder, staging: str, written: Sequence[Written], facts: Mapping[str, Any], replace: bool
 ) -> set[str]:
     """Note whose files those of the sink are before one of them is touched; the places of the former run's."""
     place = f"{staging}/{MANIFEST}"

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import column, partition
+from models.errors import HeadraceError
 from models.record import (
     COLUMNS,
     FORMAT,
@@ -38,7 +39,7 @@ _SCHEMA = pa.schema([*RECORD_SCHEMA, pa.field(_FORMAT, SOURCE_TYPE), pa.field(_C
 _CONTINUATION = b"\xff\xff\xff\xff"  # that an Arrow IPC stream begins with
 
 
-class JournalError(RuntimeError):
+class JournalError(HeadraceError, RuntimeError):
     """A journal that can't be used, such as one that another stream writes to."""
 
 

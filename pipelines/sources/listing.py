@@ -9,6 +9,8 @@ import os
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
+from models.errors import HeadraceError
+
 FORMATS = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -21,7 +23,7 @@ FORMATS = {
 _HIDDEN = (".", "_")
 
 
-class SourceError(ValueError):
+class SourceError(HeadraceError, ValueError):
     """A source that can't be read at all."""
 
 

@@ -9,6 +9,9 @@ import yaml
 
 from deploy.flink import cluster
 from pipelines.config import FLINK
+from pipelines.runners import Job
+from pipelines.runners.flink import STREAM_OPTIONS, complete
+from pipelines.runners.profile import SELF_CONTAINED
 from tests.kit.support import ROOT
 
 DEPLOY = ROOT / "deploy" / "k8s"
@@ -47,6 +50,11 @@ def container(pod, name):
 def options():
     """What the submitted command is told, by option."""
     return dict(arg[2:].split("=", 1) for arg in container("headrace-submit", "headrace")["args"] if "=" in arg)
+
+
+def completed():
+    """The same with what the engine's profile sets."""
+    return complete(container("headrace-submit", "headrace")["args"], Job(streams=True, shards=16))
 
 
 @needs_kubeconform
@@ -94,10 +102,7 @@ def test_who_submits_and_who_works_run_one_image():
 
 
 def test_nothing_is_staged_and_the_job_is_submitted_once():
-    pytest.importorskip("apache_beam")
-    from pipelines.runners.dataflow import SELF_CONTAINED
-
-    assert set(SELF_CONTAINED) < set(container("headrace-submit", "headrace")["args"])
+    assert set(SELF_CONTAINED) < set(completed())
     job = manifests()["Job", "headrace-submit"]["spec"]
     assert job["backoffLimit"] == 0
     assert job["template"]["spec"]["restartPolicy"] == "Never"
@@ -105,10 +110,14 @@ def test_nothing_is_staged_and_the_job_is_submitted_once():
 
 def test_the_stream_has_the_options_that_flink_needs():
     """A stream that is read as on another runner acknowledges too early; one without these hardly moves."""
-    given = [arg.split("=")[0] for arg in container("headrace-submit", "headrace")["args"]]
+    args = completed()
+    given = {arg.split("=")[0] for arg in args}
     assert options()["runner"] == FLINK
-    assert {option.split("=")[0] for option in cluster.STREAM_OPTIONS} < set(given)
-    assert {"--streaming", "--object_reuse", "--max_cache_memory_usage_mb"} < set(given)
+    assert {option.split("=")[0] for option in STREAM_OPTIONS} < given
+    assert {"--streaming", "--object_reuse", "--max_cache_memory_usage_mb"} < given
+    assert "--flink_job_server_jar" not in given
+    of_checkpoints = [arg for arg in args if arg.startswith("--checkpointing_interval")]
+    assert of_checkpoints[-1] == "--checkpointing_interval=10000"  # what is given stands last, and counts
     dockerfile = (ROOT / "deploy" / "flink" / "Dockerfile").read_text()
     assert container("headrace-job-server", "job-server")["image"] in dockerfile
     assert cluster.JOB_SERVER.name in dockerfile

@@ -16,7 +16,7 @@ from models.codecs import encode_json_lines
 from models.record import COLUMNS, FORMAT, PAYLOAD
 from models.sample import write_sample
 from pipelines.brokers import open_broker
-from pipelines.jobs.parity import arrival_order, read_payloads
+from pipelines.jobs.parity import arrival_order
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.pubsub_emulator.broker import Clock
 from pipelines.sinks.topics import _fitting
@@ -24,6 +24,7 @@ from pipelines.sources import replay as replaying
 from pipelines.sources.journal import JournalError, number_of, segments
 from pipelines.sources.journal_check import examine
 from pipelines.sources.journal_writer import JournalWriter
+from pipelines.sources.payloads import read_payloads
 from pipelines.sources.probe import Probe
 from pipelines.sources.records import NO_TIME_US
 from pipelines.sources.replay import Replay

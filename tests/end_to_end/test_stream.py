@@ -80,7 +80,7 @@ def test_stream_equals_batch_with_disorder_duplicates_and_bad_events(tmp_path, s
     write_sample(tmp_path, 3000, seed=seed, days=3, format="jsonl")
     write_rows(tmp_path / "bad.jsonl", [bad for bad, _ in BAD.values()] + [transaction(9000)])
     scorer = tiny_scorer(card_fraud().model.inputs)
-    found = check_parity(card_fraud(), AnyBundle(), scorer, [f"{tmp_path}/*.jsonl"], 3600 * SECOND, seed, 0.1)
+    found = check_parity(card_fraud(), AnyBundle(), scorer, [f"{tmp_path}/*.jsonl"], "1h", seed, 0.1)
     assert found.equal, found
     assert {c.what: c.rows for c in found.comparisons} == {
         "ids and fields": 3001,
@@ -143,7 +143,7 @@ def test_things_without_an_order_are_compared_as_often_as_they_come():
 def test_dead_letters_count_as_often_as_their_records_come(tmp_path):
     write_rows(tmp_path / "events.jsonl", [transaction(n) for n in range(30)] + [b"{oops", b"{oops", b"{ah"] * 5)
     scorer = tiny_scorer(card_fraud().model.inputs)
-    found = check_parity(card_fraud(), AnyBundle(), scorer, [f"{tmp_path}/*.jsonl"], 3600 * SECOND, 0, 0.5)
+    found = check_parity(card_fraud(), AnyBundle(), scorer, [f"{tmp_path}/*.jsonl"], "1h", 0, 0.5)
     assert found.equal, found
     (dead,) = (c for c in found.comparisons if c.what == "dead letters")
     assert dead.rows == found.batch.outcomes["dead-lettered"] == 15 < found.stream.outcomes["dead-lettered"]

@@ -13,9 +13,10 @@ from pipelines.brokers import open_broker
 from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
-from pipelines.jobs.parity import arrival_order, read_payloads, read_texts
+from pipelines.jobs.parity import arrival_order
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.journal import read_segment_file, segments
+from pipelines.sources.payloads import read_payloads, read_texts
 from pipelines.sources.values import RegistryValues
 from tests.kit.kafka import QUICK, Cluster
 from tests.kit.support import card_fraud, read_output, read_stream, run_graph, tiny_scorer

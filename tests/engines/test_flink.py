@@ -13,12 +13,12 @@ from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
-from pipelines.jobs.parity import read_payloads
-from pipelines.jobs.stream import _acknowledge
 from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.runners import Job
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.acknowledge import AfterCheckpoint, _AtSecondCheckpoint
+from pipelines.sources.payloads import read_payloads
 from tests.end_to_end.test_graph import BAD
 from tests.kit.support import card_fraud, read_files, read_output, read_stream, run_graph, tiny_scorer, write_rows
 from transforms.score import Score
@@ -49,8 +49,8 @@ def sample(tmp_path_factory):
 @needs_flink
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("shards", "parallelism"), [(1, 1), (4, 4)])
-def test_batch_on_the_cluster_writes_the_same_bytes(tmp_path, flink, sample, shards, parallelism):
+@pytest.mark.parametrize("shards", [1, 4])
+def test_batch_on_the_cluster_writes_the_same_bytes(tmp_path, flink, sample, shards):
     project = card_fraud()
     bad = write_rows(tmp_path / "bad.jsonl", [bad for bad, _ in BAD.values()])
     sources = (f"{sample}/*.parquet", bad)
@@ -62,7 +62,7 @@ def test_batch_on_the_cluster_writes_the_same_bytes(tmp_path, flink, sample, sha
         WriteFiles(str(tmp_path / "there"), project.event.id, project.event.time),
         shards,
     )
-    pipeline = make_pipeline("FlinkRunner", [*cluster.beam_options(flink.address), f"--parallelism={parallelism}"])
+    pipeline = make_pipeline("FlinkRunner", [f"--flink_master={flink.address}"], Job(shards=shards))
     build(pipeline, config)
     pipeline.run().wait_until_finish()
     there = read_output(tmp_path / "there")
@@ -96,9 +96,7 @@ class Streaming:
             PublishRows(open_broker("pubsub://demo/scores"), open_broker("pubsub://demo/dead")),
             lateness_us=100 * 86_400 * SECOND,  # seconds here are months of the events: what comes again is that late
         )
-        environment = {"PUBSUB_EMULATOR_HOST": self.server.address}
-        options = [*cluster.beam_options(self.flink.address, environment), *cluster.STREAM_OPTIONS, *more]
-        pipeline = make_pipeline("FlinkRunner", options)
+        pipeline = make_pipeline("FlinkRunner", [f"--flink_master={self.flink.address}", *more], Job(streams=True))
         build(pipeline, config)
         pipeline.run()
         _wait(lambda: self._jobs() - before)
@@ -197,11 +195,6 @@ def test_what_a_bundle_registers_is_called_at_the_second_checkpoint():
     Finalizer().register(ripe.popleft())
     checkpoint()
     assert called == ["first"]
-
-
-def test_a_journal_is_refused():
-    with pytest.raises(ValueError, match="checkpoints take the place"):
-        _acknowledge("FlinkRunner", "journal", SECOND)
 
 
 def _host(flink, job):

@@ -14,10 +14,12 @@ import pytest
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.config import GraphConfig
-from pipelines.jobs.parity import arrival_order, compare_tables, read_payloads
-from pipelines.jobs.score import read_kind, run_graph
+from pipelines.jobs.parity import arrival_order, compare_tables
+from pipelines.jobs.score import run_graph
 from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.results import read_kind
 from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sources.payloads import read_payloads
 from tests.end_to_end.test_graph import BAD
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows
 from transforms.score import Score
@@ -99,7 +101,7 @@ def worker_pool():
 
 
 def test_workers_of_another_process_need_nothing_staged(events, batch, tmp_path):
-    from pipelines.runners.dataflow import SELF_CONTAINED
+    from pipelines.runners.profile import SELF_CONTAINED
 
     with worker_pool() as address:
         external = ("--environment_type=EXTERNAL", f"--environment_config={address}")

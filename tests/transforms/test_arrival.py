@@ -14,7 +14,8 @@ from models.record import CORRECTION, LATE
 from models.sample import write_sample
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
-from pipelines.jobs.parity import arrival_order, read_payloads
+from pipelines.jobs.parity import arrival_order
+from pipelines.sources.payloads import read_payloads
 from tests.kit.given import Given
 from tests.kit.support import card_fraud, read_stream, run_graph, tiny_scorer, transaction
 from transforms.correct import find_changed

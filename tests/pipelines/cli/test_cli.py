@@ -60,7 +60,7 @@ def test_a_projects_registry_is_in_its_folder_and_moves_with_it(trained, tmp_pat
     ("args", "message"),
     [
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--model", "7"], "7"),
-        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--sorce", "x"], "unknown: --sorce"),
+        (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--sorce", "x"], "did you mean --source?"),
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "/proc/none"], "/proc"),
         (["run", "{card_fraud}", "--source", "data/*", "--sink", "out", "--runner", "flinkrunner"], "$PWD/data/*"),
         (["promote", "{card_fraud}", "2"], "has no version or alias '2'; there are: 1 champion"),

@@ -46,7 +46,7 @@ AT_ONCE = [
     (["run", PROJECT, *FILES, "--registry", "sqlite:///broken.db"], "broken.db: file is not a database"),
     (["run", PROJECT, *FILES, "--sink-format", "xml"], "--sink-format is parquet or jsonl"),
     (["run", PROJECT, *FILES, "--source-format", "xml"], "--source-format is"),
-    (["run", PROJECT, *FILES, "--runner", "Foo"], "--runner Foo is not known; there are: DirectRunner, FnApiRunner"),
+    (["run", PROJECT, *FILES, "--runner", "Foo"], "--runner Foo is not known; there are: InProcessRunner, FnApiRunner"),
     (["run", PROJECT, *FILES, "--runner", "SparkRunner"], "--runner SparkRunner is not known"),
     (["run", PROJECT, *FILES, "--runner", "flink"], r"here.csv: Flink's workers .*\$PWD/here.csv"),
     (["run", PROJECT, *FILES, "--runner", "FLINKRUNNER"], r"\$PWD/here.csv"),
@@ -107,19 +107,31 @@ AT_ONCE = [
     (["report", PROJECT, "--run", "x://out", "--output", "r.html"], "x://out: no file system x is known"),
     (["run", PROJECT, "--source", "here.csv", "--sink", "x://out"], "x://out: no file system x is known"),
     (["run", PROJECT, "--source", "x://here.csv", "--sink", "out"], "x://here.csv: no file system x is known"),
-]
-SLOWER = [
     (["quarantine", "nowhere", "--drop"], "nowhere: has no _SUCCESS.json: it is not the folder of a finished run"),
     (["quarantine", "listed", "--drop"], "_SUCCESS.json is not what a run writes"),
     (["report", PROJECT, "--run", "listed"], "_SUCCESS.json is not what a run writes"),
+    (["train", PROJECT, "--source", "here.csv", "--", "--runner=FlinkRunner"], "--runner stands before a --"),
+    (
+        ["train", PROJECT, "--source", "here.csv", "--sorce", "x"],
+        "--sorce is none of headrace's options, and InProcessRunner .*: did you mean --source",
+    ),
+    (["train", PROJECT, "--source", "here.csv", "--num_workers=4"], "--num_workers is none of headrace's options, and"),
+    (["train", PROJECT, "--source", "here.csv", "--start", "soon"], "--start is a time such as 2018-06-08"),
+    (["run", PROJECT, *FILES, "--score-from", "soon"], "--score-from is a time such as 2018-06-08"),
+    (["run", PROJECT, *FILES, "--sink", "foreign"], "foreign/scores/mine.txt: was not written by a run that is known"),
+    (["run", PROJECT, *TOPICS, "--runner", "flink"], "FlinkRunner needs a cluster: --flink_master HOST:PORT"),
+]
+MANY = [
+    *["run", PROJECT, "--source", "none.csv", "--sink", "out", "--sink-format", "xml", "--order", "random"],
+    *["--score-from", "soon", "--allowance", "x", "--runner", "Foo"],
+]
+SLOWER = [
     (["replay-dead-letters", "--source", "here.csv", "--to", "new.jsonl"], "here.csv: holds what is no dead letter"),
     (["replay-dead-letters", "--source", "letters.jsonl", "--to", "n2.jsonl"], "holds what is no dead letter"),
     (["replay-dead-letters", "--source", "broken.parquet", "--to", "n3.jsonl"], "broken.parquet: can't be read"),
     (["replay-dead-letters", "--source", "here.csv", "--to", "here.csv"], "here.csv: is there already"),
     (["replay-dead-letters", "--source", "here.csv", "--to", "nowhere/n.jsonl"], "nowhere/n.jsonl: No such file"),
     (["publish", PROJECT, "--source", "here.csv", "--to", "pubsub://demo"], "'pubsub://demo' is not pubsub://PROJECT"),
-    (["train", PROJECT, "--source", "here.csv", "--sorce", "x"], "unknown: --sorce x; neither headrace nor Beam"),
-    (["train", PROJECT, "--source", "here.csv", "--", "--runner=FlinkRunner"], "--runner stands before a --"),
     (["train", PROJECT, "--source", "noformat"], "noformat: its name does not tell its format"),
 ]
 SECRET = [
@@ -158,6 +170,8 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("errors")
     (folder / "here.csv").write_text("a,b\n1,2\n")
     (folder / "noformat").write_text("")
+    (folder / "foreign" / "scores").mkdir(parents=True)
+    (folder / "foreign" / "scores" / "mine.txt").write_text("mine")
     (folder / "broken.parquet").write_text("not Parquet")
     (folder / "broken.db").write_text("no database, but some text that is longer than a header")
     (folder / "letters.jsonl").write_text('{"payload": "", "format": "json", "reasons": "no list", "step": "x"}\n')
@@ -168,7 +182,9 @@ def ran(tmp_path_factory):
         environment.pop(name, None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        commands = [[arg.replace("{taken}", port) for arg in args] for args, _ in [*AT_ONCE, *SLOWER]] + SECRET
+        commands = [
+            [arg.replace("{taken}", port) for arg in args] for args, _ in [*AT_ONCE, (MANY, ""), *SLOWER]
+        ] + SECRET
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", RUN],
             cwd=folder,
@@ -182,9 +198,9 @@ def ran(tmp_path_factory):
     assert HIDDEN not in done.stdout + done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(commands)
-    return {json.dumps(args): answer for (args, _), answer in zip([*AT_ONCE, *SLOWER], answers, strict=False)} | {
-        json.dumps(args): answer for args, answer in zip(SECRET, answers[-len(SECRET) :], strict=True)
-    }
+    return {
+        json.dumps(args): answer for (args, _), answer in zip([*AT_ONCE, (MANY, ""), *SLOWER], answers, strict=False)
+    } | {json.dumps(args): answer for args, answer in zip(SECRET, answers[-len(SECRET) :], strict=True)}
 
 
 @pytest.mark.timeout(900)
@@ -199,6 +215,19 @@ def test_one_clear_line(ran, args, message):
         assert slow == []
 
 
+def test_all_faults_are_told_at_once(ran):
+    code, said, slow = ran[json.dumps(MANY)]
+    assert (code, slow) == (1, [])
+    assert [line.split()[1].rstrip(":") for line in said.strip().splitlines()] == [
+        "--sink-format",
+        "--order",
+        "--score-from",
+        "--allowance",
+        "--runner",
+        "none.csv",
+    ]
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("args", SECRET)
 def test_no_secret_is_shown(ran, args):
@@ -211,19 +240,20 @@ def test_no_secret_is_shown(ran, args):
 
 @pytest.mark.parametrize("text", ["flink", "Flink", "flinkrunner", "FLINKRUNNER", " FlinkRunner "])
 def test_runners_are_named_without_case_and_ending(text):
-    from pipelines.runners import FLINK, runner_named
+    from pipelines.runners import FLINK, profile_of
 
-    assert runner_named(text) == FLINK
+    assert profile_of(text).name == FLINK
 
 
 def test_every_runner_is_known_by_its_name_to_beam_too():
     from apache_beam.options.pipeline_options import StandardOptions
 
-    from pipelines.runners import DIRECT, RUNNERS, runner_named
+    from pipelines.runners import DIRECT, IN_PROCESS, RUNNERS, profile_of
 
-    assert set(RUNNERS) <= set(StandardOptions.KNOWN_RUNNER_NAMES)
-    assert [runner_named(name.lower()) for name in RUNNERS] == list(RUNNERS)
-    assert runner_named("InProcessRunner") == runner_named("direct") == DIRECT
+    names = {name for profile in RUNNERS.values() for name in (profile.name, *profile.aliases)}
+    assert names - {IN_PROCESS} <= set(StandardOptions.KNOWN_RUNNER_NAMES)
+    assert [profile_of(name.lower()).name for name in RUNNERS] == list(RUNNERS)
+    assert profile_of("inprocess") == profile_of(DIRECT) == profile_of("direct") == RUNNERS[IN_PROCESS]
 
 
 def test_a_traceback_and_the_log_show_no_secret(tmp_path):

@@ -12,13 +12,16 @@ from models.predictors.booster import Scorer
 from models.predictors.training import TrainingError
 from models.project.project import load_project
 from models.quality.windows import read_baseline
+from pipelines import results
 from pipelines.cli.display import outcome_table, version_lines
-from pipelines.jobs import score as running
+from pipelines.config import RunSpec
 from pipelines.jobs import train as training
+from pipelines.jobs.fitting import load_bundle
 from pipelines.jobs.parity import check_parity
+from pipelines.jobs.score import score
 from pipelines.report import report
 from pipelines.sinks.folder import SinkError
-from tests.kit.support import read_files, write_rows
+from tests.kit.support import write_rows
 
 DAY = 86_400
 START = 1_600_041_600  # a midnight
@@ -81,9 +84,13 @@ def write_project(folder, text):
 
 
 def train(folder, rows, **options):
-    project = load_project(folder)
-    source = read_files(project, [write_rows(folder / "events.jsonl", rows)])
-    return training.train(project, folder, source, threads=1, **options)
+    source = write_rows(folder / "events.jsonl", rows)
+    examples = options.pop("examples", "")
+    return training.train(RunSpec(load_project(folder), (source,), examples, threads=1), folder, **options)
+
+
+def run(project, bundle, source, sink, **options):
+    return score(RunSpec(project, (str(source),), str(sink), threads=1, **options), bundle)
 
 
 def us(day):
@@ -121,9 +128,9 @@ def test_a_run_says_which_of_its_events_the_bundle_knows(folder):
     project, trained = load_project(folder), train(folder, make_rows())
 
     def seen(name, from_us):
-        source = read_files(project, [str(folder / "events.jsonl")])
-        running.score(project, trained.bundle, source, str(folder / name), score_from_us=from_us, threads=1)
-        return list(running.find_seen(str(folder / name), project, trained.bundle))
+        start = None if from_us is None else training.to_iso(from_us)
+        run(project, trained.bundle, folder / "events.jsonl", folder / name, score_from=start)
+        return list(results.find_seen(str(folder / name), project, trained.bundle))
 
     assert seen("test", trained.test_from_us) == []
     learned, compared = seen("all", None)
@@ -148,14 +155,14 @@ def test_dead_letters_are_kept_and_too_many_fail(folder):
         "600 of 3,000 records are dead letters (20.0%), more than training.max_dead_letters (10.0%): "
         f"Validate: distance: below 0 (600); they are kept in {kept}/dead_letters. Give other files, or declare a larger share"
     )
-    assert running.read_kind(str(kept), "dead_letters").num_rows == 600
+    assert results.read_kind(str(kept), "dead_letters").num_rows == 600
     write_project(folder, YAML.replace("train: 3d", "max_dead_letters: 0.2, train: 3d"))
     trained = train(folder, rows, dead_letters=kept)
     assert trained.dead_letters == f"{kept}/dead_letters"
     assert trained.examples.outcomes["dead-lettered"] == 600
     assert trained.bundle.metadata["events"]["dead-lettered"] == 600
     assert train(folder, make_rows(), dead_letters=kept).dead_letters is None
-    assert running.read_kind(str(kept), "dead_letters").num_rows == 0
+    assert results.read_kind(str(kept), "dead_letters").num_rows == 0
     foreign = kept / "dead_letters" / "mine.parquet"
     foreign.write_bytes(b"mine")
     with pytest.raises(SinkError, match="mine.parquet: was not written by a run that is known"):
@@ -174,14 +181,14 @@ def test_impossible_numbers_are_missing_in_training_batch_and_stream(folder):
     expected |= {"not finite: distance": 1, "not finite: speed": 3}
     assert expected["not finite: FAR_D"] > 0
     scorer = Scorer.from_bundle(trained.bundle)
-    found = check_parity(project, trained.bundle, scorer, [str(folder / "events.jsonl")], 600_000_000, 0, 0.02)
+    found = check_parity(project, trained.bundle, scorer, [str(folder / "events.jsonl")], "10m", 0, 0.02)
     assert found.equal
     for outcomes in (trained.examples.outcomes, found.batch.outcomes, found.stream.outcomes):
         assert {name: n for name, n in outcomes.items() if name.startswith("not finite")} == expected
     shown = outcome_table(found.batch.outcomes, 1.0)
     assert "missing, as not finite: speed" in list(shown.columns[0].cells)
-    running.score(project, trained.bundle, read_files(project, [str(folder / "events.jsonl")]), str(folder / "run"))
-    speed = running.read_kind(str(folder / "run"), "scores", ["id", "speed"]).sort_by("id").column("speed").to_numpy()
+    run(project, trained.bundle, folder / "events.jsonl", folder / "run")
+    speed = results.read_kind(str(folder / "run"), "scores", ["id", "speed"]).sort_by("id").column("speed").to_numpy()
     assert np.isnan(speed[[100, 1500, 2950]]).all()
     assert not np.isinf(speed).any()
     assert json.loads((folder / "run" / "_SUCCESS.json").read_text())["events"]["not finite: speed"] == 3
@@ -191,9 +198,8 @@ def test_labels_that_are_records_are_measured_in_run_and_report(folder):
     rows = make_rows()
     column = train(folder, rows)
     plain = load_project(folder)
-    source = read_files(plain, [str(folder / "events.jsonl")])
-    running.score(plain, column.bundle, source, str(folder / "column"), threads=1)
-    expected = running.evaluate_scores(str(folder / "column"), plain)
+    run(plain, column.bundle, folder / "events.jsonl", folder / "column")
+    expected = results.evaluate_scores(str(folder / "column"), plain)
     labels = [{"id": row["id"], "y": row["y"], "seen": row["t"] + 3600} for row in rows]
     later = [{"id": row["id"], "y": 1 - row["y"], "seen": row["t"] + 7200} for row in rows[:500]]
     broken = [{"id": 1, "y": 7, "seen": 0}, {"id": 2, "y": 1}, b"no json"]
@@ -201,15 +207,13 @@ def test_labels_that_are_records_are_measured_in_run_and_report(folder):
     project = load_project(write_project(folder, RECORDS))
     write_rows(folder / "bare.jsonl", [{**row, "y": None} for row in rows])
 
-    def events():
-        return running.open_source(project, [str(folder / "bare.jsonl")], None, [path])
-
     write_project(folder, RECORDS.replace("train: 3d", "max_dead_letters: 0.2, train: 3d"))
-    trained = training.train(load_project(folder), folder, events(), threads=1)
+    bare = str(folder / "bare.jsonl")
+    trained = training.train(RunSpec(load_project(folder), (bare,), "", labels=(path,), threads=1), folder)
     assert trained.bundle.model == column.bundle.model
-    running.score(project, trained.bundle, events(), str(folder / "out"), threads=1)
-    assert running.evaluate_scores(str(folder / "out"), project) is None
-    assert running.evaluate_scores(str(folder / "out"), project, [path]) == expected
+    run(project, trained.bundle, bare, folder / "out", labels=(path,))
+    assert results.evaluate_scores(str(folder / "out"), project) is None
+    assert results.evaluate_scores(str(folder / "out"), project, [path]) == expected
     without = report(project, str(folder / "out")).read_text()
     assert "labels come as records of their own: name them to headrace report by --labels" in without
     text = report(project, str(folder / "out"), labels=[path]).read_text()
@@ -223,16 +227,16 @@ def test_the_version_that_fits_a_changed_project_is_named(folder):
     assert training.register(first, load_project(folder), uri, promote=False) == (1, True, 1)
     write_project(folder, YAML.replace("distance / hours", "distance / (hours + 1)"))
     project = load_project(folder)
-    with pytest.raises(running.RunError, match="changed since it was trained: train again, or take the changes back"):
-        running.load_bundle(project, folder, "champion", uri)
+    with pytest.raises(results.RunError, match="changed since it was trained: train again, or take the changes back"):
+        load_bundle(project, folder, "champion", uri)
     second = train(folder, make_rows())
     assert training.register(second, project, uri, promote=False) == (2, True, 1)
     assert training.register(second, project, uri, promote=False) == (2, False, 1)
-    with pytest.raises(running.RunError) as error:
-        running.load_bundle(project, folder, "champion", uri)
+    with pytest.raises(results.RunError) as error:
+        load_bundle(project, folder, "champion", uri)
     assert str(error.value).endswith(f"version 2 does: headrace promote {folder} 2, or run with --model 2")
     registry.set_alias("trips", "champion", 2, uri)
-    assert running.load_bundle(project, folder, "champion", uri).bundle_id == second.bundle.bundle_id
+    assert load_bundle(project, folder, "champion", uri).bundle_id == second.bundle.bundle_id
 
     one, two = registry.list_versions("trips", uri)
     assert one.metrics["metrics.test.roc_auc"] == first.evaluation.overall.roc_auc

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.quality.records import Distribution, Finding, Measure, Verdict, WindowStatistics
-from pipelines.jobs.score import RunError
 from pipelines.report import report
 from pipelines.report.gather import gather
 from pipelines.report.plots import clean_svg, plot_spread, short_number
 from pipelines.report.quality import compare_windows, find_troubles, merge, spread, thin
 from pipelines.report.render import list_reasons, render, sum_up
 from pipelines.report.scores import bin_numbers, make_series
+from pipelines.results import RunError
 from tests.kit.support import card_fraud, run_graph, transaction, write_rows
 
 HOUR = 3_600_000_000

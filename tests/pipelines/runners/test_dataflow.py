@@ -21,8 +21,9 @@ from models.record import FORMAT, MARKS, RECORD_SCHEMA, SLICE
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.config import DATAFLOW, GraphConfig, make_pipeline
 from pipelines.graph import build
-from pipelines.jobs.score import read_success
-from pipelines.runners.dataflow import SELF_CONTAINED, DataflowError, describe_steps, dry_run, dry_run_options
+from pipelines.results import read_success
+from pipelines.runners.dataflow import DataflowError, describe_steps, dry_run, dry_run_options
+from pipelines.runners.profile import SELF_CONTAINED
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.feeds import Topic, feeds_of
@@ -167,7 +168,8 @@ def test_what_would_be_staged_is_refused(tmp_path):
 
 
 def test_beam_alone_would_pickle_the_main_module(monkeypatch):
-    monkeypatch.setattr("pipelines.runners.dataflow.SELF_CONTAINED", SELF_CONTAINED[:1] + SELF_CONTAINED[2:])
+    for module in ("pipelines.runners", "pipelines.runners.dataflow"):
+        monkeypatch.setattr(f"{module}.SELF_CONTAINED", SELF_CONTAINED[:1] + SELF_CONTAINED[2:])
     with pytest.raises(DataflowError, match="pickled_main_session would be staged"):
         dry_run(make_job("stream"))
 

@@ -45,7 +45,8 @@ from apache_beam.transforms.window import (
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from pipelines.runners.inprocess.engine import LocalRunner, UnsupportedGraph
+from pipelines.runners.inprocess.engine import InProcessRunner
+from pipelines.runners.inprocess.nodes import UnsupportedGraph
 from pipelines.runners.inprocess.state import Agenda
 
 Graph = Callable[[beam.Pipeline], beam.PCollection]
@@ -82,7 +83,7 @@ class Collect(beam.DoFn):
 
 
 def run(graph: Graph, runner: Any = None, *options: str) -> Any:
-    pipeline = beam.Pipeline(runner=runner or LocalRunner(), options=PipelineOptions(list(options)))
+    pipeline = beam.Pipeline(runner=runner or InProcessRunner(), options=PipelineOptions(list(options)))
     result = graph(pipeline)
     for number, output in enumerate(result if isinstance(result, (list, tuple)) else [result]):
         if isinstance(output, beam.PCollection):
@@ -433,7 +434,7 @@ GRAPHS: dict[str, Graph] = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_gives_what_fn_api_runner_gives(name: str) -> None:
     expected = outcome(GRAPHS[name], FnApiRunner())
-    assert repr(outcome(GRAPHS[name], LocalRunner())) == repr(expected)
+    assert repr(outcome(GRAPHS[name], InProcessRunner())) == repr(expected)
     assert expected or name in ("nothing", "flatten nothing", "combine without default")
 
 
@@ -445,22 +446,22 @@ def test_state_is_by_the_encoding_of_keys() -> None:
 
 def test_reads_and_writes_files(tmp_path) -> None:
     (tmp_path / "in.txt").write_text("one\ntwo\n")
-    with beam.Pipeline(runner=LocalRunner()) as p:
+    with beam.Pipeline(runner=InProcessRunner()) as p:
         p | beam.io.ReadFromText(str(tmp_path / "in.txt")) | beam.io.WriteToText(str(tmp_path / "out"), num_shards=1)
     assert sorted((tmp_path / "out-00000-of-00001").read_text().split()) == ["one", "two"]
 
 
 def test_beams_own_assertions_and_error_handling_work() -> None:
-    with beam.Pipeline(runner=LocalRunner()) as p:
+    with beam.Pipeline(runner=InProcessRunner()) as p:
         good, bad = p | beam.Create([1, 0, 2]) | beam.Map(lambda n: 2 // n).with_exception_handling()
         assert_that(good, equal_to([2, 1]))
         assert_that(bad | beam.Map(lambda failure: failure[0]), equal_to([0]), label="bad")
-    with pytest.raises(Exception, match="Failed assert"), beam.Pipeline(runner=LocalRunner()) as p:
+    with pytest.raises(Exception, match="Failed assert"), beam.Pipeline(runner=InProcessRunner()) as p:
         assert_that(p | beam.Create([1]), equal_to([2]))
 
 
 def test_a_pipeline_runs_again_and_gives_the_same() -> None:
-    pipeline = beam.Pipeline(runner=LocalRunner())
+    pipeline = beam.Pipeline(runner=InProcessRunner())
     kept: list[int] = []  # each run has its own copy
     numbers = pipeline | beam.Create([1, 2])
     numbers | beam.Map(lambda n, kept: kept.append(n) or list(kept), kept) | beam.ParDo(Collect())
@@ -605,8 +606,8 @@ def test_metrics_are_those_of_fn_api_runner() -> None:
         # How often a DoFn is set up is an engine's own affair.
         return sorted((str(key), repr(plain(value))) for key, value in results if key.metric.name != "setups")
 
-    assert counts(LocalRunner()) == counts(FnApiRunner())
-    assert len(counts(LocalRunner(), MetricsFilter().with_step("two").with_name("after"))) == 1
+    assert counts(InProcessRunner()) == counts(FnApiRunner())
+    assert len(counts(InProcessRunner(), MetricsFilter().with_step("two").with_name("after"))) == 1
 
 
 # --- graphs it refuses ----------------------------------------------------------------------------------------------
@@ -810,8 +811,8 @@ def _hooks() -> Iterator[None]:
     HOOKS.clear()
 
 
-def run_stream(graph: Callable[[beam.Pipeline], Any], runner: LocalRunner | None = None) -> list[Any]:
-    pipeline = beam.Pipeline(runner=runner or LocalRunner())
+def run_stream(graph: Callable[[beam.Pipeline], Any], runner: InProcessRunner | None = None) -> list[Any]:
+    pipeline = beam.Pipeline(runner=runner or InProcessRunner())
     graph(pipeline)
     pipeline.run()
     assert not [call for call in CALLS if "late" in call]
@@ -1054,7 +1055,7 @@ def test_timers_by_the_clock_hold_the_watermark_and_fire_on_time() -> None:
 
 @pytest.mark.parametrize("by", ["thread", "signal", "step", "before"])
 def test_stop_ends_the_run_after_the_round_and_fires_no_timer(by: str) -> None:
-    runner = LocalRunner()
+    runner = InProcessRunner()
 
     def stop(*_: Any) -> None:
         runner.stop()
@@ -1118,8 +1119,8 @@ class Ceaseless(beam.DoFn):
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.02, range(6, 20)), (60, range(1, 2))])
 def test_a_source_that_never_pauses_is_interrupted(seconds: float, rounds: range, monkeypatch) -> None:
     """Its bundles end, the watermark moves, finalizers are called, and stop is heard."""
-    monkeypatch.setattr("pipelines.runners.inprocess.engine.BUNDLE_SECONDS", seconds)
-    runner = LocalRunner()
+    monkeypatch.setattr("pipelines.runners.inprocess.pardo.BUNDLE_SECONDS", seconds)
+    runner = InProcessRunner()
     HOOKS["start"] = lambda: threading.Timer(0.3, runner.stop).start()
     seen = run_stream(lambda p: release_and_log(p | beam.Create([0]) | beam.ParDo(Ceaseless())), runner)
     assert [second for _, second in seen] == list(range(len(seen)))
@@ -1151,7 +1152,7 @@ class Rounds(beam.DoFn):
 
 def test_a_round_under_way_when_the_run_is_to_stop_is_finished_with_its_watermark() -> None:
     """What was acknowledged has come out: it is not left waiting for a watermark that a split took away."""
-    runner = LocalRunner()
+    runner = InProcessRunner()
     HOOKS["A"] = runner.stop
     seen = run_stream(lambda p: release_and_log(p | beam.Create([0]) | beam.ParDo(Rounds())), runner)
     assert CALLS.count("ack") == 4

@@ -12,8 +12,8 @@ import pytest
 
 from models.sample import SampleError, write_sample
 from pipelines.jobs.quarantine import QuarantineError, settle_run
-from pipelines.jobs.score import RunError
 from pipelines.report import report
+from pipelines.results import RunError
 from pipelines.sinks.files import count_reasons
 from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
 from pipelines.sinks.publish import Written, check_sink, look_at, publish, sweep

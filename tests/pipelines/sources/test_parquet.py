@@ -27,8 +27,8 @@ from models.project.contract import Field
 from models.project.project import load_project
 from models.record import COLUMNS, FORMAT, POSITION
 from pipelines.jobs.dead_letters import Repair, replay
-from pipelines.jobs.score import read_kind
 from pipelines.report.scores import Scores
+from pipelines.results import read_kind
 from pipelines.sources import journal
 from pipelines.sources import parquet as source
 from pipelines.sources.files import read_split, split_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import glob
 import os
@@ -9,14 +10,17 @@ import pathlib
 import socket
 from collections.abc import Iterable
 
+from models.errors import HeadraceError
+from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
+from models.project.project import parse_duration
 from pipelines.brokers import is_broker
 
 _FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")
 _REGISTRY = pathlib.Path(".headrace", "registry.db")
 
 
-class UsageError(ValueError):
+class UsageError(HeadraceError, ValueError):
     """Something on the command line that can't be."""
 
 
@@ -88,3 +92,27 @@ def require_port(port: int) -> None:
         except OSError as error:
             why = "it is taken, perhaps by another one" if error.errno == errno.EADDRINUSE else error.strerror
             raise UsageError(f"can't listen on port {port}: {why}; say another with --port") from None
+
+
+def parse_time(option: str, text: str | None) -> datetime.datetime | None:
+    """A time as ISO 8601 writes it, of UTC where it says no other; UsageError if it is none."""
+    if text is None:
+        return None
+    try:
+        return datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{option} is a time such as 2018-06-08 or 2018-06-08T12:00:00, not {text}") from None
+
+
+def check_duration(option: str, text: str) -> None:
+    """UsageError for a text that is no duration."""
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def require_version(name: str, version: str, registry: str) -> None:
+    """RegistryError if a registry of this machine has no such version or alias; a server is asked later."""
+    if database_of(registry) is not None:
+        find(name, version, registry)

@@ -1,0 +1,50 @@
+"""`headrace demo`: all of it once, on a sample."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from models.project.project import load_project
+from pipelines.cli.errors import clear_errors
+from pipelines.cli.project import write_events
+from pipelines.config import RunSpec
+from pipelines.prechecks import require_files
+
+
+def demo(
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for everything that is made.")] = pathlib.Path(
+        "demo-output"
+    ),
+    data: Annotated[str | None, typer.Option(help="Card transactions to take instead of a sample.")] = None,
+    rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
+    project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
+) -> None:
+    """Make a sample, train on its training days, register the model, and score the days that follow."""
+    with clear_errors():
+        declared = load_project(project)
+        require_files([data] if data is not None else [])
+
+        from pipelines.cli.display import console, outcome_table
+        from pipelines.cli.outcome import print_scores, print_training
+        from pipelines.jobs import train as training
+        from pipelines.jobs.score import score
+        from pipelines.report import report
+
+        if data is None:
+            write_events(output / "events", rows, 0, 75, "parquet")
+            data = f"{output}/events/*.parquet"
+        registry = f"sqlite:///{output}/registry.db"
+        trained = training.train(RunSpec(declared, (data,), ""), project, dead_letters=output / "training")
+        registered = training.register(trained, declared, registry, promote=True)
+        print_training(trained, declared, registered, registry, project)
+        sink = f"{output}/run"
+        start = training.to_iso(trained.test_from_us)
+        result = score(RunSpec(declared, (data,), sink, score_from=start, replace=True), trained.bundle)
+        assert result is not None
+        console.print(outcome_table(result.outcomes, result.seconds))
+        print_scores(sink, declared, trained.bundle)
+        console.print(f"scores in {sink}/scores, dead letters in {sink}/dead_letters", soft_wrap=True)
+        console.print(f"report in {report(declared, sink)}", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""What a training and a run over files say of themselves at their end."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from models.predictors.evaluation import EvaluationError
+from models.project.project import Project
+from models.redact import redact
+from pipelines import results
+from pipelines.cli.display import (
+    console,
+    decision_table,
+    evaluation_table,
+    outcome_table,
+    quality_line,
+    split_table,
+)
+from pipelines.jobs.train import to_iso
+
+
+def print_training(trained: Any, project: Project, registered: Any, registry: str, folder: pathlib.Path) -> None:
+    """Print what was learned, from what, and where it is kept."""
+    outcomes = {"examples" if name == "scored" else name: n for name, n in trained.examples.outcomes.items()}
+    console.print(outcome_table(outcomes, trained.examples.seconds))
+    if trained.dead_letters:
+        console.print(f"dead letters in {trained.dead_letters}")
+    console.print(split_table([(s.name, to_iso(s.from_us)[:10], to_iso(s.to_us)[:10], s) for s in trained.splits]))
+    if project.quality and trained.bundle.baseline is None:
+        console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
+    title = f"{project.name} {registered.version}, tested from {to_iso(trained.test_from_us)[:10]}"
+    console.print(evaluation_table(trained.evaluation, title))
+    first = trained.splits[0]
+    bundle = f"bundle {trained.bundle.bundle_id} in {redact(registry)}"
+    console.print(f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; {bundle}", soft_wrap=True)
+    if not registered.is_new:
+        console.print(f"the same bundle as version {registered.version}, which it stays: nothing new is registered")
+    if registered.champion != registered.version:
+        promote = f"headrace promote {shlex.quote(str(folder))} {registered.version}"
+        console.print(f"version {registered.champion} stays champion; to change that: {promote}", soft_wrap=True)
+
+
+def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence[str] = ()) -> None:
+    """Print decisions, verdicts, and how good the scores were where labels are known."""
+    decisions = results.count_decisions(directory, project)
+    if sum(decisions.values()):
+        console.print(decision_table(decisions))
+    if project.quality:
+        console.print(quality_line(results.read_verdicts(directory)))
+    for sentence in results.find_seen(directory, project, bundle):
+        console.print(sentence)
+    try:
+        evaluation = results.evaluate_scores(directory, project, labels)
+    except EvaluationError as error:  # the scores are there nonetheless
+        console.print(f"not evaluated: {error}")
+        return
+    if evaluation is not None:
+        console.print(evaluation_table(evaluation, "Scores against labels"))
+    elif project.label and not labels and project.label.field not in project.output:
+        console.print(f"not measured against labels: {project.label.field} is not among the output fields")

@@ -1,0 +1,50 @@
+"""Options and arguments that several commands have."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from pipelines.runners import DIRECT, IN_PROCESS, RUNNERS
+
+BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}  # what is not headrace's goes to Beam
+
+ProjectFolder = Annotated[pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")]
+Source = Annotated[list[str], typer.Option("--source", help="Path or glob of event files; may stand more than once.")]
+SourceFormat = Annotated[
+    str | None, typer.Option(help="parquet, csv, json or avro, where a file's name does not tell.")
+]
+Runner = Annotated[
+    str,
+    typer.Option(
+        help=f"{IN_PROCESS} (in this process; {DIRECT} is the same), or one of Beam's: {', '.join(list(RUNNERS)[1:])}; "
+        "in any case, with or without Runner."
+    ),
+]
+Registry = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HEADRACE_REGISTRY",
+        help="Where bundles are kept, an MLflow tracking URI; sqlite:///PROJECT/.headrace/registry.db, if not given.",
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(help="Labels that come as records of their own: files, or a stream's subscription."),
+]
+KafkaConfig = Annotated[
+    str | None,
+    typer.Option(envvar="HEADRACE_KAFKA_CONFIG", help="Properties file of librdkafka's settings."),
+]
+Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Replace another run's output; what no run wrote is never removed.")
+]
+
+
+def own_options(context: typer.Context) -> tuple[str, ...]:
+    """All options of a command, as they are written."""
+    return tuple(option for each in context.command.params for option in each.opts if option.startswith("--"))

@@ -1,0 +1,127 @@
+"""`headrace train` and `headrace baseline`: a model, and what windows are compared with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from models.predictors.registry_store import database_of
+from models.project.project import load_project
+from pipelines.cli.errors import clear_errors
+from pipelines.cli.parameters import (
+    Labels,
+    ProjectFolder,
+    Registry,
+    Replace,
+    Runner,
+    Shards,
+    Source,
+    SourceFormat,
+    Threads,
+    own_options,
+)
+from pipelines.config import RunSpec
+from pipelines.prechecks import find_registry, parse_time, require, require_version
+from pipelines.runners import IN_PROCESS
+
+
+def train(
+    context: typer.Context,
+    project: ProjectFolder,
+    source: Source,
+    labels: Labels = None,
+    source_format: SourceFormat = None,
+    start: Annotated[str | None, typer.Option(help="First day of training (UTC), such as 2018-05-24.")] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(help="Folder to keep the examples and dead letters in; else dead letters are in .headrace."),
+    ] = None,
+    replace: Replace = False,
+    promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
+    runner: Runner = IN_PROCESS,
+    registry: Registry = None,
+    shards: Shards = 1,
+    threads: Threads = 2,
+) -> None:
+    """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
+    with clear_errors():
+        spec = RunSpec(
+            project=load_project(project),
+            sources=tuple(source),
+            sink=examples or "",
+            labels=tuple(labels or ()),
+            source_format=source_format,
+            replace=replace,
+            shards=shards,
+            threads=threads,
+            runner=runner,
+            beam_args=tuple(context.args),
+            ours=own_options(context),
+        )
+        first = parse_time("--start", start)
+        require(bool(examples) or not replace, "--replace is for the output of another run in --examples")
+        spec.check(keeps=bool(examples))
+        dead_letters = project / ".headrace" / "training"
+        if not examples:
+            from pipelines.sinks.publish import look_at
+
+            look_at(str(dead_letters), True)
+        registry = find_registry(project, registry, create=True)
+        if database_of(registry) is None:  # of a server, that it is there is worth knowing before the training
+            from models.predictors.registry import reach
+
+            reach(registry)
+
+        from pipelines.cli.outcome import print_training
+        from pipelines.jobs import train as training
+
+        trained = training.train(spec, project, start=first, dead_letters=dead_letters)
+        registered = training.register(trained, spec.project, registry, promote)
+        print_training(trained, spec.project, registered, registry, project)
+
+
+def baseline(
+    project: ProjectFolder,
+    source: Source,
+    labels: Labels = None,
+    source_format: SourceFormat = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Take events from this time (UTC) on; from the end of the model's training, if not given."),
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Take events before this time (UTC).")] = None,
+    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    registry: Registry = None,
+    threads: Threads = 2,
+) -> None:
+    """Write statistics of the source's features and scores into a bundle: what windows are compared with.
+
+    Take events that no run is to score: else they are compared with themselves.
+    """
+    with clear_errors():
+        declared = load_project(project)
+        require(declared.quality is not None, "the project declares no quality: there is nothing to compare")
+        spec = RunSpec(
+            declared,
+            tuple(source),
+            "",
+            labels=tuple(labels or ()),
+            source_format=source_format,
+            score_from=start,
+            threads=threads,
+        )
+        before = parse_time("--end", end)
+        spec.check(keeps=False)
+        registry = find_registry(project, registry)
+        require_version(declared.name, model, registry)
+
+        from models.codecs.times import micros_of
+        from models.predictors.registry import set_baseline
+        from pipelines.jobs.baseline import compute_baseline
+        from pipelines.jobs.fitting import load_bundle
+
+        bundle = load_bundle(declared, project, model, registry)
+        content, rows = compute_baseline(spec, bundle, micros_of(before) if before else None)
+        set_baseline(declared.name, model, content, registry)
+        typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")

@@ -1,0 +1,32 @@
+"""Metrics of a run, by its steps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from apache_beam.metrics.execution import MetricResult, MetricsContainer
+from apache_beam.metrics.metric import MetricResults
+
+
+class RunMetrics(MetricResults):  # type: ignore[misc]
+    """Metrics by step; while a run lasts, what Beam's Metrics report to in its thread."""
+
+    def __init__(self) -> None:
+        self.steps: list[MetricsContainer] = []
+        self.metrics_container = MetricsContainer("")  # of the step that is being called
+
+    def update_metric(self, name: Any, value: Any) -> None:
+        self.metrics_container.get_metric_cell(name).update(value)
+
+    def current_state(self) -> RunMetrics:
+        return self
+
+    def query(self, filter: Any = None) -> dict[str, list[MetricResult]]:
+        kinds = (self.COUNTERS, self.DISTRIBUTIONS, self.GAUGES, self.STRINGSETS, self.BOUNDED_TRIES)
+        found: dict[str, list[MetricResult]] = {kind: [] for kind in kinds}
+        for kind, step in itertools.product(kinds, self.steps):
+            for key, data in getattr(step.get_cumulative(), kind).items():
+                value = data.get_result() if hasattr(data, "get_result") else data
+                found[kind] += [MetricResult(key, value, value)] if self.matches(filter, key) else []
+        return found

@@ -1,0 +1,34 @@
+"""Prism: where its program is."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from pipelines.runners.profile import Args, Job, RunnerError, find_built, split_options
+
+VARIABLE = "HEADRACE_PRISM"
+
+
+def find_prism() -> pathlib.Path | None:
+    """The program that the environment names, or `make prism` has made; None if there is none."""
+    named = os.environ.get(VARIABLE)
+    return pathlib.Path(named) if named else find_built("prism", "prism")
+
+
+def check(args: Args) -> None:
+    """RunnerError if there is no Prism: Beam would download one."""
+    found = find_prism()
+    if not _is_named(args) and (found is None or not found.is_file()):
+        raise RunnerError(
+            f"there is no Prism in {found or 'build/prism'}: `make prism` makes it, or name one by --prism_location"
+        )
+
+
+def complete(args: Args, job: Job) -> list[str]:
+    """The options with the place of the program."""
+    return list(args) if _is_named(args) else [f"--prism_location={find_prism()}", *args]
+
+
+def _is_named(args: Args) -> bool:
+    return bool({"prism_location", "job_endpoint"} & dict(split_options(args)).keys())
