@@ -22,6 +22,7 @@ from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
 from pipelines.sources.payloads import read_payloads
 from tests.end_to_end.test_graph import BAD
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows
+from transforms.batches import LazyBatchCoder
 from transforms.score import Score
 
 PRISM = pathlib.Path(os.environ.get("HEADRACE_PRISM", ROOT / "build" / "prism" / "prism"))
@@ -73,6 +74,19 @@ def batch(events, tmp_path_factory):
 @pytest.mark.parametrize("shards", [1, 4])
 def test_batch_writes_the_same_bytes(events, batch, tmp_path, shards):
     run(tmp_path, read_files(card_fraud(), [events]), "PrismRunner", ARGS, shards)
+    assert files_of(tmp_path) == files_of(batch)
+
+
+def test_a_slow_worker_loses_nothing(events, batch, tmp_path, monkeypatch):
+    """Each batch that a stateful step takes is slower than Prism waits before it would split a bundle."""
+    decode = LazyBatchCoder.decode
+
+    def decode_slowly(self, encoded):
+        time.sleep(0.15)
+        return decode(self, encoded)
+
+    monkeypatch.setattr(LazyBatchCoder, "decode", decode_slowly)
+    run(tmp_path, read_files(card_fraud(), [events]), "PrismRunner", ARGS, 4)
     assert files_of(tmp_path) == files_of(batch)
 
 
