@@ -34,6 +34,7 @@ class GraphConfig:
     score_from_us: int | None = None
     lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
     at_arrival: bool = False
+    check_slices: bool = False  # of a source that timestamps with the slices' ends: look that none is lost of a slice
     watch: WatchScores | None = None  # where the project declares `quality`
     alert_sinks: tuple[str, ...] = ()
 

@@ -10,11 +10,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import FORMAT
+from models.dead_letters import make_dead_letters, split_good
 from models.decode import decode_batch
 from models.project.project import Project
-from transforms.dead_letters import make_dead_letters, split_good
-
-DEAD = "dead"
+from transforms.refused import DEAD
 
 
 @dataclasses.dataclass(eq=False)

@@ -22,11 +22,12 @@ from models.batches import (
     marks_of,
     without,
 )
+from models.counts import DEDUPLICATE
+from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
 from models.features.windows import RollingKernel
 from models.project.project import Project, RollingFeature
-from transforms.dead_letters import make_dead_letters, split_good
-from transforms.decode import DEAD
+from transforms.refused import DEAD
 from transforms.rolling import RollingWindows
 
 DUPLICATE = "duplicate event id"
@@ -72,7 +73,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             event_id = self.project.event.id
             faults = RowFaults(events.num_rows)
             faults.add(rows, event_id, DUPLICATE, column(events, event_id))
-            dead = make_dead_letters(events, rows, faults.reasons(), "Deduplicate", self.project.event)
+            dead = make_dead_letters(events, rows, faults.reasons(), DEDUPLICATE, self.project.event)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         first = split_good(events, repeated)
         if first.num_rows:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from models.batches import column
 from models.project.project import Project
-from transforms.score import output_columns
+from models.score import output_columns
 
 
 @dataclasses.dataclass(eq=False)

@@ -26,12 +26,12 @@ from models.batches import (
     times_us,
 )
 from models.codecs.times import micros_of
+from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
 from models.project.contract import check_event_time, check_fixed_point
 from models.project.project import Project
 from transforms.batches import timestamp_of
-from transforms.dead_letters import make_dead_letters, split_good
-from transforms.decode import DEAD
+from transforms.refused import DEAD
 
 
 @dataclasses.dataclass(eq=False)

@@ -23,6 +23,7 @@ from models.faults import RowFaults
 from models.predictors.bundle import Bundle
 from models.project.contract import Contract
 from models.project.project import Project
+from models.score import DECISION, SCORE
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.score import RunResult, read_kind, read_verdicts, run_graph, watch_scores
@@ -31,7 +32,7 @@ from pipelines.sources.files import SLICE_US, ReadFiles, format_of, match_files,
 from pipelines.sources.raw import raw_batch
 from pipelines.sources.records import NO_TIME_US, read_event_times
 from pipelines.sources.stream import ReadStream
-from transforms.score import DECISION, SCORE, Score
+from transforms.score import Score
 
 IDLE_US = 2_000_000
 MOST_PUBLISHED = 1000

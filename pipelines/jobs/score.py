@@ -25,9 +25,12 @@ from models.predictors.bundle import Bundle, BundleError
 from models.predictors.evaluation import Evaluation, evaluate
 from models.predictors.training import DAY_US
 from models.project.project import Project
+from models.quality.gate import OnStop
+from models.quality.parts import make_baseline
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge, read_baseline
 from models.schemas import REMEDY, SchemaMismatch, VersionError, check_against_bundle, schema_digest
+from models.score import DECISION, SCORE
 from pipelines.cli.display import working
 from pipelines.config import DATAFLOW, DEFAULT_SHARDS, DIRECT, IN_PROCESS, GraphConfig, is_only_made, make_pipeline
 from pipelines.graph import build
@@ -36,9 +39,8 @@ from pipelines.jobs.known_labels import with_labels
 from pipelines.sinks.files import QUALITY, SCORES, SUCCESS, WriteFiles
 from pipelines.sources.files import SLICE_US, ReadFiles, ReadLabelled, SourceError, check_files, format_of, match_files
 from pipelines.sources.parquet import start_early
-from transforms.gate import OnStop, WatchScores
-from transforms.score import DECISION, SCORE, Score
-from transforms.statistics import make_baseline
+from transforms.gate import WatchScores
+from transforms.score import Score
 
 MAX_TRIED = 20  # versions, where one that fits is looked for
 MAX_SUCCESS_BYTES = 64 << 20

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from models import progress
+from models.features.row import horizon_us
 from models.predictors.bundle import Bundle
 from models.project.expressions import NOT_FINITE
 from models.project.project import Project
@@ -26,7 +27,6 @@ from pipelines.sources.files import check_files
 from pipelines.sources.flink_stream import ReadFlinkStream
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import open_values
-from transforms.features import horizon_us
 from transforms.score import Score
 
 STATUS_SECONDS = 10
@@ -93,6 +93,7 @@ def score_stream(
         shards,
         lateness_us=lateness_us,
         at_arrival=at_arrival,
+        check_slices=runner != DATAFLOW,
         watch=watch_scores(project, bundle, project.quality.window if project.quality else 0, "fallback", shards),
         alert_sinks=tuple(alert_sinks),
     )
@@ -167,7 +168,9 @@ def status() -> str:
     """One line on how a stream is doing: counts so far, what waits, and latencies since it was last asked."""
     done, gauges = progress.done(), progress.gauges()
     parts = [f"{done.get('read', 0):,} in", f"{done.get('written', 0):,} out", f"{done.get('dead-lettered', 0):,} dead"]
-    parts += [f"{done[step]:,} {step}" for step in ("late", "corrected") if step in done]
+    parts += [
+        f"{done[step]:,} {step}" for step in ("late", "corrected", "duplicate", "history", "missing") if step in done
+    ]
     parts += [f"{int(gauges[name]):,} {name}" for name in ("waiting", "backlog") if name in gauges]
     parts += [f"{events:,} {step}" for step, events in sorted(done.items()) if " labelled " in step]
     parts += [f"{events:,} {name}" for name, events in sorted(done.items()) if name.startswith(NOT_FINITE)]

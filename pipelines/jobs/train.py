@@ -23,6 +23,8 @@ from models.predictors.bundle import Bundle, library_versions
 from models.predictors.evaluation import Evaluation, evaluate
 from models.predictors.training import TrainingError
 from models.project.project import PROJECT_FILE, Project
+from models.quality.parts import make_baseline
+from models.score import DECISION, SCORE, decide, model_inputs
 from pipelines.cli.display import working
 from pipelines.config import DEFAULT_SHARDS, DIRECT, GraphConfig
 from pipelines.jobs.identity import identify
@@ -33,8 +35,6 @@ from pipelines.sinks.folder import Folder, staging_of
 from pipelines.sinks.publish import Written, publish
 from pipelines.sources.files import ReadFiles, ReadLabelled
 from transforms.examples import CollectExamples
-from transforms.score import DECISION, SCORE, decide, model_inputs
-from transforms.statistics import make_baseline
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 REASON = "dead-lettered: "  # before step, field and rule, where they are counted

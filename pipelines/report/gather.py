@@ -11,12 +11,12 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.project.project import Project
 from models.quality.records import Verdict
+from models.score import SCORE
 from pipelines.jobs.score import RunError, read_success
 from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
 from pipelines.sinks.files import SCORES, SUCCESS
-from transforms.score import SCORE
 
 
 @dataclasses.dataclass(frozen=True)

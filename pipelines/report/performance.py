@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from models.predictors.evaluation import Evaluation, EvaluationError, average_precision, roc_auc
 from models.project.project import Project
+from models.score import DECISION, SCORE
 from pipelines.jobs.score import evaluate_table, read_evaluated
 from pipelines.report.quality import Floats, Times
 from pipelines.report.scores import choose_step
-from transforms.score import DECISION, SCORE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from apache_beam.io.filesystems import FileSystems
 from models.project.project import Project
 from models.quality.records import Distribution, Finding, Verdict, WindowStatistics
 from models.quality.windows import read_baseline
+from models.score import SCORE
 from pipelines.jobs.score import RunError
 from pipelines.sources.files import SourceError, match_files
-from transforms.score import SCORE
 
 QUALITY = "quality"
 BASELINE = "baseline.json"

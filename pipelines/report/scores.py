@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from models.project.project import Project
 from models.quality.records import Distribution
+from models.score import BUNDLE_ID, DECISION, SCORE
 from pipelines.jobs.score import RunError
 from pipelines.report.quality import Floats, Spread, Times, matched
 from pipelines.sinks.files import SCORES
-from transforms.score import BUNDLE_ID, DECISION, SCORE
 
 MAX_BUCKETS = 60
 BINS = 20

@@ -13,8 +13,8 @@ import pyarrow as pa
 from models import progress
 from models.batches import as_int64, column, take_rows, with_column
 from models.codecs import encode_json_lines
+from models.score import PUBLISHED_AT
 from pipelines.brokers import Broker, BrokerError, Publisher
-from transforms.score import PUBLISHED_AT
 
 
 @dataclasses.dataclass(eq=False)

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("confluent_kafka", reason="needs confluent-kafka, which is not installed")
 
+from models.features.row import horizon_us
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry
@@ -20,7 +21,6 @@ from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import JsonValues, RegistryValues
 from tests.kit.support import card_fraud, read_output, run_graph, tiny_scorer
 from tests.pipelines.brokers.test_kafka_broker import QUICK, Cluster, _haste, cluster  # noqa: F401
-from transforms.features import horizon_us
 from transforms.score import Score
 
 pytestmark = pytest.mark.serial

@@ -11,16 +11,16 @@ import pytest
 
 from models import progress
 from models.batches import as_batch
+from models.features.row import horizon_us
 from models.sample import write_sample
+from models.score import CORRECTION, LATE, find_changed
 from pipelines.brokers import Messages
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order, read_payloads
 from pipelines.sources.stream import ReadStream
 from tests.kit.support import card_fraud, run_graph, tiny_scorer, transaction
-from transforms.correct import CORRECTION, find_changed
-from transforms.features import horizon_us
-from transforms.score import LATE, Score
+from transforms.score import Score
 
 pytestmark = pytest.mark.serial
 

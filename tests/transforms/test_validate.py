@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.batches import EVENT_TIME, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, column, times_us, without
+from models.dead_letters import DEAD_LETTER_SCHEMA
 from models.decode import decode_batch
 from models.project.project import load_project, parse_project
 from pipelines.config import FN_API
 from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, card_fraud, transaction
 from tests.transforms.test_decode import raw, reasons
-from transforms.dead_letters import DEAD_LETTER_SCHEMA
 from transforms.validate import Validate, carry, validate_batch
 
 pytestmark = pytest.mark.both_sets
