@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from models.codecs.times import micros_of
 from models.errors import HeadraceError
-from models.project.project import Project
+from models.project.declarations import Project
 from models.redact import redact
 from pipelines.brokers import is_broker
 from pipelines.prechecks import (
@@ -61,6 +61,7 @@ class GraphConfig:
     score_from_us: int | None = None
     lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
     at_arrival: bool = False
+    check_slices: bool = False  # of a source that timestamps with the slices' ends: look that none is lost of a slice
     watch: WatchScores | None = None  # where the project declares `quality`
     alert_sinks: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from models.errors import HeadraceError
 from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
-from models.project.project import parse_duration
+from models.project.declarations import parse_duration
 from pipelines.brokers import is_broker
 
 _FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")

@@ -16,7 +16,7 @@ from models.codecs.times import micros_of
 from models.errors import HeadraceError
 from models.predictors.bundle import Bundle
 from models.predictors.evaluation import Evaluation, evaluate
-from models.project.project import Project
+from models.project.declarations import Project
 from models.quality.records import Verdict
 from models.quality.windows import read_baseline
 from models.record import DECISION, SCORE

@@ -9,7 +9,6 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.transforms.userstate import BagStateSpec
 
 from models import progress
@@ -24,12 +23,10 @@ from models.batches import (
     with_column,
     without,
 )
-from models.project.project import Project
-from models.record import CORRECTION, INGESTED_AT, LATE, MARKS, PUBLISHED_AT, SCORED_AT
+from models.project.declarations import Project
+from models.record import CORRECTION, MARKS
+from models.score import find_changed
 from transforms.batches import RecordBatchCoder
-from transforms.dead_letters import split_good
-
-_NOT_COMPARED = (LATE, PUBLISHED_AT, INGESTED_AT, SCORED_AT, MARKS)
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,26 +85,3 @@ class _Compare(beam.DoFn):  # type: ignore[misc]
         if changed.num_rows:
             progress.advance("corrected", changed.num_rows)
             yield with_column(changed, CORRECTION, pa.array(np.ones(changed.num_rows, bool)))
-
-
-def find_changed(rows: pa.RecordBatch, provisional: pa.RecordBatch, event_id: str) -> pa.RecordBatch:
-    """Those of `rows` that differ in some bit from the provisional row of their id, or have none."""
-    place = pc.index_in(column(rows, event_id), value_set=column(provisional, event_id))
-    same = np.asarray(place.is_valid())
-    matching = take_rows(provisional, place.fill_null(0).to_numpy())
-    for name in rows.schema.names:
-        if name not in (*_NOT_COMPARED, CORRECTION):
-            same &= _equal_bits(column(rows, name), column(matching, name))
-    return split_good(rows, same)
-
-
-def _equal_bits(ours: pa.Array, theirs: pa.Array) -> Any:
-    if pa.types.is_dictionary(ours.type):
-        ours, theirs = ours.dictionary_decode(), theirs.dictionary_decode()
-    if pa.types.is_floating(ours.type):
-        whole = np.int32 if ours.type.bit_width == 32 else np.int64
-        bits = [np.ascontiguousarray(values.fill_null(0).to_numpy(zero_copy_only=False)) for values in (ours, theirs)]
-        equal = bits[0].view(whole) == bits[1].view(whole)
-    else:
-        equal = np.asarray(pc.equal(ours, theirs).fill_null(True))
-    return equal & (np.asarray(ours.is_valid()) == np.asarray(theirs.is_valid()))

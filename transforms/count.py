@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
-from models.batches import marks_of
-from models.record import IS_HISTORY, IS_PROVISIONAL, Outcome
+from models import progress
+from models.counts import count_events, mismatch
+from models.quality.incidents import to_iso
+from models.record import Outcome
+from models.steps import Log, Shard, Step
+from transforms.slices import PHASE_US, Hold
+
+_LOG = logging.getLogger("headrace")
+# From a batch to its events by outcome.
+Count = Callable[[pa.RecordBatch], Iterator[tuple[str, int]]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,11 +33,49 @@ class CountEvents(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Pairs that add up to the number of events."""
-        return pcoll | "Count" >> beam.FlatMap(self._count).with_output_types(tuple[str, int])
+        return pcoll | "Count" >> beam.FlatMap(self.count).with_output_types(tuple[str, int])
 
-    def _count(self, batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
-        marks = marks_of(batch)
-        counted = IS_HISTORY | IS_PROVISIONAL if self.history_only else IS_PROVISIONAL
-        events = int(np.count_nonzero((marks & counted) == (IS_HISTORY if self.history_only else 0)))
-        if events:
-            yield self.outcome, events
+    def count(self, batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
+        """Those of one batch."""
+        return count_events(batch, self.outcome, self.history_only)
+
+
+@dataclasses.dataclass(eq=False)
+class CheckCounts(beam.PTransform):  # type: ignore[misc]
+    """Batches by name → nothing: an error is logged for each slice of which not every event that was read came out.
+
+    `counts` says how each input's events are counted. All must be timestamped with their slices, as in a stream.
+    """
+
+    counts: Mapping[str, Count]
+
+    def expand(self, inputs: Mapping[str, beam.PCollection]) -> beam.PCollection:
+        """The slices' numbers by outcome."""
+        routes = {name: _Route(count) for name, count in self.counts.items()}
+        return inputs | "Hold" >> Hold(_Balance(), routes, output=dict[str, int])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    count: Count
+
+    def __call__(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
+        for outcome, events in self.count(batch):
+            yield 0, None, pa.RecordBatch.from_arrays([pa.array([outcome]), pa.array([events])], names=["outcome", "n"])
+
+
+class _Balance(Step[Shard]):
+    shard = Shard
+
+    def advance(self, batch: pa.RecordBatch, due_us: int, memory: None, log: Log[Shard]) -> Iterator[dict[str, int]]:
+        """The numbers of a slice, which are also shown."""
+        found: collections.Counter[str] = collections.Counter()
+        for outcome, events in zip(*(values.to_pylist() for values in batch.columns), strict=True):
+            found[outcome] += events
+        for outcome in ("duplicate", "history"):
+            if found[outcome]:
+                progress.advance(outcome, found[outcome])
+        if (text := mismatch(found)) is not None:
+            progress.advance("missing", abs(2 * found["read"] - found.total()))
+            _LOG.error("of the slice that was due at %s, %s", to_iso(due_us - PHASE_US), text)
+        yield dict(found)

@@ -9,11 +9,10 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
+from models.dead_letters import make_dead_letters, split_good
 from models.decode import decode_once
 from models.record import FORMAT, RecordType
-from transforms.dead_letters import make_dead_letters, split_good
-
-DEAD = "dead"
+from transforms.refused import DEAD
 
 
 @dataclasses.dataclass(eq=False)

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import column, hash_keys, marks_of, without
+from models.counts import DEDUPLICATE
+from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
 from models.features.windows import RollingKernel
-from models.project.project import RollingFeature
+from models.project.declarations import RollingFeature
 from models.record import (
     CONTENT,
     EARLIER,
@@ -27,8 +29,7 @@ from models.record import (
     SOURCE,
     RecordType,
 )
-from transforms.dead_letters import make_dead_letters, split_good
-from transforms.decode import DEAD
+from transforms.refused import DEAD
 from transforms.rolling import RollingWindows
 
 DUPLICATE = "duplicate event id"
@@ -72,7 +73,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
             event_id = self.records.id
             faults = RowFaults(events.num_rows)
             faults.add(rows, event_id, DUPLICATE, column(events, event_id))
-            dead = make_dead_letters(events, rows, faults.reasons(), "Deduplicate", self.records)
+            dead = make_dead_letters(events, rows, faults.reasons(), DEDUPLICATE, self.records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
         first = without(split_good(events, repeated), PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:

@@ -8,8 +8,8 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import column
-from models.project.project import Project
-from transforms.score import output_columns
+from models.project.declarations import Project
+from models.score import output_columns
 
 
 @dataclasses.dataclass(eq=False)

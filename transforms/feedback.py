@@ -11,10 +11,10 @@ from apache_beam.metrics import Metrics
 
 from models import progress
 from models.batches import as_float64, column
-from models.project.project import Project
+from models.features.row import feedback_horizon_us
+from models.project.declarations import Project
 from models.record import DECISION, SCORE
-from transforms.features import feedback_horizon_us, rolling_kernels
-from transforms.labels import JoinLabels, MoveLater
+from transforms.labels import JoinLabels
 
 NAMESPACE = "feedback"
 
@@ -33,10 +33,6 @@ class CountFeedback(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         """(score, label) of each label that came, float64[n, 2]."""
-        labels = inputs["labels"]
-        # As many steps wait for the end of a slice before the score: deduplication, the labels' join, the windows.
-        for number in range(2 + len(rolling_kernels(self.project))):
-            labels = labels | f"Meet scores {number}" >> MoveLater()
         carried = (SCORE, DECISION) if self.project.decisions else (SCORE,)
         join = JoinLabels(
             self.project,
@@ -45,9 +41,10 @@ class CountFeedback(beam.PTransform):  # type: ignore[misc]
             self.shards,
             self.lateness_us,
             event_time=self.project.event.time,
+            refuse=False,
         )
-        joined = {"events": inputs["events"], "labels": labels} | "Join scores" >> join
-        return joined.rows | "Count" >> beam.Map(_count, self.project)
+        joined = inputs | "Join scores" >> join
+        return joined | "Count" >> beam.Map(_count, self.project)
 
 
 def _count(batch: pa.RecordBatch, project: Project) -> np.ndarray:  # type: ignore[type-arg]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import BytesCoder, TupleCoder, VarIntCoder
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.utils.timestamp import Timestamp
+import pyarrow as pa
 
 from models.quality.incidents import Alert, Incidents, Policy, raise_alerts
-from models.quality.records import Verdict
-from transforms.batches import timestamp_of
-
-# A watermark at a time may have something of that time behind it; a millisecond later it has not.
-AFTER_MS = 1
+from models.quality.records import Verdict, batch_to_verdicts, verdict_to_batch
+from models.steps import Log, Shard, Step
+from transforms.slices import Hold
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,61 +27,28 @@ class RaiseAlerts(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Alerts, see `models.quality.incidents`."""
-        return (
-            pcoll
-            | "Key" >> beam.Map(lambda verdict: (0, verdict.to_json().encode())).with_output_types(tuple[int, bytes])
-            | "Regroup" >> beam.Reshuffle().with_output_types(tuple[int, bytes])
-            | "Advance" >> beam.ParDo(_Advance(self.project, self.policy)).with_output_types(Alert)
-        )
+        return {"verdicts": pcoll} | "Hold" >> Hold(_Raise(self.project, self.policy), {"verdicts": _route}, Alert)
 
 
-class _Advance(beam.DoFn):  # type: ignore[misc]
-    PENDING = BagStateSpec("pending", TupleCoder((VarIntCoder(), BytesCoder())))
-    DUE = ReadModifyWriteStateSpec("due", VarIntCoder())  # what the timer is set to
-    INCIDENTS = ReadModifyWriteStateSpec("incidents", BytesCoder())
-    JUDGE = TimerSpec("judge", TimeDomain.WATERMARK)
+def _route(verdict: Verdict) -> Iterator[tuple[int, None, pa.RecordBatch]]:
+    yield 0, None, verdict_to_batch(verdict)
+
+
+@dataclasses.dataclass
+class _Open(Shard):
+    incidents: str = dataclasses.field(default_factory=lambda: Incidents().to_json().decode())
+
+
+class _Raise(Step[_Open]):
+    shard = _Open
 
     def __init__(self, project: str, policy: Policy) -> None:
         self._project = project
         self._policy = policy
 
-    def process(
-        self,
-        element: tuple[int, bytes],
-        timestamp: Timestamp = beam.DoFn.TimestampParam,
-        pending: Any = beam.DoFn.StateParam(PENDING),
-        due: Any = beam.DoFn.StateParam(DUE),
-        judge: Any = beam.DoFn.TimerParam(JUDGE),
-    ) -> None:
-        # In whole milliseconds, because some engines round the time of a timer down to them.
-        due_us = (-(-timestamp.micros // 1000) + AFTER_MS) * 1000
-        pending.add((due_us, element[1]))
-        known_us = due.read()
-        if known_us is None or due_us < known_us:
-            due.write(due_us)
-            judge.set(timestamp_of(due_us))
-
-    @on_timer(JUDGE)  # type: ignore[untyped-decorator]
-    def judge(
-        self,
-        fired: Timestamp = beam.DoFn.TimestampParam,
-        pending: Any = beam.DoFn.StateParam(PENDING),
-        due: Any = beam.DoFn.StateParam(DUE),
-        incidents: Any = beam.DoFn.StateParam(INCIDENTS),
-        judge: Any = beam.DoFn.TimerParam(JUDGE),
-    ) -> Iterator[Alert]:
-        everything = list(pending.read())
-        verdicts = [Verdict.from_json(text) for due_us, text in everything if due_us <= fired.micros]
-        waiting = [item for item in everything if item[0] > fired.micros]
-        pending.clear()
-        due.clear()
-        for item in waiting:
-            pending.add(item)
-        if waiting:
-            next_us = min(due_us for due_us, _ in waiting)
-            due.write(next_us)
-            judge.set(timestamp_of(next_us))
-        state = Incidents.from_json(incidents.read() or Incidents().to_json())
-        state, alerts = raise_alerts(verdicts, self._policy, self._project, state)
-        incidents.write(state.to_json())
+    def advance(self, batch: pa.RecordBatch, due_us: int, memory: None, log: Log[_Open]) -> Iterator[Alert]:
+        """What is to be told of these windows."""
+        before = Incidents.from_json(log.shard.incidents.encode())
+        after, alerts = raise_alerts(batch_to_verdicts(batch), self._policy, self._project, before)
+        log.shard.incidents = after.to_json().decode()
         yield from alerts

@@ -21,8 +21,8 @@ from models.batches import as_float64, as_int64, column, is_provisional, shard_o
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel, encode_entities
 from models.record import EVENT_TIME, LABEL_TIME
-from transforms.batches import LazyBatch
-from transforms.slices import AdvanceSlices, Log, Shard, has_labels, spread
+from models.steps import Log, Shard, Step, has_labels, spread
+from transforms.slices import Hold
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,8 +32,7 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
     `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`.
     The result of a row depends on the set of events alone, not on shards, batches or slices.
 
-    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.labels.JoinLabels}; labels
-    of a slice have the timestamp of its events.
+    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.labels.JoinLabels}.
     """
 
     entity: str
@@ -42,22 +41,13 @@ class RollingWindows(beam.PTransform):  # type: ignore[misc]
     shards: int
 
     def expand(self, inputs: beam.PCollection | dict[str, beam.PCollection]) -> beam.PCollection:
-        """Batches of one slice in, timestamped with its end; those of events out, a millisecond later."""
-        if isinstance(inputs, dict):
-            inputs = (inputs["events"], inputs["labels"]) | "Both" >> beam.Flatten()
-        return (
-            inputs
-            | "Route" >> beam.FlatMap(self._route).with_output_types(tuple[int, LazyBatch])
-            # Without this, in-process Beam fuses two stateful steps and loses what the first one's timer emits.
-            | "Regroup" >> beam.Reshuffle().with_output_types(tuple[int, LazyBatch])
-            | "Advance"
-            >> beam.ParDo(AdvanceSlices(_Windows(self.entity, self.tie_breaker, self.kernel))).with_output_types(
-                pa.RecordBatch
-            )
-        )
+        """Batches of one slice in, and those of events out."""
+        inputs = inputs if isinstance(inputs, dict) else {"events": inputs}
+        step = _Windows(self.entity, self.tie_breaker, self.kernel)
+        return inputs | "Hold" >> Hold(step, dict.fromkeys(inputs, self._route))
 
-    def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, LazyBatch]]:
-        yield from spread(batch, shard_of(column(batch, self.entity), self.shards))
+    def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
+        return spread(batch, shard_of(column(batch, self.entity), self.shards))
 
 
 @dataclasses.dataclass
@@ -69,8 +59,8 @@ class _Memory:
     ahead: History = dataclasses.field(default_factory=History)  # provisional events, which are in no state
 
 
-class _Windows:
-    """A Step: the kernel over one slice after another."""
+class _Windows(Step[Shard]):
+    """The kernel over one slice after another."""
 
     shard = Shard
 

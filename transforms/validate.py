@@ -10,11 +10,11 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import partition, slice_ends_of, times_us
+from models.dead_letters import make_dead_letters, split_good
 from models.record import RecordType
 from models.validate import carry, validate_batch
 from transforms.batches import timestamp_of
-from transforms.dead_letters import make_dead_letters, split_good
-from transforms.decode import DEAD
+from transforms.refused import DEAD
 
 
 @dataclasses.dataclass(eq=False)

@@ -25,7 +25,8 @@ import numpy as np
 import xgboost
 
 from models.predictors.booster import Scorer
-from models.project.project import load_project, parse_duration
+from models.project.declarations import parse_duration
+from models.project.project import load_project
 from models.quality.windows import WindowJudge
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build

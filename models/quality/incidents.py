@@ -138,7 +138,8 @@ def _advance_one(
     return known, "reminder" if due else None
 
 
-def _iso(time_us: int) -> str:
+def to_iso(time_us: int) -> str:
+    """ISO 8601 of microseconds since 1970 UTC, to the second."""
     return f"{np.datetime64(time_us, 'us').astype('M8[s]')}Z"
 
 
@@ -173,7 +174,7 @@ def _alert(incident: Incident, event: Event, verdict: Verdict, project: str) -> 
     text = incident.text
     if event == "clear":
         text = (
-            f"over since the window up to {_iso(verdict.window_end_us)}, after {incident.alarms} alarms; last: {text}"
+            f"over since the window up to {to_iso(verdict.window_end_us)}, after {incident.alarms} alarms; last: {text}"
         )
     return Alert(
         alert_id=hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16],
@@ -184,9 +185,9 @@ def _alert(incident: Incident, event: Event, verdict: Verdict, project: str) -> 
         text=text,
         value=incident.value,
         threshold=incident.threshold,
-        opened=_iso(incident.opened_us),
-        window_start=_iso(verdict.window_start_us),
-        window_end=_iso(verdict.window_end_us),
+        opened=to_iso(incident.opened_us),
+        window_start=to_iso(verdict.window_start_us),
+        window_end=to_iso(verdict.window_end_us),
         alarms=incident.alarms,
         verdict_id=verdict.verdict_id,
         bundle_id=verdict.bundle_id,

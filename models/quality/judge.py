@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.project.project import Project
+from models.project.declarations import Project
 from models.quality import backend
 from models.quality.distances import (
     chance_of_infinity_norm,

@@ -8,8 +8,11 @@ import hashlib
 import json
 from typing import Any, Literal
 
+import pyarrow as pa
+
 Status = Literal["ok", "warn", "alarm"]
 Severity = Literal["warn", "alarm"]
+_VERDICT = "verdict"
 Kind = Literal["schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range"]
 
 
@@ -142,6 +145,17 @@ class Verdict:
         findings = tuple(Finding(**item) for item in data["findings"])
         measures = tuple(Measure(**item) for item in data["measures"])
         return Verdict(**{**data, "findings": findings, "measures": measures})
+
+
+def verdict_to_batch(verdict: Verdict) -> pa.RecordBatch:
+    """A verdict as a batch of one row, for steps that hold batches."""
+    return pa.RecordBatch.from_arrays([pa.array([verdict.to_json()])], names=[_VERDICT])
+
+
+def batch_to_verdicts(batch: pa.RecordBatch) -> list[Verdict]:
+    """The verdicts of such batches, in the order of their windows' ends."""
+    verdicts = map(Verdict.from_json, batch.column(0).to_pylist())
+    return sorted(verdicts, key=lambda verdict: (verdict.window_end_us, verdict.verdict_id))
 
 
 def _canonical(data: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from models.errors import HeadraceError
-from models.project.project import Project
+from models.project.declarations import Project
 from models.quality.backend import parse_schema
 from models.quality.columns import describe
 from models.quality.judge import Memory, judge

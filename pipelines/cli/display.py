@@ -14,7 +14,7 @@ from rich.table import Table
 
 from models import progress
 from models.predictors.evaluation import Evaluation, Metrics
-from models.predictors.registry import Version
+from models.predictors.versions import Version
 from models.project.expressions import NOT_FINITE
 from models.quality.records import Verdict
 

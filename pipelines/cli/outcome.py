@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.predictors.evaluation import EvaluationError
-from models.project.project import Project
+from models.project.declarations import Project
 from models.redact import redact
 from pipelines import results
 from pipelines.cli.display import (

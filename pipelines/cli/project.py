@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from models.errors import HeadraceError
-from models.project.project import PROJECT_FILE, Project, check_project
+from models.project.declarations import Project
+from models.project.project import PROJECT_FILE, check_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import ProjectFolder, Registry
 from pipelines.prechecks import find_registry, require

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from models.project.project import Project, load_project
+from models.project.declarations import Project
+from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     KafkaConfig,

@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 from models.codecs.times import micros_of
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
+from models.quality.parts import make_baseline
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.jobs.score import open_files, run_graph
 from pipelines.results import RunError, read_kind
-from pipelines.sinks.files import SCORES, WriteFiles
+from pipelines.sinks.files import WriteFiles
+from pipelines.sinks.publish import SCORES
 from transforms.score import Score
-from transforms.statistics import make_baseline
 
 
 def compute_baseline(spec: RunSpec, bundle: Bundle, to_us: int | None) -> tuple[bytes, int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from models.predictors import registry
 from models.predictors.bundle import Bundle, BundleError
-from models.project.project import Project
+from models.project.declarations import Project
 from models.schemas import REMEDY, SchemaMismatch, VersionError, check_against_bundle
 from pipelines.results import RunError
 

@@ -10,7 +10,7 @@ from typing import Any
 import google_crc32c
 from apache_beam.io.filesystems import FileSystems
 
-from models.project.project import Project
+from models.project.declarations import Project
 from pipelines.sinks.publish import INPUTS, SPEC
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from models.batches import as_int64, column, take_rows
 from models.decode import decode_once
-from models.project.project import Project
+from models.project.declarations import Project
 from models.validate import validate_batch
 from pipelines.sources.feeds import Feed
 from pipelines.sources.files import read_all

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.predictors.bundle import Bundle
-from models.project.project import Project, parse_duration
+from models.project.declarations import Project, parse_duration
 from models.record import DECISION, SCORE
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import RunSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from models import progress
-from models.project.project import Project
+from models.project.declarations import Project
 from pipelines.brokers import open_broker
 from pipelines.cli.display import working
 from pipelines.jobs.status import say_status

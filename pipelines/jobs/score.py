@@ -11,9 +11,11 @@ from typing import Any
 
 import apache_beam as beam
 
+from models.features.row import horizon_us
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle, library_versions
-from models.project.project import Project, parse_duration
+from models.project.declarations import Project, parse_duration
+from models.quality.gate import OnStop
 from models.quality.windows import WindowJudge, read_baseline
 from models.record import EVENTS, LABELS
 from models.redact import redact
@@ -37,8 +39,7 @@ from pipelines.sources.native_pubsub import ReadNativePubsub
 from pipelines.sources.parquet import start_early
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import open_values
-from transforms.features import horizon_us
-from transforms.gate import OnStop, WatchScores
+from transforms.gate import WatchScores
 from transforms.score import Score
 
 
@@ -89,6 +90,7 @@ def assemble(spec: RunSpec, bundle: Bundle, scorer: Scorer, look: bool = True) -
         score_from_us=spec.score_from_us,
         lateness_us=parse_duration(spec.lateness) if spec.streams else 0,
         at_arrival=spec.at_arrival,
+        check_slices=spec.streams and spec.profile.reading is not Reading.NATIVE,
         watch=watch_scores(project, bundle, window_us if spec.streams else SLICE_US, on_stop, spec.shards),
         alert_sinks=spec.alert_to,
     )

@@ -66,7 +66,9 @@ def status() -> str:
     """One line on how a stream is doing: counts so far, what waits, and latencies since it was last asked."""
     done, gauges = progress.done(), progress.gauges()
     parts = [f"{done.get('read', 0):,} in", f"{done.get('written', 0):,} out", f"{done.get('dead-lettered', 0):,} dead"]
-    parts += [f"{done[step]:,} {step}" for step in ("late", "corrected") if step in done]
+    parts += [
+        f"{done[step]:,} {step}" for step in ("late", "corrected", "duplicate", "history", "missing") if step in done
+    ]
     parts += [f"{int(gauges[name]):,} {name}" for name in ("waiting", "backlog") if name in gauges]
     parts += [f"{events:,} {step}" for step, events in sorted(done.items()) if " labelled " in step]
     parts += [f"{events:,} {name}" for name, events in sorted(done.items()) if name.startswith(NOT_FINITE)]

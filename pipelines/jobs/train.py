@@ -22,20 +22,21 @@ from models.predictors.booster import predict
 from models.predictors.bundle import Bundle, library_versions
 from models.predictors.evaluation import Evaluation, evaluate
 from models.predictors.training import TrainingError
-from models.project.project import PROJECT_FILE, Project
+from models.project.declarations import Project
+from models.project.project import PROJECT_FILE
+from models.quality.parts import make_baseline
 from models.record import DECISION, SCORE
+from models.score import decide, model_inputs
 from pipelines.cli.display import working
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
 from pipelines.jobs.score import RunResult, describe, open_files, run_graph
 from pipelines.results import read_kind, read_success
-from pipelines.sinks.files import DEAD_LETTERS, SCORES, WriteFiles
+from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import Folder, staging_of
-from pipelines.sinks.publish import Written, publish
+from pipelines.sinks.publish import DEAD_LETTERS, SCORES, Written, publish
 from transforms.examples import CollectExamples
-from transforms.score import decide, model_inputs
-from transforms.statistics import make_baseline
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 REASON = "dead-lettered: "  # before step, field and rule, where they are counted

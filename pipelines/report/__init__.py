@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from models.project.project import Project
+from models.project.declarations import Project
 from pipelines.report.gather import gather
 from pipelines.report.render import render
 from pipelines.results import RunError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from models.project.project import Project
+from models.project.declarations import Project
 from models.quality.records import Verdict
 from models.record import SCORE
 from pipelines.report.performance import Performance, measure

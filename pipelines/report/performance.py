@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.predictors.evaluation import Evaluation, EvaluationError, average_precision, roc_auc
-from models.project.project import Project
+from models.project.declarations import Project
 from models.record import DECISION, SCORE
 from pipelines.report.quality import Floats, Times
 from pipelines.report.scores import choose_step

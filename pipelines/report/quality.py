@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from models.project.project import Project
+from models.project.declarations import Project
 from models.quality.records import Distribution, Finding, Verdict, WindowStatistics
 from models.quality.windows import read_baseline
 from models.record import SCORE

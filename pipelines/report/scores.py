@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.project.project import Project
+from models.project.declarations import Project
 from models.quality.records import Distribution
 from models.record import BUNDLE_ID, DECISION, SCORE
 from pipelines.report.quality import Floats, Spread, Times

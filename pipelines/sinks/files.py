@@ -27,11 +27,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 from models import progress
 from models.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from models.codecs import encode_json_lines
+from models.counts import mismatch
 from models.errors import HeadraceError
 from models.faults import first_rules
 from models.features.windows import sort_order
 from models.quality.records import Verdict, WindowStatistics
-from models.record import ENDS, Outcome
+from models.record import Outcome
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.publish import (
     BASELINE,
@@ -237,10 +238,8 @@ class _WriteFile(beam.DoFn):  # type: ignore[misc]
 
 def check_counts(outcomes: collections.Counter[str]) -> None:
     """Raise CountMismatch unless every event that was read has one outcome."""
-    ended = sum(count for outcome, count in outcomes.items() if outcome in ENDS)
-    if outcomes[Outcome.READ] != ended:
-        parts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ENDS if outcomes[outcome])
-        raise CountMismatch(f"{outcomes['read']} events were read, but {ended} came out: {parts}")
+    if (text := mismatch(outcomes)) is not None:
+        raise CountMismatch(text)
 
 
 def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from models.project.project import Project
+from models.project.declarations import Project
 from models.record import EVENTS, RecordType
 from pipelines.brokers import Broker
 from pipelines.sources.listing import Files

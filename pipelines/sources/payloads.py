@@ -13,7 +13,7 @@ from models.batches import column, with_column, without
 from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
 from models.faults import RowFaults
 from models.project.contract import Contract
-from models.project.project import Project
+from models.project.declarations import Project
 from models.record import FORMAT, PAYLOAD, POSITION, SOURCE
 from pipelines.sources.files import read_split, split_file
 from pipelines.sources.listing import format_of, match_files

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 
 from models.project.project import parse_project
+from models.quality.gate import QualityStop
+from models.quality.parts import make_baseline
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.windows import WindowJudge, read_baseline
 from pipelines.config import DIRECT, FN_API, GraphConfig, make_pipeline
@@ -26,9 +28,8 @@ from tests.kit.support import (
     transaction,
     write_rows,
 )
-from transforms.gate import QualityStop, WatchScores
+from transforms.gate import WatchScores
 from transforms.score import Score
-from transforms.statistics import make_baseline
 
 pytestmark = pytest.mark.core_set
 

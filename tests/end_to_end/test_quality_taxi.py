@@ -13,8 +13,8 @@ import pytest
 from models.project.project import parse_project
 from models.quality import backend
 from models.quality.judge import Memory
+from models.quality.parts import make_baseline, sum_up
 from models.quality.windows import WindowJudge, read_baseline
-from transforms.statistics import make_baseline, sum_up
 
 SCHEMA = b"""
 feature { name: "trip_id" type: INT presence { min_fraction: 1.0 } }

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("confluent_kafka", reason="needs confluent-kafka, which is not installed")
 
+from models.features.row import horizon_us
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry
@@ -20,7 +21,6 @@ from pipelines.sources.payloads import read_payloads, read_texts
 from pipelines.sources.values import RegistryValues
 from tests.kit.kafka import QUICK, Cluster
 from tests.kit.support import card_fraud, read_output, read_stream, run_graph, tiny_scorer
-from transforms.features import horizon_us
 from transforms.score import Score
 
 pytestmark = [pytest.mark.serial, pytest.mark.usefixtures("haste")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from models.project.project import Project, parse_project
+from models.project.declarations import Project
+from models.project.project import parse_project
 
 HOUR = 3_600_000_000
 START = 1_522_540_800_000_000  # 2018-04-01, a multiple of an hour and a day

@@ -13,7 +13,7 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
 from pipelines.config import DIRECT, FN_API, make_pipeline
-from transforms.decode import DEAD
+from transforms.refused import DEAD
 
 ENGINES = [DIRECT, FN_API]
 END = MAX_TIMESTAMP.micros

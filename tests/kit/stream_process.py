@@ -4,13 +4,13 @@ import multiprocessing
 import os
 import signal
 
+from models.features.row import horizon_us
 from pipelines.brokers import open_broker
 from pipelines.brokers.pubsub import PubsubSubscription
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.topics import PublishRows
 from tests.kit.support import card_fraud, read_stream, tiny_scorer
-from transforms.features import horizon_us
 from transforms.score import Score
 
 DAY = 86_400_000_000

@@ -19,7 +19,8 @@ import pytest
 import xgboost
 
 from models.predictors.booster import Scorer
-from models.project.project import Project, RollingFeature, load_project
+from models.project.declarations import Project, RollingFeature
+from models.project.project import load_project
 from models.record import EVENTS, LABELS
 from pipelines.brokers import Broker
 from pipelines.config import DIRECT, GraphConfig, make_pipeline

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 
 from models.batches import partition, slice_ends, take_rows, times_us
+from models.features.row import count_impossible, rolling_kernels, with_row_features
 from models.project.project import parse_project
 from models.record import EVENT_TIME, IS_HISTORY, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS
 from models.sample import generate_transactions
+from models.score import model_inputs
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import CARD_FRAUD, brute_force, card_fraud
-from transforms.features import ComputeFeatures, count_impossible, rolling_kernels, with_row_features
-from transforms.score import model_inputs
+from transforms.features import ComputeFeatures
 
 pytestmark = pytest.mark.both_sets
 

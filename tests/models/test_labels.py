@@ -14,17 +14,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models import steps as segments
 from models.batches import partition, slice_ends, times_us
+from models.features import label_join
+from models.features.label_join import ALREADY_KNOWN, NO_EVENT
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel
-from models.project.project import RollingFeature, parse_project
+from models.project.declarations import RollingFeature
+from models.project.project import parse_project
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import CARD_FRAUD
 from tests.transforms.test_segments import State, make_worker
 from transforms import labels as joining
-from transforms import slices as segments
-from transforms.labels import ALREADY_KNOWN, NO_EVENT, JoinLabels
+from transforms import slices as holding
+from transforms.labels import JoinLabels
 
 AGGREGATES = [("rate", "fraud"), ("rate", "fraud"), ("sum", "fraud"), ("mean", "fraud"), ("count", None)]
 AGGREGATES.append(("sum", "amount"))
@@ -245,10 +249,10 @@ def to_batch(rows, texts=False):
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
 
-def cut(rows, slice_us, pieces=1, texts=False, after=0):
+def cut(rows, slice_us, pieces=1, texts=False):
     batches = [to_batch(rows[n::pieces], texts) for n in range(pieces) if rows[n::pieces]]
     parts = [item for batch in batches for item in partition(batch, slice_ends(times_us(batch), slice_us))]
-    return [(end + after, part) for end, part in parts]
+    return list(parts)
 
 
 class Both(beam.PTransform):
@@ -337,7 +341,7 @@ def summary(rows, dead, texts=False):
 )
 def test_labels_find_their_events(engine, shards, slice_s, pieces, texts):
     events, labels = make(shards)
-    items = cut(events, slice_s * SECOND, pieces, texts) + cut(labels, slice_s * SECOND, pieces, texts, after=1000)
+    items = cut(events, slice_s * SECOND, pieces, texts) + cut(labels, slice_s * SECOND, pieces, texts)
     random.Random(0).shuffle(items)
     found = summary(*join([(items, END)], shards, engine), texts)
     assert found == by_definition_joined(events, labels)
@@ -352,7 +356,7 @@ class Forgetful(dict):
 
 def test_labels_find_their_events_as_the_watermark_moves():
     events, labels = make(5, count=400, span=900)
-    items = cut(events, 10 * SECOND) + cut(labels, 10 * SECOND, 2, after=1000)
+    items = cut(events, 10 * SECOND) + cut(labels, 10 * SECOND, 2)
     steps = [([i for i in items if i[0] // SECOND == end], end * SECOND) for end in range(-10, 1000, 10)]
     expected = by_definition_joined(events, labels)
     assert summary(*join([*steps, ([], END)], 2)) == expected
@@ -360,8 +364,8 @@ def test_labels_find_their_events_as_the_watermark_moves():
     with (
         mock.patch.object(segments, "MAX_RECENT_SEGMENTS", 3),
         mock.patch.object(segments, "SEGMENT_ROWS", 20),
-        mock.patch.object(segments.AdvanceSlices, "setup", lambda self: setattr(self, "_memories", Forgetful())),
-        mock.patch.object(joining, "_hashes", lambda ids: ids.to_numpy() % 5),
+        mock.patch.object(holding.AdvanceSlices, "setup", lambda self: setattr(self, "_memories", Forgetful())),
+        mock.patch.object(label_join, "_hashes", lambda ids: ids.to_numpy() % 5),
     ):
         assert summary(*join([*steps, ([], END)], 2)) == expected
 
@@ -373,14 +377,14 @@ def labels_worker():
 def routed(events, labels, slice_us):
     """The items of each slice, as they come to one shard."""
     route = JoinLabels(PROJECT, ("CARD",), HORIZON, 1)
-    items = [(end, part.batch) for end, batch in cut(events, slice_us, 2) for _, part in route._route_events(batch)]
-    items += cut(labels, slice_us, 2, after=1000)
+    items = [(end, part) for end, batch in cut(events, slice_us, 2) for *_, part in route._route_events(batch)]
+    items += cut(labels, slice_us, 2)
     ends = sorted({end // slice_us for end, _ in items})
     return [[item for item in items if item[0] // slice_us == end] for end in ends]
 
 
 def told(outputs):
-    dead = [output.value for output in outputs if isinstance(output, beam.pvalue.TaggedOutput)]
+    dead = [output.value.value for output in outputs if isinstance(output, beam.pvalue.TaggedOutput)]
     rows = [output.value for output in outputs if not isinstance(output, beam.pvalue.TaggedOutput)]
     return summary(*([row for batch in batches for row in batch.to_pylist()] for batches in (rows, dead)))
 
@@ -416,7 +420,7 @@ def test_a_bundle_of_labels_that_fails_half_way_is_done_again():
 
 
 def test_labels_of_one_slice_go_on_in_pieces(monkeypatch):
-    monkeypatch.setattr(segments, "OUTPUT_ROWS", 16)
+    monkeypatch.setattr(holding, "OUTPUT_ROWS", 16)
     events, labels = make(10)
     state, worker = State(), labels_worker()
     state.put(worker, [item for items in routed(events, labels, 1000 * SECOND) for item in items])
@@ -447,9 +451,9 @@ def test_what_is_kept_stays_bounded():
         events = to_batch([an_event(second + n, second) for n in range(5)])
         named = pa.RecordBatch.from_arrays([events.column(i) for i in (0, 1, 2)], names=[ID, "CARD", EVENT_TIME])
         newest = max((part.index.last for part in kept), default=0)
-        kept = joining.keep_events(kept, named, newest - HORIZON)
+        kept = label_join.keep_events(kept, named, newest - HORIZON)
         labels = to_batch([a_label(second + n, second + 1) for n in range(5)])
-        _, faults, kept = joining.join_labels(kept, labels, ID, "TX_FRAUD", HORIZON)
+        _, faults, kept = label_join.join_labels(kept, labels, ID, "TX_FRAUD", HORIZON)
         assert not faults.bad.any()
         sizes.append(sum(map(len, kept)))
     assert 60 < max(sizes) < 300

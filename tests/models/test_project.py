@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.project import project as loading
-from models.project.project import Fault, ProjectError, check_project, load_project, parse_duration, parse_project
+from models.project.declarations import parse_duration
+from models.project.project import Fault, ProjectError, check_project, load_project, parse_project
 from tests.kit.support import ROOT
 
 EXAMPLE = ROOT / "examples" / "card_fraud"

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 
 from models.quality.judge import Memory
+from models.quality.parts import make_baseline, sum_up
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.sampling import merge, settle
 from models.quality.windows import BaselineError, WindowJudge, add_parts, read_baseline
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
-from transforms.statistics import make_baseline, sum_up
 
 pytestmark = pytest.mark.both_sets
 

@@ -16,8 +16,8 @@ import pytest
 
 from models.predictors.booster import ModelMismatch, Scorer
 from models.predictors.bundle import Bundle, BundleError
-from models.predictors.registry import RegistryError, list_versions, load, register, set_alias, set_baseline
-from models.predictors.registry_store import check_registry, open_client
+from models.predictors.registry import list_versions, load, register, set_alias, set_baseline
+from models.predictors.registry_store import RegistryError, check_registry, open_client
 from models.predictors.training import fit, golden, model_bytes
 
 NAMES = ("AMOUNT", "NIGHT")

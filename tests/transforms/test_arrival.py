@@ -10,16 +10,16 @@ import pytest
 
 from models import progress
 from models.batches import as_batch
+from models.features.row import horizon_us
 from models.record import CORRECTION, LATE
 from models.sample import write_sample
+from models.score import find_changed
 from pipelines.config import GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order
 from pipelines.sources.payloads import read_payloads
 from tests.kit.given import Given
 from tests.kit.support import card_fraud, read_stream, run_graph, tiny_scorer, transaction
-from transforms.correct import find_changed
-from transforms.features import horizon_us
 from transforms.score import Score
 
 pytestmark = pytest.mark.serial

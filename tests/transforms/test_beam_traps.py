@@ -10,7 +10,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.features.windows import RollingKernel
-from models.project.project import RollingFeature
+from models.project.declarations import RollingFeature
 from models.record import EVENT_TIME, SYSTEM_FIELDS
 from pipelines.config import DIRECT, FN_API, make_pipeline
 from tests.kit.steps import END, ENGINES, through

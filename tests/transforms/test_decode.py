@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.batches import without
+from models.dead_letters import make_dead_letters
 from models.decode import decode_batch
 from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 from pipelines.config import FN_API
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud, transaction
 from tests.models.test_codecs import BAD_TEXT
-from transforms.dead_letters import make_dead_letters
 from transforms.decode import Decode
 
 pytestmark = pytest.mark.both_sets

@@ -6,15 +6,19 @@ import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 
+from models.quality.gate import QualityStop, Verdicts, apply_verdicts, still_needed
+from models.quality.parts import make_baseline
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge, read_baseline
 from pipelines.config import DIRECT
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.kit.steps import END, ENGINES, through
+from tests.transforms.test_segments import State, make_worker
 from tests.transforms.test_statistics import DAY, cut
-from transforms.decode import DEAD
-from transforms.gate import Gate, QualityStop, Verdicts, _Hold, apply_verdicts
-from transforms.statistics import WatchQuality, make_baseline
+from transforms.batches import LazyBatch
+from transforms.gate import Gate, _Gate
+from transforms.refused import DEAD
+from transforms.statistics import WatchQuality
 
 SETTINGS = "min_rows: 100, gate: {}, safe_action: block"
 PROJECTS = {gate: small_project(SETTINGS.format(gate)) for gate in ("warn", "quarantine", "stop")}
@@ -175,54 +179,28 @@ def _note(batch, at=beam.DoFn.TimestampParam):
 
 
 def test_verdicts_are_forgotten_once_no_row_can_need_them():
-    hold = _Hold(PROJECTS["warn"], HOUR, "fail")
     known = [(START + n * HOUR, f"v{n}", False, False) for n in range(10)]
-    assert hold._needed(known[::-1], START + 9 * HOUR) == known[5:]
-    assert hold._needed(known[:1], END) == known[:1]
-    assert hold._needed([], END) == []
+    assert still_needed(known[::-1], START + 5 * HOUR) == known[5:]
+    assert still_needed(known[:1], END) == known[:1]
+    assert still_needed([], END) == []
 
 
 def test_a_row_ahead_of_the_watermark_goes_on_at_once_when_its_verdict_is_there():
     """Scores given at arrival are timestamped ahead of the watermark; they do not wait for it."""
-    hold, cell = _Hold(PROJECTS["warn"], HOUR, "fail"), Cell()
     batch = batch_of(draw(50, 0, START + HOUR // 2, 1000))
-    late, rows, timer = Timestamp(micros=START + HOUR), Bag(), Timer()
-    assert list(hold.process((0, (b"", batch)), late, rows, cell, timer)) == []
-    assert timer.at == Timestamp(micros=START + 25_000)
-    (out,) = hold.release(timer.at, rows, cell, timer)
-    assert (out.value.num_rows, out.timestamp) == (50, late)
-    (again,) = hold.process((0, (b"", batch)), late, rows, cell, timer)
-    assert again.value.num_rows == 50
-    assert rows.items == []
-
-
-class Cell:
-    data = None
-
-    def read(self):
-        return self.data
-
-    def write(self, data):
-        self.data = data
-
-
-class Bag:
-    def __init__(self):
-        self.items = []
-
-    def read(self):
-        return list(self.items)
-
-    def add(self, item):
-        self.items.append(item)
-
-    def clear(self):
-        self.items.clear()
-
-
-class Timer:
-    def set(self, at):
-        self.at = at
+    gate = Gate(PROJECTS["warn"], HOUR)
+    ((shard, end, rows),) = gate._route_rows(batch)
+    assert (shard, end) == (0, START)
+    state, worker = State(), make_worker(_Gate(PROJECTS["warn"], HOUR, "fail"))
+    worker.start_bundle()
+    ahead = Timestamp(micros=START + HOUR + 3000)
+    for _ in range(2):
+        element = (0, (end + 3000, LazyBatch(rows)))
+        assert list(worker.process(element, ahead, release=state.timer, **state.cells)) == []
+        assert state.timer.at == Timestamp(micros=START + 3000)  # passed already, the second time
+        (out,) = state.fire(worker)
+        assert (out.value.num_rows, out.timestamp) == (50, ahead)
+        assert state.cells["pending"].data == []
 
 
 def test_rows_without_decisions_and_verdicts_that_are_not_there():

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from models import progress
+from models import steps as segments
 from models.batches import slice_ends
+from models.features.row import label_horizon_us
 from models.project.project import parse_project
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, SYSTEM_FIELDS
 from pipelines.config import DIRECT, FN_API, GraphConfig, make_pipeline
@@ -19,8 +21,8 @@ from tests.kit.given import Given
 from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, read_files, read_output, tiny_scorer, write_rows
 from tests.transforms.test_arrival import stream
-from transforms import slices as segments
-from transforms.features import ComputeFeatures, label_horizon_us
+from transforms import slices as holding
+from transforms.features import ComputeFeatures
 from transforms.score import Score
 
 YAML = (CARD_FRAUD / "project.yaml").read_text()
@@ -188,7 +190,7 @@ def test_windows_with_labels_as_the_watermark_moves(forgetful, monkeypatch):
     if forgetful:  # the history is read from a state that is joined and tidied often
         monkeypatch.setattr(segments, "MAX_RECENT_SEGMENTS", 3)
         monkeypatch.setattr(segments, "SEGMENT_ROWS", 20)
-        monkeypatch.setattr(segments.AdvanceSlices, "setup", lambda self: setattr(self, "_memories", Forgetful()))
+        monkeypatch.setattr(holding.AdvanceSlices, "setup", lambda self: setattr(self, "_memories", Forgetful()))
     data = make(3)
     rng = np.random.default_rng(4)
     known = data["time"] + rng.integers(0, 20 * 24, ROWS) * (DAY // 24)
@@ -198,7 +200,7 @@ def test_windows_with_labels_as_the_watermark_moves(forgetful, monkeypatch):
         items = [
             (end, to_batch(data, rows)) for rows in np.array_split(rng.permutation(np.flatnonzero(event_end == end)), 2)
         ]
-        items += [(end + 1000, to_batch(data, np.flatnonzero(label_end == end), known))]
+        items += [(end, to_batch(data, np.flatnonzero(label_end == end), known))]
         items = [item for item in items if item[1].num_rows]
         rng.shuffle(items)
         steps.append((items, end))
@@ -219,7 +221,7 @@ def test_provisional_events_see_the_labels_that_are_known():
     seen = np.flatnonzero(known <= end)
     past = past[data["time"][past] <= end]
     ahead = to_batch(data, np.array([last]), marks=IS_PROVISIONAL)
-    steps = [([(end, to_batch(data, past)), (end + 1000, to_batch(data, seen, known))], end + DAY // 2)]
+    steps = [([(end, to_batch(data, past)), (end, to_batch(data, seen, known))], end + DAY // 2)]
     found, _ = through(WithLabels(), [*steps, ([(end + DAY, ahead)], end + DAY // 2), ([], END)])
     row = found.filter(pa.compute.equal(found[MARKS], IS_PROVISIONAL))
     was_known = {

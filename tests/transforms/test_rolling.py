@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import Timestamp
 
+from models import steps as segments
 from models.batches import partition, slice_ends, times_us
 from models.features.windows import RollingKernel
-from models.project.project import RollingFeature
+from models.project.declarations import RollingFeature
 from models.record import EVENT_TIME
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import brute_force
 from tests.transforms.test_segments import State, make_worker
-from transforms import slices as segments
 from transforms.rolling import RollingWindows, _Windows
 
 pytestmark = pytest.mark.both_sets

@@ -9,12 +9,14 @@ from apache_beam import pvalue
 from apache_beam.coders import BytesCoder
 from apache_beam.utils.timestamp import Timestamp
 
+from models import steps as segments
 from models.batches import concat_batches, times_us, with_column
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, SYSTEM_FIELDS
+from models.steps import Shard, Step, has_labels
 from tests.kit.steps import END
-from transforms import slices as segments
+from transforms import slices as holding
 from transforms.batches import LazyBatch
-from transforms.slices import AdvanceSlices, Shard, has_labels
+from transforms.slices import AdvanceSlices
 
 SECOND = 1_000_000
 HORIZON = 30 * SECOND
@@ -56,6 +58,17 @@ class Timer:
         self.at = timestamp
 
 
+def held(end_us, batch):
+    """A batch of the slice that ends then as it comes to a step of the first phase, and its timestamp."""
+    return (0, (end_us + 1000, LazyBatch(batch))), Timestamp(micros=end_us + 1000)
+
+
+def plain(output):
+    """What is handed on, without its tag and timestamp."""
+    output = output.value if isinstance(output, pvalue.TaggedOutput) else output
+    return getattr(output, "value", output)
+
+
 class State:
     """What a runner keeps of one shard, encoded; it can be copied, as by a checkpoint."""
 
@@ -78,7 +91,7 @@ class State:
         worker.start_bundle()
         found = []
         for end, batch in items:
-            found += worker.process((0, LazyBatch(batch)), Timestamp(micros=end), release=self.timer, **self.cells)
+            found += worker.process(*held(end, batch), release=self.timer, **self.cells)
         return found
 
     def fire(self, worker, until_us=None):
@@ -91,7 +104,7 @@ class State:
         assert self.put(worker, items) == []
         found = []
         while self.timer.at is not None:
-            found += [getattr(output, "value", output) for output in self.fire(worker)]
+            found += [plain(output) for output in self.fire(worker)]
         return found
 
     def rows(self):
@@ -104,8 +117,8 @@ def make_worker(step):
     return made
 
 
-class Past:
-    """A step: each event with the sum of the `n` of all in the horizon before it; labels count, and are counted apart.
+class Past(Step):
+    """Each event with the sum of the `n` of all in the horizon before it; labels count, and are counted apart.
 
     It asserts that a slice is whole, that none comes twice, and that its memory is of this very history.
     """
@@ -222,7 +235,7 @@ def test_a_timer_hands_on_what_is_due_and_waits_for_the_rest():
     assert ends == sorted(ends)
     assert state.timer.at == Timestamp(micros=105 * SECOND + 1000)
     outputs += list(state.fire(worker, END))
-    assert results([getattr(output, "value", output) for output in outputs]) == EXPECTED
+    assert results([plain(output) for output in outputs]) == EXPECTED
 
 
 def test_what_is_tagged_goes_on_as_it_is():
@@ -256,7 +269,7 @@ def test_what_comes_after_a_release_in_one_bundle_is_in_its_state():
     state.put(worker, [(10 * SECOND, batch)])
     assert len(list(state.fire(worker))) == 1
     for end in (20, 15):
-        list(worker.process((0, LazyBatch(batch)), Timestamp(micros=end * SECOND), release=state.timer, **state.cells))
+        list(worker.process(*held(end * SECOND, batch), release=state.timer, **state.cells))
         assert state.timer.at == Timestamp(micros=end * SECOND + 1000)
     assert json.loads(state.cells["shard_state"].data)["recent"] == 1
 
@@ -265,7 +278,7 @@ def test_what_comes_after_a_release_in_one_bundle_is_in_its_state():
 @pytest.mark.parametrize("seed", range(3))
 def test_slices_that_wait_apart_are_all_handed_on(monkeypatch, near, seed):
     """They come over many bundles, to workers that take turns, as the timers fire; some before the latest that wait."""
-    monkeypatch.setattr(segments, "NEAR_SLICES", near)
+    monkeypatch.setattr(holding, "NEAR_SLICES", near)
     choose, state, found = random.Random(seed), State(), []
     workers = [make_worker(Past()), make_worker(Past())]
     items = [(end + choose.randrange(40) * 5 * SECOND, end, batch) for one in SLICES for end, batch in one]
@@ -278,7 +291,7 @@ def test_slices_that_wait_apart_are_all_handed_on(monkeypatch, near, seed):
         assert all(end > watermark for end, _ in bundle)
         state.put(workers[choose.randrange(2)], bundle)
         while state.timer.at is not None and state.timer.at.micros < watermark + 5 * SECOND:
-            found += [getattr(output, "value", output) for output in state.fire(workers[choose.randrange(2)])]
+            found += [plain(output) for output in state.fire(workers[choose.randrange(2)])]
     found += state.run(workers[0], [item[1:] for item in to_come])
     assert results(found) == EXPECTED
     assert list(told(output for output in found if "before" in output.schema.names)) == list(EXPECTED)
@@ -332,13 +345,13 @@ def test_a_state_that_went_on_as_far_but_otherwise_is_another():
 def test_a_bundle_that_fails_half_way_is_done_again():
     worker, state = make_worker(Past()), State()
     state.put(worker, [item for one in SLICES for item in one])
-    found = [getattr(output, "value", output) for output in state.fire(worker)]
+    found = [plain(output) for output in state.fire(worker)]
     before = state.copy()
     half_way = state.fire(worker, END)
     for _ in range(5):
         next(half_way)
     half_way.close()
-    found += [getattr(output, "value", output) for output in before.fire(worker, END)]
+    found += [plain(output) for output in before.fire(worker, END)]
     assert results(found) == EXPECTED
 
 
@@ -377,7 +390,7 @@ def test_a_log_keeps_events_and_labels_apart_and_only_what_is_needed(monkeypatch
 
 
 def test_rows_go_on_in_pieces(monkeypatch):
-    monkeypatch.setattr(segments, "OUTPUT_ROWS", 4)
+    monkeypatch.setattr(holding, "OUTPUT_ROWS", 4)
     batch = to_batch(list(range(1, 12)), list(range(11)))
     found = State().run(make_worker(Past()), [(5 * SECOND, batch.slice(0, 3)), (5 * SECOND, batch.slice(3))])
     assert [piece.num_rows for piece in found] == [4, 4, 3]
@@ -402,5 +415,5 @@ def test_the_small_state_is_json_of_few_numbers():
     said = json.loads(state.cells["shard_state"].data)
     assert sorted(said) == ["later_us", "recent", "tidy_us", "timer_us", "token"]
     assert (said["recent"], said["tidy_us"], said["timer_us"]) == (1, None, None)
-    assert Shard.from_bytes(Shard(3, "x", 1, 2).to_bytes()) == Shard(3, "x", 1, 2)
+    assert Shard.from_bytes(Shard(3, 4, "x", 1, 2).to_bytes()) == Shard(3, 4, "x", 1, 2)
     assert Shard.from_bytes(None) == Shard()

@@ -8,6 +8,16 @@ import pyarrow as pa
 import pytest
 
 from models.batches import partition, slice_ends, with_column
+from models.quality.parts import (
+    batch_to_part,
+    due_end,
+    end_of,
+    make_baseline,
+    part_to_batch,
+    sum_up,
+    unseen_features,
+    window_end,
+)
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.windows import WindowJudge, read_baseline
 from models.record import BUNDLE_ID, IS_PROVISIONAL, MARKS
@@ -15,7 +25,8 @@ from pipelines.config import DIRECT
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.kit.steps import END, ENGINES, through
 from transforms import statistics
-from transforms.statistics import WatchQuality, due_us, make_baseline, sum_up, unseen_features, window_end
+from transforms.batches import RecordBatchCoder
+from transforms.statistics import WatchQuality
 
 pytestmark = pytest.mark.both_sets
 
@@ -114,7 +125,7 @@ def test_the_records_are_the_same_in_a_stream(slice_us, pieces):
     steps = [([item for item in items if item[0] == end], end) for end in ends]
     found = records([*steps, ([], END)], HOUR)
     assert contents(found) == EXPECTED
-    assert {end: at for (_, end), (_, at) in found.items()} == {end: due_us(end, HOUR) for _, end in EXPECTED}
+    assert {end: at for (_, end), (_, at) in found.items()} == {end: due_end(end, HOUR) + 1000 for _, end in EXPECTED}
 
 
 def test_many_parts_are_added_up_on_the_way(monkeypatch):
@@ -149,8 +160,8 @@ def test_windows_hold_their_start_and_not_their_end():
     times = np.array([START - 1, START, START + HOUR - 1, START + HOUR])
     assert window_end(times, HOUR).tolist() == [START, START + HOUR, START + HOUR, START + 2 * HOUR]
     assert window_end(-1, HOUR) == 0
-    assert due_us(START, HOUR) == START + 20_000
-    assert due_us(START + 1, HOUR) == START + HOUR + 20_000
+    assert due_end(START, HOUR) == START
+    assert due_end(START + 1, HOUR) == START + HOUR
 
 
 def test_unseen_entities_are_told_by_the_longest_count():
@@ -185,16 +196,16 @@ def test_missing_values_are_counted_whether_null_or_nan():
     assert verdict.bundle_id == "a"
 
 
-def test_state_is_bytes_on_other_engines():
-    """What the engine in process keeps as objects comes back from their bytes."""
-    judge = statistics._Judge(JUDGE, HOUR)
+def test_parts_and_what_a_judge_remembers_come_back_from_their_bytes():
+    """What the engine in process keeps as objects is bytes on others."""
     ((end, part),) = sum_up(batch_of(draw(300, 0)), PROJECT)
-    element = (end, statistics._to_bytes(part), part.sample)
-    coder = judge.PARTS.coder
-    back = coder.decode(coder.encode(element))
-    assert back[:2] == element[:2]
-    assert back[2].equals(part.sample)
+    coder = RecordBatchCoder()
+    back = coder.decode(coder.encode(part_to_batch(end, part)))
+    assert (end_of(back), batch_to_part(back).counters) == (end, part.counters)
+    assert batch_to_part(back).sample.equals(part.sample)
     _, _, memory = JUDGE.advance(part, end, 0, statistics.Memory())
-    assert judge.MEMORY.coder.decode(judge.MEMORY.coder.encode(memory)) == memory
+    state = statistics._Judged(judged_us=end, late=3, memory=memory.to_json())
+    assert statistics._Judged.from_bytes(state.to_bytes()) == state
+    assert statistics.Memory.from_json(state.memory) == memory
     for kind in (Verdict, WindowStatistics):
         assert beam.coders.registry.get_coder(kind) == statistics.JsonCoder(kind)

@@ -25,7 +25,8 @@ with warnings.catch_warnings():
     from google.pubsub_v1 import SubscriberClient
 
     from pipelines.brokers import BrokerError, Messages, open_broker, pubsub, pubsub_client, pubsub_publisher
-    from pipelines.brokers.pubsub import PubsubBroker, PubsubPublisher, PubsubSubscription
+    from pipelines.brokers.pubsub import PubsubBroker, PubsubSubscription
+    from pipelines.brokers.pubsub_publisher import PubsubPublisher
     from pipelines.pubsub_emulator import PubsubEmulator, wire
     from pipelines.sources.values import attribute_times_us
 

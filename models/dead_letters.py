@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import Keys, marks_of, take_rows, without
+from models.batches import Keys, take_rows
 from models.codecs import rows_as_json
 from models.codecs.times import times_from_timestamps
 from models.faults import python_values
@@ -21,8 +19,6 @@ from models.record import (
     EVENT_TIME,
     FORMAT,
     INGESTED,
-    IS_HISTORY,
-    IS_PROVISIONAL,
     MARKS,
     PAYLOAD,
     PAYLOAD_FORMAT,
@@ -44,7 +40,8 @@ def make_dead_letters(
 ) -> pa.RecordBatch:
     """Dead letters for some rows of a batch; `records` names the id and the time, which may not be there yet.
 
-    They keep the rows' marks until `DropKnown`, and those of a stream tell when it was published and ingested.
+    They keep the rows' marks until transforms.refused.DropKnown; those of a stream tell when each was published and
+    ingested.
     """
     bad = take_rows(batch, rows)
     columns = dict(zip(bad.schema.names, bad.columns, strict=True))
@@ -77,22 +74,6 @@ def make_dead_letters(
     fields = [pa.field(name, values.type) for name, values in kept.items()]
     schema = pa.schema([*letters.schema, *fields])
     return pa.RecordBatch.from_arrays([*letters.columns, *kept.values()], schema=schema)
-
-
-@dataclasses.dataclass(eq=False)
-class DropKnown(beam.PTransform):  # type: ignore[misc]
-    """Dead letters → those that are news: not of history, nor of what is provisional and comes once more."""
-
-    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
-        """Batches without their marks."""
-        return pcoll | "Drop" >> beam.FlatMap(_drop_known).with_output_types(pa.RecordBatch)
-
-
-def _drop_known(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    known = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) != 0
-    news = split_good(batch, known)
-    if news.num_rows:
-        yield without(news, MARKS)
 
 
 def _texts(ids: pa.Array) -> pa.StringArray:

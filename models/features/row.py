@@ -1,0 +1,109 @@
+"""What a project declares about an event: its row features, the kernels of its rolling ones, and how far they look."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from models.batches import as_float64, as_int64, column, marks_of, take_rows, times_us
+from models.features.labels import LabelledKernel
+from models.features.windows import RollingKernel
+from models.project.contract import Field
+from models.project.declarations import Project
+from models.record import IS_HISTORY, IS_PROVISIONAL
+
+FEEDBACK_US = 30 * 86_400_000_000
+_LARGEST_INPUT = float(np.finfo(np.float32).max)  # models read float32
+
+
+def rolling_kernels(project: Project, lateness_us: int = 0) -> dict[str, RollingKernel]:
+    """Entity → its kernel, for entities that have rolling features."""
+    label = project.label.field if project.label and project.label.events else None
+    by_entity = {e: tuple(f for f in project.rolling_features if f.entity == e) for e in project.entities}
+    return {
+        e: LabelledKernel(features, project.fixed_point, lateness_us, label)
+        if label and any(f.field == label for f in features)
+        else RollingKernel(features, project.fixed_point, lateness_us)
+        for e, features in by_entity.items()
+        if features
+    }
+
+
+def label_horizon_us(project: Project) -> int:
+    """How long after its event a label can still change a feature, in microseconds; 0 if none reads labels."""
+    kernels = rolling_kernels(project).values()
+    return max((kernel.label_horizon_us for kernel in kernels if isinstance(kernel, LabelledKernel)), default=0)
+
+
+def feedback_horizon_us(project: Project) -> int:
+    """How long after its event a label is waited for, microseconds: as long as a feature reads it, at least 30 days."""
+    assert project.label is not None
+    return max(label_horizon_us(project), FEEDBACK_US)
+
+
+def horizon_us(project: Project, lateness_us: int) -> int:
+    """How much older than the newest event one is that changes no feature and no duplicate any more, microseconds."""
+    horizons = [kernel.horizon_us for kernel in rolling_kernels(project, lateness_us).values()]
+    return max([*horizons, 2 * project.event.deduplicate_within + lateness_us])
+
+
+def count_impossible(batch: pa.RecordBatch, project: Project) -> dict[str, int]:
+    """How many of the events to be scored have, by name, a feature or input without a finite number.
+
+    That is a row feature such as a quotient by zero, or a model's input beyond the numbers of 32 bits that it
+    reads; the model takes it as missing. What is missing because a field is, is not counted, nor is what is
+    provisional: it comes once more.
+    """
+    live = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) == 0
+    found: dict[str, int] = {}
+    large = _may_be_too_large(project)
+    for name in dict.fromkeys([*project.row_features, *large]):
+        values = column(batch, name)
+        if not pa.types.is_floating(values.type):
+            continue
+        numbers = as_float64(values)
+        events = int(np.count_nonzero(live & (np.abs(numbers) > _LARGEST_INPUT))) if name in large else 0
+        if name in project.row_features and (missing := np.flatnonzero(np.isnan(numbers) & live)).size:
+            columns = _operands(take_rows(batch, missing), name, project)
+            events += int(np.count_nonzero(project.row_features[name].find_impossible(columns)))
+        if events:
+            found[name] = events
+    return found
+
+
+def _may_be_too_large(project: Project) -> list[str]:
+    """The model's inputs that may be beyond 32 bits: neither within a declared domain, nor counted, nor summed."""
+    within = {name for name, field in project.contract.fields.items() if _is_bounded(field)}
+    within |= {f.name for f in project.rolling_features if f.aggregate not in ("min", "max") or f.field in within}
+    return [name for name in project.model.inputs if name not in within]
+
+
+def _is_bounded(field: Field) -> bool:
+    """Whether 32 bits hold all numbers that a field may have."""
+    low, high = field.minimum, field.maximum
+    return field.kind == "int" or (
+        low is not None and high is not None and -_LARGEST_INPUT <= low <= high <= _LARGEST_INPUT
+    )
+
+
+def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
+    """The batch with its row features added: int64 or float64."""
+    added: dict[str, pa.Array] = {}
+    for name, expression in project.row_features.items():
+        added[name] = pa.array(np.ascontiguousarray(expression.evaluate(_operands(batch, name, project))))
+    fields = [pa.field(name, values.type) for name, values in added.items()]
+    schema = pa.schema([*batch.schema, *fields])
+    return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], schema=schema)
+
+
+def _operands(batch: pa.RecordBatch, name: str, project: Project) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """The columns that a row feature reads; at least one, as it tells how many rows there are."""
+    return {n: _operand(batch, n, project) for n in project.row_features[name].names or {project.event.time}}
+
+
+def _operand(batch: pa.RecordBatch, name: str, project: Project) -> np.ndarray:  # type: ignore[type-arg]
+    if name == project.event.time:
+        return times_us(batch)
+    values, field = column(batch, name), project.contract.fields[name]
+    # By what is declared, not by whether a value happens to be missing: all batches have one schema.
+    return as_int64(values) if field.required and field.kind == "int" else as_float64(values)

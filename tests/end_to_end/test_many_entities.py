@@ -1,0 +1,187 @@
+"""Forty entities: as many steps that wait for one another, and the watch, the gate and the feedback still see all rows."""
+
+import datetime
+import json
+import os
+import pathlib
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from models.project.project import parse_project
+from models.quality.records import Verdict, WindowStatistics
+from models.quality.windows import WindowJudge
+from pipelines.config import DIRECT, GraphConfig, make_pipeline
+from pipelines.graph import build
+from pipelines.sinks.files import WriteFiles
+from pipelines.sources.files import SLICE_US
+from tests.kit.given import Given
+from tests.kit.support import (
+    CARD_FRAUD,
+    ROOT,
+    read_files,
+    read_output,
+    read_stream,
+    tiny_scorer,
+    transaction,
+    write_rows,
+)
+from transforms.gate import WatchScores
+from transforms.score import Score
+from transforms.slices import MAX_PHASE, TooManySteps
+
+PRISM = pathlib.Path(os.environ.get("HEADRACE_PRISM", ROOT / "build" / "prism" / "prism"))
+HOUR_US = 3_600_000_000
+ENTITIES = 40
+ROWS = 240
+
+
+def many(entities):
+    """A project with a rolling feature over each of so many entities; the last reads labels."""
+    names = [f"e{n}" for n in range(entities)]
+    rolling = [f'    - {{entity: {e}, windows: {{D: 1d}}, features: {{"{e}_{{window}}": count}}}}' for e in names]
+    rolling.append(
+        f'    - {{entity: {names[-1]}, delay: 1d, windows: {{D: 3d}}, features: {{"risk_{{window}}": rate(TX_FRAUD)}}}}'
+    )
+    text = f"""
+name: many
+schema: schema.pbtxt
+event: {{id: TRANSACTION_ID, time: TX_DATETIME}}
+entities: {{{", ".join(f"{e}: {e}" for e in names)}}}
+label: {{field: TX_FRAUD, delay: 1d, events: {{time: SEEN}}}}
+fixed_point: {{TX_AMOUNT: 2}}
+features:
+  rolling:
+{os.linesep.join(rolling)}
+model: {{inputs: [TX_AMOUNT, e0_D, risk_D]}}
+decisions: [{{action: block, at_least: 0.5}}, {{action: approve, at_least: 0.0}}]
+output: [TX_AMOUNT]
+quality: {{window: 2d, min_rows: 30, gate: quarantine}}
+"""
+    schema = (CARD_FRAUD / "schema.pbtxt").read_text()
+    schema += "".join(f'feature {{ name: "{e}" type: INT presence {{ min_fraction: 1.0 }} }}\n' for e in names)
+    project, faults = parse_project(text.encode(), lambda name: schema.encode())
+    assert not faults, faults
+    return project
+
+
+PROJECT = many(ENTITIES)
+BAD_DAYS = (6, 7)
+
+
+def make_events():
+    chosen = random.Random(0)
+    made = []
+    for n in range(ROWS):
+        amount = round(chosen.lognormvariate(3, 1), 2) * (1000 if n // 24 in BAD_DAYS else 1)
+        entities = {f"e{e}": chosen.randrange(5) for e in range(ENTITIES)}
+        made.append({**transaction(n, TX_AMOUNT=amount), **entities, "TX_FRAUD": None})
+    return made
+
+
+def make_labels():
+    start = datetime.datetime(2018, 4, 1)
+    return [
+        {"TRANSACTION_ID": n, "TX_FRAUD": int(n % 5 == 0), "SEEN": str(start + datetime.timedelta(hours=n + n % 30))}
+        for n in range(ROWS)
+    ]
+
+
+def run(folder, source, boundary_us, runner=DIRECT, args=()):
+    """What a run of the whole graph left, and the labels that its feedback counted."""
+    config = GraphConfig(
+        PROJECT,
+        source,
+        Score(PROJECT, tiny_scorer(PROJECT.model.inputs), "bundle"),
+        WriteFiles(str(folder), PROJECT.event.id, PROJECT.event.time),
+        shards=2,
+        watch=WatchScores(WindowJudge(PROJECT, None), boundary_us, "fallback"),
+    )
+    pipeline = make_pipeline(runner, args)
+    build(pipeline, config)
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query()["counters"]
+    told = {c.key.metric.name: c.committed for c in counters if c.key.metric.namespace == "feedback"}
+    return read_output(folder), sum(told.values())
+
+
+def files_source(folder):
+    events = random.Random(1).sample(make_events(), ROWS)
+    labels = [write_rows(folder / "labels.jsonl", make_labels())]
+    return read_files(PROJECT, [write_rows(folder / "events.jsonl", events)], labels)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batch")
+    return folder / "out", *run(folder / "out", files_source(folder), SLICE_US)
+
+
+def records(folder, kind):
+    made = {"verdicts": Verdict, "statistics": WindowStatistics}[kind]
+    return [made.from_json(line) for line in (folder / "quality" / f"{kind}.jsonl").read_text().splitlines()]
+
+
+def check_all_was_seen(folder, out, told):
+    statistics, verdicts = records(folder, "statistics"), records(folder, "verdicts")
+    assert [(s.rows, s.late) for s in statistics] == [(n, 0) for n in (48,) * 5]
+    bad = {v.verdict_id for v in verdicts if v.status == "alarm"}
+    held = pq.read_table(folder / "quarantine")
+    assert bad == set(held["verdict_id"].to_pylist())
+    assert {n // 24 for n in held["TRANSACTION_ID"].to_pylist()} >= set(BAD_DAYS)
+    assert not bad & set(out.scores["verdict_id"].to_pylist())
+    ids = {v.window_end_us: v.verdict_id for v in verdicts}
+    times = [*out.scores["TX_DATETIME"].to_pylist(), *held["TX_DATETIME"].to_pylist()]
+    own = [ids[(int(t.timestamp() * 1e6) // (48 * HOUR_US) + 1) * 48 * HOUR_US] for t in times]
+    assert own == [*out.scores["verdict_id"].to_pylist(), *held["verdict_id"].to_pylist()]
+    assert out.outcomes == {"labelled": ROWS, "quarantined": held.num_rows, "read": 2 * ROWS, "scored": len(out.scores)}
+    assert told == ROWS
+
+
+def same(one, other):
+    for kind in ("verdicts", "statistics"):
+        assert records(one, kind) == records(other, kind)
+    for kind in ("scores", "quarantine"):
+        names = [n for n in pq.read_table(one / kind).column_names if n != "late"]
+        assert pq.read_table(one / kind)[names].equals(pq.read_table(other / kind)[names])
+
+
+def test_a_batch_sees_all(batch):
+    check_all_was_seen(*batch)
+
+
+def test_a_stream_sees_all_and_says_the_same(batch, tmp_path):
+    def texts(rows):
+        return [json.dumps(row).encode() for row in rows]
+
+    events = [row for _, row in sorted(enumerate(make_events()), key=lambda item: item[0] + item[0] * 7 % 5)]
+    source = read_stream(
+        PROJECT,
+        Given(texts(events), 0),
+        5 * HOUR_US,
+        idle_us=300_000,
+        until_idle=True,
+        cut_us=PROJECT.quality.window,
+        labels=Given(texts(make_labels()), 1),
+    )
+    check_all_was_seen(tmp_path / "out", *run(tmp_path / "out", source, PROJECT.quality.window))
+    same(batch[0], tmp_path / "out")
+
+
+@pytest.mark.serial
+@pytest.mark.skipif(not PRISM.exists(), reason=f"no Prism in {PRISM}: `make prism` builds it, with Go")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_prism_sees_all_and_says_the_same(batch, tmp_path):
+    args = (f"--prism_location={PRISM}",)
+    check_all_was_seen(tmp_path / "out", *run(tmp_path / "out", files_source(tmp_path), SLICE_US, "PrismRunner", args))
+    same(batch[0], tmp_path / "out")
+
+
+def test_more_steps_than_a_slice_has_time_for_are_refused():
+    project = many(MAX_PHASE)
+    sink = WriteFiles("nowhere", project.event.id, project.event.time)
+    config = GraphConfig(project, read_files(project, ["nothing"]), Score(project, tiny_scorer(["a"]), "bundle"), sink)
+    with pytest.raises(TooManySteps, match="50 steps would wait for one another, and a slice has time for 49"):
+        build(make_pipeline(DIRECT, []), config)
