@@ -238,8 +238,9 @@ class RunSpec:
             inside = [uri for uri in (*self.sources, *self.labels, self.sink) if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""
+                engine = profile.name.removesuffix("Runner")
                 raise UsageError(
-                    f"{inside[0]}: {profile.name}'s workers run in a folder of their own: name it from / on, as in "
+                    f"{inside[0]}: {engine}'s workers run in a folder of their own: name it from / on, as in "
                     f"$PWD/{inside[0]}{also}"
                 )
         check_options(profile, self.beam_args, self.ours)
