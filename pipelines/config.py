@@ -21,7 +21,18 @@ from pipelines.prechecks import (
     require_files,
     require_values,
 )
-from pipelines.runners import DATAFLOW, DIRECT, FLINK, FN_API, IN_PROCESS, Job, Profile, make_pipeline, profile_of
+from pipelines.runners import (
+    DATAFLOW,
+    DIRECT,
+    FLINK,
+    FN_API,
+    IN_PROCESS,
+    Job,
+    Profile,
+    Reading,
+    make_pipeline,
+    profile_of,
+)
 from pipelines.runners.options import check_options
 
 if TYPE_CHECKING:
@@ -211,7 +222,6 @@ class RunSpec:
             "--score-from, --sink-format, --files and --replace are for files, not for a stream",
         )
         require(len(self.labels) < 2, "a stream has one subscription of --labels")
-        require(not (is_broker(self.sources[0]) and self.until_idle), "a stream has no end")
 
     def _check_engine(self) -> None:
         profile = self.profile
@@ -220,12 +230,18 @@ class RunSpec:
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
             for name, why in profile.refuses.items():
                 require(getattr(self, name) == defaults.get(name, False), why)
+            native = profile.reading is Reading.NATIVE
+            require(
+                not native or self.sources[0].startswith("pubsub://"),
+                f"{profile.name} reads streams of pubsub:// alone, not {self.sources[0]}",
+            )
         elif profile.apart(self.beam_args):
             inside = [uri for uri in (*self.sources, *self.labels, self.sink) if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""
+                engine = profile.name.removesuffix("Runner")
                 raise UsageError(
-                    f"{inside[0]}: {profile.name}'s workers run in a folder of their own: name it from / on, as in "
+                    f"{inside[0]}: {engine}'s workers run in a folder of their own: name it from / on, as in "
                     f"$PWD/{inside[0]}{also}"
                 )
         check_options(profile, self.beam_args, self.ours)

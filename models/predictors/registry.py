@@ -74,7 +74,7 @@ def register(
         _require_alias(alias)
     Scorer.from_bundle(bundle)
     with open_client(tracking_uri, write=True, create=True) as client:
-        versions = _MlflowReader(client).versions(name)
+        versions = MlflowReader(client).versions(name)
         version = next((known.version for known in versions if known.bundle_id == bundle.bundle_id), None)
         moves = [*aliases, *([CHAMPION] if promote else [])]
         if version is None:
@@ -126,7 +126,7 @@ def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracki
     """
     bundle = replace(load(name, version_or_alias, tracking_uri), baseline=baseline)
     with open_client(tracking_uri, write=True) as client, tempfile.TemporaryDirectory() as scratch:
-        found = _find(_MlflowReader(client), name, version_or_alias)
+        found = _find(MlflowReader(client), name, version_or_alias)
         path = _beside(database_of(tracking_uri), found.run_id)
         if path is None or not path.is_dir():
             bundle.save(Path(scratch) / _FOLDER)
@@ -148,7 +148,7 @@ def set_alias(name: str, alias: str, version_or_alias: int | str, tracking_uri: 
     """
     _require_alias(alias)
     with open_client(tracking_uri, write=True) as client:
-        version = _find(_MlflowReader(client), name, version_or_alias).version
+        version = _find(MlflowReader(client), name, version_or_alias).version
         client.set_registered_model_alias(name, alias, str(version))
         return version
 
@@ -169,7 +169,7 @@ def find(name: str, version_or_alias: int | str, tracking_uri: str) -> Version:
         return _find(reader, name, version_or_alias)
 
 
-class _MlflowReader:
+class MlflowReader:
     """What MLflow says of names and versions."""
 
     def __init__(self, client: Any) -> None:
@@ -210,17 +210,17 @@ class _MlflowReader:
 
 
 @contextlib.contextmanager
-def _open_reader(tracking_uri: str) -> Iterator[SqliteReader | _MlflowReader]:
+def _open_reader(tracking_uri: str) -> Iterator[SqliteReader | MlflowReader]:
     """Open a registry for reading, without MLflow where that can be."""
     with open_reader(tracking_uri) as direct:
         if direct is not None:
             yield direct
             return
     with open_client(tracking_uri) as client:
-        yield _MlflowReader(client)
+        yield MlflowReader(client)
 
 
-def _existing(reader: SqliteReader | _MlflowReader, name: str) -> list[Version]:
+def _existing(reader: SqliteReader | MlflowReader, name: str) -> list[Version]:
     """Return the versions of a name, ascending, at least one."""
     _require_plain("name", name)
     versions = reader.versions(name)
@@ -230,7 +230,7 @@ def _existing(reader: SqliteReader | _MlflowReader, name: str) -> list[Version]:
     return versions
 
 
-def _find(reader: SqliteReader | _MlflowReader, name: str, version_or_alias: int | str) -> Version:
+def _find(reader: SqliteReader | MlflowReader, name: str, version_or_alias: int | str) -> Version:
     versions = _existing(reader, name)
     for known in versions:
         if str(version_or_alias) in (str(known.version), *known.aliases):

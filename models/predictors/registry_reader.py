@@ -1,7 +1,7 @@
 """A registry in SQLite, read without MLflow, whose import takes seconds; only MLflow writes.
 
-The tables are those of MLflow 3's schema, and tests/models/test_registry.py compares what both read. Where a database
-has others, `open_reader` gives None, and MLflow reads.
+The tables are those of one revision of MLflow's schema, and tests/models/test_registry.py compares what both read.
+Where a database has another, `open_reader` gives None, and MLflow reads, or refuses it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ from datetime import UTC, datetime
 from models.predictors.registry_store import BUSY_SECONDS, check_registry, database_of, in_one_line, locked
 from models.predictors.versions import BUNDLE_ID, Version
 
-_TABLES = {
-    "registered_models": {"name"},
-    "registered_model_aliases": {"alias", "version", "name"},
-    "model_versions": {"name", "version", "creation_time", "run_id", "current_stage"},
-    "model_version_tags": {"name", "version", "key", "value"},
-    "runs": {"run_uuid", "lifecycle_stage"},
-    "latest_metrics": {"run_uuid", "key", "value", "is_nan"},
-    "params": {"run_uuid", "key", "value"},
-}
+_REVISION = "dc11669786a5"  # of the schema, as MLflow 3 names it
 
 
 class SqliteReader:
@@ -75,7 +67,7 @@ class SqliteReader:
 
 @contextlib.contextmanager
 def open_reader(tracking_uri: str) -> Iterator[SqliteReader | None]:
-    """Open a registry for reading; None for a server, or tables that are not those known here.
+    """Open a registry for reading; None for a server, or a schema that is not the one known here.
 
     RegistryError for a database that is not there or can't be read.
     """
@@ -90,12 +82,10 @@ def open_reader(tracking_uri: str) -> Iterator[SqliteReader | None]:
         locked(database, False),
         contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection,
     ):
-        yield SqliteReader(connection) if _has_tables(connection) else None
+        yield SqliteReader(connection) if _is_known(connection) else None
 
 
-def _has_tables(connection: sqlite3.Connection) -> bool:
-    for table, needed in _TABLES.items():
-        there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if not needed <= there:
-            return False
-    return True
+def _is_known(connection: sqlite3.Connection) -> bool:
+    named = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
+    found = connection.execute("SELECT version_num FROM alembic_version").fetchall() if named else []
+    return found == [(_REVISION,)]

@@ -9,8 +9,7 @@ import typer
 from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import ProjectFolder, Registry, Source, Threads
-from pipelines.config import RunSpec
-from pipelines.prechecks import find_registry, require_version
+from pipelines.prechecks import check_duration, find_registry, require_files, require_version
 
 
 def parity(
@@ -26,7 +25,8 @@ def parity(
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with clear_errors():
         declared = load_project(project)
-        RunSpec(declared, tuple(source), "", allowance=allowance).check(keeps=False)
+        check_duration("--allowance", allowance)
+        require_files(source)
         registry = find_registry(project, registry)
         require_version(declared.name, model, registry)
 

@@ -16,7 +16,8 @@ import pytest
 
 from models.predictors.booster import ModelMismatch, Scorer
 from models.predictors.bundle import Bundle, BundleError
-from models.predictors.registry import list_versions, load, register, set_alias, set_baseline
+from models.predictors.registry import MlflowReader, list_versions, load, register, set_alias, set_baseline
+from models.predictors.registry_reader import open_reader
 from models.predictors.registry_store import RegistryError, check_registry, open_client
 from models.predictors.training import fit, golden, model_bytes
 
@@ -132,6 +133,24 @@ def test_what_is_not_there_is_answered_with_what_is(name, uri, bundles, tmp_path
     with pytest.raises(RegistryError, match=r"no registry at .*empty\.db"):
         list_versions(name, f"sqlite:///{tmp_path}/empty.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_directly_is_what_mlflow_reads(name, uri, bundles):
+    """If MLflow has a new schema, this fails: look at its tables, and name its revision in the reader."""
+    for bundle in bundles[:2]:
+        register(bundle, name, uri)
+    set_alias(name, "canary", 1, uri)
+    with open_client(uri) as client:
+        other = MlflowReader(client)
+        with open_reader(uri) as direct:
+            assert direct is not None
+            assert direct.names() == other.names()
+            versions = direct.versions(name)
+            assert len(versions) == 2
+            assert versions == other.versions(name)
+            assert [direct.with_facts(v) for v in versions] == [other.with_facts(v) for v in versions]
+            assert direct.with_facts(versions[0]).metrics
+            assert direct.versions("nobody") == other.versions("nobody") == []
 
 
 def test_malformed_names_are_refused(uri, bundles):
@@ -263,7 +282,7 @@ def test_three_processes_may_make_a_registry_at_once(tmp_path):
 @pytest.mark.parametrize("action", ["read", "write"])
 def test_a_database_that_can_not_be_used_is_named_in_one_line(bundles, uri, tmp_path, monkeypatch, capfd, action):
     name = "damaged"
-    monkeypatch.setattr("models.predictors.registry_store._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("models.predictors.registry_store.BUSY_SECONDS", 0.1)
     register(bundles[0], name, uri)
     good = Path(uri.removeprefix("sqlite:///")).read_bytes()
 

@@ -63,6 +63,7 @@ def test_all_faults_are_told_at_once(spec):
         ({**TOPICS, "runner": DATAFLOW, "journal": "j"}, "without --journal"),
         ({**TOPICS, "runner": DATAFLOW, "order": "arrival"}, "without --order arrival"),
         ({**TOPICS, "runner": FLINK}, "FlinkRunner needs a cluster"),
+        ({"sources": ("kafka://h:1/e",), "sink": "kafka://h:1/s", "runner": DATAFLOW}, "streams of pubsub:// alone"),
         ({"sources": ("here.csv",), "runner": FLINK, "beam_args": ("--flink_master=h:1",)}, r"\$PWD/here.csv"),
         ({"beam_args": ("--num_workers=2",)}, "--num_workers is none of headrace's options, and InProcessRunner"),
         ({"beam_args": ("--runner=x",)}, "--runner stands before a --"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 
 import numpy as np
 import pytest
@@ -191,7 +190,11 @@ def test_impossible_numbers_are_missing_in_training_batch_and_stream(folder):
     speed = results.read_kind(str(folder / "run"), "scores", ["id", "speed"]).sort_by("id").column("speed").to_numpy()
     assert np.isnan(speed[[100, 1500, 2950]]).all()
     assert not np.isinf(speed).any()
-    assert json.loads((folder / "run" / "_SUCCESS.json").read_text())["events"]["not finite: speed"] == 3
+    said = results.read_success(str(folder / "run"))
+    assert said["events"]["not finite: speed"] == 3
+    assert said["engine"] == {"name": "InProcessRunner", "options": []}
+    assert said["options"]["sink"] == str(folder / "run")
+    assert said["versions"].keys() == {"headrace", "apache-beam", "numpy", "pyarrow", "xgboost"}
 
 
 def test_labels_that_are_records_are_measured_in_run_and_report(folder):
