@@ -30,6 +30,7 @@ from models.record import (
     REASONS,
     SCORE,
     SCORED_AT,
+    TIMESTAMP,
 )
 
 
@@ -88,7 +89,7 @@ def score_batch(
 
 def stream_columns(batch: pa.RecordBatch) -> dict[str, pa.Array]:
     """Whether an event was late, bool, and when by the clock it was published, ingested and scored."""
-    now = pa.array(np.full(batch.num_rows, time.time_ns() // 1000)).cast(pa.timestamp("us", tz="UTC"))
+    now = pa.array(np.full(batch.num_rows, time.time_ns() // 1000)).cast(TIMESTAMP)
     return {
         LATE: pa.array((marks_of(batch) & IS_LATE) != 0),
         PUBLISHED_AT: column(batch, PUBLISHED),
