@@ -13,18 +13,20 @@ from models.batches import Keys, take_rows
 from models.codecs import rows_as_json
 from models.codecs.times import times_from_timestamps
 from models.faults import python_values
-from models.project.contract import TIMESTAMP
 from models.record import (
     DEAD_LETTER_SCHEMA,
     EVENT_TIME,
     FORMAT,
     INGESTED,
+    INGESTED_AT,
     MARKS,
     PAYLOAD,
     PAYLOAD_FORMAT,
     POSITION,
     PUBLISHED,
+    PUBLISHED_AT,
     SOURCE,
+    TIMESTAMP,
     RecordType,
 )
 
@@ -32,7 +34,7 @@ LINES = ("json", "csv")  # formats whose records end with a line, as dead letter
 
 
 # Columns of dead letters of a stream, by their names in batches.
-_STREAM_TIMES = {"published": PUBLISHED, "ingested": INGESTED}
+_STREAM_TIMES = {PUBLISHED_AT: PUBLISHED, INGESTED_AT: INGESTED}
 
 
 def make_dead_letters(

@@ -70,16 +70,16 @@ SLICE = b"headrace.slice_us"
 # The number of the record type, as digits; events say nothing.
 RECORDS = b"headrace.records"
 
-TIME_TYPE = pa.timestamp("us", tz="UTC")
+TIMESTAMP = pa.timestamp("us", tz="UTC")
 SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
 SYSTEM_FIELDS = {
-    EVENT_TIME: pa.field(EVENT_TIME, TIME_TYPE),
+    EVENT_TIME: pa.field(EVENT_TIME, TIMESTAMP),
     SOURCE: pa.field(SOURCE, SOURCE_TYPE),
     POSITION: pa.field(POSITION, pa.int64()),
     PAYLOAD: pa.field(PAYLOAD, pa.binary()),
     MARKS: pa.field(MARKS, pa.int8()),
-    PUBLISHED: pa.field(PUBLISHED, TIME_TYPE),
-    INGESTED: pa.field(INGESTED, TIME_TYPE),
+    PUBLISHED: pa.field(PUBLISHED, TIMESTAMP),
+    INGESTED: pa.field(INGESTED, TIMESTAMP),
     FAULTS: pa.field(FAULTS, pa.string()),
     PAYLOAD_FORMAT: pa.field(PAYLOAD_FORMAT, SOURCE_TYPE),
 }
@@ -102,7 +102,7 @@ DEAD_LETTER_SCHEMA = pa.schema(
         pa.field("source", pa.string()),
         pa.field("position", pa.int64()),
         pa.field("event_id", pa.string()),
-        pa.field("event_time", TIME_TYPE),
+        pa.field("event_time", TIMESTAMP),
     ]
 )
 

@@ -18,10 +18,10 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from models.errors import HeadraceError
 from models.faults import RowFaults
 from models.project.schema_lines import read_feature_lines
+from models.record import TIMESTAMP
 
 Kind = Literal["int", "float", "string", "time"]
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
 ARROW_TYPES: dict[str, pa.DataType] = {
     "int": pa.int64(),
     "float": pa.float64(),

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from models.codecs import Columns, decode_csv
 from models.codecs.times import times_from_timestamps
 from models.faults import RowFaults
-from models.project.contract import TIMESTAMP, Contract, Field, SchemaError
+from models.project.contract import Contract, Field, SchemaError
+from models.record import TIMESTAMP
 
 MAX_COLUMNS = 2000
 _MAX_SHOWN_NAME = 80

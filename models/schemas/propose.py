@@ -13,9 +13,10 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from models.codecs.columns import Columns
 from models.codecs.times import times_from_numbers, times_from_text
-from models.project.contract import TIMESTAMP, UNIX_UNITS, Contract
+from models.project.contract import UNIX_UNITS, Contract
 from models.project.declarations import Project
 from models.quality.backend import import_tfdv
+from models.record import TIMESTAMP
 
 ISO_FORMAT = "%Y-%m-%d %H:%M:%S"  # stands for all forms of ISO 8601
 MAX_DOMAIN = 100  # values; text with more is free text

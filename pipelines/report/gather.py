@@ -10,7 +10,7 @@ import numpy as np
 
 from models.project.declarations import Project
 from models.quality.records import Verdict
-from models.record import SCORE
+from models.record import CORRECTION, LATE, SCORE
 from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
@@ -65,8 +65,8 @@ def gather(project: Project, run: str, labels: Sequence[str] = ()) -> Report:
         troubles=find_troubles(verdicts),
         spreads=spread(statistics, baseline, verdicts) or (scores.spreads(project) if scores else ()),
         latencies=scores.latencies() if scores else (),
-        late=scores.count("late") if scores else 0,
-        corrections=scores.count("correction") if scores else 0,
+        late=scores.count(LATE) if scores else 0,
+        corrections=scores.count(CORRECTION) if scores else 0,
         baseline_us=(baseline.window_start_us, baseline.window_end_us) if baseline else None,
         performance=performance,
         labels="" if performance else _where_labels_are(project, labels),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from models.project.declarations import Project
 from models.quality.records import Distribution
-from models.record import BUNDLE_ID, DECISION, SCORE
+from models.record import BUNDLE_ID, DECISION, INGESTED_AT, PUBLISHED_AT, SCORE, SCORED_AT, TIMESTAMP
 from pipelines.report.quality import Floats, Spread, Times
 from pipelines.results import RunError, paths_of
 from pipelines.sinks.publish import SCORES
@@ -22,8 +22,7 @@ MAX_BUCKETS = 60
 BINS = 20
 QUANTILES = (0.5, 0.9, 0.99)
 LATENCY_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
-STEPS = (("published", "ingested"), ("ingested", "scored"), ("published", "scored"))
-_TIME = pa.timestamp("us", tz="UTC")
+STEPS = ((PUBLISHED_AT, INGESTED_AT), (INGESTED_AT, SCORED_AT), (PUBLISHED_AT, SCORED_AT))
 _BUCKETS_US = tuple(seconds * 1_000_000 for seconds in (1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400))
 
 
@@ -88,7 +87,7 @@ class Scores:
 
     def times(self, name: str) -> npt.NDArray[np.int64]:
         """A column of event times in microseconds since 1970 UTC; RunError if there is none."""
-        return np.asarray(self.column(name, _TIME).cast(pa.int64()).to_numpy(zero_copy_only=False))
+        return np.asarray(self.column(name, TIMESTAMP).cast(pa.int64()).to_numpy(zero_copy_only=False))
 
     def period(self, name: str) -> tuple[np.datetime64, np.datetime64] | None:
         """The first and the last event time."""
@@ -128,7 +127,7 @@ class Scores:
 
     def numbers_of_times(self, name: str) -> Floats:
         """A column of times in microseconds, null as NaN; exact, as they are below 2**53."""
-        micros = self.column(name, _TIME).cast(pa.int64())
+        micros = self.column(name, TIMESTAMP).cast(pa.int64())
         return np.asarray(micros.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
     def count(self, name: str) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import take_rows, with_column
-from models.record import PAYLOAD, RECORD_SCHEMA
+from models.record import PAYLOAD, RECORD_SCHEMA, TIMESTAMP
 from pipelines.brokers import Messages
 from pipelines.sources.ahead import Ahead, Int64
 from pipelines.sources.feeds import Feed, Topic
@@ -107,8 +107,8 @@ def to_batches(
         # A broker's number of a message, where its id ends in one: `17`, or `topic/partition/17`.
         pc.struct_field(pc.extract_regex(ids, r"(?:^|/)(?P<n>[0-9]{1,18})$"), [0]).cast(pa.int64()),
         pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([uri])),
-        pa.array(np.asarray(messages.published_us, np.int64)[places]).cast(pa.timestamp("us", tz="UTC")),
-        pa.array(np.full(rows, time.time_ns() // 1000)).cast(pa.timestamp("us", tz="UTC")),
+        pa.array(np.asarray(messages.published_us, np.int64)[places]).cast(TIMESTAMP),
+        pa.array(np.full(rows, time.time_ns() // 1000)).cast(TIMESTAMP),
         ids,
         pa.array(np.asarray(messages.partitions)[places].astype(np.int32)),
     ]

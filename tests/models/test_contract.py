@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.faults import MAX_VALUE_CHARS, RowFaults
-from models.project.contract import (
-    FIXED_POINT_LIMIT,
-    TIMESTAMP,
-    Contract,
-    SchemaError,
-    check_event_time,
-    check_fixed_point,
-)
+from models.project.contract import FIXED_POINT_LIMIT, Contract, SchemaError, check_event_time, check_fixed_point
+from models.record import TIMESTAMP
 
 pytestmark = pytest.mark.both_sets
 
