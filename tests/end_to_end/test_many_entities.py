@@ -157,14 +157,9 @@ def test_a_stream_sees_all_and_says_the_same(batch, tmp_path):
         return [json.dumps(row).encode() for row in rows]
 
     events = [row for _, row in sorted(enumerate(make_events()), key=lambda item: item[0] + item[0] * 7 % 5)]
-<<<<<<< HEAD
     source = read_stream(
-=======
-    source = ReadStream(
-        Given(texts(events), 0, most=100),
->>>>>>> hold
         PROJECT,
-        Given(texts(events), 0),
+        Given(texts(events), 0, most=100),
         5 * HOUR_US,
         idle_us=300_000,
         until_idle=True,
