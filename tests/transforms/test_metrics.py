@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import metrics
 from pipelines.config import DIRECT, FN_API, make_pipeline
-from transforms import metrics
+from transforms.metrics import count, gauge, observe, read
 
 
 @given(st.text(), st.text())
@@ -19,9 +20,9 @@ def test_labels_come_back_whatever_they_are(decision, label):
 
 def test_a_label_that_lacks_or_is_unknown_is_refused():
     with pytest.raises(ValueError, match="has the labels"):
-        metrics.count(metrics.EVENTS, 1)
+        count(metrics.EVENTS, 1)
     with pytest.raises(ValueError, match="has the labels"):
-        metrics.count(metrics.LATE, 1, outcome="scored")
+        count(metrics.LATE, 1, outcome="scored")
 
 
 def test_names_are_prometheus_own():
@@ -32,11 +33,11 @@ def test_names_are_prometheus_own():
 
 
 def _tell(number):
-    metrics.count(metrics.EVENTS, number, outcome="scored")
-    metrics.count(metrics.EVENTS, 1, outcome="dead_lettered")
-    metrics.gauge(metrics.WATERMARK_LAG, 2.5)
-    metrics.gauge(metrics.BACKLOG, None)
-    metrics.observe(metrics.LATENCY, np.array([0.02, 0.03, 0.2, 1e6]), stage="scored")
+    count(metrics.EVENTS, number, outcome="scored")
+    count(metrics.EVENTS, 1, outcome="dead_lettered")
+    gauge(metrics.WATERMARK_LAG, 2.5)
+    gauge(metrics.BACKLOG, None)
+    observe(metrics.LATENCY, np.array([0.02, 0.03, 0.2, 1e6]), stage="scored")
 
 
 @pytest.mark.parametrize("engine", [DIRECT, FN_API])
@@ -45,7 +46,7 @@ def test_all_kinds_come_through_beam(engine):
     pipeline | beam.Create([3, 4]) | "One" >> beam.Map(_tell) | beam.Map(lambda _: 5) | "Two" >> beam.Map(_tell)
     result = pipeline.run()
     result.wait_until_finish()
-    found = metrics.read(result.metrics())
+    found = read(result.metrics())
     assert metrics.by_label(found, metrics.EVENTS) == {"scored": 3 + 4 + 5 + 5, "dead_lettered": 4}
     assert metrics.value_of(found, metrics.WATERMARK_LAG) == 2.5
     assert metrics.value_of(found, metrics.BACKLOG) is None

@@ -1,0 +1,128 @@
+"""All metrics of a run: one table of names; transforms.metrics counts them by Beam's metrics.
+
+Names are Prometheus's: with units, `_total` of what only grows. Beam's metrics have no labels and no histograms that
+travel, so a label's value stands in the name behind it, `headrace_events_total.outcome.scored`, and a histogram is a
+counter for each of its buckets. `parse` takes such a name apart. Gauges are whole numbers in Beam; those of seconds
+are kept in microseconds.
+
+No result depends on a metric.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+UNKNOWN = -1  # of a gauge
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One row of the table. `event_time` tells that it is the same in batch and stream; else it goes by the clock."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    event_time: bool = False
+    bounds: tuple[float, ...] = ()  # upper ones of a histogram's buckets, in the unit of its name
+
+    def bucket_name(self, labels: Mapping[str, str], place: int) -> str:
+        """The name in Beam of a histogram's bucket by its place; the last has no bound."""
+        bound = repr(self.bounds[place]) if place < len(self.bounds) else "+Inf"
+        return f"{self.beam_name(labels, '_bucket')}.le.{_escaped(bound)}"
+
+    def beam_name(self, labels: Mapping[str, str], suffix: str = "") -> str:
+        """The name of one series in Beam; ValueError unless each label has a value."""
+        if tuple(labels) != self.labels:
+            raise ValueError(f"{self.name} has the labels {self.labels}, not {tuple(labels)}")
+        return ".".join([self.name + suffix, *(part for pair in labels.items() for part in map(_escaped, pair))])
+
+
+Series = tuple[str, tuple[tuple[str, str], ...]]  # a metric's name, and labels with their values
+
+_SECONDS = tuple(round(base * 10.0**power, 6) for power in range(-3, 3) for base in (1, 1.5, 2.5, 4, 6))
+
+EVENTS = Metric("headrace_events_total", "counter", "Events by what became of them.", ("outcome",), True)
+LABELS = Metric("headrace_labels_total", "counter", "Label records read.", (), True)
+FEEDBACK = Metric("headrace_feedback_total", "counter", "Scores whose label came.", ("decision", "label"), True)
+NOT_FINITE = Metric("headrace_not_finite_total", "counter", "Values that no number can hold.", ("column",), True)
+LATE = Metric("headrace_late_events_total", "counter", "Events that came when the watermark was past them.")
+CORRECTED = Metric("headrace_corrections_total", "counter", "Rows published once more, as bits of them changed.")
+ROWS = Metric("headrace_rows_total", "counter", "Rows that a step has handled, of history too.", ("step",))
+WAITING = Metric("headrace_waiting_records", "gauge", "Records that wait for the watermark.")
+BACKLOG = Metric("headrace_backlog_messages", "gauge", "Messages that wait at the broker.")
+WATERMARK_LAG = Metric("headrace_watermark_lag_seconds", "gauge", "How far the watermark is behind the clock.")
+LATENCY = Metric(
+    "headrace_latency_seconds", "histogram", "From published to the end of a stage.", ("stage",), bounds=_SECONDS
+)
+METRICS = (
+    EVENTS,
+    LABELS,
+    FEEDBACK,
+    NOT_FINITE,
+    LATE,
+    CORRECTED,
+    ROWS,
+    WAITING,
+    BACKLOG,
+    WATERMARK_LAG,
+    LATENCY,
+)
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def parse(beam_name: str) -> Series | None:
+    """The metric's name and its labels of a name in Beam; None if it is none of the table's."""
+    name, *parts = beam_name.split(".")
+    if name.removesuffix("_bucket") not in _BY_NAME or len(parts) % 2:
+        return None
+    texts = [_unescaped(part) for part in parts]
+    return name, tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
+def by_label(found: Mapping[Series, int], metric: Metric) -> dict[str, int]:
+    """The values of a metric of one label by that label's, or of two by both with a space between."""
+    return {" ".join(value for _, value in labels): n for (name, labels), n in found.items() if name == metric.name}
+
+
+def value_of(found: Mapping[Series, int], metric: Metric) -> float | None:
+    """The value of a metric without labels, in the unit of its name; None if it is not known."""
+    value = found.get((metric.name, ()))
+    if value is None or (metric.kind == "gauge" and value == UNKNOWN):
+        return None
+    return value / 1e6 if metric.kind == "gauge" and metric.name.endswith("_seconds") else value
+
+
+def quantiles(
+    found: Mapping[Series, int], before: Mapping[Series, int], metric: Metric, stage: str, shares: Sequence[float]
+) -> list[float] | None:
+    """Upper bounds of quantiles of what a histogram counted since `before`; None if it was nothing."""
+    bounds = [*map(repr, metric.bounds), "+Inf"]
+    keys = [(f"{metric.name}_bucket", (("stage", stage), ("le", bound))) for bound in bounds]
+    numbers = np.array([found.get(key, 0) - before.get(key, 0) for key in keys])
+    if not numbers.any():
+        return None
+    below = np.cumsum(numbers)
+    places = np.searchsorted(below, below[-1] * np.asarray(shares))
+    return [(*metric.bounds, metric.bounds[-1])[place] for place in places.tolist()]
+
+
+def table() -> Iterable[tuple[str, str, str, str]]:
+    """Name, kind with labels, clock and help of each metric, for docs/metrics.md."""
+    for metric in METRICS:
+        labels = f" by {', '.join(metric.labels)}" if metric.labels else ""
+        yield metric.name, metric.kind + labels, "event time" if metric.event_time else "clock", metric.help
+
+
+def _escaped(text: str) -> str:
+    """Of letters, digits and `_`, so that no engine changes it; everything else as -HEX-."""
+    return re.sub(r"[^A-Za-z0-9_]", lambda found: f"-{ord(found[0]):x}-", text)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"-([0-9a-f]+)-", lambda found: chr(int(found[1], 16)), text)
