@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from json.encoder import encode_basestring
 from typing import Any
@@ -78,16 +79,23 @@ def reason_texts(field: str, rule: str, values: Iterable[Any]) -> list[str]:
     return [f"{start}{encode_basestring(_shorten(value))}}}" for value in values]
 
 
-def first_rules(reasons: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The field and the rule of the first of each row's reasons."""
-    known: dict[str, tuple[str, str]] = {}
+# A quote within a JSON string has a backslash before it, so no value can look like this.
+_FIELD_AND_RULE = re.compile(r'"field": ("(?:[^"\\]|\\.)*"), "rule": ("(?:[^"\\]|\\.)*"), "value": "', re.DOTALL)
+
+
+def rules_of(reasons: Iterable[str]) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Of each row's reasons the field and the rule, each pair once, in their order."""
+    known: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
     for text in reasons:
-        # A quote within a JSON string has a backslash before it, so this is no part of a field or rule.
-        head = text[: text.index('", "value": "')]
-        if head not in known:
-            reason = json.loads(head + '"}]')[0]
-            known[head] = reason["field"], reason["rule"]
-        yield known[head]
+        found = tuple(_FIELD_AND_RULE.findall(text))
+        if found not in known:
+            known[found] = tuple((json.loads(field), json.loads(rule)) for field, rule in dict.fromkeys(found))
+        yield known[found]
+
+
+def how_many(count: int, of: int) -> str:
+    """A number of records as people read it: that they are all of them is worth a word."""
+    return f"all {count:,}" if count == of else f"{count:,}"
 
 
 def python_values(column: pa.Array) -> list[Any]:

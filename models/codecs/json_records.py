@@ -6,7 +6,7 @@ import collections
 import json
 import re
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,11 +39,7 @@ def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bo
         return decode_each(part, found) if columns is None else coerce_all(columns, contract, found)
 
     def decode_each(part: pa.BinaryArray, found: RowFaults) -> Columns:
-        rows = [
-            _read_object(payload.rstrip(b"\r\n"), number, contract, found)
-            for number, payload in enumerate(part.to_pylist())
-        ]
-        return decode_dicts(rows, contract, refuse_unknown, found)
+        return decode_dicts(_read_objects(part, contract, found), contract, refuse_unknown, found)
 
     return decode_apart(payloads, _are_plain(payloads), faults, decode_block, decode_each)
 
@@ -107,27 +103,48 @@ def _loose_type(field: Field) -> pa.DataType:
     return field.arrow_type
 
 
-def _read_object(payload: bytes, number: int, contract: Contract, faults: RowFaults) -> dict[str, Any]:
-    row = np.array([number])
+def _read_objects(payloads: pa.BinaryArray, contract: Contract, faults: RowFaults) -> list[dict[str, Any]]:
+    """An object for each payload, with nothing in it for one that is none; one fault of a kind for all rows at once."""
+    found = [_read_object(payload.rstrip(b"\r\n"), contract) for payload in payloads.to_pylist()]
+    refused: dict[tuple[str, str], tuple[list[int], list[Any]]] = {}
+    for number, each in enumerate(found):
+        if type(each) is dict:
+            continue
+        if isinstance(each, _Refused):
+            reasons, found[number] = [(RECORD, *each)], {}
+        else:
+            doubled = sorted(each.twice & contract.fields.keys())
+            reasons = [(name, "named twice", each.pop(name)) for name in doubled]
+        for field, rule, value in reasons:
+            rows, values = refused.setdefault((field, rule), ([], []))
+            rows.append(number)
+            values.append(value)
+    for (field, rule), (rows, values) in sorted(refused.items()):
+        faults.add(np.array(rows), field, rule, values)
+    return found
+
+
+def _read_object(payload: bytes, contract: Contract) -> Any:
+    """A record's members, as an _Ambiguous where some are there twice, or a _Refused."""
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
-        faults.add(row, RECORD, f"nested deeper than {MAX_DEPTH} levels", [payload])
-        return {}
+        return _Refused(f"nested deeper than {MAX_DEPTH} levels", payload)
     decoder = _EXACT if len(payload) > 1000 or _NEGATIVE_ZERO.search(payload) else _PLAIN
     try:
         found = decoder.decode(payload.decode().removeprefix("\ufeff"))
     except ValueError as error:
-        faults.add(row, RECORD, "not JSON", [str(error)])
-        return {}
+        return _Refused("not JSON", str(error))
     if not isinstance(found, dict):
-        faults.add(row, RECORD, "not a JSON object", [payload])
-        return {}
+        return _Refused("not a JSON object", payload)
     if _has_constant({name: value for name, value in found.items() if name not in contract.fields}):
-        faults.add(row, RECORD, "not JSON", ["NaN or Infinity, which JSON does not have"])
-        return {}
-    if isinstance(found, _Ambiguous):
-        for name in sorted(found.twice & contract.fields.keys()):
-            faults.add(row, name, "named twice", [found.pop(name)])
+        return _Refused("not JSON", "NaN or Infinity, which JSON does not have")
     return found
+
+
+class _Refused(NamedTuple):
+    """Why a payload is no record of JSON."""
+
+    rule: str
+    value: Any
 
 
 class _Ambiguous(dict[str, Any]):

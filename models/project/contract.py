@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -34,6 +35,11 @@ UNIX_UNITS = {
     "UNIX_MICROSECONDS": 1,
     "UNIX_NANOSECONDS": -1_000,
 }
+
+_NO_SCHEMA = "not a TensorFlow Metadata schema"
+_WRONG_NAME = re.compile(r'Enum type "(?P<enum>[\w.]+)" has no value (?:named|with number) (?P<name>.+)\.$')
+# Of these enums, the names that headrace reads.
+_READ_NAMES = {"FeatureType": ("INT", "FLOAT", "BYTES"), "IntegerTimeFormat": tuple(UNIX_UNITS)}
 
 # A value times its decimal scale must stay below this, so that 2**19 of them sum without overflow in 64 bits.
 FIXED_POINT_LIMIT = 1 << 44
@@ -99,12 +105,12 @@ class Contract:
         """Read a schema.pbtxt as far as it can be used, and what of it can't; SchemaError if it is none."""
         try:
             schema = text_format.Parse(text.decode(), schema_pb2.Schema())
-        except (text_format.ParseError, UnicodeDecodeError) as error:
-            why = " ".join(str(error).split())
-            line = error.GetLine() if isinstance(error, text_format.ParseError) else None
-            raise SchemaError(f"not a TensorFlow Metadata schema: {why}", line) from None
+        except text_format.ParseError as error:
+            raise SchemaError(_say(error), error.GetLine()) from None
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"{_NO_SCHEMA}: {error}") from None
         except RecursionError:
-            raise SchemaError("not a TensorFlow Metadata schema: nested too deep") from None
+            raise SchemaError(f"{_NO_SCHEMA}: nested too deep") from None
         faults: list[FieldFault] = []
         fields: dict[str, Field] = {}
         parts = functools.cache(lambda: read_feature_lines(text))
@@ -138,6 +144,20 @@ class Contract:
         """Add to `faults` every row of decoded `columns` that breaks presence or a domain."""
         for field in self.fields.values():
             _check_field(field, columns[field.name], faults)
+
+
+def _say(error: text_format.ParseError) -> str:
+    """What protobuf says, but for a name that its enum does not have: what may stand there."""
+    said = " ".join(str(error).split())
+    wrong = _WRONG_NAME.search(said)
+    try:
+        kind = schema_pb2.DESCRIPTOR.pool.FindEnumTypeByName(wrong["enum"] if wrong else "")
+    except KeyError:  # it says something else, or shows a line that looks like this
+        kind = None
+    if wrong is None or kind is None:
+        return f"{_NO_SCHEMA}: {said}"
+    allowed = _READ_NAMES.get(kind.name) or [value.name for value in kind.values if value.number]
+    return f"{wrong['name']} is not one of {', '.join(allowed)}"
 
 
 def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, fault: Callable[..., None]) -> Field:

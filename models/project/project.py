@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -35,6 +36,8 @@ PROJECT_FILE = "project.yaml"
 MAX_PROJECT_BYTES = 256 << 10
 MAX_SCHEMA_BYTES = 1 << 20
 
+# The schema's name as it stands in a text that is no YAML, so that the schema can be checked nonetheless.
+_SCHEMA_LINE = re.compile(rb"^schema:[ \t]*(\w[\w.-]*)[ \t\r]*(?:#.*)?$", re.MULTILINE)
 # What may be said to be wrong only because something of these is left out.
 _FOLLOWERS: dict[str | int, tuple[Path, ...]] = {
     "event": (("event", "earliest"),),
@@ -93,7 +96,11 @@ def parse_project(
     try:
         document = Document(text)
     except DocumentError as error:
-        return None, [Fault(place if error.line is None else f"{place}:{error.line}", str(error))]
+        faults = [Fault(place if error.line is None else f"{place}:{error.line}", str(error))]
+        if (found := _SCHEMA_LINE.search(text)) is not None:
+            with contextlib.suppress(OSError):
+                faults += _read_contract(found[1].decode(), read_schema, place)[2]
+        return None, faults
     raw = document.data
     if not isinstance(raw, dict):
         wanted = "it begins with name: and schema:, as those that headrace init makes"
@@ -103,10 +110,6 @@ def parse_project(
         said = " ".join(message.split())
         return Fault(f"{place}:{document.line_of(path)}: {_printable(_dotted(path))}", _printable(said))
 
-    def in_schema(line: int | None, message: str) -> Fault:
-        there = pathlib.PurePath(place).with_name(str(file))
-        return Fault(str(there) if line is None else f"{there}:{line}", _printable(" ".join(message.split())))
-
     faults = [Fault(f"{place}:{line}", f"the key {key!r} stands twice") for key, line in document.repeated]
     project, wrong, left_out = _declare(raw)
     faults += [fault(path, message) for path, message in wrong]
@@ -115,12 +118,10 @@ def parse_project(
     file = project.schema_file if project else raw.get("schema")
     if isinstance(file, str) and not any(path[0] == "schema" for path, _ in wrong):
         try:
-            contract, broken = Contract.read(read_schema(file))
-            faults += [in_schema(problem.line, str(problem)) for problem in broken]
+            contract, broken, of_schema = _read_contract(file, read_schema, place)
+            faults += of_schema
         except OSError as error:
             faults.append(fault(("schema",), f"{file} cannot be read: {error.strerror or error}"))
-        except ValueError as error:
-            faults.append(in_schema(getattr(error, "line", None), str(error)))
     if project is None or contract is None:
         return None, faults
     project._contract = contract
@@ -129,10 +130,26 @@ def parse_project(
         if not _may_follow(path, f"{message.partition(';')[0]} {_at(raw, path)}", left_out, broken_fields):
             if path[0] == "schema" and len(path) > 1:
                 name, part = str(path[1]), str(path[2]) if len(path) > 2 else ""
-                faults.append(in_schema(contract.line_of(name, part), f"field {name}: {message}"))
+                faults.append(_in_schema(place, str(file), contract.line_of(name, part), f"field {name}: {message}"))
             else:
                 faults.append(fault(path, message))
     return (None if wrong or broken else project), faults
+
+
+def _read_contract(
+    file: str, read_schema: Callable[[str], bytes], place: str
+) -> tuple[Contract | None, list[FieldFault], list[Fault]]:
+    """The schema's contract, None if it has none; what of its fields can't be used; and all of its faults."""
+    try:
+        contract, broken = Contract.read(read_schema(file))
+    except ValueError as error:
+        return None, [], [_in_schema(place, file, getattr(error, "line", None), str(error))]
+    return contract, broken, [_in_schema(place, file, problem.line, str(problem)) for problem in broken]
+
+
+def _in_schema(place: str, file: str, line: int | None, message: str) -> Fault:
+    there = pathlib.PurePath(place).with_name(file)
+    return Fault(str(there) if line is None else f"{there}:{line}", _printable(" ".join(message.split())))
 
 
 def _declare(raw: dict[Any, Any]) -> tuple[Project | None, list[tuple[Path, str]], set[Path]]:

@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from models import progress
+from models.faults import how_many
 from models.predictors.evaluation import Evaluation, Metrics
 from models.predictors.versions import Version
 from models.project.expressions import NOT_FINITE
@@ -59,7 +60,7 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
             table.add_row(name, f"{outcomes.get(name, 0):,}")
     for name, count in sorted(outcomes.items()):
         if name.startswith("dead-lettered: "):
-            table.add_row("  " + name.removeprefix("dead-lettered: "), f"{count:,}")
+            table.add_row("  " + name.removeprefix("dead-lettered: "), how_many(count, outcomes.get("read", 0)))
     for name, count in sorted(outcomes.items()):
         if name.startswith(NOT_FINITE):
             table.add_row(f"missing, as {name}", f"{count:,}")

@@ -17,6 +17,7 @@ import xgboost
 
 from models.batches import as_batch, with_column
 from models.codecs.times import micros_of
+from models.faults import how_many
 from models.predictors import registry, training
 from models.predictors.booster import predict
 from models.predictors.bundle import Bundle, library_versions
@@ -132,7 +133,7 @@ def _check_dead_letters(project: Project, result: RunResult, kept: str | None) -
     read, dead = outcomes.get("read", 0), outcomes.get("dead-lettered", 0)
     reasons = {name: count for name, count in outcomes.items() if name.startswith(REASON)}
     most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:_MOST_REASONS]
-    why = "; ".join(f"{name.removeprefix(REASON)} ({count:,})" for name, count in most)
+    why = "; ".join(f"{name.removeprefix(REASON)} ({how_many(count, read)})" for name, count in most)
     why += f" and {len(reasons) - len(most)} other reasons" if len(reasons) > len(most) else ""
     where = f"; they are kept in {kept}" if kept else ""
     allowed = project.training.max_dead_letters

@@ -12,6 +12,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from models.faults import how_many
 from models.predictors.evaluation import Metrics
 from models.project.expressions import NOT_FINITE
 from models.quality.records import Distribution, Verdict
@@ -180,7 +181,15 @@ def list_reasons(events: dict[str, int]) -> list[dict[str, str]]:
     for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         step, field, rule = [*name.split(": ", 2), "", ""][:3]
         width = f"{100 * count / most:.2f}"
-        rows.append({"step": step, "field": _cut(field), "rule": _cut(rule), "count": f"{count:,}", "width": width})
+        rows.append(
+            {
+                "step": step,
+                "field": _cut(field),
+                "rule": _cut(rule),
+                "count": how_many(count, events.get("read", 0)),
+                "width": width,
+            }
+        )
     return rows
 
 

@@ -29,7 +29,7 @@ from models.batches import as_int64, column, concat_batches, partition, shard_of
 from models.codecs import encode_json_lines
 from models.counts import mismatch
 from models.errors import HeadraceError
-from models.faults import first_rules
+from models.faults import rules_of
 from models.features.windows import sort_order
 from models.quality.records import Verdict, WindowStatistics
 from models.record import Outcome
@@ -243,18 +243,22 @@ def check_counts(outcomes: collections.Counter[str]) -> None:
 
 
 def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
-    """Dead letters by outcome, and the others than duplicates by step, field and rule of their first reason."""
-    found: collections.Counter[tuple[str, tuple[str, str]]] = collections.Counter()
+    """Dead letters by outcome, and the others than duplicates by step, field and rule of each of their reasons.
+
+    A record with two reasons counts for both, so these numbers may add up to more than the dead letters.
+    """
+    found: collections.Counter[tuple[str, tuple[tuple[str, str], ...]]] = collections.Counter()
     for start in range(0, dead.num_rows, ROWS_AT_ONCE):
         part = dead.slice(start, ROWS_AT_ONCE)
-        rules = first_rules(column(part, "reasons").to_pylist())
-        found.update(zip(column(part, "step").to_pylist(), rules, strict=True))
+        rows = rules_of(column(part, "reasons").to_pylist())
+        found.update(zip(column(part, "step").to_pylist(), rows, strict=True))
     counts: collections.Counter[str] = collections.Counter()
-    for (step, (field, rule)), count in found.items():
-        if rule == DUPLICATE:
+    for (step, rules), count in found.items():
+        if rules[0][1] == DUPLICATE:
             counts[Outcome.DUPLICATE] += count
-        else:
-            counts[Outcome.DEAD_LETTERED] += count
+            continue
+        counts[Outcome.DEAD_LETTERED] += count
+        for field, rule in rules:
             counts[f"{Outcome.DEAD_LETTERED}: {step}: {field}: {rule}"] += count
     return dict(counts)
 

@@ -107,7 +107,13 @@ def test_names_all_faults_at_once():
         (b"\xff", "not a TensorFlow Metadata schema"),
         (b"feature {", "not a TensorFlow Metadata schema"),
         (b"feature { nam: 1 }", "not a TensorFlow Metadata schema: 1:11 :"),
-        (b"feature { type: 99 }", "not a TensorFlow Metadata schema"),
+        (b"feature { type: 99 }", "^99 is not one of INT, FLOAT, BYTES$"),
+        (b"feature { time_domain { integer_format: UNIX } }", "^UNIX is not one of UNIX_SECONDS, UNIX_MILLISECONDS, "),
+        (b"feature { lifecycle_stage: OLD }", "^OLD is not one of PLANNED, ALPHA, BETA, "),
+        (
+            b"feature { name: 'Enum type \"x\" has no value named y.'",
+            'not a TensorFlow Metadata schema: 1:.* Expected "}"',
+        ),
         (b"feature { struct_domain { " * 30_000, "nested too deep"),
     ],
 )

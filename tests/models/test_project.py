@@ -184,6 +184,7 @@ def test_every_fault_is_named_with_its_place(old, new, path, message, at):
     [
         ("type: FLOAT", "type: STRUCT", "field TX_AMOUNT: needs a type of INT, FLOAT or BYTES", "type: STRUCT"),
         ("feature {", "featur {", "not a TensorFlow Metadata schema: 2:1 : ", "featur {"),
+        ("type: FLOAT", "type: FLOATS", "FLOATS is not one of INT, FLOAT, BYTES", "type: FLOATS"),
         ('name: "TX_TIME_DAYS"', 'name: "__x"', "the field name __x is reserved", '{\n  name: "__x"'),
         ('name: "TX_FRAUD"', 'name: "TX_TIME_DAYS"', "field TX_TIME_DAYS: stands twice", '{\n  name: "TX_TIME_DAYS"\n  type: INT\n  int'),
         ("int_domain { min: 0 max: 3 }", "# } feature {\n int_domain { min: 3 max: 0 }", "no number is in", "int_domain { min: 3"),
@@ -195,6 +196,23 @@ def test_faults_of_the_schema_are_named_at_its_lines(old, new, message, at):
     faults = check(TEXT, schema)
     place = f"schema.pbtxt:{line(at, schema)}: "
     assert [fault for fault in faults if message in fault and fault.startswith(place)], faults
+
+
+@pytest.mark.parametrize("end", ["", "\r", "  # the contract"])
+def test_a_text_that_is_no_yaml_hides_no_fault_of_the_schema(end):
+    text = changed(
+        "name: card_fraud", "name: [card_fraud", changed("schema: schema.pbtxt", f"schema: schema.pbtxt{end}")
+    )
+    schema = changed("type: FLOAT", "type: STRUCT", SCHEMA)
+    of_yaml, *others = check(text, schema)
+    assert "not YAML" in of_yaml
+    assert others == check(TEXT, schema)
+    assert len(check(text)) == len(check(changed("schema: ", "schema: ../", text), schema)) == 1
+
+
+def test_a_schema_that_is_not_there_is_no_second_fault_of_a_text_that_is_no_yaml(tmp_path):
+    (tmp_path / "project.yaml").write_text("name: [a\nschema: none.pbtxt\n")
+    assert [fault.message[:8] for fault in check_project(tmp_path)[1]] == ["not YAML"]
 
 
 def test_a_fault_that_the_schema_mends_says_where_and_how():

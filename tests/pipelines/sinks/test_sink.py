@@ -1,7 +1,9 @@
 """A sink's folder: what is another's stays, two runs do not meet in it, and a run that was cut off is done again."""
 
 import hashlib
+import io
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -9,8 +11,10 @@ import uuid
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rich.console
 
 from models.sample import SampleError, write_sample
+from pipelines.cli.display import outcome_table
 from pipelines.jobs.quarantine import QuarantineError, settle_run
 from pipelines.report import report
 from pipelines.results import RunError
@@ -351,13 +355,41 @@ def test_a_report_replaces_reports_alone(tmp_path):
     assert page.read_text() == "<html>mine</html>"
 
 
-def test_dead_letters_are_counted_by_their_first_reason_whatever_it_holds():
-    odd = 'a", "value": "b\\'
-    reasons = [[{"field": odd, "rule": odd, "value": odd}], [{"field": "f", "rule": "duplicate event id", "value": ""}]]
-    texts = [json.dumps(reason, ensure_ascii=False) for reason in [reasons[0], reasons[1], reasons[0] + reasons[1]]]
-    dead = pa.RecordBatch.from_pydict({"step": ["Decode", "Deduplicate", "Decode"], "reasons": texts})
-    expected = {"dead-lettered": 2, f"dead-lettered: Decode: {odd}: {odd}": 2, "duplicate": 1}
-    assert count_reasons(dead) == expected
+def test_dead_letters_are_counted_by_each_of_their_reasons_whatever_these_hold():
+    odd = {
+        "field": 'a", "value": "b\\',
+        "rule": '"field": "x", "rule": "y"\n',
+        "value": '"field": "v", "rule": "w", "value": "',
+    }
+    low, double = ({"field": "f", "rule": rule, "value": ""} for rule in ("below 0", "duplicate event id"))
+    reasons = [[odd], [double], [odd, low], [low, low]]
+    texts = [json.dumps(reason, ensure_ascii=False) for reason in reasons]
+    dead = pa.RecordBatch.from_pydict({"step": ["Decode", "Deduplicate", "Decode", "Validate"], "reasons": texts})
+    assert count_reasons(dead) == {
+        "dead-lettered": 3,
+        f"dead-lettered: Decode: {odd['field']}: {odd['rule']}": 2,
+        "dead-lettered: Decode: f: below 0": 1,
+        "dead-lettered: Validate: f: below 0": 1,
+        "duplicate": 1,
+    }
+
+
+def test_a_column_that_no_record_has_is_named_though_another_fault_stands_before_it(tmp_path):
+    rows = [transaction(n) for n in range(20)]
+    for number, row in enumerate(rows):
+        del row["TX_AMOUNT"]
+        row["CUSTOMER_ID"] = -1 if number < 5 else row["CUSTOMER_ID"]
+    outcomes = run_graph(tmp_path / "out", [write_rows(tmp_path / "e.jsonl", rows)]).outcomes
+    assert outcomes == {
+        "read": 20,
+        "dead-lettered": 20,
+        "dead-lettered: Validate: CUSTOMER_ID: below 0": 5,
+        "dead-lettered: Validate: TX_AMOUNT: missing": 20,
+    }
+    shown = io.StringIO()
+    rich.console.Console(file=shown, width=100).print(outcome_table(outcomes, 1.0))
+    assert re.search(r"Validate: TX_AMOUNT: missing +│ all 20 ", shown.getvalue())
+    assert re.search(r"Validate: CUSTOMER_ID: below 0 +│ +5 ", shown.getvalue())
 
 
 def test_files_are_the_same_written_in_one_part_or_in_many(tmp_path, monkeypatch):
