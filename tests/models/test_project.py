@@ -266,6 +266,7 @@ def test_labels_that_are_records_of_their_own():
     records = project.label_type
     assert (records.id, records.time) == ("TRANSACTION_ID", "SEEN")
     assert records.max_bytes == project.event.max_bytes
+    assert (project.event_type.number, records.number) == (0, 1)  # as all journals have them
     assert records.carried == ("TRANSACTION_ID", "TX_FRAUD")
     assert records.fixed_point == {}
     assert project.event_type.fixed_point == {"TX_AMOUNT": 2}
