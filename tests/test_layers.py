@@ -94,7 +94,9 @@ def without_beam(source):
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     wired = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     beam |= {node.name for node in wired}
-    wired += [node for node in functions if used_names(node) & beam]
+    for _ in functions:  # what calls what has to do with Beam has to do with it, too
+        beam |= {node.name for node in functions if used_names(node) & beam}
+    wired += [node for node in functions if node.name in beam]
     mapped = set().union(*map(used_names, wired))
     for node in functions:
         if node not in wired and not (node.name.startswith("_") and node.name in mapped):
