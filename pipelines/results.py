@@ -124,7 +124,7 @@ def evaluate_table(table: pa.Table, project: Project) -> Evaluation:
         table.column(project.label.field).to_numpy(),
         table.column(SCORE).to_numpy(),
         day=days if group else None,
-        card=np.asarray(table.column(group).to_numpy()) if group else None,
+        group=np.asarray(table.column(group).to_numpy()) if group else None,
         slices={name: table.column(name).to_numpy() for name in slices},
     )
 

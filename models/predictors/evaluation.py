@@ -1,4 +1,4 @@
-"""Measure scores against labels: ROC AUC, average precision and card precision, overall and per slice.
+"""Measure scores against labels: ROC AUC, average precision and precision at k a day, overall and per slice.
 
 Every figure is a count of integers with one division at the end (average precision: one sum in a fixed
 order), so neither the order of the rows nor the machine changes a bit of it.
@@ -31,7 +31,7 @@ class Metrics:
     positives: int
     roc_auc: float | None = None
     average_precision: float | None = None
-    card_precision: float | None = None
+    precision_at_k: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,54 +93,54 @@ def average_precision(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
     return float(np.sum(np.diff(true, prepend=0) * (true / alerts)) / true[-1])
 
 
-def card_precision_top_k(
-    day: npt.ArrayLike, card: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike, k: int = 100
+def precision_at_k(
+    day: npt.ArrayLike, group: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike, k: int = 100
 ) -> float:
-    """Return the mean over days of (compromised cards among the day's k most suspicious) / k.
+    """Return the mean over days of (positive groups among the day's k with the highest scores) / k.
 
-    A card's score and label on a day are the largest of its rows that day; equal scores go by card,
-    ascending. A compromised card found on one day is known, and leaves the days after. The divisor is k
-    even on a day with fewer cards.
+    A group is an entity's rows, such as a card's. Its score and label on a day are the largest of its rows that day;
+    equal scores go by group, ascending. A positive one found on one day is known, and leaves the days after. The
+    divisor is k even on a day with fewer groups.
 
     Source: `card_precision_top_k` of the Fraud Detection Handbook (Le Borgne et al., 2022, chapter 4.4)
     with remove_detected_compromised_cards=True, whose order among equal scores is left to pandas.
 
     Args:
         day: [n] integers, days in any numbering.
-        card: [n] integers or strings.
+        group: [n] integers or strings.
         label: [n] bool, or integers 0 and 1.
-        score: [n] real numbers; higher is more suspicious.
-        k: cards that can be checked in a day, at least 1.
+        score: [n] real numbers; higher is more likely positive.
+        k: groups that can be checked in a day, at least 1.
 
     Raises:
         ValueError: on NaN scores, other labels, unequal lengths, no rows, or k below 1.
     """
     labels, scores = _check(label, score)
     days, day_code = np.unique(np.asarray(day), return_inverse=True)
-    cards, card_code = np.unique(np.asarray(card), return_inverse=True)
-    if not len(labels) == len(day_code) == len(card_code):
-        raise ValueError(f"day, card and label differ in length: {len(day_code)}, {len(card_code)}, {len(labels)}")
+    groups, group_code = np.unique(np.asarray(group), return_inverse=True)
+    if not len(labels) == len(day_code) == len(group_code):
+        raise ValueError(f"day, group and label differ in length: {len(day_code)}, {len(group_code)}, {len(labels)}")
     if not len(labels):
-        raise ValueError("card precision needs at least one row")
+        raise ValueError("precision at k needs at least one row")
     if k < 1:
         raise ValueError(f"k is {k}, at least 1 is needed")
 
-    pair = day_code * len(cards) + card_code
+    pair = day_code * len(groups) + group_code
     order = np.argsort(pair, kind="stable")
     starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
-    day_of, card_of = np.divmod(pair[order][starts], len(cards))
+    day_of, group_of = np.divmod(pair[order][starts], len(groups))
     top_score = np.maximum.reduceat(scores[order], starts)
-    compromised = np.maximum.reduceat(labels[order], starts) == 1
+    positive = np.maximum.reduceat(labels[order], starts) == 1
 
-    ranked = np.lexsort((card_of, -top_score, day_of))
+    ranked = np.lexsort((group_of, -top_score, day_of))
     bounds = np.searchsorted(day_of, np.arange(len(days) + 1))
-    known = np.zeros(len(cards), dtype=bool)
+    known = np.zeros(len(groups), dtype=bool)
     found = 0
     for first, last in pairwise(bounds):
         today = ranked[first:last]
-        checked = today[~known[card_of[today]]][:k]
-        caught = checked[compromised[checked]]
-        known[card_of[caught]] = True
+        checked = today[~known[group_of[today]]][:k]
+        caught = checked[positive[checked]]
+        known[group_of[caught]] = True
         found += len(caught)
     return found / (k * len(days))
 
@@ -150,7 +150,7 @@ def evaluate(
     score: npt.ArrayLike,
     *,
     day: npt.ArrayLike | None = None,
-    card: npt.ArrayLike | None = None,
+    group: npt.ArrayLike | None = None,
     k: int = 100,
     slices: Mapping[str, npt.ArrayLike] | None = None,
 ) -> Evaluation:
@@ -158,11 +158,11 @@ def evaluate(
 
     Args:
         label: [n] bool, or integers 0 and 1.
-        score: [n] real numbers; higher is more suspicious.
-        day: [n] integers; without day and card there is no card precision.
-        card: [n] integers or strings.
-        k: cards that can be checked in a day. In a slice it is still k: the figure says how many of the k
-            would be compromised if only the slice's rows were looked at.
+        score: [n] real numbers; higher is more likely positive.
+        day: [n] integers; without day and group there is no precision at k.
+        group: [n] integers or strings.
+        k: groups that can be checked in a day. In a slice it is still k: the figure says how many of the k
+            would be positive if only the slice's rows were looked at.
         slices: column name to [n] integers (floats too, if whole; NaN is null), booleans, or strings (None
             is null). Values are named `7`, `true`, `text` and `null`, and come in ascending order.
 
@@ -173,7 +173,7 @@ def evaluate(
     labels, scores = _check(label, score)
     everything = np.ones(len(labels), dtype=bool)
     days = None if day is None else np.asarray(day)
-    cards = None if card is None else np.asarray(card)
+    groups = None if group is None else np.asarray(group)
 
     def measure(chosen: npt.NDArray[np.bool_]) -> Metrics:
         some, positives = int(np.count_nonzero(chosen)), int(labels[chosen].sum())
@@ -185,11 +185,11 @@ def evaluate(
             roc_auc(labels[chosen], scores[chosen]),
             average_precision(labels[chosen], scores[chosen]),
             None
-            if days is None or cards is None
-            else card_precision_top_k(days[chosen], cards[chosen], labels[chosen], scores[chosen], k),
+            if days is None or groups is None
+            else precision_at_k(days[chosen], groups[chosen], labels[chosen], scores[chosen], k),
         )
 
-    for name, column in (("day", days), ("card", cards)):
+    for name, column in (("day", days), ("group", groups)):
         if column is not None and column.shape != labels.shape:
             raise ValueError(f"{name} has shape {column.shape}, label {labels.shape}")
     by_column: dict[str, dict[str, Metrics]] = {}

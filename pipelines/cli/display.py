@@ -85,12 +85,12 @@ def decision_table(decisions: Mapping[str, int]) -> Table:
     return table
 
 
-def evaluation_table(evaluation: Evaluation, title: str) -> Table:
-    """ROC AUC, average precision and card precision@100 of a model, overall and by slice."""
-    table = Table("events", "rows", "frauds", "AUC", "AP", "CP@100", title=title, title_justify="left")
+def evaluation_table(evaluation: Evaluation, title: str, label: str) -> Table:
+    """ROC AUC, average precision and precision at 100 a day, overall and by slice; `label` names the positives."""
+    table = Table("events", "rows", label, "AUC", "AP", "P@100", title=title, title_justify="left")
 
     def add(name: str, metrics: Metrics) -> None:
-        figures = (metrics.roc_auc, metrics.average_precision, metrics.card_precision)
+        figures = (metrics.roc_auc, metrics.average_precision, metrics.precision_at_k)
         shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
         table.add_row(name, f"{metrics.rows:,}", f"{metrics.positives:,}", *shown)
 
@@ -116,7 +116,7 @@ def version_lines(version: Version) -> list[str]:
     """What is known of a registered bundle: its name and aliases, its test's metrics, and the spans of its data."""
     facts, metrics = version.facts, version.metrics
     lines = [f"version {version.version}  {version.bundle_id}  {', '.join(version.aliases)}".rstrip()]
-    figures = {"AUC": "roc_auc", "AP": "average_precision", "CP@100": "card_precision"}
+    figures = {"AUC": "roc_auc", "AP": "average_precision", "P@100": "precision_at_k"}
     shown = [f"{n} {metrics[f'metrics.test.{m}']:.3f}" for n, m in figures.items() if f"metrics.test.{m}" in metrics]
     lines.append(", ".join([f"  registered {version.created:%Y-%m-%d %H:%M} UTC", *shown]))
     for part, what in (("train", "trained"), ("test", "tested")):

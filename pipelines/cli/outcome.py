@@ -32,7 +32,7 @@ def print_training(trained: Any, project: Project, registered: Any, registry: st
     if project.quality and trained.bundle.baseline is None:
         console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
     title = f"{project.name} {registered.version}, tested from {to_iso(trained.test_from_us)[:10]}"
-    console.print(evaluation_table(trained.evaluation, title))
+    console.print(evaluation_table(trained.evaluation, title, _label_of(project)))
     first = trained.splits[0]
     bundle = f"bundle {trained.bundle.bundle_id} in {redact(registry)}"
     console.print(f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; {bundle}", soft_wrap=True)
@@ -58,6 +58,10 @@ def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence
         console.print(f"not evaluated: {error}")
         return
     if evaluation is not None:
-        console.print(evaluation_table(evaluation, "Scores against labels"))
+        console.print(evaluation_table(evaluation, "Scores against labels", _label_of(project)))
     elif project.label and not labels and project.label.field not in project.output:
         console.print(f"not measured against labels: {project.label.field} is not among the output fields")
+
+
+def _label_of(project: Project) -> str:
+    return project.label.field if project.label else "positives"

@@ -224,7 +224,7 @@ def _fit(
         label[test_rows],
         test_scores,
         day=(time_us[test_rows] - start_us) // training.DAY_US,
-        card=group[test_rows] if group is not None else None,
+        group=group[test_rows] if group is not None else None,
         slices={name: table.column(name).to_numpy()[test_rows] for name in split.slices},
     )
     model = training.model_bytes(booster)

@@ -230,7 +230,7 @@ def _performance(performance: Performance) -> dict[str, Any]:
 
 
 def _metrics(name: str, found: Metrics) -> dict[str, Any]:
-    figures = (found.roc_auc, found.average_precision, found.card_precision)
+    figures = (found.roc_auc, found.average_precision, found.precision_at_k)
     shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
     return {"name": breakable(name), "rows": f"{found.rows:,}", "positives": f"{found.positives:,}", "figures": shown}
 

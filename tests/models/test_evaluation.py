@@ -6,15 +6,15 @@ import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models.predictors.evaluation import (
     MAX_SLICE_VALUES,
     Metrics,
     average_precision,
-    card_precision_top_k,
     evaluate,
+    precision_at_k,
     roc_auc,
 )
 
@@ -47,33 +47,37 @@ def card_precision_by_pandas(day, card, label, score, k):
     return np.mean(precisions)
 
 
+@settings(deadline=None)
 @given(labelled_scores)
 def test_roc_auc_is_sklearns(rows):
     label, score = columns(rows)
     assert roc_auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(labelled_scores)
 def test_average_precision_is_sklearns(rows):
     label, score = columns(rows)
     assert average_precision(label, score) == pytest.approx(average_precision_score(label, score), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(card_days, st.integers(1, 5))
-def test_card_precision_is_the_handbooks(rows, k):
+def test_precision_at_k_is_the_handbooks_card_precision(rows, k):
     day, card, label, score = columns(rows)
     expected = card_precision_by_pandas(day, card, label, score, k)
-    assert card_precision_top_k(day, card, label, score, k) == pytest.approx(expected, abs=1e-12)
+    assert precision_at_k(day, card, label, score, k) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(labelled_scores, st.randoms(use_true_random=False))
 def test_row_order_changes_no_bit(rows, random):
     label, score = columns(rows)
     order = list(range(len(rows)))
     random.shuffle(order)
     card, day = np.arange(len(rows)) % 3, np.arange(len(rows)) % 2
-    before = evaluate(label, score, day=day, card=card, k=2)
-    assert before == evaluate(label[order], score[order], day=day[order], card=card[order], k=2)
+    before = evaluate(label, score, day=day, group=card, k=2)
+    assert before == evaluate(label[order], score[order], day=day[order], group=card[order], k=2)
 
 
 def test_known_figures():
@@ -86,11 +90,11 @@ def test_known_figures():
 def test_a_found_card_leaves_the_next_days_and_equal_scores_go_by_card():
     day, card = [1, 1, 2, 2], ["b", "a", "a", "b"]
     label, score = [1, 1, 1, 0], [0.5, 0.5, 0.9, 0.1]
-    assert card_precision_top_k(day, card, label, score, k=1) == 0.5  # "a" on day 1; "b", genuine, on day 2
+    assert precision_at_k(day, card, label, score, k=1) == 0.5  # "a" on day 1; "b", genuine, on day 2
 
 
 def test_few_cards_are_still_divided_by_k():
-    assert card_precision_top_k([0], [7], [1], [0.9]) == 0.01
+    assert precision_at_k([0], [7], [1], [0.9]) == 0.01
 
 
 def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
@@ -99,7 +103,7 @@ def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
         label,
         score,
         day=np.zeros(5, int),
-        card=np.arange(5),
+        group=np.arange(5),
         k=1,
         slices={
             "night": np.array([True, True, False, False, False]),
@@ -120,7 +124,7 @@ def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
     assert json.loads(json.dumps(result.as_dict(), allow_nan=False)) == result.as_dict()
 
 
-def test_without_cards_there_is_no_card_precision_and_without_rows_no_figure():
+def test_without_groups_there_is_no_precision_at_k_and_without_rows_no_figure():
     assert evaluate([0, 1], [0.1, 0.9]).overall == Metrics(2, 1, 1.0, 1.0)
     assert evaluate([], [], slices={"a": np.array([], dtype=int)}).as_dict()["overall"]["rows"] == 0
 
@@ -137,11 +141,11 @@ def test_faults_are_named():
     with pytest.raises(ValueError, match="needs a positive"):
         average_precision([0], [0.5])
     with pytest.raises(ValueError, match="at least one row"):
-        card_precision_top_k([], [], [], [])
+        precision_at_k([], [], [], [])
     with pytest.raises(ValueError, match="k is 0"):
-        card_precision_top_k([1], [1], [1], [0.5], k=0)
-    with pytest.raises(ValueError, match="card has shape"):
-        evaluate([0, 1], [0.5, 0.5], day=[1, 1], card=[1])
+        precision_at_k([1], [1], [1], [0.5], k=0)
+    with pytest.raises(ValueError, match="group has shape"):
+        evaluate([0, 1], [0.5, 0.5], day=[1, 1], group=[1])
     with pytest.raises(ValueError, match="slice amount is float64"):
         evaluate([0, 1], [0.5, 0.5], slices={"amount": [1.5, 2.0]})
     with pytest.raises(ValueError, match="slice mixed"):
