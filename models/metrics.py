@@ -48,9 +48,9 @@ Series = tuple[str, tuple[tuple[str, str], ...]]  # a metric's name, and labels 
 _SECONDS = tuple(round(base * 10.0**power, 6) for power in range(-3, 3) for base in (1, 1.5, 2.5, 4, 6))
 
 EVENTS = Metric("headrace_events_total", "counter", "Events by what became of them.", ("outcome",), True)
-LABELS = Metric("headrace_labels_total", "counter", "Label records read.", (), True)
 FEEDBACK = Metric("headrace_feedback_total", "counter", "Scores whose label came.", ("decision", "label"), True)
-NOT_FINITE = Metric("headrace_not_finite_total", "counter", "Values that no number can hold.", ("column",), True)
+IMPOSSIBLE = Metric("headrace_not_finite_total", "counter", "Values that no number can hold.", ("column",), True)
+MISSING = Metric("headrace_missing_events_total", "counter", "Events of a slice that were read and did not come out.")
 LATE = Metric("headrace_late_events_total", "counter", "Events that came when the watermark was past them.")
 CORRECTED = Metric("headrace_corrections_total", "counter", "Rows published once more, as bits of them changed.")
 ROWS = Metric("headrace_rows_total", "counter", "Rows that a step has handled, of history too.", ("step",))
@@ -62,9 +62,9 @@ LATENCY = Metric(
 )
 METRICS = (
     EVENTS,
-    LABELS,
     FEEDBACK,
-    NOT_FINITE,
+    IMPOSSIBLE,
+    MISSING,
     LATE,
     CORRECTED,
     ROWS,

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.transforms.userstate import BagStateSpec
 
-from models import progress
 from models.batches import (
     as_int64,
     column,
@@ -23,10 +22,12 @@ from models.batches import (
     with_column,
     without,
 )
+from models.metrics import CORRECTED
 from models.project.declarations import Project
 from models.record import CORRECTION, MARKS
 from models.score import find_changed
 from transforms.batches import RecordBatchCoder
+from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,5 +84,5 @@ class _Compare(beam.DoFn):  # type: ignore[misc]
             if len(later):
                 said.add(take_rows(provisional, later))
         if changed.num_rows:
-            progress.advance("corrected", changed.num_rows)
+            count(CORRECTED, changed.num_rows)
             yield with_column(changed, CORRECTION, pa.array(np.ones(changed.num_rows, bool)))

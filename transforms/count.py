@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 import apache_beam as beam
 import pyarrow as pa
 
-from models import progress
 from models.counts import count_events, mismatch
+from models.metrics import EVENTS, MISSING
 from models.quality.incidents import to_iso
 from models.record import Outcome
 from models.steps import Log, Shard, Step
+from transforms import metrics
 from transforms.slices import PHASE_US, Hold
 
 _LOG = logging.getLogger("headrace")
@@ -72,10 +73,9 @@ class _Balance(Step[Shard]):
         found: collections.Counter[str] = collections.Counter()
         for outcome, events in zip(*(values.to_pylist() for values in batch.columns), strict=True):
             found[outcome] += events
-        for outcome in ("duplicate", "history"):
-            if found[outcome]:
-                progress.advance(outcome, found[outcome])
+        for outcome, events in found.items():
+            metrics.count(EVENTS, events, outcome=outcome)
         if (text := mismatch(found)) is not None:
-            progress.advance("missing", abs(2 * found["read"] - found.total()))
+            metrics.count(MISSING, abs(2 * found[Outcome.READ] - found.total()))
             _LOG.error("of the slice that was due at %s, %s", to_iso(due_us - PHASE_US), text)
         yield dict(found)

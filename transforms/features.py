@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from models import progress
 from models.features.labels import LabelledKernel
 from models.features.row import count_impossible, rolling_kernels, with_row_features
+from models.metrics import IMPOSSIBLE
 from models.project.declarations import Project
 from models.project.expressions import NOT_FINITE
+from transforms.metrics import count
 from transforms.rolling import RollingWindows
 
 
@@ -49,6 +50,5 @@ class CountImpossible(beam.PTransform):  # type: ignore[misc]
 
     def _count(self, batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
         for name, events in count_impossible(batch, self.project).items():
-            progress.advance(NOT_FINITE + name, events)
-            beam.metrics.Metrics.counter("headrace", NOT_FINITE + name).inc(events)
+            count(IMPOSSIBLE, events, column=name)
             yield NOT_FINITE + name, events

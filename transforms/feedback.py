@@ -7,23 +7,21 @@ import dataclasses
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 
-from models import progress
 from models.batches import as_float64, column
 from models.features.row import feedback_horizon_us
+from models.metrics import FEEDBACK
 from models.project.declarations import Project
 from models.record import DECISION, SCORE
 from transforms.labels import JoinLabels
-
-NAMESPACE = "feedback"
+from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
 class CountFeedback(beam.PTransform):  # type: ignore[misc]
     """{"events": score rows, "labels": valid label records} → counters of labels by decision and label.
 
-    The counters are `DECISION labelled 1` and the like, in Beam's metrics under `feedback` and in the status line.
+    The counters are those of models.metrics.FEEDBACK.
     Labels of events that were not scored here, such as history, are not counted.
     """
 
@@ -55,7 +53,5 @@ def _count(batch: pa.RecordBatch, project: Project) -> np.ndarray:  # type: igno
         for value in (0, 1):
             number = int(np.count_nonzero((decisions == decision) & (label == value)))
             if number:
-                name = f"{decision} labelled {value}".strip()
-                Metrics.counter(NAMESPACE, name).inc(number)
-                progress.advance(name, number)
+                count(FEEDBACK, number, decision=decision, label=str(value))
     return np.column_stack([as_float64(column(batch, SCORE)), label])

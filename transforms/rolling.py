@@ -16,12 +16,13 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from models import progress
 from models.batches import as_float64, as_int64, column, is_provisional, shard_of, times_us
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel, encode_entities
+from models.metrics import ROWS
 from models.record import EVENT_TIME, LABEL_TIME
 from models.steps import Log, Shard, Step, has_labels, spread
+from transforms.metrics import count
 from transforms.slices import Hold
 
 
@@ -100,7 +101,7 @@ class _Windows(Step[Shard]):
             columns, _ = self._kernel.advance(known, events)
             memory.ahead = self._kernel.extend(memory.ahead, events)
         else:
-            progress.advance("windowed", batch.num_rows)
+            count(ROWS, batch.num_rows, step="windowed")
             columns, memory.history = self._kernel.advance(memory.history, events)
             log.append(self._segment(batch, self._kernel.fields))
             reached = int(events.time.max())

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from models import progress
 from models.batches import column
+from models.metrics import ROWS
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.record import (
@@ -17,6 +17,7 @@ from models.record import (
     PUBLISHED,
 )
 from models.score import live_rows, score_batch, stream_columns, with_columns
+from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,7 +41,7 @@ class Score(beam.PTransform):  # type: ignore[misc]
     def _score(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         current = live_rows(batch)
         if current.num_rows:
-            progress.advance("scored", current.num_rows)
+            count(ROWS, current.num_rows, step="scored")
             rows = score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
             if PUBLISHED in current.schema.names:
                 rows = with_columns(rows, stream_columns(current))

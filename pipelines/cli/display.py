@@ -5,14 +5,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from models import progress
 from models.faults import how_many
 from models.predictors.evaluation import Evaluation, Metrics
 from models.predictors.versions import Version
@@ -21,14 +20,18 @@ from models.quality.records import Verdict
 
 console = Console(highlight=False)
 _REFRESH_SECONDS = 0.2
+STEPS = ("read", "windowed", "scored", "written")  # as they are shown
 
 
 @contextlib.contextmanager
-def working(title: str) -> Iterator[None]:
-    """Show a spinner, the time and the events through each step; nothing where the output is no terminal."""
-    progress.reset()
+def working(title: str, read: Callable[[], Mapping[str, int]] | None = None) -> Iterator[collections.Counter[str]]:
+    """Show a spinner, the time and how much was done; nothing where the output is no terminal.
+
+    What was done is what `read` tells, or, without it, what the caller adds to the counter.
+    """
+    counted: collections.Counter[str] = collections.Counter()
     if not console.is_terminal:
-        yield
+        yield counted
         return
     over = threading.Event()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -37,14 +40,14 @@ def working(title: str) -> Iterator[None]:
 
         def refresh() -> None:
             while not over.wait(_REFRESH_SECONDS):
-                done = progress.done()
-                parts = [f"{done[step]:,} {step}" for step in progress.STEPS if step in done]
+                done = read() if read else counted
+                parts = [f"{done[step]:,} {step}" for step in STEPS if step in done]
                 bar.update(task, description=" · ".join([title, *parts]))
 
         thread = threading.Thread(target=refresh, name="progress", daemon=True)
         thread.start()
         try:
-            yield
+            yield counted
         finally:
             over.set()
             thread.join()

@@ -85,12 +85,9 @@ def sample(
 
 def write_events(directory: pathlib.Path, rows: int, seed: int, days: int, format: Any) -> None:
     """Make card transactions, and say how many and where."""
-    from models import progress
     from models.sample import write_sample
     from pipelines.cli.display import console, working
 
-    with working(f"writing {rows:,} transactions"):
-        paths = write_sample(
-            directory, rows, seed, days, format=format, on_rows=lambda n: progress.advance("written", n)
-        )
+    with working(f"writing {rows:,} transactions") as done:
+        paths = write_sample(directory, rows, seed, days, format=format, on_rows=lambda n: done.update(written=n))
     console.print(f"{rows:,} transactions of {days} days in {directory} ({len(paths)} files)")

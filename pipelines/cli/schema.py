@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models import progress
 from models.project.project import ProjectError, load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.prechecks import UsageError, require_files
@@ -65,8 +65,8 @@ def infer(
 
         from pipelines.cli.display import working
 
-        with working("reading"):
-            sample = read_sample(source, source_format, rows)
+        with working("reading") as shown:
+            sample = read_sample(source, source_format, rows, shown)
         _require(sample.columns.rows > 0, f"no event could be read from {', '.join(source)}")
         with working("proposing a schema"):
             _prepare_tfdv()
@@ -184,7 +184,7 @@ class Sample:
         return f"{text}; {self.columns.broken:,} rows can't be read" if self.columns.broken else text
 
 
-def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int) -> Sample:
+def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int, shown: collections.Counter[str]) -> Sample:
     """At most `max_rows` rows of the files that match: the first of each part, the same for the same files.
 
     Of many files, `MAX_FILES` are read, spread over the sorted names, with the first and the last one. A part that
@@ -215,7 +215,7 @@ def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int) -> Sam
                 cut = True
                 break
             _add(columns, part)
-            progress.advance("read", part.num_rows)
+            shown["read"] += part.num_rows
             share -= part.num_rows
     return Sample(columns, len(chosen), len(paths), parts, cut)
 

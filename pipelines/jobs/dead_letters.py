@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models import progress
 from models.errors import HeadraceError
 from pipelines.brokers import is_broker, open_broker
 from pipelines.sources.listing import SourceError, match_files
@@ -75,7 +74,6 @@ def replay(sources: Sequence[str], to: str, repair: Repair) -> collections.Count
                 payloads = [repair.apply(letter) for letter in wanted]
                 good = [payload for payload in payloads if payload is not None]
                 send(good)
-                progress.advance("written", len(good))
                 counts.update(sent=len(good), left=len(letters) - len(wanted))
                 counts["not sent"] += len(payloads) - len(good)
                 if len(wanted) == len(letters):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from models import progress
 from models.project.declarations import Project
 from pipelines.brokers import open_broker
 from pipelines.cli.display import working
@@ -33,7 +32,7 @@ def publish(
     def so_far() -> str:
         return f"{sent:,} of {len(payloads):,} events published"
 
-    with working("publishing"), say_status(so_far):
+    with working("publishing") as done, say_status(so_far):
         while sent < len(payloads):
             stop = min(sent + 1000, len(payloads))
             if speed_up is not None:
@@ -46,7 +45,7 @@ def publish(
             stamps = [{name: str(t)} for t in (times[sent:stop] // 1000).tolist()] if name else None
             keys = read_texts(payloads[sent:stop], project, key) if key else None
             publisher.publish(payloads[sent:stop], stamps, keys)
-            progress.advance("written", stop - sent)
+            done["written"] += stop - sent
             sent = stop
     publisher.close()
     return sent

@@ -25,7 +25,7 @@ from pipelines.cli.display import working
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.graph import build
 from pipelines.jobs.identity import identify
-from pipelines.jobs.status import say_status, stopped_by_signals
+from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.results import read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
@@ -68,7 +68,9 @@ def score(spec: RunSpec, bundle: Bundle, scorer: Scorer | None = None) -> RunRes
         return None
     if isinstance(config.sink, WriteFiles):
         return _run_to_end(pipeline, profile, config.sink, "scoring")
-    with working("scoring"), say_status(), stopped_by_signals(pipeline.runner, profile), profile.failures():
+    status = Status(pipeline.runner)
+    stopped = stopped_by_signals(pipeline.runner, profile)
+    with working("scoring", status.rows), say_status(status), stopped, profile.failures():
         pipeline.run().wait_until_finish()
     return None
 
@@ -228,7 +230,7 @@ def _run_to_end(pipeline: beam.Pipeline, profile: Profile, sink: WriteFiles, tit
     with sink.held(), contextlib.ExitStack() as failed:
         if profile.ends_here:
             failed.callback(sink.discard)
-        with working(title), profile.failures():
+        with working(title, Status(pipeline.runner).rows), profile.failures():
             pipeline.run().wait_until_finish()
         failed.pop_all()
     seconds = time.monotonic() - started

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from models import progress
-from models.project.expressions import NOT_FINITE
+from models import metrics
+from models.metrics import Series
 from pipelines.runners import Profile
+from transforms.metrics import read
 
 STATUS_SECONDS = 10
 
 _LOG = logging.getLogger("headrace")
+_WAY = (("read", "in"), ("written", "out"), ("dead-lettered", "dead"))  # steps, and what they are called
 
 
 @contextlib.contextmanager
@@ -40,13 +42,13 @@ def stopped_by_signals(runner: Any, profile: Profile) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def say_status(text: Callable[[], str] | None = None) -> Iterator[None]:
-    """Log how far it has come, now and then and at the end; by `status`, if not by `text`."""
+def say_status(text: Callable[[], str]) -> Iterator[None]:
+    """Log how far it has come, now and then and at the end."""
     over = threading.Event()
     started = time.monotonic()
 
     def say() -> None:
-        _LOG.info("%.0f s: %s", time.monotonic() - started, (text or status)())
+        _LOG.info("%.0f s: %s", time.monotonic() - started, text())
 
     def keep_saying() -> None:
         while not over.wait(STATUS_SECONDS):
@@ -62,18 +64,52 @@ def say_status(text: Callable[[], str] | None = None) -> Iterator[None]:
         say()
 
 
-def status() -> str:
-    """One line on how a stream is doing: counts so far, what waits, and latencies since it was last asked."""
-    done, gauges = progress.done(), progress.gauges()
-    parts = [f"{done.get('read', 0):,} in", f"{done.get('written', 0):,} out", f"{done.get('dead-lettered', 0):,} dead"]
-    parts += [
-        f"{done[step]:,} {step}" for step in ("late", "corrected", "duplicate", "history", "missing") if step in done
-    ]
-    parts += [f"{int(gauges[name]):,} {name}" for name in ("waiting", "backlog") if name in gauges]
-    parts += [f"{events:,} {step}" for step, events in sorted(done.items()) if " labelled " in step]
-    parts += [f"{events:,} {name}" for name, events in sorted(done.items()) if name.startswith(NOT_FINITE)]
-    if "watermark lag" in gauges:
-        parts.append(f"watermark {gauges['watermark lag']:,.1f} s behind")
-    if (latencies := progress.take_latencies()) is not None:
-        parts.append(f"p50 {latencies[0]:,.0f} ms, p99 {latencies[1]:,.0f} ms from published to scored")
-    return ", ".join(parts)
+class Status:
+    """How a stream is doing, by the metrics of its runner, which only the in-process one tells while it runs."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self._before: dict[Series, int] = {}
+
+    def read(self) -> dict[Series, int]:
+        """The metrics so far."""
+        results = getattr(self._runner, "metrics", None)
+        return {} if results is None else read(results)
+
+    def rows(self) -> dict[str, int]:
+        """Rows that each step has handled."""
+        return metrics.by_label(self.read(), metrics.ROWS)
+
+    def __call__(self) -> str:
+        """One line: counts so far, what waits, and latencies since it was last asked."""
+        found = self.read()
+        rows, outcomes = metrics.by_label(found, metrics.ROWS), metrics.by_label(found, metrics.EVENTS)
+        parts = [f"{rows.get(step, 0):,} {word}" for step, word in _WAY]
+        for metric, word in ((metrics.LATE, "late"), (metrics.CORRECTED, "corrected"), (metrics.MISSING, "missing")):
+            parts += [f"{n:,.0f} {word}" for n in [metrics.value_of(found, metric)] if n]
+        parts += [f"{outcomes[outcome]:,} {outcome}" for outcome in ("duplicate", "history") if outcome in outcomes]
+        for metric, word in ((metrics.WAITING, "waiting"), (metrics.BACKLOG, "backlog")):
+            parts += [f"{n:,.0f} {word}" for n in [metrics.value_of(found, metric)] if n is not None]
+        labelled = [(name.rpartition(" "), n) for name, n in metrics.by_label(found, metrics.FEEDBACK).items()]
+        parts += [
+            f"{n:,} {decision} labelled {label}".replace("  ", " ") for (decision, _, label), n in sorted(labelled)
+        ]
+        parts += [
+            f"{n:,} not finite: {name}" for name, n in sorted(metrics.by_label(found, metrics.IMPOSSIBLE).items())
+        ]
+        if (lag := metrics.value_of(found, metrics.WATERMARK_LAG)) is not None:
+            parts.append(f"watermark {_span(lag)} behind")
+        latency = metrics.quantiles(found, self._before, metrics.LATENCY, "written", (0.5, 0.99))
+        if latency is not None:
+            p50, p99 = (1000 * seconds for seconds in latency)
+            parts.append(f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms from published to written")
+        self._before = found
+        return ", ".join(parts)
+
+
+def _span(seconds: float) -> str:
+    """A span of time as people read it."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.1f} s"

@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from models import progress
 from models.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
 from models.codecs import encode_json_lines
 from models.counts import mismatch
 from models.errors import HeadraceError
 from models.faults import rules_of
 from models.features.windows import sort_order
+from models.metrics import EVENTS, ROWS
 from models.quality.records import Verdict, WindowStatistics
 from models.record import Outcome
 from pipelines.sinks.folder import Folder, claim, staging_of
@@ -49,6 +49,7 @@ from pipelines.sinks.publish import (
 )
 from pipelines.sinks.whole_rows import CompleteRows
 from transforms.deduplicate import DUPLICATE
+from transforms.metrics import count
 
 __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]
 
@@ -141,7 +142,6 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         outcomes = {ends[kind]: batch.num_rows} if kind in ends else count_reasons(batch)
         with self._create(kind, name) as file:
             _encode(_in_order(batch, *order), batch.schema, self.format, file)
-        progress.advance("written", batch.num_rows)
         return Written(kind, name, batch.num_rows, file.hexdigest(), outcomes)
 
     def _write_lines(self, element: tuple[str, Iterable[tuple[int, str]]]) -> Written:
@@ -172,6 +172,8 @@ class WriteFiles(beam.PTransform):  # type: ignore[misc]
         for file in files:
             outcomes.update(file.outcomes)
         check_counts(outcomes)
+        for outcome in Outcome:
+            count(EVENTS, outcomes[outcome], outcome=outcome)
         if self.baseline is not None:
             files = [*files, self._write_baseline(self.baseline)]
         written = sorted(files, key=lambda file: (file.kind, file.name))
@@ -230,7 +232,9 @@ class _WriteFile(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for job in self._writing:
-            yield GlobalWindows.windowed_value(job.result(), GlobalWindow().max_timestamp())
+            written = job.result()
+            count(ROWS, written.rows, step="written")
+            yield GlobalWindows.windowed_value(written, GlobalWindow().max_timestamp())
 
     def teardown(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -253,13 +257,13 @@ def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
         rows = rules_of(column(part, "reasons").to_pylist())
         found.update(zip(column(part, "step").to_pylist(), rows, strict=True))
     counts: collections.Counter[str] = collections.Counter()
-    for (step, rules), count in found.items():
+    for (step, rules), letters in found.items():
         if rules[0][1] == DUPLICATE:
-            counts[Outcome.DUPLICATE] += count
+            counts[Outcome.DUPLICATE] += letters
             continue
-        counts[Outcome.DEAD_LETTERED] += count
+        counts[Outcome.DEAD_LETTERED] += letters
         for field, rule in rules:
-            counts[f"{Outcome.DEAD_LETTERED}: {step}: {field}: {rule}"] += count
+            counts[f"{Outcome.DEAD_LETTERED}: {step}: {field}: {rule}"] += letters
     return dict(counts)
 
 

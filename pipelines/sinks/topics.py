@@ -10,11 +10,12 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models import progress
 from models.batches import as_int64, column, take_rows, with_column
 from models.codecs import encode_json_lines
+from models.metrics import LATENCY, ROWS
 from models.record import PUBLISHED_AT
 from pipelines.brokers import Broker, BrokerError, Publisher
+from transforms.metrics import count, observe
 
 
 @dataclasses.dataclass(eq=False)
@@ -80,8 +81,9 @@ class _Publish(beam.DoFn):  # type: ignore[misc]
     def finish_bundle(self) -> None:
         if self._payloads:
             self._publisher.publish(self._payloads, None, self._keys or None)
-            progress.advance(self._step, len(self._payloads))
-            progress.took((time.time_ns() // 1000 - np.concatenate([*self._published, np.empty(0, np.int64)])) / 1000)
+            count(ROWS, len(self._payloads), step=self._step)
+            published = np.concatenate([*self._published, np.empty(0, np.int64)])
+            observe(LATENCY, (time.time_ns() // 1000 - published) / 1e6, stage="written")
 
     def teardown(self) -> None:
         self._publisher.close()

@@ -13,8 +13,8 @@ import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from models import progress
 from models.batches import column, with_column
+from models.metrics import ROWS
 from models.record import (
     COLUMNS,
     IS_HISTORY,
@@ -34,6 +34,7 @@ from pipelines.sources.listing import Files
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import KEPT_BYTES, BrokenFile, rows_batch, unreadable
 from pipelines.sources.records import about, type_number
+from transforms.metrics import count
 
 SPLIT_BYTES = 32 << 20
 # Days of event time that are handed on at once. It changes no result; a shard holds this much at a time.
@@ -96,7 +97,7 @@ class _ReadFeed(beam.PTransform):  # type: ignore[misc]
 
     def _read(self, split: Split) -> Iterator[pa.RecordBatch]:
         for batch in read_of(self.feed, split):
-            progress.advance("read", batch.num_rows)
+            count(ROWS, batch.num_rows, step="read")
             yield _with_origin(batch, split.path, self.feed, 0, self.slice_us)
 
 

@@ -15,13 +15,14 @@ from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from models import progress
 from models.batches import with_column
+from models.metrics import ROWS
 from models.record import MARKS, SLICE
 from pipelines.brokers import BrokerError, Messages
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.sources.feeds import Feed, Topic
 from pipelines.sources.inlets import to_batches
+from transforms.metrics import count
 
 SLICE_US = 1_000_000
 MAX_MESSAGES = 10_000
@@ -87,7 +88,7 @@ class BatchMessages(beam.DoFn):  # type: ignore[misc]
     def _take(self) -> pa.RecordBatch:
         batch = batch_messages(self._messages, self._feed)
         self._messages = []
-        progress.advance("read", batch.num_rows)
+        count(ROWS, batch.num_rows, step="read")
         return batch
 
 

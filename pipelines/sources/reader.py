@@ -13,8 +13,8 @@ import pyarrow as pa
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
-from models import progress
 from models.batches import as_int64, column, marks_of, partition, with_column
+from models.metrics import BACKLOG, LATE, ROWS, WAITING, WATERMARK_LAG
 from models.record import (
     INGESTED,
     IS_HISTORY,
@@ -34,6 +34,7 @@ from pipelines.sources.inlets import Inlet, SeenIds
 from pipelines.sources.records import NO_TIME_US, decode_raw, times_of, type_number
 from pipelines.sources.watermark import StreamWatermark
 from transforms.batches import timestamp_of
+from transforms.metrics import count, gauge
 
 if TYPE_CHECKING:
     from pipelines.sources.stream import ReadStream
@@ -169,8 +170,7 @@ class Reader:
             if told.any():
                 partitions = inlet.apart(column(batch, PARTITION).to_numpy().astype(np.int64))
                 self._watermark.observe(partitions[told], heard[told], self._clock_us)
-            if late.any():
-                progress.advance("late", int(late.sum()))
+            count(LATE, int(late.sum()))
         return pa.array(late * np.int8(IS_LATE))
 
     def _partitions(self) -> set[int]:
@@ -196,19 +196,19 @@ class Reader:
             self._slice_end_us = max(reached, _EARLIEST_US)
         passed = [(inlet, batch) for inlet in self._inlets for batch in inlet.ahead.take(self._slice_end_us)]
         for inlet, batch in passed:
-            progress.advance("read" if inlet.feed.drives_watermark else inlet.feed.name, batch.num_rows)
+            count(ROWS, batch.num_rows, step="read" if inlet.feed.drives_watermark else inlet.feed.name)
             yield self._emit(inlet, batch, 0)
         if passed:
             self._keeper.passed(self._slice_end_us, self._newest_us, finalizer)
         self._show()
 
     def _show(self) -> None:
-        """Tell the status line how it goes."""
-        progress.gauge("waiting", sum(len(inlet.ahead) for inlet in self._driving))
+        """Tell how it goes."""
+        gauge(WAITING, sum(len(inlet.ahead) for inlet in self._driving))
         if self._slice_end_us is not None and self._slice_end_us > _EARLIEST_US:
-            progress.gauge("watermark lag", (time.time_ns() // 1000 - self._slice_end_us) / 1e6)
+            gauge(WATERMARK_LAG, (time.time_ns() // 1000 - self._slice_end_us) / 1e6)
         backlogs = [inlet.subscription.backlog() for inlet in self._driving]
-        progress.gauge("backlog", None if None in backlogs else sum(backlogs))
+        gauge(BACKLOG, None if None in backlogs else sum(backlogs))
 
     def _emit_past(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """History, but for rows that the gate held until their window's end when the process before ended."""

@@ -9,6 +9,7 @@ import random
 import pyarrow.parquet as pq
 import pytest
 
+from models import metrics
 from models.project.project import parse_project
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.windows import WindowJudge
@@ -28,6 +29,7 @@ from tests.kit.support import (
     write_rows,
 )
 from transforms.gate import WatchScores
+from transforms.metrics import read
 from transforms.score import Score
 from transforms.slices import MAX_PHASE, TooManySteps
 
@@ -102,8 +104,7 @@ def run(folder, source, boundary_us, runner=DIRECT, args=()):
     build(pipeline, config)
     result = pipeline.run()
     result.wait_until_finish()
-    counters = result.metrics().query()["counters"]
-    told = {c.key.metric.name: c.committed for c in counters if c.key.metric.namespace == "feedback"}
+    told = metrics.by_label(read(result.metrics()), metrics.FEEDBACK)
     return read_output(folder), sum(told.values())
 
 
@@ -145,7 +146,7 @@ def same(one, other):
         assert records(one, kind) == records(other, kind)
     for kind in ("scores", "quarantine"):
         names = [n for n in pq.read_table(one / kind).column_names if n != "late"]
-        assert pq.read_table(one / kind)[names].equals(pq.read_table(other / kind)[names])
+        assert pq.read_table(one / kind, columns=names).equals(pq.read_table(other / kind, columns=names))
 
 
 def test_a_batch_sees_all(batch):

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models import progress
 from models.batches import as_batch
 from models.features.row import horizon_us
 from models.record import CORRECTION, LATE
@@ -20,6 +19,7 @@ from pipelines.jobs.parity import arrival_order
 from pipelines.sources.payloads import read_payloads
 from tests.kit.given import Given
 from tests.kit.support import card_fraud, read_stream, run_graph, tiny_scorer, transaction
+from transforms.metrics import read
 from transforms.score import Score
 
 pytestmark = pytest.mark.serial
@@ -29,6 +29,7 @@ DAY = 86_400 * SECOND
 
 
 _found: dict[str, list] = {}
+METRICS = {}  # of the last stream
 
 
 def _keep(batch, kind):
@@ -43,7 +44,6 @@ class Collect(beam.PTransform):
 
 def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
     project = project or card_fraud()
-    progress.reset()
     _found.update(scores=[], dead_letters=[])
     source = read_stream(
         project,
@@ -58,7 +58,8 @@ def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
     score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=at_arrival)
     pipeline = make_pipeline("DirectRunner", [])
     build(pipeline, GraphConfig(project, source, score, Collect(), lateness_us=DAY, at_arrival=at_arrival))
-    pipeline.run().wait_until_finish()
+    METRICS.clear()
+    METRICS.update(read(pipeline.run().metrics()))
     return [pa.Table.from_batches(_found[k]) if _found[k] else None for k in ("scores", "dead_letters")]
 
 

@@ -7,14 +7,15 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from models import progress
 from models.counts import count_refused, mismatch
+from models.record import EVENTS as EVENTS_OF
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
-from pipelines.jobs.status import status
-from pipelines.sources.stream import ReadStream
-from tests.kit.support import card_fraud, tiny_scorer, transaction, write_rows
-from tests.transforms.test_arrival import Given
+from pipelines.jobs.status import Status
+from pipelines.sources.feeds import feeds_of
+from pipelines.sources.listing import Files
+from tests.kit.given import Given
+from tests.kit.support import card_fraud, read_stream, tiny_scorer, transaction, write_rows
 from transforms.score import Score
 
 PROJECT = card_fraud()
@@ -39,8 +40,9 @@ class LoseSome(beam.PTransform):
 
 
 def run(payloads, caplog, more_than=10**9, at_arrival=False, **options):
-    progress.reset()
-    source = ReadStream(Given(payloads, 0), PROJECT, HOUR, 300_000, True, at_arrival=at_arrival, **options)
+    source = read_stream(
+        PROJECT, Given(payloads, 0), HOUR, idle_us=300_000, until_idle=True, at_arrival=at_arrival, **options
+    )
     score = Score(PROJECT, tiny_scorer(PROJECT.model.inputs), "bundle", keep_marks=at_arrival)
     config = GraphConfig(
         PROJECT, source, LoseSome(score, more_than), Nowhere(), at_arrival=at_arrival, check_slices=True, shards=2
@@ -49,7 +51,8 @@ def run(payloads, caplog, more_than=10**9, at_arrival=False, **options):
     build(pipeline, config)
     with caplog.at_level(logging.ERROR, logger="headrace"):
         pipeline.run().wait_until_finish()
-    return [record.getMessage() for record in caplog.records if record.name == "headrace"]
+    errors = [record.getMessage() for record in caplog.records if record.name == "headrace"]
+    return errors, Status(pipeline.runner)()
 
 
 def payloads_of(rows):
@@ -65,18 +68,18 @@ MIXED += payloads_of([transaction(70, TX_AMOUNT=-1.0), transaction(5, TRANSACTIO
 @pytest.mark.parametrize("at_arrival", [False, True])
 def test_all_that_was_read_is_accounted_for(caplog, tmp_path, at_arrival):
     past = write_rows(tmp_path / "past.jsonl", [transaction(n, TRANSACTION_ID=900 + n) for n in range(-20, 0)])
-    assert run(MIXED, caplog, at_arrival=at_arrival, history=(past,)) == []
-    done = progress.done()
-    assert (done["duplicate"], done["history"], "missing" in done) == (2, 20, False)
-    assert "2 duplicate, 20 history" in status()
+    history = feeds_of(PROJECT, {EVENTS_OF: Files((past,))})
+    errors, status = run(MIXED, caplog, at_arrival=at_arrival, history=history)
+    assert errors == []
+    assert "2 duplicate, 20 history" in status
+    assert "missing" not in status
 
 
 def test_a_loss_is_told_with_its_numbers_and_the_stream_goes_on(caplog):
-    errors = run(MIXED, caplog, more_than=20)
+    errors, status = run(MIXED, caplog, more_than=20)
     assert errors
     assert all(" events were read, but " in text and " scored" in text for text in errors)
-    assert progress.done()["missing"] == len(errors)
-    assert f"{len(errors)} missing" in status()
+    assert f"{len(errors)} missing" in status
 
 
 def test_numbers_that_do_not_add_up():

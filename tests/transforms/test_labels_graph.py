@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models import progress
+from models import metrics
 from models import steps as segments
 from models.batches import slice_ends
 from models.features.row import label_horizon_us
@@ -20,7 +20,7 @@ from pipelines.sinks.files import WriteFiles
 from tests.kit.given import Given
 from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, read_files, read_output, tiny_scorer, write_rows
-from tests.transforms.test_arrival import stream
+from tests.transforms.test_arrival import METRICS, stream
 from transforms import slices as holding
 from transforms.features import ComputeFeatures
 from transforms.score import Score
@@ -248,8 +248,9 @@ def test_labels_in_a_stream_give_the_bits_of_batch(tmp_path):
     journal = tmp_path / "journal"
     scores, dead = stream(events, DAY, False, project=PROJECT, labels=Given(texts, 1, 10**9), journal=str(journal))
     assert bits(scores) == bits(batch.scores)
-    counted = [progress.done().get(f"{d} labelled {n}", 0) for d in ("block", "review", "approve") for n in (0, 1)]
-    assert sum(counted) == ROWS  # the live metrics saw each label
+    counted = metrics.by_label(METRICS, metrics.FEEDBACK)
+    assert set(counted) <= {f"{d} {n}" for d in ("block", "review", "approve") for n in (0, 1)}
+    assert sum(counted.values()) == ROWS  # the live metrics saw each label
     rules = sorted(json.loads(text)[0]["rule"] for text in dead["reasons"].to_pylist())
     assert rules == sorted(rule for _, rule in batch.reasons) == ["missing", "no event with this id"]
     from_journal = score_source(

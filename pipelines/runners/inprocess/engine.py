@@ -42,6 +42,7 @@ class InProcessRunner(PipelineRunner):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.stopped = False  # not an Event: a signal handler may run while its own thread holds an Event's lock
+        self.metrics: MetricResults | None = None  # of the run under way, or the last one
 
     def stop(self) -> None:
         """End the run (or the next one) after the round under way; what waits for a watermark or clock is left.
@@ -53,6 +54,7 @@ class InProcessRunner(PipelineRunner):  # type: ignore[misc]
     def run_pipeline(self, pipeline: beam.Pipeline, options: Any) -> InProcessResult:
         """Run to the end; an exception of a step ends the run and is raised as it is, with the step in a note."""
         run = Run(self, pipeline)
+        self.metrics = run.metrics
         try:
             run.run()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -26,7 +27,14 @@ class RunMetrics(MetricResults):  # type: ignore[misc]
         kinds = (self.COUNTERS, self.DISTRIBUTIONS, self.GAUGES, self.STRINGSETS, self.BOUNDED_TRIES)
         found: dict[str, list[MetricResult]] = {kind: [] for kind in kinds}
         for kind, step in itertools.product(kinds, self.steps):
-            for key, data in getattr(step.get_cumulative(), kind).items():
+            for key, data in getattr(_cumulative(step), kind).items():
                 value = data.get_result() if hasattr(data, "get_result") else data
                 found[kind] += [MetricResult(key, value, value)] if self.matches(filter, key) else []
         return found
+
+
+def _cumulative(step: MetricsContainer) -> Any:
+    """The step's metrics so far; another thread may ask while the step adds one, and then looks again."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # the dictionary changed its size while it was read
+            return step.get_cumulative()
