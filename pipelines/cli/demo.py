@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from models.predictors.bundle import Bundle
+from models.project.declarations import Project
 from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.project import write_events
 from pipelines.config import RunSpec
 from pipelines.prechecks import require_files
+
+STREAMED = 20_000  # events, as many as take some seconds
 
 
 def demo(
@@ -22,7 +26,7 @@ def demo(
     rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
     project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
 ) -> None:
-    """Make a sample, train on its training days, register the model, and score the days that follow."""
+    """Make a sample, train on its training days, register the model, score the days that follow, and stream the last."""
     with clear_errors():
         declared = load_project(project)
         require_files([data] if data is not None else [])
@@ -48,3 +52,33 @@ def demo(
         print_scores(sink, declared, trained.bundle)
         console.print(f"scores in {sink}/scores, dead letters in {sink}/dead_letters", soft_wrap=True)
         console.print(f"report in {report(declared, sink)}", soft_wrap=True)
+        prove(declared, trained.bundle, data, output / "stream.jsonl")
+
+
+def prove(declared: Project, bundle: Bundle, data: str, path: pathlib.Path) -> None:
+    """Stream the last events through an embedded Pub/Sub, compare every bit with batch, and say so; or fail."""
+    import numpy as np
+
+    from models.predictors.booster import Scorer
+    from pipelines.cli.display import console
+    from pipelines.jobs.parity import check_parity, show
+    from pipelines.sources.listing import match_files
+    from pipelines.sources.payloads import event_times, read_payloads
+
+    payloads: list[bytes] = []
+    for file in reversed(match_files(data)):
+        payloads += read_payloads([file])
+        if len(payloads) >= STREAMED:
+            break
+    last = np.argsort(event_times(payloads, declared), kind="stable")[-STREAMED:].tolist()
+    path.write_bytes(b"".join(payloads[place] + b"\n" for place in last))
+    found = check_parity(declared, bundle, Scorer.from_bundle(bundle), [str(path)], "10m", 0, 0.02)
+    if not found.equal:
+        show(found)
+        raise typer.Exit(1)
+    console.print(
+        f"the last {len(last):,} events once more as a stream through Pub/Sub, out of order by up to 10 minutes and "
+        f"{found.stream.outcomes.get('duplicate', 0)} of them twice: every bit of features, scores, decisions and "
+        "verdicts equals batch",
+        soft_wrap=True,
+    )
