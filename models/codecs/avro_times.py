@@ -1,4 +1,4 @@
-"""Avro's times as the numbers that they are made of, which Arrow holds all of and Python does not.
+"""Avro's logical types as they stand in the bytes: times as numbers, which Arrow holds all of and Python does not.
 
 A schema's own text names them as logical types, which fastavro would make Python's times of, and fail at one of the
 year 10000. What it makes of a plain schema is typed by Arrow, as a Parquet file's columns are.
@@ -6,9 +6,12 @@ year 10000. What it makes of a plain schema is typed by Arrow, as a Parquet file
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import decimal
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import fastavro
+import fastavro.read
 import pyarrow as pa
 
 _TIMES: dict[tuple[str, str], pa.DataType] = {
@@ -20,8 +23,12 @@ _TIMES: dict[tuple[str, str], pa.DataType] = {
     **{("long", f"local-timestamp-{name}"): pa.timestamp(unit) for name, unit in
        (("millis", "ms"), ("micros", "us"), ("nanos", "ns"))},
 }  # fmt: skip
+MAX_DECIMAL_BYTES = 256  # a double needs no more than 128; Python's time for a number's digits grows with its square
 _KIND = "__time"  # the attribute of a plain schema's number that is a time
 _INT32 = 1 << 31
+_OWN = "headrace-"  # before the names of logical types that are read here
+_GUARDED = ("date", "time-millis", "time-micros", "timestamp-millis", "timestamp-micros", "local-timestamp-millis",
+            "local-timestamp-micros", "uuid")  # fmt: skip
 _PARSED, _NAMED = "__fastavro_parsed", "__named_schemas"  # what fastavro marks a parsed schema with
 
 
@@ -78,7 +85,9 @@ class PlainSchema(NamedTuple):
 def plain_schema(schema: Any) -> PlainSchema:
     """A parsed writer's schema for reading; its texts that say they are UUIDs are texts, be they UUIDs or not.
 
-    A union of several types keeps its logical types, as a number does not tell of which of them it is.
+    A union of several types keeps its times, as a number does not tell of which of them it is; one that Python can't
+    hold is a text there, and so no time. Decimals are exact, as Avro's own reader has them, even with more digits than
+    their precision says, to which fastavro would round them.
     """
     if not isinstance(schema, dict):
         return PlainSchema(schema, {})
@@ -93,23 +102,53 @@ def _but_null(schema: Any) -> Any:
     return others[0] if len(others) == 1 else schema
 
 
-def _strip(schema: Any) -> Any:
+def _strip(schema: Any, in_union: bool = False) -> Any:
     if isinstance(schema, list):
-        several = sum(part != "null" for part in schema) > 1
-        return schema if several else [_strip(part) for part in schema]
+        in_union = in_union or sum(part != "null" for part in schema) > 1
+        return [_strip(part, in_union) for part in schema]
     if not isinstance(schema, dict):
         return schema
     found = {key: value for key, value in schema.items() if not key.startswith("__")}
     for key in ("type", "items", "values"):
         if key in found:
-            found[key] = _strip(found[key])
+            found[key] = _strip(found[key], in_union)
     if "fields" in found:
-        found["fields"] = [{**field, "type": _strip(field["type"])} for field in found["fields"]]
+        found["fields"] = [{**field, "type": _strip(field["type"], in_union)} for field in found["fields"]]
     kind = found["type"] if isinstance(found["type"], str) else None
     logical = found.get("logicalType")
     if kind is not None and isinstance(logical, str):
-        if (kind, logical) in _TIMES:
+        if f"{kind}-{_OWN}{logical}" in _READERS and (in_union or logical == "decimal"):
+            found["logicalType"] = f"{_OWN}{logical}"
+        elif (kind, logical) in _TIMES and not in_union:
             found[_KIND] = found.pop("logicalType")
         elif (kind, logical) == ("string", "uuid"):
             del found["logicalType"]
     return found
+
+
+def _read_decimal(data: bytes, writer_schema: Any = None, _reader_schema: Any = None) -> decimal.Decimal | str:
+    if len(data) > MAX_DECIMAL_BYTES:
+        return f"a decimal of {len(data)} bytes"
+    unscaled = int.from_bytes(data, "big", signed=True)
+    return decimal.Decimal(f"{unscaled}E-{writer_schema.get('scale', 0)}")
+
+
+def _guard(name: str, read: Callable[..., Any]) -> Callable[..., Any]:
+    """As fastavro reads a logical type, but for what Python can't hold: that is a text."""
+
+    def read_or_show(data: Any, writer_schema: Any = None, reader_schema: Any = None) -> Any:
+        try:
+            return read(data, writer_schema, reader_schema)
+        except (ArithmeticError, ValueError):
+            return f"{data} {name}"
+
+    return read_or_show
+
+
+_READERS: dict[str, Callable[..., Any]] = {
+    f"bytes-{_OWN}decimal": _read_decimal,
+    f"fixed-{_OWN}decimal": _read_decimal,
+    **{f"{kind}-{_OWN}{name}": _guard(name, fastavro.read.LOGICAL_READERS[f"{kind}-{name}"])
+       for kind in ("int", "long", "string") for name in _GUARDED if f"{kind}-{name}" in fastavro.read.LOGICAL_READERS},
+}  # fmt: skip
+fastavro.read.LOGICAL_READERS.update(_READERS)  # as fastavro's documentation says of custom logical types

@@ -193,8 +193,8 @@ def _from_values(values: Sequence[Any], field: Field, faults: RowFaults) -> pa.A
     return coerce(pa.array(kept, target), field, faults)
 
 
-def fits_int64(value: int) -> bool:
-    """Whether it is an integer of 64 bits."""
+def fits_int64(value: int | float | decimal.Decimal) -> bool:
+    """Whether it is of the integers of 64 bits, or between two of them."""
     return -(1 << 63) <= value < 1 << 63
 
 
@@ -202,9 +202,9 @@ def _to_int(value: Any) -> int | None:
     """An integer; 5.0 is one, as in JSON Schema."""
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         return None
-    if not isinstance(value, int) and not (math.isfinite(value) and value == value // 1):
+    if not isinstance(value, int) and not (math.isfinite(value) and fits_int64(value) and value == int(value)):
         return None
-    return int(value) if fits_int64(int(value)) else None
+    return int(value) if fits_int64(value) else None
 
 
 def _to_float(value: Any) -> float | None:

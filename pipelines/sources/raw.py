@@ -37,8 +37,11 @@ def unreadable(why: str, payload: bytes, position: int) -> pa.RecordBatch:
 
 
 def distinct(names: Sequence[str], needed: Collection[str] | None) -> list[str]:
-    """The names of columns, a further one of a name as `NAME#2`; ValueError if one of `needed`, or None, is double."""
-    counts, taken = Counter(names), set(names)
+    """The names of columns, a further one of a name as `NAME#2`; ValueError if one of `needed`, or None, is double.
+
+    A name that is made up is none of a column and none that is needed.
+    """
+    counts, taken = Counter(names), {*names, *(needed or ())}
     doubled = [name for name, count in counts.items() if count > 1 and (needed is None or name in needed)]
     if doubled:
         raise ValueError(f"it names a column twice: {doubled[0]}")

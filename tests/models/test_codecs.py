@@ -739,6 +739,55 @@ def test_an_avro_time_that_is_none_costs_its_row_only():
             assert "not a time" in faults.reasons()[0]
 
 
+UNIONS = {
+    ("int", "date"): [2**31 - 1, -(2**31)],
+    ("long", "timestamp-millis"): [253402300800000, -(2**63)],
+    ("long", "timestamp-micros"): [253402300800000000, 2**63 - 1],
+    ("long", "local-timestamp-micros"): [-(2**62)],
+    ("long", "time-micros"): [-1, 2**62],
+}
+
+
+@pytest.mark.parametrize(("kind", "logical"), UNIONS)
+def test_a_time_of_a_union_of_several_types_that_python_cannot_hold_is_no_time(kind, logical):
+    def schema(part):
+        record = {"type": "record", "name": "E", "fields": [{"name": "t", "type": ["null", part, "string"]}]}
+        return parse_writer_schema(json.dumps(record))
+
+    timed = schema({"type": kind, "logicalType": logical})
+    for value in UNIONS[kind, logical]:
+        payload = datum({"t": value}, schema(kind))
+        assert one(lambda p, f: decode_avro(p, timed, CONTRACT, False, f), payload) == [("t", "not a time")]
+        assert one(lambda p, f: decode_avro(p, timed, Contract(INT, b""), True, f), payload) == [("t", "unknown field")]
+        assert one(lambda p, f: decode_avro(p, timed, Contract(INT, b""), False, f), payload) == {}
+
+
+@pytest.mark.parametrize("union", [False, True])
+@pytest.mark.parametrize(
+    ("name", "precision", "scale", "unscaled", "expected"),
+    [
+        ("f", 4, 2, 12345, 123.45),
+        ("f", 4, 2, -123456789, -1234567.89),
+        ("f", 40, 10, 10**39 + 1, 1e29),
+        ("f", 4, 0, 10**700, [("f", "not a number")]),
+        ("i", 4, 0, 123456789, 123456789),
+        ("i", 60, 10, 10**40, [("i", "not a 64-bit integer")]),
+        ("i", 60, 10, 10**10 + 1, [("i", "not a 64-bit integer")]),
+        ("i", 60, 30, 7 * 10**30, 7),
+    ],
+)
+def test_an_avro_decimal_is_exact_whatever_its_precision_says(name, precision, scale, unscaled, expected, union):
+    part = {"type": "bytes", "logicalType": "decimal", "precision": precision, "scale": scale}
+    kinds = [["null", kind, "string"] if union else kind for kind in (part, "bytes")]
+    written, plain = (
+        parse_writer_schema(json.dumps({"type": "record", "name": "E", "fields": [{"name": name, "type": kind}]}))
+        for kind in kinds
+    )
+    payload = datum({name: unscaled.to_bytes(unscaled.bit_length() // 8 + 1, "big", signed=True)}, plain)
+    found = one(lambda p, f: decode_avro(p, written, CONTRACT, False, f), payload)
+    assert found == (expected if isinstance(expected, list) else {name: expected})
+
+
 # ---- out
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from models.batches import column, without
 from models.codecs import decode_csv, decode_rows
+from models.decode import decode_batch
 from models.faults import RowFaults
 from models.project.contract import Contract, Field
 from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE
@@ -415,6 +416,48 @@ def test_a_parquet_file_that_names_a_column_twice_is_one_dead_letter(tmp_path):
     assert [why for why, _, _ in faults(path)] == ["it names a column twice: id"]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_doubled_column_is_an_unknown_field_of_two_names_and_never_a_field(kind, tmp_path):
+    path = tmp_path / f"x.{kind}"
+    names, values = ["x", "id", "x"], [[7, 7], [1, 2], [8, 8]]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_arrays([pa.array(column) for column in values], names), path)
+    else:
+        path.write_text("x,id,x\n7,1,8\n7,2,8\n")
+    for fields, second in ((("id",), "x#2"), (("id", "x#2"), "x#3")):
+        contract = Contract({name: Field(name, "int") for name in fields}, b"")
+        (split,) = split_file(str(path), kind, fields)
+        for refuse in (False, True):
+            batches = [files._with_origin(batch, str(path), False, 1) for batch in read_split(split, fields)]
+            ((decoded, found),) = [decode_batch(batch, contract, 1000, refuse) for batch in batches]
+            assert column(decoded, "id").to_pylist() == [1, 2]
+            if "x#2" in fields:
+                assert column(decoded, "x#2").null_count == 2
+            reasons = [[(r["field"], r["rule"]) for r in json.loads(text)] for text in found.reasons()]
+            assert reasons == ([[("x", "unknown field"), (second, "unknown field")]] * 2 if refuse else [])
+
+
+def test_of_a_block_of_avro_a_value_that_python_cannot_hold_takes_no_neighbour_along(tmp_path):
+    path = tmp_path / "x.avro"
+    kinds = {"d": {"type": "int", "logicalType": "date"}, "t": {"type": "long", "logicalType": "timestamp-micros"}}
+    plain, timed = (
+        {"type": "record", "name": "E", "fields": [{"name": "id", "type": "long"}, *others]}
+        for others in (
+            [{"name": name, "type": [kind["type"], "string"]} for name, kind in kinds.items()],
+            [{"name": name, "type": [kind, "string"]} for name, kind in kinds.items()],
+        )
+    )
+    rows = [{"id": n, "d": 2**31 - 1 if n == 5 else n, "t": 2**62 if n == 7 else n} for n in range(10)]
+    data = b"".join(datum(row, plain) for row in rows)
+    path.write_bytes(container(timed, (len(rows), len(data), data)))
+    contract = Contract({"id": Field("id", "int"), "t": Field("t", "time", time_format="%Y-%m-%d")}, b"")
+    (batch,) = (files._with_origin(each, str(path), False, 1) for each in read_split(*split_file(str(path), "avro")))
+    decoded, found = decode_batch(batch, contract, 1000, False)
+    assert column(decoded, "id").to_pylist() == list(range(10))
+    assert found.rows.tolist() == [7]
+    assert "not a time" in found.reasons()[0]
+
+
 @pytest.mark.parametrize("fields", [("id", "v"), ("v",), ("id", "none"), ("none",), ()])
 def test_names_that_no_field_has_may_be_doubled(fields, tmp_path):
     names = ["x", "id", "x", "v", "x#2", "x", "", ""]
@@ -478,6 +521,12 @@ SCHEMA = {
 }
 NOW = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 CODECS = ["null", "deflate", "bzip2", "xz", "snappy", "zstandard", "lz4"]
+
+
+def datum(row, schema):
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(schema), row)
+    return stream.getvalue()
 
 
 def container(schema, *blocks, codec=b"null"):
