@@ -26,7 +26,7 @@ def demo(
     rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
     project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
 ) -> None:
-    """Make a sample, train on its training days, register the model, score the days that follow, and stream the last."""
+    """Make a sample, train and register a model, score the days that follow, and stream the last events."""
     with clear_errors():
         declared = load_project(project)
         require_files([data] if data is not None else [])

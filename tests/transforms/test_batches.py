@@ -153,7 +153,7 @@ def test_every_batch_of_the_graph_has_the_coder(tmp_path):
     for label, kind in (
         ("Advance", "RecordBatch"),
         ("Row features", "RecordBatch"),
-        ("Count earlier/Route", "LazyBatch"),
+        ("Count earlier/Hold/Route events", "LazyBatch"),
     ):
         assert any(f"/{label}" in step and kind in str(found) for (step, _), found in kinds.items())
 

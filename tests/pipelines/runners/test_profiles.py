@@ -108,8 +108,12 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
 
 def test_prism_is_found(built):
     prism.check([])
-    assert prism.complete(["--x"], Job()) == [f"--prism_location={built / 'prism' / 'prism'}", "--x"]
-    assert prism.complete(["--prism_location=y"], Job()) == ["--prism_location=y"]
+    assert prism.complete(["--x"], Job()) == [
+        f"--prism_location={built / 'prism' / 'prism'}",
+        prism.WITHOUT_SPLITS,
+        "--x",
+    ]
+    assert prism.complete(["--prism_location=y"], Job()) == [prism.WITHOUT_SPLITS, "--prism_location=y"]
 
 
 @pytest.mark.parametrize("name", ["InProcessRunner", "DirectRunner", "direct", "INPROCESS"])
