@@ -25,7 +25,7 @@ class Loaded:
     bundle_id: str
 
 
-class BundleHandler(ModelHandler[Rows, PredictionResult, Loaded]):  # type: ignore[misc]
+class BundleHandler(ModelHandler[Rows, PredictionResult, Loaded]):
     """Features float32[k], or a block of rows float32[n, k], in the bundle's order, NaN where missing → scores.
 
     The inference of a row is a float32, that of a block float32[n]; the model id is the bundle's. All elements that

@@ -13,7 +13,7 @@ COMPRESS_BYTES = 1 << 16
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
-class RecordBatchCoder(beam.coders.Coder):  # type: ignore[misc]
+class RecordBatchCoder(beam.coders.Coder):
     """A record batch as an Arrow IPC stream, LZ4 if large: a slice costs its own rows, not its parent's buffers.
 
     It is not deterministic: batches that are equal may differ in their dictionaries or in what lies under a null.
@@ -83,7 +83,7 @@ class LazyBatch:
         return len(self._encoded) if self._batch is None else int(self._batch.nbytes)
 
 
-class LazyBatchCoder(beam.coders.Coder):  # type: ignore[misc]
+class LazyBatchCoder(beam.coders.Coder):
     """A byte, 1 for provisional rows, and what RecordBatchCoder makes of the batch; not deterministic, as that is."""
 
     def encode(self, value: LazyBatch) -> bytes:

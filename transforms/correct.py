@@ -31,7 +31,7 @@ from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
-class Correct(beam.PTransform):  # type: ignore[misc]
+class Correct(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[pa.RecordBatch]]):
     """Score rows with their marks → score rows with a column `correction`, bool.
 
     A provisional row goes on at once. When the row comes once more, with all events before it known, it goes on,
@@ -56,7 +56,7 @@ class Correct(beam.PTransform):  # type: ignore[misc]
         yield from partition(batch, shard_of(column(batch, self.project.event.id), self.shards))
 
 
-class _Compare(beam.DoFn):  # type: ignore[misc]
+class _Compare(beam.DoFn):
     SAID = BagStateSpec("said", RecordBatchCoder())
 
     def __init__(self, event_id: str, event_time: str) -> None:

@@ -24,7 +24,7 @@ Count = Callable[[pa.RecordBatch], Iterator[tuple[str, int]]]
 
 
 @dataclasses.dataclass(eq=False)
-class CountEvents(beam.PTransform):  # type: ignore[misc]
+class CountEvents(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[tuple[str, int]]]):
     """Batches → (outcome, events), one a batch; of `history_only`, just the events that are history.
 
     What is provisional is not counted: it comes once more."""
@@ -42,7 +42,7 @@ class CountEvents(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(eq=False)
-class CheckCounts(beam.PTransform):  # type: ignore[misc]
+class CheckCounts(beam.PTransform):
     """Batches by name → nothing: an error is logged for each slice of which not every event that was read came out.
 
     `counts` says how each input's events are counted. All must be timestamped with their slices, as in a stream.

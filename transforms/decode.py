@@ -16,7 +16,7 @@ from transforms.refused import DEAD
 
 
 @dataclasses.dataclass(eq=False)
-class Decode(beam.PTransform):  # type: ignore[misc]
+class Decode(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.DoOutputsTuple]):
     """Batches of records → batches of decoded rows, and dead letters for what is not of its format.
 
     The format stands in a batch's schema metadata, since it is the source's affair: `json`, `csv` (with the
@@ -28,7 +28,7 @@ class Decode(beam.PTransform):  # type: ignore[misc]
 
     records: RecordType
 
-    def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
+    def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: decoded batches; output `dead`: dead letters."""
         return pcoll | "Decode" >> beam.FlatMap(self._decode).with_output_types(
             pa.RecordBatch, dead=pa.RecordBatch

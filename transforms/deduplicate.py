@@ -36,7 +36,7 @@ DUPLICATE = "duplicate event id"
 
 
 @dataclasses.dataclass(eq=False)
-class Deduplicate(beam.PTransform):  # type: ignore[misc]
+class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.DoOutputsTuple]):
     """Valid batches → batches of first events, and dead letters for the others.
 
     An event is a duplicate if there is one with its id less than `deduplicate_within_us` earlier in event
@@ -50,7 +50,7 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
     shards: int
     lateness_us: int = 0
 
-    def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
+    def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: batches of first events; output `dead`: dead letters."""
         within = self.records.deduplicate_within_us
         earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)

@@ -13,7 +13,7 @@ from models.score import output_columns
 
 
 @dataclasses.dataclass(eq=False)
-class CollectExamples(beam.PTransform):  # type: ignore[misc]
+class CollectExamples(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[pa.RecordBatch]]):
     """Batches with features → the same events with id, time, entities, features, label and model inputs."""
 
     project: Project

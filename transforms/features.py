@@ -18,7 +18,11 @@ from transforms.rolling import RollingWindows
 
 
 @dataclasses.dataclass(eq=False)
-class ComputeFeatures(beam.PTransform):  # type: ignore[misc]
+class ComputeFeatures(
+    beam.PTransform[
+        beam.PCollection[pa.RecordBatch] | dict[str, beam.PCollection[pa.RecordBatch]], beam.PCollection[pa.RecordBatch]
+    ]
+):
     """Batches of unique events → the same rows with a column for each feature at the end.
 
     Where labels are records of their own, the input is {"events": batches, "labels": their labels, as joined to them}.
@@ -39,7 +43,7 @@ class ComputeFeatures(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(eq=False)
-class CountImpossible(beam.PTransform):  # type: ignore[misc]
+class CountImpossible(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[tuple[str, int]]]):
     """Batches with features → (NOT_FINITE and a name, events), see `count_impossible`; a Beam counter, too."""
 
     project: Project

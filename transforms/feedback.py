@@ -18,7 +18,7 @@ from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
-class CountFeedback(beam.PTransform):  # type: ignore[misc]
+class CountFeedback(beam.PTransform):
     """{"events": score rows, "labels": valid label records} → counters of labels by decision and label.
 
     The counters are those of models.metrics.FEEDBACK.

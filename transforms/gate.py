@@ -28,7 +28,7 @@ QUARANTINE = "quarantine"
 
 
 @dataclasses.dataclass(eq=False)
-class Gate(beam.PTransform):  # type: ignore[misc]
+class Gate(beam.PTransform[dict[str, beam.PCollection], beam.pvalue.DoOutputsTuple]):
     """{"rows": score rows, "verdicts": Verdicts} → score rows with `verdict_id`; output `quarantine`: held rows.
 
     With the gate `warn` or `stop`, a row carries the id of the last verdict on a window that had ended by its event
@@ -43,7 +43,7 @@ class Gate(beam.PTransform):  # type: ignore[misc]
     on_stop: OnStop = "fail"
     shards: int = 1
 
-    def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.DoOutputsTuple:
+    def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.pvalue.DoOutputsTuple:
         """Main output: rows that may be published; output `quarantine`: rows of bad windows, with their verdict."""
         routes = {"rows": self._route_rows, "verdicts": self._route_verdict}
         step = _Gate(self.project, self.boundary_us, self.on_stop)
@@ -60,7 +60,7 @@ class Gate(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(eq=False)
-class WatchScores(beam.PTransform):  # type: ignore[misc]
+class WatchScores(beam.PTransform[dict[str, beam.PCollection], dict[str, beam.PCollection]]):
     """{"scored": rows as they were scored, "rows": rows as they are to go out} → what there is to write.
 
     That is by name: `scores`, rows that passed the gate; `quarantine`, rows that it holds back; `statistics` and

@@ -15,7 +15,7 @@ from transforms.slices import Hold
 
 
 @dataclasses.dataclass(eq=False)
-class RaiseAlerts(beam.PTransform):  # type: ignore[misc]
+class RaiseAlerts(beam.PTransform):
     """Verdicts → alerts.
 
     A verdict waits until the watermark has passed its own timestamp. Verdicts on earlier windows have earlier or

@@ -31,7 +31,7 @@ _FOREVER = 1 << 62
 
 
 @dataclasses.dataclass(eq=False)
-class JoinLabels(beam.PTransform):  # type: ignore[misc]
+class JoinLabels(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], beam.pvalue.DoOutputsTuple]):
     """{"events": batches, "labels": valid label records} → batches of labels, and dead letters for the others.
 
     A label belongs to the latest event of its id that is not later than the label and less than `horizon_us` earlier.

@@ -32,7 +32,7 @@ class Refused:
         self._pipeline = pipeline
         self._letters: list[beam.PCollection] = []
 
-    def rows_of(self, outputs: beam.DoOutputsTuple) -> beam.PCollection:
+    def rows_of(self, outputs: beam.pvalue.DoOutputsTuple) -> beam.PCollection:
         """The rows that a step lets through; those that it refuses are collected."""
         self._letters.append(outputs[DEAD])
         return outputs.rows
@@ -55,7 +55,7 @@ class Refused:
             raise ForgottenDeadLetters(f"dead letters go nowhere: take the rows of {', '.join(forgotten)} by rows_of")
 
 
-class _Refusing(PipelineVisitor):  # type: ignore[misc]
+class _Refusing(PipelineVisitor):
     """Finds the steps that declare an output for dead letters."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class _Refusing(PipelineVisitor):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(eq=False)
-class DropKnown(beam.PTransform):  # type: ignore[misc]
+class DropKnown(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[pa.RecordBatch]]):
     """Dead letters → those that are news: not of history, nor of what is provisional and comes once more."""
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:

@@ -27,7 +27,11 @@ from transforms.slices import Hold
 
 
 @dataclasses.dataclass(eq=False)
-class RollingWindows(beam.PTransform):  # type: ignore[misc]
+class RollingWindows(
+    beam.PTransform[
+        beam.PCollection[pa.RecordBatch] | dict[str, beam.PCollection[pa.RecordBatch]], beam.PCollection[pa.RecordBatch]
+    ]
+):
     """Batches → the same rows with one more column for each feature of `kernel`.
 
     `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`.

@@ -21,7 +21,7 @@ from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
-class Score(beam.PTransform):  # type: ignore[misc]
+class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[pa.RecordBatch]]):
     """Batches with features → score rows; events that are history only are left out.
 
     `reason_codes` is how many of the features that moved a score most are named with it; 0 for none.

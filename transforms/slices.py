@@ -50,7 +50,7 @@ class TooManySteps(ValueError):
 
 
 @dataclasses.dataclass(eq=False)
-class Hold(beam.PTransform):  # type: ignore[misc]
+class Hold(beam.PTransform):
     """PCollections by name, timestamped with the ends of their slices → what a step makes of them.
 
     `routes` has the route of each input, `output` the type of the main output, `tagged` the types of others by tag.
@@ -116,7 +116,7 @@ def _whole_ms(time_us: int) -> int:
     return -(-time_us // 1000) * 1000
 
 
-class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
+class AdvanceSlices(beam.DoFn):
     """(shard, (when it is due, batch)) → what the step makes of it, timestamped no earlier than it is due.
 
     What is due already goes on with the timer that is set for it: at once. So does a provisional batch, which is not
@@ -172,7 +172,7 @@ class AdvanceSlices(beam.DoFn):  # type: ignore[misc]
             shard_state.write(shard.to_bytes())
             release.set(timestamp_of(due_us))
 
-    @on_timer(RELEASE)  # type: ignore[untyped-decorator]
+    @on_timer(RELEASE)
     def release(
         self,
         key: int = beam.DoFn.KeyParam,

@@ -27,7 +27,7 @@ VERDICTS = "verdicts"
 MAX_PARTS = 128
 
 
-class JsonCoder(beam.coders.Coder):  # type: ignore[misc]
+class JsonCoder(beam.coders.Coder):
     """Records of a class with `to_json` and `from_json`; equal records are equal bytes."""
 
     def __init__(self, kind: Any) -> None:
@@ -62,7 +62,7 @@ beam.coders.registry.register_coder(Verdict, JsonCoder)
 
 
 @dataclasses.dataclass(eq=False)
-class WatchQuality(beam.PTransform):  # type: ignore[misc]
+class WatchQuality(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.DoOutputsTuple]):
     """Batches of score rows → WindowStatistics, and on the output `verdicts` a Verdict, for each window with rows.
 
     `boundary_us`: every multiple of it is an end of a slice, so that all rows up to it are there once the watermark
@@ -73,7 +73,7 @@ class WatchQuality(beam.PTransform):  # type: ignore[misc]
     judge: WindowJudge
     boundary_us: int
 
-    def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
+    def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: statistics; output `verdicts`; both in the order of the windows."""
         hold = Hold(
             _Judge(self.judge), {"rows": self._route}, WindowStatistics, tagged={VERDICTS: Verdict}, main="statistics"

@@ -18,7 +18,7 @@ from transforms.refused import DEAD
 
 
 @dataclasses.dataclass(eq=False)
-class Validate(beam.PTransform):  # type: ignore[misc]
+class Validate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.DoOutputsTuple]):
     """Decoded batches → valid batches of one slice of event time each, and dead letters.
 
     Records before `score_from_us` (microseconds since 1970 UTC) are marked as history.
@@ -27,7 +27,7 @@ class Validate(beam.PTransform):  # type: ignore[misc]
     records: RecordType
     score_from_us: int | None = None
 
-    def expand(self, pcoll: beam.PCollection) -> beam.DoOutputsTuple:
+    def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: valid batches, timestamped with their slice's end; output `dead`: dead letters."""
         return pcoll | "Validate" >> beam.FlatMap(self._validate).with_output_types(
             pa.RecordBatch, dead=pa.RecordBatch

@@ -269,7 +269,7 @@ class _Delivery:
 
 
 @dataclasses.dataclass(eq=False)
-class SendAlerts(beam.PTransform):  # type: ignore[misc]
+class SendAlerts(beam.PTransform):
     """Alerts → sinks, named as in `open_sink`; they pass, for whoever counts them."""
 
     sinks: tuple[str, ...]
@@ -279,7 +279,7 @@ class SendAlerts(beam.PTransform):  # type: ignore[misc]
         return pcoll | "Send" >> beam.ParDo(_Send(self.sinks)).with_output_types(Alert)
 
 
-class _Send(beam.DoFn):  # type: ignore[misc]
+class _Send(beam.DoFn):
     def __init__(self, sinks: tuple[str, ...]) -> None:
         self._uris = sinks
 

@@ -62,7 +62,7 @@ class CountMismatch(HeadraceError, RuntimeError):
 
 
 @dataclasses.dataclass(eq=False)
-class WriteFiles(beam.PTransform):  # type: ignore[misc]
+class WriteFiles(beam.PTransform):
     """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`.
 
     With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`,
@@ -211,7 +211,7 @@ class _Digested:
         return self._digest.hexdigest()
 
 
-class _WriteFile(beam.DoFn):  # type: ignore[misc]
+class _WriteFile(beam.DoFn):
     """Writes the files of a bundle side by side: encoding a file leaves Python's lock to others."""
 
     def __init__(self, sink: WriteFiles, kind: str, order: tuple[str, str]) -> None:

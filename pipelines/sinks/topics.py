@@ -19,7 +19,7 @@ from transforms.metrics import count, observe
 
 
 @dataclasses.dataclass(eq=False)
-class PublishRows(beam.PTransform):  # type: ignore[misc]
+class PublishRows(beam.PTransform):
     """A mapping of `scores` and `dead_letters` → messages; `counts` are not needed where nothing ends.
 
     Rows are at the broker when their bundle ends, and so before the messages that they came from are
@@ -56,7 +56,7 @@ def _connect(broker: Broker, needed: str) -> Publisher:
         raise BrokerError(f"{error}; the sink needs the topics {needed}") from error
 
 
-class _Publish(beam.DoFn):  # type: ignore[misc]
+class _Publish(beam.DoFn):
     def __init__(self, broker: Broker, needed: str, step: str, key: str | None) -> None:
         self._broker = broker
         self._needed = needed
@@ -100,7 +100,7 @@ def _fitting(batch: pa.RecordBatch, max_bytes: int) -> list[bytes]:
     return lines
 
 
-class _PublishRecords(beam.DoFn):  # type: ignore[misc]
+class _PublishRecords(beam.DoFn):
     """Publishes records that can write themselves as JSON."""
 
     def __init__(self, broker: Broker, needed: str) -> None:

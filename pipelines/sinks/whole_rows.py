@@ -26,7 +26,7 @@ Record = tuple[bytes, str]  # a payload and its format
 
 
 @dataclasses.dataclass(eq=False)
-class CompleteRows(beam.PTransform):  # type: ignore[misc]
+class CompleteRows(beam.PTransform):
     """Dead letters → the same, those of rows of files with the record as the file has it.
 
     `format` is that of the files where it is not told by their names. Columns that can't be read say so in place of

@@ -58,7 +58,7 @@ class Split:
 
 
 @dataclasses.dataclass(eq=False)
-class ReadFiles(beam.PTransform):  # type: ignore[misc]
+class ReadFiles(beam.PTransform):
     """All records of the files of each feed, as batches of raw records; a journal may hold those of several."""
 
     feeds: tuple[Feed[Files], ...]
@@ -75,7 +75,7 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(eq=False)
-class _ReadFeed(beam.PTransform):  # type: ignore[misc]
+class _ReadFeed(beam.PTransform):
     feed: Feed[Files]
     slice_us: int
 

@@ -31,7 +31,7 @@ _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 @dataclasses.dataclass(eq=False)
-class ReadNativePubsub(beam.PTransform):  # type: ignore[misc]
+class ReadNativePubsub(beam.PTransform):
     """All messages of a subscription, as batches of raw JSON records with the columns that ReadStream's have.
 
     The watermark is Dataflow's: it follows the attribute that the subscription's URI names in `event_time`, of
@@ -63,7 +63,7 @@ class ReadNativePubsub(beam.PTransform):  # type: ignore[misc]
         return {self.feed.name: pbegin | "Receive" >> receive | "Batch" >> batches}
 
 
-class BatchMessages(beam.DoFn):  # type: ignore[misc]
+class BatchMessages(beam.DoFn):
     """The messages of a bundle → batches, whose timestamps hold no watermark back that has passed their messages."""
 
     def __init__(self, feed: Feed[Topic]) -> None:

@@ -23,7 +23,7 @@ from pipelines.sources.shared_reader import SharedReader
 
 
 @dataclasses.dataclass(eq=False)
-class ReadStream(beam.PTransform):  # type: ignore[misc]
+class ReadStream(beam.PTransform):
     """All messages of the feeds, as batches of records in the order of event time.
 
     The watermark follows the event times of the feeds that drive it, `allowance_us` behind the newest record.
@@ -60,14 +60,14 @@ class ReadStream(beam.PTransform):  # type: ignore[misc]
         return found
 
 
-class _Rounds(OffsetRestrictionTracker):  # type: ignore[misc]
+class _Rounds(OffsetRestrictionTracker):
     """Rounds of one reader: what is left can be put off, but not be given to a second reader."""
 
     def try_split(self, fraction_of_remainder: float) -> Any:
         return super().try_split(0) if fraction_of_remainder == 0 else None
 
 
-class _Endless(beam.transforms.core.RestrictionProvider):  # type: ignore[misc]
+class _Endless(beam.transforms.core.RestrictionProvider):
     """A restriction without an end; a position is a round of receiving."""
 
     def initial_restriction(self, element: str) -> OffsetRange:
@@ -87,7 +87,7 @@ _ENDLESS = _Endless()
 _MANUAL = ManualWatermarkEstimator.default_provider()
 
 
-class ReadRounds(beam.DoFn):  # type: ignore[misc]
+class ReadRounds(beam.DoFn):
     """Lets the process's reader go on by a round for each position."""
 
     def __init__(self, open_reader: Callable[[], Reader]) -> None:
@@ -97,7 +97,7 @@ class ReadRounds(beam.DoFn):  # type: ignore[misc]
         self._reader.join()
 
     # The finalizer must stand before the restriction and the estimator: Beam 2.72 looks for it there.
-    @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
+    @beam.DoFn.unbounded_per_element()
     def process(
         self,
         element: str,

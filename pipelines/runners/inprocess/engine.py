@@ -37,7 +37,7 @@ from pipelines.runners.inprocess.stateful import RunStateful
 SLEEP_SECONDS = 0.02  # at most, before looking again whether to stop
 
 
-class InProcessRunner(PipelineRunner):  # type: ignore[misc]
+class InProcessRunner(PipelineRunner):
     """Runs a pipeline in this process and thread, and returns when it has ended or `stop` was called."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class InProcessRunner(PipelineRunner):  # type: ignore[misc]
         return InProcessResult(run.metrics)
 
 
-class InProcessResult(PipelineResult):  # type: ignore[misc]
+class InProcessResult(PipelineResult):
     """A run that has ended."""
 
     def __init__(self, metrics: MetricResults) -> None:
@@ -135,7 +135,7 @@ class Run:
             time.sleep(min(left, SLEEP_SECONDS))
 
 
-class _Steps(PipelineVisitor):  # type: ignore[misc]
+class _Steps(PipelineVisitor):
     """Finds the primitive transforms, in topological order."""
 
     def __init__(self) -> None:

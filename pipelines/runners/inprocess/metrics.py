@@ -10,7 +10,7 @@ from apache_beam.metrics.execution import MetricResult, MetricsContainer
 from apache_beam.metrics.metric import MetricResults
 
 
-class RunMetrics(MetricResults):  # type: ignore[misc]
+class RunMetrics(MetricResults):
     """Metrics by step; while a run lasts, what Beam's Metrics report to in its thread."""
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ def passed(time_us: int, watermark_us: int) -> bool:
     return time_us < watermark_us or watermark_us >= MAX_US
 
 
-class Receiver(common.Receiver):  # type: ignore[misc]
+class Receiver(common.Receiver):
     """Hands what is emitted on one output to that output's consumers."""
 
     def __init__(self, consumers: list[Receive]) -> None:

@@ -127,7 +127,7 @@ class RunParDo(Node):
             self.call(self._runner.teardown)
 
 
-class SideInput(sideinputs.SideInputMap):  # type: ignore[misc]
+class SideInput(sideinputs.SideInputMap):
     """A side input whose views by ever new windows do not pile up."""
 
     def __getitem__(self, window: Any) -> Any:

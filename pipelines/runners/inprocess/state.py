@@ -55,7 +55,7 @@ class Agenda:
         return first
 
 
-class State(userstate.UserStateContext):  # type: ignore[misc]
+class State(userstate.UserStateContext):
     """State and timers of one step, in memory. As on other engines, keys are the same if their encodings are."""
 
     def __init__(self, key_coder: Any) -> None:
@@ -105,7 +105,7 @@ class State(userstate.UserStateContext):  # type: ignore[misc]
         return min([first.time_us for first in firsts if first is not None], default=MAX_US)
 
 
-class _Timer(userstate.BaseTimer):  # type: ignore[misc]
+class _Timer(userstate.BaseTimer):
     def __init__(self, state: State, spec: Any, key: Any, place: tuple[str, bytes, Any], at: Timestamp) -> None:
         self._state, self._domain, self._key, self._place, self._at = state, spec.time_domain, key, place, at
 
@@ -118,7 +118,7 @@ class _Timer(userstate.BaseTimer):  # type: ignore[misc]
         self._state.clear_timer(self._domain, (*self._place, dynamic_timer_tag))
 
 
-class _Value(userstate.RuntimeState):  # type: ignore[misc]
+class _Value(userstate.RuntimeState):
     """A view of one place in `cells`; an empty place is not there."""
 
     def __init__(self, cells: dict[Any, Any], place: Any, spec: Any) -> None:
