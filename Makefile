@@ -9,7 +9,7 @@ endif
 DATA ?=
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test debian13-test check lock bench prism k8s-schemas clean
+.PHONY: setup demo test test-fast test-real test-peers debian13-test check lock bench prism k8s-schemas clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,21 @@ $(VENV)/.installed: $(LOCK) setup.py $(VENV)/uv/bin/uv
 WORKERS ?= auto
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# In about a minute: what is neither slow nor needs the machine for itself.
+test-fast: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not serial" $(PYTEST_ARGS)
+
+# Brokers, streams and engines, one after another, and the other sets of libraries; parts that are missing are skipped aloud.
+test-real: setup
+	$(BIN)/python -m pytest -m serial $(PYTEST_ARGS)
+	$(MAKE) test VENV=build/core LOCK=requirements/locks/core.txt PYTEST_ARGS="-m core_set"
+	if [ "$$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then $(MAKE) debian13-test; \
+	else echo "SKIPPED: tests of Debian 13's libraries, as there is no root or no debootstrap"; fi
+
+# Other products beside headrace; needs the peers' packages (benchmarks/README.md), and is run by hand.
+test-peers: setup
+	$(BIN)/python benchmarks/stream.py peers --rows 100000
 
 # A good part of the tests, in a Debian 13 tree with the second set of libraries; needs root and debootstrap.
 debian13-test: setup

@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="headrace",
-    version="0.2.0",
+    version="0.3.0",
     description="One Apache Beam graph for features, validation and scoring, over files or streams.",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["models", "models.*", "transforms", "transforms.*", "pipelines", "pipelines.*"]),
