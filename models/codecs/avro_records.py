@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from models.codecs.avro_times import plain_schema
 from models.codecs.columns import RECORD, Columns, coerce, decode_dicts
-from models.errors import HeadraceError
 from models.faults import RowFaults
 from models.project.contract import Contract
 
@@ -26,7 +25,7 @@ DATUM_ERRORS = (ArithmeticError, AttributeError, EOFError, LookupError, TypeErro
 _LEAST_BYTES = {"null": 0, "float": 4, "double": 8}  # of a datum; 1 of any other kind
 
 
-class WriterSchemaError(HeadraceError, ValueError):
+class WriterSchemaError(ValueError):
     """A writer's schema that can't be used."""
 
 

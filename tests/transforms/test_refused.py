@@ -7,8 +7,7 @@ import pytest
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources.files import ReadFiles
-from tests.kit.support import card_fraud, tiny_scorer
+from tests.kit.support import card_fraud, read_files, tiny_scorer
 from transforms.decode import Decode
 from transforms.refused import DEAD, ForgottenDeadLetters, Refused
 from transforms.score import Score
@@ -36,7 +35,7 @@ class ScoreOrRefuse(beam.PTransform):
 def config_with(wrap, tmp_path):
     score = Score(PROJECT, tiny_scorer(PROJECT.model.inputs), "bundle")
     sink = WriteFiles(str(tmp_path / "out"), PROJECT.event.id, PROJECT.event.time)
-    return GraphConfig(PROJECT, ReadFiles((str(tmp_path / "*.jsonl"),)), wrap(score), sink)
+    return GraphConfig(PROJECT, read_files(PROJECT, [str(tmp_path / "*.jsonl")]), wrap(score), sink)
 
 
 @pytest.mark.parametrize("ask", [False, True])
@@ -54,8 +53,8 @@ def test_each_forgotten_step_is_named():
     pipeline = make_pipeline(DIRECT, [])
     refused = Refused(pipeline)
     raw = pipeline | beam.Create([]).with_output_types(pa.RecordBatch)
-    decoded = refused.rows_of(raw | "Decode" >> Decode(PROJECT))
-    decoded | "Once" >> Validate(PROJECT)
-    decoded | "Twice" >> Validate(PROJECT)
+    decoded = refused.rows_of(raw | "Decode" >> Decode(PROJECT.event_type))
+    decoded | "Once" >> Validate(PROJECT.event_type)
+    decoded | "Twice" >> Validate(PROJECT.event_type)
     with pytest.raises(ForgottenDeadLetters, match="Once/Validate.*, Twice/Validate"):
         refused.check()

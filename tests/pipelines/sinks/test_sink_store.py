@@ -6,14 +6,13 @@ import json
 import pytest
 
 from pipelines.config import DIRECT, GraphConfig
-from pipelines.jobs.score import RunError, read_success
 from pipelines.jobs.score import run_graph as run_job
+from pipelines.results import RunError, read_success
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
 from pipelines.sinks.publish import Written, check_sink, publish
-from pipelines.sources.files import ReadFiles
 from tests.kit import store
-from tests.kit.support import card_fraud, run_graph, tiny_scorer, transaction, write_rows
+from tests.kit.support import card_fraud, read_files, run_graph, tiny_scorer, transaction, write_rows
 from transforms.score import Score
 
 SINK = "memory://bucket/out"
@@ -151,7 +150,7 @@ def test_a_run_over_a_store_writes_the_bytes_of_one_on_disk(tmp_path):
     for _ in range(2):  # the second finds the first's output
         sink = WriteFiles(SINK, project.event.id, project.event.time, facts=SPEC)
         score = Score(project, tiny_scorer(project.model.inputs), "bundle", 0)
-        result = run_job(GraphConfig(project, ReadFiles((source,)), score, sink), DIRECT, (), "test")
+        result = run_job(GraphConfig(project, read_files(project, [source]), score, sink), DIRECT, (), "test")
         assert result.outcomes == on_disk.outcomes
         said = read_success(SINK)
         digest = hashlib.sha256("".join(f["name"] + f["sha256"] for f in said["files"]).encode()).hexdigest()
