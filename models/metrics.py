@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -112,11 +112,16 @@ def quantiles(
     return [(*metric.bounds, metric.bounds[-1])[place] for place in places.tolist()]
 
 
-def table() -> Iterable[tuple[str, str, str, str]]:
-    """Name, kind with labels, clock and help of each metric, for docs/metrics.md."""
+def table() -> Iterator[str]:
+    """The lines of the table in docs/metrics.md, which a test holds to be these."""
+    yield "| Metric | Kind | Same in batch and stream | In Beam and Flink, namespace `headrace` | What |"
+    yield "|---|---|---|---|---|"
     for metric in METRICS:
         labels = f" by {', '.join(metric.labels)}" if metric.labels else ""
-        yield metric.name, metric.kind + labels, "event time" if metric.event_time else "clock", metric.help
+        name = metric.name + ("_bucket" if metric.kind == "histogram" else "")
+        name += "".join(f".{label}.…" for label in (*metric.labels, *(["le"] if metric.kind == "histogram" else ())))
+        same = "yes" if metric.event_time else "no"
+        yield f"| `{metric.name}` | {metric.kind}{labels} | {same} | `{name}` | {metric.help} |"
 
 
 def _escaped(text: str) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from models import metrics
 from pipelines.config import DIRECT, FN_API, make_pipeline
+from tests.kit.support import ROOT
 from transforms.metrics import count, gauge, observe, read
 
 
@@ -53,3 +54,7 @@ def test_all_kinds_come_through_beam(engine):
     assert metrics.value_of(found, metrics.WAITING) is None
     assert metrics.quantiles(found, {}, metrics.LATENCY, "scored", [0.25, 0.5, 0.75]) == [0.025, 0.04, 0.25]
     assert metrics.quantiles(found, found, metrics.LATENCY, "scored", [0.5]) is None
+
+
+def test_the_documents_table_is_the_table():
+    assert "\n".join(metrics.table()) in (ROOT / "docs" / "metrics.md").read_text()
