@@ -171,3 +171,9 @@ def test_only_the_commands_for_it_know_the_emulator():
             users.add(path.relative_to(ROOT / "pipelines").as_posix())
     users = {name for name in users if not name.startswith("pubsub_emulator/")}
     assert users == {"cli/topics.py", "jobs/parity.py"}
+
+
+def test_no_test_module_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name in imports(path):
+            assert not any(part.startswith("test_") for part in name.split(".")[1:-1]), f"{path} imports {name}"

@@ -28,7 +28,7 @@ from pipelines.sources.payloads import read_payloads
 from pipelines.sources.probe import Probe
 from pipelines.sources.records import NO_TIME_US
 from pipelines.sources.replay import Replay
-from tests.end_to_end.test_stream import records
+from tests.kit.messages import records
 from tests.kit.poison import die_of_poison
 from tests.kit.stream_process import context, run
 from tests.kit.support import card_fraud, run_graph, transaction

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from models.batches import column
-from models.record import COLUMNS, FORMAT, PAYLOAD, RECORD_SCHEMA
+from models.record import PAYLOAD
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.config import GraphConfig, make_pipeline
@@ -30,7 +30,9 @@ from pipelines.sinks.topics import PublishRows
 from pipelines.sources.journal import JournalError, read_segment, segments
 from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.watermark import StreamWatermark
-from tests.end_to_end.test_graph import BAD
+from tests.kit.bad import BAD
+from tests.kit.command import HEADRACE
+from tests.kit.messages import records
 from tests.kit.support import (
     CARD_FRAUD,
     ROOT,
@@ -41,7 +43,6 @@ from tests.kit.support import (
     transaction,
     write_rows,
 )
-from tests.pipelines.cli.test_cli import HEADRACE
 from transforms.score import Score
 
 pytestmark = pytest.mark.serial
@@ -181,21 +182,6 @@ def test_a_watermark_waits_for_every_busy_partition_and_for_no_idle_one():
     watermark.observe(np.array([0]), np.array([900]), 1500)
     assert watermark.current({0, 1}, 1600) == 890  # partition 1 was silent for long
     assert watermark.current({0, 1}, 9999) == 900  # both are: up to the newest event
-
-
-def records(payloads, ids=None, kind=b"json"):
-    rows = len(payloads)
-    now = pa.array([0] * rows).cast(pa.timestamp("us", tz="UTC"))
-    arrays = [
-        pa.array(payloads, pa.binary()),
-        pa.array(range(rows), pa.int64()),
-        pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["broker"])),
-        now,
-        now,
-        pa.array(ids or [str(n) for n in range(rows)]),
-        pa.array([0] * rows, pa.int32()),
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=RECORD_SCHEMA.with_metadata({FORMAT: kind, COLUMNS: b""}))
 
 
 def test_a_journal_gives_back_whole_batches_only(tmp_path):

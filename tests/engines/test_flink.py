@@ -19,7 +19,7 @@ from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.acknowledge import AfterCheckpoint, _AtSecondCheckpoint
 from pipelines.sources.payloads import read_payloads
-from tests.end_to_end.test_graph import BAD
+from tests.kit.bad import BAD
 from tests.kit.support import card_fraud, read_files, read_output, read_stream, run_graph, tiny_scorer, write_rows
 from transforms.score import Score
 

@@ -21,7 +21,7 @@ from pipelines.results import read_kind
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.publish import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import read_payloads
-from tests.end_to_end.test_graph import BAD
+from tests.kit.bad import BAD
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows
 from transforms.batches import LazyBatchCoder
 from transforms.score import Score

@@ -35,6 +35,7 @@ from models.codecs import (
 from models.codecs.times import times_from_text
 from models.faults import RowFaults
 from models.project.contract import Contract
+from tests.kit.raw import BAD_TEXT
 
 pytestmark = pytest.mark.both_sets
 
@@ -419,9 +420,6 @@ INT, BOOL, FLOAT, TEXT, TIME, UNIX = ({name: CONTRACT.fields[name]} for name in 
 UTC = datetime.UTC
 JAN_1 = datetime.datetime(1970, 1, 1, tzinfo=UTC)
 INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
-BAD_TEXT = pa.Array.from_buffers(
-    pa.string(), 2, [None, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"a\xff")]
-)
 
 
 def decoded(fields, column):

@@ -23,9 +23,9 @@ from models.features.windows import Events, History, RollingKernel
 from models.project.declarations import RollingFeature
 from models.project.project import parse_project
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
+from tests.kit.holds import State, make_worker
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import CARD_FRAUD
-from tests.transforms.test_segments import State, make_worker
 from transforms import labels as joining
 from transforms import slices as holding
 from transforms.labels import JoinLabels

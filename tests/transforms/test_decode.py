@@ -15,39 +15,17 @@ from hypothesis import strategies as st
 from models.batches import without
 from models.dead_letters import make_dead_letters
 from models.decode import decode_batch
-from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
+from models.record import FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SYSTEM_FIELDS
 from pipelines.config import FN_API
+from tests.kit.raw import BAD_TEXT, raw, reasons, rows
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud, transaction
-from tests.models.test_codecs import BAD_TEXT
 from transforms.decode import Decode
 
 pytestmark = pytest.mark.both_sets
 
 PROJECT = card_fraud()
 GOOD = json.dumps(transaction(1)).encode()
-
-
-def with_origin(arrays, fields, kind, about=b""):
-    rows = len(arrays[0])
-    arrays = [
-        *arrays,
-        pa.array(np.arange(rows) * 10),
-        pa.array(["file"] * rows, pa.string()).dictionary_encode(),
-        pa.array([0] * rows, pa.int8()),
-    ]
-    fields = [*fields, SYSTEM_FIELDS[POSITION], SYSTEM_FIELDS[SOURCE], SYSTEM_FIELDS[MARKS]]
-    metadata = {FORMAT: kind.encode(), COLUMNS: about, SLICE: b"1000000"}
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata))
-
-
-def raw(kind, payloads, about=b""):
-    return with_origin([pa.array(payloads, pa.binary())], [SYSTEM_FIELDS[PAYLOAD]], kind, about)
-
-
-def rows(columns):
-    arrays = [values if isinstance(values, pa.Array) else pa.array(values) for values in columns.values()]
-    return with_origin(arrays, [pa.field(n, a.type) for n, a in zip(columns, arrays, strict=True)], "rows")
 
 
 def project_with(**event):
@@ -66,10 +44,6 @@ def sent(batch, project=PROJECT):
             dead += without(output.value, MARKS).to_pylist()
     assert len(good) + len(dead) == batch.num_rows
     return good, dead
-
-
-def reasons(letter):
-    return [(reason["field"], reason["rule"], reason["value"]) for reason in json.loads(letter["reasons"])]
 
 
 def test_a_dead_letter_says_all_that_is_known():

@@ -11,10 +11,10 @@ from models.quality.parts import make_baseline
 from models.quality.records import Verdict
 from models.quality.windows import WindowJudge, read_baseline
 from pipelines.config import DIRECT
+from tests.kit.holds import State, make_worker
+from tests.kit.quality_cuts import DAY, cut
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.kit.steps import END, ENGINES, through
-from tests.transforms.test_segments import State, make_worker
-from tests.transforms.test_statistics import DAY, cut
 from transforms.batches import LazyBatch
 from transforms.gate import Gate, _Gate
 from transforms.refused import DEAD

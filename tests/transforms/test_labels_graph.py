@@ -19,8 +19,8 @@ from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
 from tests.kit.given import Given
 from tests.kit.steps import END, through
+from tests.kit.streams import METRICS, stream
 from tests.kit.support import CARD_FRAUD, read_files, read_output, tiny_scorer, write_rows
-from tests.transforms.test_arrival import METRICS, stream
 from transforms import slices as holding
 from transforms.features import ComputeFeatures
 from transforms.score import Score

@@ -12,9 +12,9 @@ from models.batches import partition, slice_ends, times_us
 from models.features.windows import RollingKernel
 from models.project.declarations import RollingFeature
 from models.record import EVENT_TIME
+from tests.kit.holds import State, make_worker
 from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import brute_force
-from tests.transforms.test_segments import State, make_worker
 from transforms.rolling import RollingWindows, _Windows
 
 pytestmark = pytest.mark.both_sets

@@ -1,13 +1,11 @@
 """WatchQuality: the same records in any order, split, engine, and in batch and stream."""
 
-import random
-
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import partition, slice_ends, with_column
+from models.batches import with_column
 from models.quality.parts import (
     batch_to_part,
     due_end,
@@ -22,6 +20,7 @@ from models.quality.records import Verdict, WindowStatistics
 from models.quality.windows import WindowJudge, read_baseline
 from models.record import BUNDLE_ID, IS_PROVISIONAL, MARKS
 from pipelines.config import DIRECT
+from tests.kit.quality_cuts import DAY, cut
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.kit.steps import END, ENGINES, through
 from transforms import statistics
@@ -33,7 +32,6 @@ pytestmark = pytest.mark.both_sets
 PROJECT = small_project("min_rows: 100, sample: 400")
 BASELINE = read_baseline(make_baseline(draw(3000, 99).to_batches(), PROJECT), PROJECT)
 JUDGE = WindowJudge(PROJECT, BASELINE)
-DAY = 24 * HOUR
 
 
 def make_rows(windows=5, rows=600):
@@ -44,17 +42,6 @@ def make_rows(windows=5, rows=600):
 
 
 TABLE = make_rows()
-
-
-def cut(table, slice_us, pieces=1, seed=0, transform=None):
-    """(slice end, batch) pairs of shuffled rows, from so many batches."""
-    order = np.random.default_rng(seed).permutation(table.num_rows)
-    items = []
-    for piece in np.array_split(order, pieces):
-        batch = batch_of(table.take(piece))
-        items += partition(batch, slice_ends(batch.column(1).cast(pa.int64()).to_numpy(), slice_us))
-    random.Random(seed).shuffle(items)
-    return items
 
 
 class Both(beam.PTransform):

@@ -16,9 +16,9 @@ from models.project.project import load_project, parse_project
 from models.record import DEAD_LETTER_SCHEMA, EVENT_TIME, MARKS, PAYLOAD, POSITION, SLICE, SOURCE
 from models.validate import carry, validate_batch
 from pipelines.config import FN_API
+from tests.kit.raw import raw, reasons
 from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, card_fraud, transaction
-from tests.transforms.test_decode import raw, reasons
 from transforms.validate import Validate
 
 pytestmark = pytest.mark.both_sets

@@ -2,18 +2,15 @@
 
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from models.sample import write_sample
+from tests.kit.command import HEADRACE
 from tests.kit.support import CARD_FRAUD
-
-HEADRACE = pathlib.Path(sys.executable).parent / "headrace"
 
 
 def headrace(*args, cwd, code=0):

@@ -39,6 +39,9 @@ from tests.kit.support import card_fraud, read_files, run_graph, transaction
 pytestmark = pytest.mark.both_sets
 
 
+EVENT_FEED = read_files(card_fraud(), ["none"]).feeds[0]
+
+
 def batches(path, kind=None):
     return [batch for split in split_file(str(path), kind or format_of(str(path))) for batch in read_split(split)]
 
@@ -428,7 +431,7 @@ def test_a_doubled_column_is_an_unknown_field_of_two_names_and_never_a_field(kin
         contract = Contract({name: Field(name, "int") for name in fields}, b"")
         (split,) = split_file(str(path), kind, fields)
         for refuse in (False, True):
-            batches = [files._with_origin(batch, str(path), False, 1) for batch in read_split(split, fields)]
+            batches = [files._with_origin(batch, str(path), EVENT_FEED, 0, 1) for batch in read_split(split, fields)]
             ((decoded, found),) = [decode_batch(batch, contract, 1000, refuse) for batch in batches]
             assert column(decoded, "id").to_pylist() == [1, 2]
             if "x#2" in fields:
@@ -451,7 +454,9 @@ def test_of_a_block_of_avro_a_value_that_python_cannot_hold_takes_no_neighbour_a
     data = b"".join(datum(row, plain) for row in rows)
     path.write_bytes(container(timed, (len(rows), len(data), data)))
     contract = Contract({"id": Field("id", "int"), "t": Field("t", "time", time_format="%Y-%m-%d")}, b"")
-    (batch,) = (files._with_origin(each, str(path), False, 1) for each in read_split(*split_file(str(path), "avro")))
+    (batch,) = (
+        files._with_origin(each, str(path), EVENT_FEED, 0, 1) for each in read_split(*split_file(str(path), "avro"))
+    )
     decoded, found = decode_batch(batch, contract, 1000, False)
     assert column(decoded, "id").to_pylist() == list(range(10))
     assert found.rows.tolist() == [7]
