@@ -19,7 +19,7 @@ from transforms.gate import WatchScores
 __all__ = ["DATAFLOW", "DEFAULT_SHARDS", "DIRECT", "FLINK", "FN_API", "GraphConfig", "make_pipeline", "unknown_options"]
 
 IN_PROCESS = (LocalRunner, FnApiRunner)
-# Where Prism splits a slow bundle of a stateful step, rows are lost or the job waits forever (docs/prism.md, beam#35771).
+# Where Prism splits a slow bundle of a stateful step, rows are lost or the job never ends (docs/prism.md, beam#35771).
 # This turns all of its splits off.
 PRISM_WITHOUT_SPLITS = "--experiments=prism_disable_sdf_split"
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
