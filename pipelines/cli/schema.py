@@ -215,7 +215,8 @@ def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int, shown:
                 cut = True
                 break
             _add(columns, part)
-            shown["read"] += part.num_rows
+            if shown is not None:
+                shown["read"] += part.num_rows
             share -= part.num_rows
     return Sample(columns, len(chosen), len(paths), parts, cut)
 
