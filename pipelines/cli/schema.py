@@ -184,7 +184,9 @@ class Sample:
         return f"{text}; {self.columns.broken:,} rows can't be read" if self.columns.broken else text
 
 
-def read_sample(patterns: Sequence[str], kind: str | None, max_rows: int, shown: collections.Counter[str]) -> Sample:
+def read_sample(
+    patterns: Sequence[str], kind: str | None, max_rows: int, shown: collections.Counter[str] | None = None
+) -> Sample:
     """At most `max_rows` rows of the files that match: the first of each part, the same for the same files.
 
     Of many files, `MAX_FILES` are read, spread over the sorted names, with the first and the last one. A part that
