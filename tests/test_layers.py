@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORBIDDEN = {

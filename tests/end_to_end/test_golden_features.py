@@ -7,7 +7,7 @@ import pytest
 
 from tests.kit.support import DATA, brute_force, card_fraud, needs_data, run_graph
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 
 @needs_data

@@ -18,7 +18,7 @@ from pipelines.sinks.files import CountMismatch, check_counts
 from tests.kit.bad import BAD
 from tests.kit.support import ROOT, card_fraud, run_graph, transaction, write_rows
 
-pytestmark = [pytest.mark.both_sets, pytest.mark.core_set]
+pytestmark = [pytest.mark.both_sets, pytest.mark.core_set, pytest.mark.slow]
 
 DAY_US = 86_400_000_000
 

@@ -3,11 +3,15 @@
 import importlib.util
 import json
 
+import pytest
+
 from models.sample import write_sample
 from pipelines.config import RunSpec
 from pipelines.jobs import train as training
 from pipelines.jobs.score import score
 from tests.kit.support import CARD_FRAUD, ROOT, card_fraud
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_example_scores_as_headrace_does(tmp_path):

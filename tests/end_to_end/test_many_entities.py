@@ -33,6 +33,8 @@ from transforms.metrics import read
 from transforms.score import Score
 from transforms.slices import MAX_PHASE, TooManySteps
 
+pytestmark = pytest.mark.slow
+
 PRISM = pathlib.Path(os.environ.get("HEADRACE_PRISM", ROOT / "build" / "prism" / "prism"))
 HOUR_US = 3_600_000_000
 ENTITIES = 40

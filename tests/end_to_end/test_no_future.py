@@ -11,6 +11,8 @@ from tests.kit.steps import END, through
 from tests.kit.support import card_fraud
 from transforms.features import ComputeFeatures
 
+pytestmark = pytest.mark.slow
+
 PROJECT = card_fraud()
 DAY = 86_400_000_000
 ROWS = 1200

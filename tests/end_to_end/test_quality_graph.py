@@ -31,7 +31,7 @@ from tests.kit.support import (
 from transforms.gate import WatchScores
 from transforms.score import Score
 
-pytestmark = pytest.mark.core_set
+pytestmark = [pytest.mark.core_set, pytest.mark.slow]
 
 DAY_US = 86_400_000_000
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from models.predictors.booster import ModelCorrupt, ModelError, ModelMismatch, Scorer
 from models.predictors.training import fit, golden, model_bytes
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 NAMES = ["amount", "weekend", "night", "count", "mean", "risk", "constant", "constant too"]
 ROWS = 10_000

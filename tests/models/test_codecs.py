@@ -37,7 +37,7 @@ from models.faults import RowFaults
 from models.project.contract import Contract
 from tests.kit.raw import BAD_TEXT
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 CONTRACT = Contract.parse(b"""
 feature { name: "i" type: INT }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.project.expressions import MAX_CHARS, MAX_DEPTH, Expression, ExpressionError
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 KINDS = {"i": "int", "j": "int", "f": "float", "g": "float", "t": "time", "s": "string"}
 EPOCH = datetime.datetime(1970, 1, 1)

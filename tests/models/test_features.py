@@ -16,7 +16,7 @@ from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import CARD_FRAUD, brute_force, card_fraud
 from transforms.features import ComputeFeatures
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 PROJECT = card_fraud()
 DAY = 86_400_000_000

@@ -30,6 +30,8 @@ from transforms import labels as joining
 from transforms import slices as holding
 from transforms.labels import JoinLabels
 
+pytestmark = pytest.mark.slow
+
 AGGREGATES = [("rate", "fraud"), ("rate", "fraud"), ("sum", "fraud"), ("mean", "fraud"), ("count", None)]
 AGGREGATES.append(("sum", "amount"))
 DECIMALS = {"amount": 2}

@@ -16,6 +16,8 @@ from models.project.declarations import parse_duration
 from models.project.project import Fault, ProjectError, check_project, load_project, parse_project
 from tests.kit.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "examples" / "card_fraud"
 TEXT = (EXAMPLE / "project.yaml").read_text()
 SCHEMA = (EXAMPLE / "schema.pbtxt").read_text()

@@ -12,6 +12,8 @@ from models.predictors.training import fit, golden, model_bytes
 from models.quality.windows import MAX_BASELINE_BYTES
 from tests.kit.bundles import BUNDLE, rewrite
 
+pytestmark = pytest.mark.slow
+
 WITH = dataclasses.replace(BUNDLE, baseline=b'{"format":1}\n')
 
 

@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.both_sets,
     pytest.mark.core_set,
     pytest.mark.skipif(importlib.util.find_spec("tensorflow_data_validation") is None, reason="no TFDV"),
+    pytest.mark.slow,
 ]
 SCHEMA = b"""
 feature { name: "normal" type: FLOAT presence { min_fraction: 1.0 } }

@@ -21,6 +21,8 @@ from models.predictors.registry_reader import open_reader
 from models.predictors.registry_store import RegistryError, check_registry, open_client
 from models.predictors.training import fit, golden, model_bytes
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("AMOUNT", "NIGHT")
 
 

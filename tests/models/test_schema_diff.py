@@ -14,6 +14,8 @@ from models.project.contract import Contract
 from models.schemas import Needs, diff_schemas, field_needs, is_breaking, read_declarations, render_changes
 from tests.kit.support import CARD_FRAUD, card_fraud
 
+pytestmark = pytest.mark.slow
+
 NOBODY = Needs({}, frozenset(), False)
 
 

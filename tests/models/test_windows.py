@@ -16,7 +16,7 @@ from models.features.windows import Events, History, RollingKernel, encode_entit
 from models.project.declarations import RollingFeature
 from tests.kit.support import brute_force
 
-pytestmark = [pytest.mark.both_sets, pytest.mark.core_set]
+pytestmark = [pytest.mark.both_sets, pytest.mark.core_set, pytest.mark.slow]
 
 DECIMALS = {"amount": 2}
 AGGREGATES = [("count", None), ("sum", "amount"), ("mean", "amount"), ("min", "amount"), ("max", "amount")]

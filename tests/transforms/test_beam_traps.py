@@ -16,6 +16,8 @@ from pipelines.config import DIRECT, FN_API, make_pipeline
 from tests.kit.steps import END, ENGINES, through
 from transforms.rolling import RollingWindows
 
+pytestmark = pytest.mark.slow
+
 COUNT = 20
 _seen: list[int] = []
 

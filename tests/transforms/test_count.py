@@ -18,6 +18,8 @@ from tests.kit.given import Given
 from tests.kit.support import card_fraud, read_stream, tiny_scorer, transaction, write_rows
 from transforms.score import Score
 
+pytestmark = pytest.mark.slow
+
 PROJECT = card_fraud()
 HOUR = 3_600_000_000
 

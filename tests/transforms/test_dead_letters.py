@@ -11,7 +11,7 @@ from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.sources.listing import SourceError
 from tests.kit.support import run_graph, transaction, write_rows
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 
 @pytest.fixture

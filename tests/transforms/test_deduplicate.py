@@ -14,6 +14,8 @@ from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import card_fraud
 from transforms.deduplicate import DUPLICATE, Deduplicate
 
+pytestmark = pytest.mark.slow
+
 PROJECT = card_fraud()
 DAY = 86_400_000_000
 HOUR = DAY // 24

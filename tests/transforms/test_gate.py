@@ -20,6 +20,8 @@ from transforms.gate import Gate, _Gate
 from transforms.refused import DEAD
 from transforms.statistics import WatchQuality
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = "min_rows: 100, gate: {}, safe_action: block"
 PROJECTS = {gate: small_project(SETTINGS.format(gate)) for gate in ("warn", "quarantine", "stop")}
 BASELINE = read_baseline(make_baseline(draw(3000, 99).to_batches(), PROJECTS["warn"]), PROJECTS["warn"])

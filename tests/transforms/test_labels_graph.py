@@ -25,6 +25,8 @@ from transforms import slices as holding
 from transforms.features import ComputeFeatures
 from transforms.score import Score
 
+pytestmark = pytest.mark.slow
+
 YAML = (CARD_FRAUD / "project.yaml").read_text()
 
 

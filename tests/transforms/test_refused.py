@@ -13,6 +13,8 @@ from transforms.refused import DEAD, ForgottenDeadLetters, Refused
 from transforms.score import Score
 from transforms.validate import Validate
 
+pytestmark = pytest.mark.slow
+
 PROJECT = card_fraud()
 
 

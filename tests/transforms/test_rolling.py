@@ -17,7 +17,7 @@ from tests.kit.steps import END, ENGINES, through
 from tests.kit.support import brute_force
 from transforms.rolling import RollingWindows, _Windows
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 SECOND = 1_000_000
 FEATURES = (

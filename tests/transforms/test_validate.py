@@ -21,7 +21,7 @@ from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, card_fraud, transaction
 from transforms.validate import Validate
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 PROJECT = card_fraud()
 DAY_US = 86_400_000_000

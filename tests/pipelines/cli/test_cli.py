@@ -12,6 +12,8 @@ from models.sample import write_sample
 from tests.kit.command import HEADRACE
 from tests.kit.support import CARD_FRAUD
 
+pytestmark = pytest.mark.slow
+
 
 def headrace(*args, cwd, code=0):
     environment = {**os.environ, "PATH": f"{HEADRACE.parent}:{os.environ['PATH']}", "COLUMNS": "100"}

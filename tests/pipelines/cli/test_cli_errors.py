@@ -11,6 +11,8 @@ import pytest
 
 from tests.kit.support import CARD_FRAUD, ROOT
 
+pytestmark = pytest.mark.slow
+
 # Runs commands in one process, and says of each: its exit code, what it printed, and what slow imports it needed.
 RUN = """
 import contextlib, io, json, sys, traceback

@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit.support import ROOT
 
-pytestmark = [pytest.mark.both_sets, pytest.mark.core_set]
+pytestmark = [pytest.mark.both_sets, pytest.mark.core_set, pytest.mark.slow]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow_data_validation") is None, reason="TFDV is not installed")

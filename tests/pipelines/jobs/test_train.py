@@ -22,6 +22,8 @@ from pipelines.report import report
 from pipelines.sinks.folder import SinkError
 from tests.kit.support import write_rows
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 START = 1_600_041_600  # a midnight
 ROWS = 3_000

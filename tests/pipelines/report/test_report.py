@@ -24,6 +24,8 @@ from pipelines.report.scores import bin_numbers, make_series
 from pipelines.results import RunError
 from tests.kit.support import card_fraud, run_graph, transaction, write_rows
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
 START = 17_700 * DAY

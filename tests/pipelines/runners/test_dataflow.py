@@ -31,6 +31,8 @@ from pipelines.sources.native_pubsub import BatchMessages, ReadNativePubsub, bat
 from tests.kit.support import ROOT, card_fraud, read_files, run_graph, tiny_scorer, transaction, write_rows
 from transforms.score import Score
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = ROOT / "deploy" / "dataflow"
 IMAGE = "europe-docker.pkg.dev/my-project/headrace/headrace:0.1.0"
 ARGS = [

@@ -49,6 +49,8 @@ from pipelines.runners.inprocess.engine import InProcessRunner
 from pipelines.runners.inprocess.nodes import UnsupportedGraph
 from pipelines.runners.inprocess.state import Agenda
 
+pytestmark = pytest.mark.slow
+
 Graph = Callable[[beam.Pipeline], beam.PCollection]
 
 SEEN: list[Any] = []  # what Collect has received

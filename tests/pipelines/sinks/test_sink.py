@@ -23,6 +23,8 @@ from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
 from pipelines.sinks.publish import Written, check_sink, look_at, publish, sweep
 from tests.kit.support import ROOT, card_fraud, run_graph, transaction, write_rows
 
+pytestmark = pytest.mark.slow
+
 SPEC = {"spec": "s", "inputs": "i"}
 OTHER = {"spec": "s", "inputs": "j"}
 

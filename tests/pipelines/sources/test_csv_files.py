@@ -26,7 +26,7 @@ from pipelines.sources import files, lines
 from pipelines.sources.files import read_split, split_file
 from tests.kit.support import DATA, run_graph
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 MINI = DATA.parent / "cases" / "mini"
 needs_mini = pytest.mark.skipif(not MINI.exists(), reason=f"no project in {MINI}; set HEADRACE_DATA")

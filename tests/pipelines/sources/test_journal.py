@@ -33,6 +33,8 @@ from tests.kit.journals import (
     write_old,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

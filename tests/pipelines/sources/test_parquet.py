@@ -39,6 +39,8 @@ from pipelines.sources.raw import BrokenFile
 from tests.kit.support import DATA, run_graph, transaction
 from transforms.batches import RecordBatchCoder
 
+pytestmark = pytest.mark.slow
+
 UTC = datetime.UTC
 KINDS = {"i": "int", "f": "float", "s": "string", "t": "time"}
 

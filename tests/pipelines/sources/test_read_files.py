@@ -36,7 +36,7 @@ from pipelines.sources.listing import SourceError, format_of, match_files
 from pipelines.sources.raw import BrokenFile
 from tests.kit.support import card_fraud, read_files, run_graph, transaction
 
-pytestmark = pytest.mark.both_sets
+pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
 
 EVENT_FEED = read_files(card_fraud(), ["none"]).feeds[0]
