@@ -52,16 +52,16 @@ def demo(
         print_scores(sink, declared, trained.bundle)
         console.print(f"scores in {sink}/scores, dead letters in {sink}/dead_letters", soft_wrap=True)
         console.print(f"report in {report(declared, sink)}", soft_wrap=True)
-        prove(declared, trained.bundle, data, output / "stream.jsonl")
+        prove(declared, trained.bundle, data)
 
 
-def prove(declared: Project, bundle: Bundle, data: str, path: pathlib.Path) -> None:
+def prove(declared: Project, bundle: Bundle, data: str) -> None:
     """Stream the last events through an embedded Pub/Sub, compare every bit with batch, and say so; or fail."""
     import numpy as np
 
     from models.predictors.booster import Scorer
     from pipelines.cli.display import console
-    from pipelines.jobs.parity import check_parity, show
+    from pipelines.jobs.parity import check_payloads, show
     from pipelines.sources.listing import match_files
     from pipelines.sources.payloads import event_times, read_payloads
 
@@ -71,8 +71,8 @@ def prove(declared: Project, bundle: Bundle, data: str, path: pathlib.Path) -> N
         if len(payloads) >= STREAMED:
             break
     last = np.argsort(event_times(payloads, declared), kind="stable")[-STREAMED:].tolist()
-    path.write_bytes(b"".join(payloads[place] + b"\n" for place in last))
-    found = check_parity(declared, bundle, Scorer.from_bundle(bundle), [str(path)], "10m", 0, 0.02)
+    chosen = [payloads[place] for place in last]
+    found = check_payloads(declared, bundle, Scorer.from_bundle(bundle), chosen, "10m", 0, 0.02)
     if not found.equal:
         show(found)
         raise typer.Exit(1)

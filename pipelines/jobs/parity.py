@@ -65,7 +65,13 @@ def check_parity(
     project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance: str, seed: int, share: float
 ) -> Parity:
     """Run both ways over the files at `uris`; `share` of the events is published twice."""
-    payloads = read_payloads(uris)
+    return check_payloads(project, bundle, scorer, read_payloads(uris), allowance, seed, share)
+
+
+def check_payloads(
+    project: Project, bundle: Bundle, scorer: Any, payloads: Sequence[bytes], allowance: str, seed: int, share: float
+) -> Parity:
+    """Run both ways over JSON records; see `check_parity`."""
     order = arrival_order(payloads, project, parse_duration(allowance), seed, share)
     with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
         events = pathlib.Path(scratch) / "events.jsonl"
