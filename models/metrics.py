@@ -31,6 +31,11 @@ class Metric:
     event_time: bool = False
     bounds: tuple[float, ...] = ()  # upper ones of a histogram's buckets, in the unit of its name
 
+    @property
+    def scale(self) -> float:
+        """How many of Beam's whole numbers one unit of a gauge is."""
+        return 1e6 if self.name.endswith("_seconds") else 1
+
     def bucket_name(self, labels: Mapping[str, str], place: int) -> str:
         """The name in Beam of a histogram's bucket by its place; the last has no bound."""
         bound = repr(self.bounds[place]) if place < len(self.bounds) else "+Inf"
@@ -95,7 +100,7 @@ def value_of(found: Mapping[Series, int], metric: Metric) -> float | None:
     value = found.get((metric.name, ()))
     if value is None or (metric.kind == "gauge" and value == UNKNOWN):
         return None
-    return value / 1e6 if metric.kind == "gauge" and metric.name.endswith("_seconds") else value
+    return value / metric.scale
 
 
 def quantiles(

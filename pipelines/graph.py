@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 
-from models.counts import count_refused
+from models.counts import count_events, count_refused
 from models.features.row import feedback_horizon_us
 from models.quality.incidents import Policy
 from models.record import EVENTS, LABELS, Outcome
 from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
 from transforms.correct import Correct
-from transforms.count import CheckCounts, CountEvents
+from transforms.count import CheckCounts, Count, CountEvents
 from transforms.decode import Decode
 from transforms.deduplicate import Deduplicate
 from transforms.features import ComputeFeatures, CountImpossible
@@ -93,12 +94,13 @@ def check_counts(
 ) -> None:
     """Look at each slice whether every event that was read came out."""
     inputs = {"read": raw, "history": featured, "scored": scored, **refused.parts()}
-    counts = dict.fromkeys(inputs, count_refused)
-    counts |= {"read": CountEvents(Outcome.READ).count, "scored": CountEvents(Outcome.SCORED).count}
-    counts["history"] = CountEvents(Outcome.HISTORY, history_only=True).count
+    read = functools.partial(count_events, outcome=Outcome.READ)
+    counts: dict[str, Count] = dict.fromkeys(inputs, count_refused)
+    counts |= {"read": read, "scored": functools.partial(count_events, outcome=Outcome.SCORED)}
+    counts["history"] = functools.partial(count_events, outcome=Outcome.HISTORY, history_only=True)
     if labels:
         inputs |= {"labels": labels.raw, "labelled": labels.joined}
-        counts |= {"labels": CountEvents(Outcome.READ).count, "labelled": CountEvents(Outcome.LABELLED).count}
+        counts |= {"labels": read, "labelled": functools.partial(count_events, outcome=Outcome.LABELLED)}
     inputs | "Check counts" >> CheckCounts(counts)
 
 

@@ -34,11 +34,8 @@ class CountEvents(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollec
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Pairs that add up to the number of events."""
-        return pcoll | "Count" >> beam.FlatMap(self.count).with_output_types(tuple[str, int])
-
-    def count(self, batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
-        """Those of one batch."""
-        return count_events(batch, self.outcome, self.history_only)
+        count = beam.FlatMap(count_events, self.outcome, self.history_only)
+        return pcoll | "Count" >> count.with_output_types(tuple[str, int])
 
 
 @dataclasses.dataclass(eq=False)

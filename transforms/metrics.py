@@ -23,8 +23,7 @@ def count(metric: Metric, number: int, **labels: str) -> None:
 
 def gauge(metric: Metric, value: float | None, **labels: str) -> None:
     """Say how large something is now, None if that is not known."""
-    scaled = UNKNOWN if value is None else value * 1e6 if metric.name.endswith("_seconds") else value
-    _gauge(metric.beam_name(labels)).set(int(scaled))
+    _gauge(metric.beam_name(labels)).set(UNKNOWN if value is None else int(value * metric.scale))
 
 
 def observe(metric: Metric, values: npt.NDArray[np.float64], **labels: str) -> None:

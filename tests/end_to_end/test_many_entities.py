@@ -16,6 +16,7 @@ from models.quality.windows import WindowJudge
 from pipelines.config import DIRECT, GraphConfig, make_pipeline
 from pipelines.graph import build
 from pipelines.sinks.files import WriteFiles
+from pipelines.sources.acknowledge import STEP_US
 from pipelines.sources.files import SLICE_US
 from tests.kit.given import Given
 from tests.kit.support import (
@@ -31,7 +32,7 @@ from tests.kit.support import (
 from transforms.gate import WatchScores
 from transforms.metrics import read
 from transforms.score import Score
-from transforms.slices import MAX_PHASE, TooManySteps
+from transforms.slices import MAX_PHASE, PHASE_US, TooManySteps
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +184,10 @@ def test_prism_sees_all_and_says_the_same(batch, tmp_path):
     args = (f"--prism_location={PRISM}",)
     check_all_was_seen(tmp_path / "out", *run(tmp_path / "out", files_source(tmp_path), SLICE_US, "PrismRunner", args))
     same(batch[0], tmp_path / "out")
+
+
+def test_all_phases_fit_between_a_slices_end_and_where_a_streams_watermark_rests():
+    assert MAX_PHASE * PHASE_US < STEP_US // 2
 
 
 def test_more_steps_than_a_slice_has_time_for_are_refused():
