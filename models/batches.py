@@ -35,6 +35,11 @@ def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return as_batch(table)
 
 
+def same_text(text: str, rows: int) -> pa.DictionaryArray:
+    """A dictionary column of `rows` rows that all have one text."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
+
+
 def as_batch(table: pa.Table) -> pa.RecordBatch:
     """A table as one batch."""
     columns = [_one_chunk(column) for column in table.columns]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from models.batches import same_text
 from models.record import FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS
 
 
@@ -16,7 +17,7 @@ def raw_records(payloads: Sequence[bytes], source: str, slice_us: int) -> pa.Rec
     arrays = [
         pa.array(payloads, pa.binary()),
         pa.nulls(rows, pa.int64()),
-        pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([source])),
+        same_text(source, rows),
         pa.array(np.zeros(rows, np.int8)),
     ]
     fields = [SYSTEM_FIELDS[name] for name in (PAYLOAD, POSITION, SOURCE, MARKS)]

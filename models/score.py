@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_float64, column, marks_of, take_rows
+from models.batches import as_float64, column, marks_of, same_text, take_rows
 from models.dead_letters import split_good
 from models.predictors.booster import Scorer
 from models.project.declarations import Decision, Project
@@ -54,8 +54,7 @@ def score_batch(
         result[DECISION] = decide(scores, project.decisions)
     if reason_codes:
         result[REASONS] = _reasons(scorer, inputs, reason_codes)
-    same = pa.array(np.zeros(batch.num_rows, np.int32))
-    result[BUNDLE_ID] = pa.DictionaryArray.from_arrays(same, pa.array([bundle_id]))
+    result[BUNDLE_ID] = same_text(bundle_id, batch.num_rows)
     return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from models.batches import as_int64, column, marks_of, system_names
+from models.batches import as_int64, column, marks_of, same_text, system_names
 from models.faults import RowFaults
 from models.project.contract import check_event_time, check_fixed_point
 from models.record import (
@@ -52,8 +52,7 @@ def carry(batch: pa.RecordBatch, records: RecordType, score_from_us: int | None 
         arrays.append(values)
         fields.append(SYSTEM_FIELDS[name])
     if PUBLISHED in names:
-        kind = pa.array([(batch.schema.metadata or {}).get(FORMAT, b"row").decode()])
-        kinds = pa.DictionaryArray.from_arrays(pa.array(np.zeros(batch.num_rows, np.int32)), kind)
+        kinds = same_text((batch.schema.metadata or {}).get(FORMAT, b"row").decode(), batch.num_rows)
         arrays += [column(batch, PAYLOAD), kinds]
         fields += [SYSTEM_FIELDS[PAYLOAD], SYSTEM_FIELDS[PAYLOAD_FORMAT]]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from models.batches import column, with_column
+from models.batches import column, same_text, with_column
 from models.metrics import ROWS
 from models.record import (
     COLUMNS,
@@ -228,8 +228,7 @@ def read_all(feed: Feed[Files]) -> Iterator[pa.RecordBatch]:
 def _with_origin(batch: pa.RecordBatch, path: str, feed: Feed[Files], marks: int, slice_us: int) -> pa.RecordBatch:
     rows = batch.num_rows
     if SOURCE not in batch.schema.names:
-        source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([path]))
-        batch = with_column(batch, SOURCE, source)
+        batch = with_column(batch, SOURCE, same_text(path, rows))
     batch = with_column(batch, MARKS, pa.array(np.full(rows, marks, np.int8)))
     told = {**about(feed.record_type.number), SLICE: str(slice_us).encode()}
     return batch.replace_schema_metadata({**batch.schema.metadata, **told})

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import take_rows, with_column
+from models.batches import same_text, take_rows, with_column
 from models.record import PAYLOAD, RECORD_SCHEMA, TIMESTAMP
 from pipelines.brokers import Messages
 from pipelines.sources.ahead import Ahead, Int64
@@ -106,7 +106,7 @@ def to_batches(
         pa.nulls(rows, pa.binary()),
         # A broker's number of a message, where its id ends in one: `17`, or `topic/partition/17`.
         pc.struct_field(pc.extract_regex(ids, r"(?:^|/)(?P<n>[0-9]{1,18})$"), [0]).cast(pa.int64()),
-        pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([uri])),
+        same_text(uri, rows),
         pa.array(np.asarray(messages.published_us, np.int64)[places]).cast(TIMESTAMP),
         pa.array(np.full(rows, time.time_ns() // 1000)).cast(TIMESTAMP),
         ids,

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import column, with_column, without
+from models.batches import column, without
 from models.codecs import MAX_BLOCK_ROWS, decode_json, rows_as_json
 from models.faults import RowFaults
 from models.project.contract import Contract
 from models.project.declarations import Project
-from models.record import FORMAT, PAYLOAD, POSITION, SOURCE
+from models.raw import raw_records
+from models.record import FORMAT, PAYLOAD, POSITION
 from pipelines.sources.files import read_split, split_file
 from pipelines.sources.listing import format_of, match_files
-from pipelines.sources.raw import raw_batch
 from pipelines.sources.records import NO_TIME_US, decode_raw, times_of
 
 
@@ -54,7 +54,5 @@ def read_texts(payloads: Sequence[bytes], project: Project, name: str) -> list[s
 
 
 def _times_of(payloads: Sequence[bytes], project: Project) -> Any:
-    rows = len(payloads)
-    batch = raw_batch(pa.array(payloads, pa.binary()), pa.array(np.arange(rows)), {FORMAT: b"json"})
-    origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([""]))
-    return times_of(decode_raw(with_column(batch, SOURCE, origin), project.event_type), project.event_type)
+    decoded = decode_raw(raw_records(payloads, "", 0), project.event_type)
+    return times_of(decoded, project.event_type)
