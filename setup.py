@@ -24,12 +24,22 @@ setup(
         "fastavro",
         "cramjam",
         "confluent-kafka",
+        "pulsar-client",
+        "httpx",
+        "tenacity",
+        "scipy",
         "zstandard",
         "matplotlib",
         "jinja2",
+        "scikit-learn",
+        "skops",
     ],
     # pip knows no overrides: on Python 3.11 this extra does not resolve, take requirements/locks/py311.txt there.
-    extras_require={"tfdv": ["tensorflow-data-validation>=1.21,<1.22", "tfx-bsl>=1.21,<1.22"]},
+    extras_require={
+        "tfdv": ["tensorflow-data-validation>=1.21,<1.22", "tfx-bsl>=1.21,<1.22"],
+        "lightgbm": ["lightgbm>=4,<5"],
+        "onnx": ["onnxruntime>=1.20,<2"],
+    },
     package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},
 )

@@ -9,7 +9,9 @@ A bundle is saved as a folder of plain files:
     model.ubj       boosted trees, xgboost's UBJSON
     golden.json     feature names, golden rows (null where missing) and their scores
     metadata.json   metrics, training period, versions: all that is told and not used
-    baseline.json   optional: how features and scores of events not trained on are spread (models.quality.windows)
+    baseline.json   optional: how features and scores of events not trained on are spread
+    model.skops     instead of model.ubj: an estimator of scikit-learn's; model.txt: LightGBM's trees; model.onnx
+    encoders.json   optional: the values of inputs that are but names (models.predictors.encoders)
 
 Nothing in it is code, and nothing is read before its size is known to be bounded.
 """
@@ -32,8 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import HeadraceError
+from models.predictors.encoders import MAX_BYTES
 
 FORMAT = 1
+LIBRARIES = ("apache-beam", "numpy", "pyarrow", "xgboost")  # whose versions are told
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 64 << 10
 FILE_BYTES = {  # the largest size of each file; one more byte is refused, written or read
@@ -44,8 +48,11 @@ FILE_BYTES = {  # the largest size of each file; one more byte is refused, writt
     "golden.json": 16 << 20,
     "metadata.json": 4 << 20,
 }
-BASELINE = "baseline.json"  # the one file that need not be there
-OPTIONAL_BYTES = {BASELINE: 4 << 20}
+BASELINE = "baseline.json"
+ENCODERS = "encoders.json"
+OPTIONAL_BYTES = {BASELINE: 4 << 20, ENCODERS: MAX_BYTES}  # files that need not be there
+UBJ = "model.ubj"
+MODELS = (UBJ, "model.skops", "model.txt", "model.onnx")  # of which there is one
 
 
 class BundleError(HeadraceError):
@@ -60,12 +67,14 @@ class Bundle:
         schema: schema.pbtxt, bytes.
         project: project.yaml, bytes.
         feature_definitions: canonical JSON, made by the caller; of equal declarations equal bytes.
-        model: xgboost's UBJSON, bytes.
-        feature_names: k names, the model's inputs in order.
+        model: a file of `model_format`, bytes.
+        feature_names: k names, the model's columns in order: its inputs, or what encoders make of them.
         golden_features: [m, k] float32, m at least 1, NaN where missing, no infinities; read-only.
-        golden_scores: [m] float32, finite; read-only.
+        golden_scores: [m] float32, or [m, o] of a model of several outputs, finite; read-only.
         metadata: what JSON can hold, by name; metrics under "metrics".
         baseline: a baseline file, bytes, or None. It changes no score, so it is not in the bundle id.
+        model_format: `ubj`, `skops`, `txt` or `onnx`, as models.predictors.booster names them.
+        encoders: a file of models.predictors.encoders, bytes, or None. It is in the bundle id.
 
     Raises:
         BundleError: at construction, if shapes or dtypes differ or metadata is not JSON.
@@ -80,12 +89,14 @@ class Bundle:
     golden_scores: npt.NDArray[np.float32]
     metadata: Mapping[str, Any]
     baseline: bytes | None = None
+    encoders: bytes | None = None
+    model_format: str = "ubj"
 
     def __post_init__(self) -> None:
         features, scores = np.array(self.golden_features), np.array(self.golden_scores)
         if features.dtype != np.float32 or scores.dtype != np.float32:
             raise BundleError(f"golden.json: features and scores are {features.dtype} and {scores.dtype}, not float32")
-        if not len(scores) or features.shape != (len(scores), len(self.feature_names)):
+        if not len(scores) or scores.ndim > 2 or features.shape != (len(scores), len(self.feature_names)):
             raise BundleError(
                 f"golden.json: {list(features.shape)} features for {list(scores.shape)} scores and "
                 f"{len(self.feature_names)} names"
@@ -111,12 +122,19 @@ class Bundle:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of what decides a score: schema, feature definitions and model; 64 hex characters.
+        """The sha256 of what decides a score: schema, feature definitions, model, encoders; 64 hex characters.
 
         The text of project.yaml and the metadata are not in it: they change no score.
         """
-        parts = (self.schema, self.feature_definitions, self.model)
+        parts = [self.schema, self.feature_definitions, self.model, *([self.encoders] if self.encoders else [])]
+        parts += [self.model_format.encode()] if self.model_format != "ubj" else []
         return _sha256("\n".join(["headrace bundle 1", *map(_sha256, parts)]).encode())
+
+    @property
+    def alone(self) -> bool:
+        """Whether rows are scored one at a time, as `model.alone` declares."""
+        definitions = _parse("features.json", self.feature_definitions)
+        return isinstance(definitions, dict) and bool(definitions.get("alone"))
 
     @property
     def bundle_id(self) -> str:
@@ -136,14 +154,14 @@ class Bundle:
             "schema.pbtxt": self.schema,
             "project.yaml": self.project,
             "features.json": self.feature_definitions,
-            "model.ubj": self.model,
+            f"model.{self.model_format}": self.model,
             "golden.json": _golden_json(self.feature_names, self.golden_features, self.golden_scores),
             "metadata.json": _canonical(self.metadata),
         }
-        if self.baseline is not None:
-            files[BASELINE] = self.baseline
+        optional = {BASELINE: self.baseline, ENCODERS: self.encoders}
+        files |= {name: content for name, content in optional.items() if content is not None}
         for name, content in files.items():
-            limit = (FILE_BYTES | OPTIONAL_BYTES)[name]
+            limit = _limits(f"model.{self.model_format}")[name]
             if len(content) > limit:
                 raise BundleError(f"{name}: {len(content)} bytes, at most {limit} are allowed")
         files[MANIFEST] = _canonical(
@@ -183,10 +201,12 @@ class Bundle:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise BundleError(f"{MANIFEST}: not of format {FORMAT}")
         listed = manifest.get("files")
-        if not isinstance(listed, dict) or set(listed) - set(OPTIONAL_BYTES) != set(FILE_BYTES):
+        model = next((name for name in MODELS if isinstance(listed, dict) and name in listed), UBJ)
+        limits = _limits(model)
+        if not isinstance(listed, dict) or set(listed) | set(OPTIONAL_BYTES) != set(limits):
             raise BundleError(f"{MANIFEST}: does not list exactly {', '.join(FILE_BYTES)}")
         files: dict[str, bytes] = {}
-        for name, limit in (FILE_BYTES | OPTIONAL_BYTES).items():
+        for name, limit in limits.items():
             if name not in listed:
                 continue
             files[name] = content = _read(directory, name, limit)
@@ -200,10 +220,12 @@ class Bundle:
             files["schema.pbtxt"],
             files["project.yaml"],
             files["features.json"],
-            files["model.ubj"],
+            files[model],
             *_parse_golden(files["golden.json"]),
             metadata,
             files.get(BASELINE),
+            files.get(ENCODERS),
+            model.rpartition(".")[2],
         )
         if (manifest.get("bundle_id"), manifest.get("digest")) != (bundle.bundle_id, bundle.digest):
             raise BundleError(f"{MANIFEST}: the bundle id of these files is {bundle.bundle_id}, not the stated one")
@@ -212,7 +234,12 @@ class Bundle:
         return bundle
 
 
-def library_versions(names: Sequence[str] = ("apache-beam", "numpy", "pyarrow", "xgboost")) -> dict[str, str]:
+def _limits(model: str) -> dict[str, int]:
+    """The largest size of each file of a bundle with a model file of that name."""
+    return {(model if name == UBJ else name): limit for name, limit in (FILE_BYTES | OPTIONAL_BYTES).items()}
+
+
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Return the versions of installed distributions, for metadata."""
     return {name: version(name) for name in names}
 
@@ -264,7 +291,7 @@ def _parse_golden(
         return (
             tuple(str(name) for name in names),
             np.asarray(features, dtype=np.float32).reshape(len(rows), len(names)),
-            np.asarray([float(score) for score in scores], dtype=np.float32),
+            np.asarray(scores, dtype=np.float64).astype(np.float32),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"golden.json: {type(error).__name__}: {error}") from error

@@ -65,14 +65,16 @@ def register(
 
     Raises:
         RegistryError: if the name or an alias is malformed, or the registry can't be reached or written to.
-        ModelError: if the bundle's model does not load or does not give its golden scores.
+        ModelError: if the bundle's model does not load, does not give its golden scores, or scores a golden row
+            otherwise alone, in threes, in sevens or in another order.
     """
     from models.predictors.booster import Scorer
+    from models.predictors.foreign import prove_independence
 
     _require_plain("name", name)
     for alias in aliases:
         _require_alias(alias)
-    Scorer.from_bundle(bundle)
+    prove_independence(Scorer.from_bundle(bundle).score, bundle.golden_features)
     with open_client(tracking_uri, write=True, create=True) as client:
         versions = MlflowReader(client).versions(name)
         version = next((known.version for known in versions if known.bundle_id == bundle.bundle_id), None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,20 @@ import xgboost
 from models.errors import HeadraceError
 from models.predictors.booster import predict
 from models.project.parameters import find_parameter_faults
+from models.project.targets import OBJECTIVES, Target
 
 DAY_US = 86_400_000_000
+BINARY = Target()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopping:
+    """When training ends: after so many `rounds` without a lower `loss` of these rows, which it does not learn from."""
+
+    rounds: int
+    features: npt.NDArray[np.float32]
+    label: npt.NDArray[Any]
+    loss: Callable[[npt.NDArray[Any], npt.NDArray[np.float32]], float]
 
 
 class TrainingError(HeadraceError, ValueError):
@@ -83,20 +96,27 @@ def fit(
     params: Mapping[str, Any],
     *,
     feature_names: Sequence[str],
+    feature_types: Sequence[str] | None = None,
+    target: Target = BINARY,
+    stopping: Stopping | None = None,
     seed: int | None = None,
     nthread: int = 1,
 ) -> xgboost.Booster:
-    """Return boosted trees for the log-odds of a positive, fitted on rows in the order given.
+    """Return boosted trees, fitted on rows in the order given.
 
     The same rows in the same order give the same bytes whatever `nthread` is; the caller sorts them (by
     event time, then id). The figures are those of `xgboost.XGBClassifier` with the same parameters.
 
     Args:
         features: [n, k] float32, NaN where missing.
-        label: [n] 0 and 1, both present.
+        label: [n] 0 and 1, both present; of a multi-class target the classes' numbers, all present; else numbers.
         params: as `models.project.parameters` has them; absent ones keep xgboost's defaults (100 trees, depth 6,
-            learning rate 0.3), but for the objective, binary:logistic, and the tree method, hist.
+            learning rate 0.3), but for the objective, the first of the kind's, and the tree method, hist.
         feature_names: k names, kept in the model.
+        feature_types: for each feature `q` of a number or `c` of a code that the trees split by category; all numbers
+            if not given.
+        target: what is predicted.
+        stopping: ends the training early; the trees are those of the least loss.
         seed: of the row and column sampling; else `params["seed"]`, else 0.
         nthread: threads, at least 1. More threads than idle cores can be 30 times slower.
 
@@ -104,7 +124,7 @@ def fit(
         TrainingError: on a parameter unknown or out of range.
         ValueError: on another shape or dtype, an infinite feature, or labels of one class.
     """
-    faults = [f"{name} {message}" for name, message in find_parameter_faults(params)]
+    faults = [f"{name} {message}" for name, message in find_parameter_faults(params, target.kind)]
     if faults:
         raise TrainingError(f"model parameter {'; '.join(faults)}")
     if features.dtype != np.float32 or features.shape != (len(label), len(feature_names)):
@@ -115,35 +135,75 @@ def fit(
     if np.isinf(features).any():
         row, place = (int(place) for place in np.argwhere(np.isinf(features))[0])
         raise ValueError(f"the feature {feature_names[place]} is infinite in row {row}; a missing one is NaN")
-    positives = int(np.count_nonzero(label == 1))
-    if positives + int(np.count_nonzero(label == 0)) != len(label):
-        raise ValueError("labels must be 0 or 1, without nulls")
-    if positives in (0, len(label)):
-        raise ValueError(f"{positives} of {len(label)} training rows are positive: both classes are needed")
-
     native = {name: value for name, value in params.items() if name != "n_estimators"}
-    native = {"objective": "binary:logistic", "tree_method": "hist", **native, "nthread": nthread}
+    native = {"objective": OBJECTIVES[target.kind][0], "tree_method": "hist", **native, "nthread": nthread}
+    native |= _check_label(label, target)
     native["seed"] = params.get("seed", 0) if seed is None else seed
+    rounds = int(params.get("n_estimators", 100))
+    options = {"feature_names": list(feature_names), "nthread": nthread}
+    if feature_types is not None:
+        options |= {"feature_types": list(feature_types), "enable_categorical": True}
     try:
-        rows = _rows(features, label, feature_names, native["tree_method"], int(params.get("max_bin", 256)), nthread)
-        return xgboost.train(native, rows, num_boost_round=int(params.get("n_estimators", 100)))
+        rows = _rows(features, label, native["tree_method"], int(params.get("max_bin", 256)), options)
+        if stopping is None:
+            return xgboost.train(native, rows, num_boost_round=rounds)
+        native["disable_default_eval_metric"] = True
+        held = xgboost.DMatrix(stopping.features, label=stopping.label.astype(np.float32), **options)
+        stop = _Stop(stopping, held)
+        # One that is among `evals` is scored tree by tree, and not with all trees after each.
+        more: dict[str, Any] = {"evals": [(held, "held")], "verbose_eval": False, "callbacks": [stop]}
+        return xgboost.train(native, rows, num_boost_round=rounds, **more)[: stop.best_round + 1]
     except xgboost.core.XGBoostError as error:
         raise TrainingError(f"xgboost refuses: {str(error).splitlines()[0]}") from error
+
+
+class _Stop(xgboost.callback.TrainingCallback):
+    """Ends a training by a loss that is not rounded, as xgboost's own early stopping has it."""
+
+    def __init__(self, stopping: Stopping, held: xgboost.DMatrix) -> None:
+        self._stopping, self._held = stopping, held
+        self._best = np.inf
+        self.best_round = 0
+
+    def after_iteration(self, model: xgboost.Booster, epoch: int, evals_log: Any) -> bool:
+        """Whether it is to end."""
+        loss = self._stopping.loss(self._stopping.label, model.predict(self._held))
+        if loss < self._best:
+            self._best, self.best_round = loss, epoch
+        return epoch - self.best_round >= self._stopping.rounds
+
+
+def _check_label(label: npt.NDArray[Any], target: Target) -> dict[str, Any]:
+    """What xgboost is told of the label; ValueError if it is not what the target needs."""
+    if target.kind == "binary":
+        positives = int(np.count_nonzero(label == 1))
+        if positives + int(np.count_nonzero(label == 0)) != len(label):
+            raise ValueError("labels must be 0 or 1, without nulls")
+        if positives in (0, len(label)):
+            raise ValueError(f"{positives} of {len(label)} training rows are positive: both classes are needed")
+        return {}
+    if not len(label) or not np.isfinite(label).all():
+        raise ValueError("labels must be finite, of at least one row")
+    if target.kind == "multiclass":
+        found = np.unique(label)
+        if not np.array_equal(found, np.arange(len(found))) or len(found) < 2:
+            raise ValueError("labels must be the numbers of the classes, all present")
+        return {"num_class": len(found)}
+    return {"quantile_alpha": list(target.quantiles)} if target.kind == "quantile" else {}
 
 
 def _rows(
     features: npt.NDArray[np.float32],
     label: npt.NDArray[Any],
-    names: Sequence[str],
     tree_method: str,
     max_bin: int,
-    nthread: int,
+    options: Mapping[str, Any],
 ) -> xgboost.DMatrix:
-    labels, known = label.astype(np.float32), list(names)
+    labels = label.astype(np.float32)
     if tree_method != "hist":
-        return xgboost.DMatrix(features, label=labels, feature_names=known, nthread=nthread)
+        return xgboost.DMatrix(features, label=labels, **options)
     # Half the time and memory of a DMatrix, and the same trees.
-    return xgboost.QuantileDMatrix(features, label=labels, feature_names=known, nthread=nthread, max_bin=max_bin)
+    return xgboost.QuantileDMatrix(features, label=labels, max_bin=max_bin, **options)
 
 
 def model_bytes(booster: xgboost.Booster) -> bytes:
