@@ -18,6 +18,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 
 from models.errors import HeadraceError
 from models.faults import RowFaults
+from models.fixed_point import has_more_places
 from models.project.schema_lines import read_feature_lines
 from models.record import TIMESTAMP
 
@@ -132,6 +133,10 @@ class Contract:
         """The Arrow schema of decoded events."""
         return pa.schema([(field.name, field.arrow_type) for field in self.fields.values()])
 
+    def with_fields(self, more: Mapping[str, Field]) -> Contract:
+        """The same text, and fields that do not stand in it."""
+        return Contract({**self.fields, **{n: f for n, f in more.items() if n not in self.fields}}, self.text)
+
     def line_of(self, name: str, part: str = "") -> int:
         """The line (from 1) of a part of a field in the schema's text, or else of the field."""
         features = text_format.Parse(self.text.decode(), schema_pb2.Schema()).feature
@@ -144,6 +149,14 @@ class Contract:
         """Add to `faults` every row of decoded `columns` that breaks presence or a domain."""
         for field in self.fields.values():
             _check_field(field, columns[field.name], faults)
+
+
+def field_of_kind(name: str, kind: str, required: bool) -> Field:
+    """A field of an expression's result: int, float, string, time, or bool, which is 0 and 1."""
+    if kind == "bool":
+        return Field(name, "int", required, 0, 1, is_boolean=True)
+    kinds: dict[str, Kind] = {"int": "int", "float": "float", "time": "time"}
+    return Field(name, kinds.get(kind, "string"), required)
 
 
 def _say(error: text_format.ParseError) -> str:
@@ -195,6 +208,9 @@ def _read_field(feature: schema_pb2.Feature, schema: schema_pb2.Schema, fault: C
             fault(f"its domain {feature.domain!r} is not in the schema", info)
         elif not domain:
             fault("no text is in its domain", info)
+        constraints = feature.distribution_constraints
+        if constraints.HasField("min_domain_mass") and constraints.min_domain_mass < 1:
+            domain = None  # open: other values are scored, and it is for quality to say that they are too many
     elif info == "bool_domain" and kind == "int":
         minimum, maximum = 0, 1
     elif info == "time_domain":
@@ -230,15 +246,21 @@ def _read_time_format(feature: schema_pb2.Feature, kind: Kind, fault: Callable[[
         return unit
     if kind != "string":
         fault("its string_format needs the type BYTES")
+    if (message := fault_of_time_format(text)) is not None:
+        fault(f"its string_format {message}")
+    return str(text)
+
+
+def fault_of_time_format(text: str) -> str | None:
+    """What is wrong with a format of strptime, if anything is."""
     sample = datetime.datetime(2024, 2, 29, 13, tzinfo=datetime.UTC)
     try:
         read_back = datetime.datetime.strptime(sample.strftime(text), text)  # noqa: DTZ007
     except ValueError as error:
-        fault(f"its string_format {text!r} can't be read: {error}")
-    else:
-        if read_back.date() != sample.date() or "%Z" in text:
-            fault(f"its string_format {text!r} does not say year, month and day, or has %Z, which says no offset")
-    return str(text)
+        return f"{text!r} can't be read: {error}"
+    if read_back.date() != sample.date() or "%Z" in text:
+        return f"{text!r} does not say year, month and day, or has %Z, which says no offset"
+    return None
 
 
 def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
@@ -261,14 +283,25 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         faults.add(_rows(pc.and_(pc.invert(known), pc.is_valid(column))), field.name, "not in domain", column)
 
 
-def check_fixed_point(columns: dict[str, pa.Array], places: Mapping[str, int], faults: RowFaults) -> None:
-    """Add to `faults` the rows whose summed values are too large for exact 64-bit sums."""
+def check_fixed_point(
+    columns: dict[str, pa.Array],
+    places: Mapping[str, int],
+    faults: RowFaults,
+    exact: frozenset[str] = frozenset(),
+) -> None:
+    """Add to `faults` the rows whose summed values are too large for exact 64-bit sums, or have too many places.
+
+    Of the columns `exact`, no value may have more places than are declared; those of others are rounded.
+    """
     for name, decimals in places.items():
         limit = FIXED_POINT_LIMIT / 10**decimals
         values = columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
         bad = (np.abs(values) > limit) & np.isfinite(values)
         if bad.any():
             faults.add(np.flatnonzero(bad), name, f"beyond {_number(limit)} of exact sums", columns[name])
+        if name in exact:
+            more = has_more_places(values, decimals) & ~bad & np.isfinite(values)
+            faults.add(np.flatnonzero(more), name, f"more than {decimals} decimal places", columns[name])
 
 
 def check_event_time(column: pa.Array, name: str, earliest_us: int, latest_us: int, faults: RowFaults) -> None:

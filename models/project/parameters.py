@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from models.project.targets import OBJECTIVES
+
 
 class Whole(NamedTuple):
     """A whole number from `least` to `most`."""
@@ -63,6 +65,8 @@ class Choice(NamedTuple):
 _SHARE = Number(0, 1, above=True)
 _WEIGHT = Number(0, 1e30)  # more than its square is beyond 32 bits
 
+_Parameters = dict[str, Whole | Number | Choice | None]
+
 PARAMETERS: dict[str, Whole | Number | Choice] = {
     "base_score": Number(0, 1, above=True, below=True),
     "colsample_bylevel": _SHARE,
@@ -78,7 +82,7 @@ PARAMETERS: dict[str, Whole | Number | Choice] = {
     "min_child_weight": _WEIGHT,
     "n_estimators": Whole(1, 100_000),
     "objective": Choice(
-        ("binary:logistic", "reg:logistic"),
+        OBJECTIVES["binary"],
         {
             "binary:hinge": "its scores are 0 and 1, not the probability that a score is",
             "binary:logitraw": "its scores are log-odds, not the probability that a score is",
@@ -95,6 +99,23 @@ PARAMETERS: dict[str, Whole | Number | Choice] = {
     ),
 }
 
+# What is otherwise where a target is not binary; what is None has no effect there.
+_BY_KIND: dict[str, _Parameters] = {
+    kind: {"objective": Choice(objectives), "scale_pos_weight": None, "base_score": None}
+    for kind, objectives in OBJECTIVES.items()
+    if kind != "binary"
+}
+_BY_KIND["regression"]["base_score"] = Number(-1e30, 1e30)
+_BY_KIND["count"]["base_score"] = Number(0, 1e30, above=True)
+
+# Of an isolation forest.
+_OF_FORESTS: _Parameters = {
+    **dict.fromkeys(PARAMETERS),
+    "n_estimators": Whole(1, 10_000),
+    "max_samples": Whole(2, 1_000_000),
+    "seed": PARAMETERS["seed"],
+}
+
 # Other names that people know parameters by.
 _KNOWN_AS = {
     "alpha": "reg_alpha",
@@ -109,19 +130,25 @@ _KNOWN_AS = {
 _NOT_DECLARED = {
     "booster": "the model is boosted trees (gbtree)",
     "device": "training runs on the processor, as its bits are the same everywhere",
+    "early_stopping_rounds": "declare model.early_stopping: {rounds: …, on_last: …}",
     "eval_metric": "training has no evaluation set; metrics are in the test's table",
     "n_jobs": "say it with --threads",
     "nthread": "say it with --threads",
+    "num_class": "the classes are the domain of the label",
+    "quantile_alpha": "declare target: {kind: quantile, quantiles: […]}",
 }
 _OF_OTHER_METHODS = ("grow_policy", "max_bin", "max_leaves")
 
 
-def find_parameter_faults(params: Mapping[Any, Any]) -> Iterator[tuple[Any, str]]:
-    """Each fault of declared parameters: (name, message)."""
+def find_parameter_faults(params: Mapping[Any, Any], kind: str = "binary") -> Iterator[tuple[Any, str]]:
+    """Each fault of declared parameters for a kind of target: (name, message)."""
+    known = _OF_FORESTS if kind == "anomaly" else {**PARAMETERS, **_BY_KIND.get(kind, {})}
     for name, value in params.items():
-        if name not in PARAMETERS:
+        if name not in known:
             yield name, f"is not a parameter that may be declared{_hint(name)}"
-        elif (message := PARAMETERS[name].fault(value)) is not None:
+        elif (parameter := known[name]) is None:
+            yield name, f"has no effect with a{'n' * (kind == 'anomaly')} {kind} target: leave it out"
+        elif (message := parameter.fault(value)) is not None:
             yield name, message
     if params.get("tree_method") == "exact":
         for name in _OF_OTHER_METHODS:

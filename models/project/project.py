@@ -14,10 +14,13 @@ from typing import Any
 import pydantic
 
 from models.errors import HeadraceError
-from models.project.checks import check_declarations
+from models.project.checks import NEEDS_MODEL, check_declarations
 from models.project.contract import Contract, FieldFault
-from models.project.declarations import DECLARED_AT, Decision, Project, RollingFeature, parse_duration
+from models.project.declarations import Project
 from models.project.documents import Document, DocumentError, Path
+from models.project.keys import DECLARED_AT
+from models.project.learned import Decision
+from models.project.sections import RollingFeature, parse_duration
 
 __all__ = [
     "PROJECT_FILE",
@@ -41,11 +44,13 @@ _SCHEMA_LINE = re.compile(rb"^schema:[ \t]*(\w[\w.-]*)[ \t\r]*(?:#.*)?$", re.MUL
 # What may be said to be wrong only because something of these is left out.
 _FOLLOWERS: dict[str | int, tuple[Path, ...]] = {
     "event": (("event", "earliest"),),
+    "label": (("metrics",), ("target",), ("model", "categories")),
+    "entities": (("metrics",),),
     "features": (("model", "inputs"), ("training", "slices")),
     "fixed_point": (("features", "rolling"),),
 }
 # In place of what must be there and is wrong or missing, so that all else can be checked.
-_STAND_INS: dict[str, Any] = {"name": "unnamed", "model": {"inputs": ["unnamed"]}}
+_STAND_INS: dict[str, Any] = {"name": "unnamed"}
 
 
 class ProjectError(HeadraceError, ValueError):
@@ -124,7 +129,7 @@ def parse_project(
             faults.append(fault(("schema",), f"{file} cannot be read: {error.strerror or error}"))
     if project is None or contract is None:
         return None, faults
-    project._contract = contract
+    project.with_schema(contract)
     broken_fields = {problem.field for problem in broken}
     for path, message in check_declarations(project):
         if not _may_follow(path, f"{message.partition(';')[0]} {_at(raw, path)}", left_out, broken_fields):
@@ -177,7 +182,8 @@ def _say(item: Any) -> str:
     if item["type"] != "extra_forbidden":
         return message
     place = tuple("*" if isinstance(part, int) else part for part in item["loc"][:-1])
-    known = [field.alias or name for name, field in DECLARED_AT[place].model_fields.items()]
+    declared = DECLARED_AT.get(place) or DECLARED_AT[*place[:-1], "*"]
+    known = [field.alias or name for name, field in declared.model_fields.items()]
     near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
     return f"{message}: " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
 
@@ -208,6 +214,8 @@ def _remove(data: Any, path: Path) -> None:
 
 def _may_follow(path: Path, said: str, left_out: set[Path], broken: set[str]) -> bool:
     """Whether a fault at `path` may come only of declarations or schema fields that are wrong already."""
+    if NEEDS_MODEL in said and any(other[:1] == ("model",) or len(other) == 1 for other in left_out):
+        return True  # what was left out is the model, or may be meant as it
     for other in left_out - {()}:
         holder = other[:-1]
         in_a_list = any(isinstance(part, int) for part in other[-2:])

@@ -60,11 +60,15 @@ def field_needs(project: Project) -> Needs:
         if name not in project.feature_names:
             always.setdefault(name, []).append("a model input")
     for feature, expression in project.row_features.items():
-        for name in sorted(expression.names):
+        for name in sorted(expression.names - project.rolling_kinds.keys()):
             always.setdefault(name, []).append(f"the feature {feature}")
     for rolling in project.rolling_features:
-        if rolling.field:
-            always.setdefault(rolling.field, []).append(f"the feature {rolling.name}")
+        for name in sorted(rolling.reads - project.row_features.keys()):
+            always.setdefault(name, []).append(f"the feature {rolling.name}")
+    for table, features in project.totals.items():
+        for name in {*project.aggregates[table].by, *(name for f in features for name in f.reads)}:
+            if name not in project.feature_names:
+                others.setdefault(name, []).append(f"the aggregates {table}")
     if project.label:
         others.setdefault(project.label.field, []).append("the label")
     for what, names in (
@@ -75,9 +79,12 @@ def field_needs(project: Project) -> Needs:
         for name in names:
             if name not in project.feature_names:
                 others.setdefault(name, []).append(what)
+    for name in project.joined_fields:  # which an event does not have
+        always.pop(name, None)
+        others.pop(name, None)
     label = {project.label.field} if project.label else set()
     return Needs(
         roles={name: (*always.get(name, ()), *others.get(name, ())) for name in {**always, **others}},
-        never_missing=frozenset(always.keys() - label),
+        never_missing=frozenset(always.keys() - label - project.optional_keys),
         refuses_unknown=project.event.unknown_fields == "refuse",
     )

@@ -72,7 +72,7 @@ def propose_schema(columns: Columns, unusable: Mapping[str, str], project: Proje
     times: dict[str, schema_pb2.TimeDomain] = {}
     for name, column in columns.items():
         if name == project.event.time:
-            found = _find_time_format(column)
+            found = find_time_format(column)
             if found is None:
                 notes.append(
                     f"Left out: {name}: the event time, but neither ISO 8601 nor Unix time: write its time_domain."
@@ -139,6 +139,8 @@ def _notes_on_roles(schema: schema_pb2.Schema, project: Project) -> list[str]:
     roles = [("event id", event.id), ("event time", event.time)]
     roles += [(f"entity {entity}", name) for entity, name in project.entities.items()]
     for role, name in roles:
+        if name in project.derive:
+            continue
         if name not in features:
             notes.append(f"Missing: {name}, the {role}.")
             continue
@@ -148,7 +150,7 @@ def _notes_on_roles(schema: schema_pb2.Schema, project: Project) -> list[str]:
             notes.append(f"{name}, the {role}, is a number with a fraction, which no key may be.")
     if project.label and project.label.field not in features:
         notes.append(f"Missing: {project.label.field}, the label.")
-    elif project.label:
+    elif project.label and project.target.kind == "binary":
         feature = features[project.label.field]
         if not (
             feature.HasField("bool_domain") or (feature.int_domain.HasField("max") and feature.int_domain.max == 1)
@@ -157,7 +159,7 @@ def _notes_on_roles(schema: schema_pb2.Schema, project: Project) -> list[str]:
     return notes
 
 
-def _find_time_format(column: pa.Array) -> tuple[schema_pb2.TimeDomain, pa.Array] | None:
+def find_time_format(column: pa.Array) -> tuple[schema_pb2.TimeDomain, pa.Array] | None:
     """How a column writes times, and the times: ISO 8601, or the Unix unit that puts all between 1990 and 2100."""
     if column.type == TIMESTAMP:
         return schema_pb2.TimeDomain(string_format=ISO_FORMAT), column

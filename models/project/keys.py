@@ -1,0 +1,201 @@
+"""Every key of project.yaml: which declaration stands where, and the tables of docs/keys.md."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pydantic
+from pydantic.fields import FieldInfo
+
+from models.project.availability import KnownAt
+from models.project.declarations import Project
+from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
+from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, duration_text
+from models.project.tables import Table, Totals
+from models.project.targets import Target
+
+# What is declared at which path; "*" stands for each part of a list, or each name of a mapping.
+DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
+    (): Project,
+    ("event",): Event,
+    ("available", "*"): KnownAt,
+    ("label",): Label,
+    ("label", "events"): LabelEvents,
+    ("target",): Target,
+    ("tables", "*"): Table,
+    ("features",): Features,
+    ("features", "rolling", "*"): Rolling,
+    ("aggregates", "*"): Totals,
+    ("expect", "*"): Expect,
+    ("model",): Model,
+    ("model", "categories", "*"): Category,
+    ("model", "early_stopping"): EarlyStopping,
+    ("training",): Training,
+    ("decisions", "*"): Decision,
+    ("fallback",): Fallback,
+    ("quality",): Quality,
+}
+_DURATIONS = {
+    "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down"
+}  # fmt: skip
+WHAT = {
+    "name": "The project's name, and the model's in the registry.",
+    "schema": "The file of the schema, beside project.yaml.",
+    "event": "What an event is.",
+    "derive": "Name → expression of a field that is computed as soon as a record is decoded.",
+    "where": "An expression; events for which it is not true are left out and counted as filtered.",
+    "entities": "Name → the field of its keys.",
+    "available": "Field → when it is known: `at_event`, `after 7d`, or `{at: FIELD}`.",
+    "label": "What is to be predicted.",
+    "target": "The kind of label, or a mapping with `kind`.",
+    "tables": "Name → a table whose fields are joined as of the event's time.",
+    "fixed_point": "Field or row feature → decimal places of what is summed, 0 to 9.",
+    "more_places": "Field → what becomes of values with more places: `round` or `refuse`.",
+    "features": "What is computed of events.",
+    "aggregates": "Name → a table of what events add up to by period.",
+    "expect": "Feature → what values are expected of it.",
+    "model": "What the model reads, and how it is trained. Without it, features are written.",
+    "training": "How the events are split by time.",
+    "metrics": "Name → what is measured beside the standard figures: `precision_at_k(ENTITY, K)`.",
+    "decisions": "Bands, from the highest bound to the lowest; the first that a score reaches holds.",
+    "fallback": "What is decided of events that can't be scored.",
+    "sinks": "Decision → the topic, or in batch the folder, that its rows go to, in place of the run's `--sink`.",
+    "quality": "How score rows are watched.",
+    "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
+    "timezone": "Of days and hours, such as `Europe/Berlin`.",
+    "output": "Fields that go into the output beside id, time, entities, features and score.",
+    "event.id": "The field that tells events apart.",
+    "event.time": "The field of the event's time.",
+    "event.earliest": "An event before it is a dead letter.",
+    "event.latest": "An event at or after it is a dead letter.",
+    "event.deduplicate_within": "A second event with an id this soon is a duplicate.",
+    "event.max_bytes": "A larger record is a dead letter.",
+    "event.unknown_fields": "Whether fields that the schema does not have are passed over.",
+    "available.*.at": "A field of the event: the time at which the value is known.",
+    "label.field": "The field that is to be predicted.",
+    "label.delay": "How long after its event a label is known.",
+    "label.events": "Labels come as records of their own.",
+    "label.events.time": "Their field of the time at which the label was known.",
+    "target.kind": "What is predicted.",
+    "target.quantiles": "Of the kind `quantile`: which, ascending, each between 0 and 1.",
+    "tables.*.entity": "The entity whose keys the rows have.",
+    "tables.*.time": "The field of the time from which a row is known.",
+    "tables.*.fields": "Field → its type.",
+    "tables.*.key": "The field of the key, if it is not called as the entity's.",
+    "tables.*.until": "The field of the time at which a row ends to hold.",
+    "tables.*.deleted": "The field, true or false, that says that a row ends what was known of its entity.",
+    "tables.*.time_format": "How its times are written, if not as the event's.",
+    "features.row": "Name → expression.",
+    "features.rolling": "Windows over entities.",
+    "features.rolling.*.entity": "An entity, several whose keys together are one, or `all`.",
+    "features.rolling.*.windows": "Name → length: a duration or a calendar period.",
+    "features.rolling.*.features": "Name, with `{window}` in it → aggregate.",
+    "features.rolling.*.delay": "How long before the event a window ends.",
+    "features.rolling.*.include_current": "Whether the event itself is in its windows.",
+    "features.rolling.*.empty": "The value of a window without events, in place of the aggregate's own.",
+    "features.rolling.*.gap": "A session ends where so long no event was.",
+    "features.rolling.*.missing": "`skip`: events may be without the key.",
+    "aggregates.*.period": "How long a period is.",
+    "aggregates.*.by": "Fields and row features whose values together have a row each.",
+    "aggregates.*.columns": "Name → aggregate.",
+    "expect.*.min": "The least value.",
+    "expect.*.max": "The largest value.",
+    "expect.*.required": "Whether it may not be missing.",
+    "expect.*.finite": "Whether it may not be impossible, as a quotient by zero is.",
+    "expect.*.otherwise": "What becomes of a row with another value.",
+    "expect.*.fallback": "The value in its place, of `otherwise: fallback`.",
+    "model.inputs": "Features and fields, in the model's order.",
+    "model.params": "Parameters of the training (docs/declarations.md).",
+    "model.categories": "Input → how it is coded, of those that are but names; a mapping or the encoding alone.",
+    "model.early_stopping": "The training may end before all trees are made.",
+    "model.alone": "An imported model scores one row at a time.",
+    "model.categories.*.encoding": "How values become numbers.",
+    "model.categories.*.most": "So many of the most frequent values are known.",
+    "model.categories.*.at_least": "Values of fewer rows are unknown.",
+    "model.categories.*.smoothing": "Of the encoding `target`: rows of the mean of all that are added to each value's.",
+    "model.early_stopping.rounds": "So many trees without a better loss end it.",
+    "model.early_stopping.on_last": "The loss is that of the last part, so long, of the time to train on.",
+    "training.train": "Whole days to train on.",
+    "training.delay": "How long labels take to become known; the baseline is made of these events.",
+    "training.test": "Whole days to test on.",
+    "training.start": "When training starts; if not given, the test ends with the last day of the events.",
+    "training.group": "An entity: those known to be positive leave the test.",
+    "training.slices": "Features and fields by whose values the figures are given, too.",
+    "training.max_dead_letters": "The share of records that may be refused before training fails.",
+    "decisions.*.action": "What is decided.",
+    "decisions.*.at_least": "From this score on; the last band has none where scores may be below 0.",
+    "decisions.*.of": "The class or quantile whose number is compared.",
+    "fallback.action": "What is decided: one of the decisions, or another.",
+    "quality.window": "The length of a window of score rows, in event time.",
+    "quality.min_rows": "Of a smaller window nothing is said.",
+    "quality.sample": "Rows of a window whose values are looked at; what is counted is counted over all.",
+    "quality.false_alarm_rate": "The chance of an alarm of a window without a change, all comparisons together.",
+    "quality.drift": "Limit of the distance to the window before, where the schema has none.",
+    "quality.skew": "Limit of the distance to the baseline, where the schema has none.",
+    "quality.psi": "Limit of the population stability index of scores.",
+    "quality.null_rate": "Limit of the change of the share that is missing.",
+    "quality.decision_share": "Limit of the change of a decision's share.",
+    "quality.unseen": "Limit of the change of the share of entities that have no past.",
+    "quality.gate": "What a bad window does to rows.",
+    "quality.safe_action": "What a stopped stream decides.",
+    "quality.hold_off": "So many good windows in a row close the circuit.",
+    "quality.alert_cool_down": "An open incident is told again after this long.",
+    "quality.alert_clear_after": "So many windows without its alarm end an incident.",
+}
+
+
+def reference() -> Iterator[str]:
+    """The lines of docs/keys.md from its first table on."""
+    for place, declared in DECLARED_AT.items():
+        path = ".".join(map(str, place))
+        yield f"## {f'`{path}`' if path else 'At the top'}"
+        yield ""
+        yield "| Key | Value | If not given | What |"
+        yield "|---|---|---|---|"
+        for name, field in declared.model_fields.items():
+            key = field.alias or name
+            default = "must be given" if field.is_required() else _default(key, field)
+            what = WHAT[f"{path}.{key}" if path else key]
+            yield f"| `{key}` | {_value(key, field.annotation)} | {default} | {what} |"
+        yield ""
+
+
+def _value(key: str, annotation: Any) -> str:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _value(key, parts[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if origin is dict:
+        return "a mapping"
+    if origin is list:
+        return "a list"
+    if parts:  # of several kinds, or none
+        return " or ".join(dict.fromkeys(_value(key, part) for part in parts if part is not type(None)))
+    if key in _DURATIONS and annotation is int:
+        return "a duration"
+    names = {
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        datetime.datetime: "a time",
+    }
+    return names.get(annotation, "a mapping" if isinstance(annotation, type) else "a text or a list")
+
+
+def _default(key: str, field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, pydantic.BaseModel) or value is None or value in ({}, []):
+        return "`binary`" if isinstance(value, Target) else "none"
+    if key in _DURATIONS:
+        return f"`{duration_text(value)}`"
+    if isinstance(value, datetime.datetime):
+        return f"`{value:%Y-%m-%d}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return "`.nan`" if isinstance(value, float) and math.isnan(value) else f"`{value}`"
