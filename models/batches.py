@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.record import (
     EVENT_TIME,
@@ -89,6 +90,13 @@ def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
+def ranks_of(values: pa.Array) -> np.ndarray[Any, Any]:
+    """Numbers [n] that order a column of numbers or texts without nulls; equal ones have one number."""
+    if not pa.types.is_string(values.type):
+        return as_float64(values)
+    return np.asarray(pc.rank(values, sort_keys="ascending", tiebreaker="dense").to_numpy())
+
+
 def column(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column by its name; KeyError if it isn't there, or is there twice."""
     place = batch.schema.get_field_index(name)
@@ -112,22 +120,29 @@ def system_names(batch: pa.RecordBatch, *names: str) -> tuple[str, ...]:
     return (*names, *(name for name in (PUBLISHED, INGESTED) if name in batch.schema.names))
 
 
-def slice_ends_of(batch: pa.RecordBatch, event_time_us: Keys) -> Keys:
-    """The end of the slice of each row with these event times, as the batch's metadata says."""
+def slice_ends_of(batch: pa.RecordBatch, event_time_us: Keys, cuts_us: Sequence[int] = ()) -> Keys:
+    """The end of the slice of each row with these event times, as the batch's metadata says.
+
+    Slices of a length end at the `cuts_us`, ascending, too.
+    """
     declared = batch.schema.metadata[SLICE]
     if declared.startswith(b"="):
         return np.full(len(event_time_us), int(declared[1:]))
-    return slice_ends(event_time_us, int(declared))
+    ends = slice_ends(event_time_us, int(declared))
+    if not cuts_us:
+        return ends
+    cuts = np.append(np.asarray(cuts_us, np.int64), np.iinfo(np.int64).max)
+    return np.minimum(ends, cuts[np.searchsorted(cuts, event_time_us, side="right")])
 
 
 def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
-    """The end of the slice that each event lies in: the least multiple of `slice_us` not before it.
+    """The end of the slice that each event lies in: the least multiple of `slice_us` after it.
 
     A slice is whole milliseconds, since runners keep element timestamps to the millisecond.
     """
     if slice_us <= 0 or slice_us % 1000:
         raise ValueError(f"a slice of {slice_us} us: it must be whole milliseconds, at least one")
-    return -(-event_time_us // slice_us) * slice_us
+    return (event_time_us // slice_us + 1) * slice_us
 
 
 def with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
@@ -141,6 +156,20 @@ def without(batch: pa.RecordBatch, *names: str) -> pa.RecordBatch:
     """The batch without some of its columns."""
     kept = [field for field in batch.schema if field.name not in names]
     return pa.RecordBatch.from_arrays([column(batch, f.name) for f in kept], schema=pa.schema(kept))
+
+
+def key_column(batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
+    """The key that columns of integers or texts are together: of one the column itself, of several texts; null where
+    one of them is; of none 0 in all rows.
+    """
+    if not names:
+        return pa.array(np.zeros(batch.num_rows, np.int64))
+    columns = [column(batch, name) for name in names]
+    if len(columns) == 1:
+        return columns[0]
+    texts = [values.cast(pa.string()) for values in columns]
+    parts = [part for text in texts for part in (pc.binary_length(text).cast(pa.string()), text)]
+    return pc.binary_join_element_wise(*parts, ":")
 
 
 def shard_of(keys: pa.Array, shards: int) -> np.ndarray[Any, np.dtype[np.int16]]:

@@ -21,6 +21,7 @@ from models.codecs import (
     parse_writer_schema,
     record_lengths,
 )
+from models.derive import derive
 from models.faults import RowFaults
 from models.project.contract import Contract
 from models.record import COLUMNS, FAULTS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE, SYSTEM_FIELDS, RecordType
@@ -59,18 +60,23 @@ def decode_batch(
 
 
 def decode_early(batch: pa.RecordBatch, records: RecordType) -> pa.RecordBatch:
-    """What `decode_batch` gives, with the faults as a column; it is not decoded again later."""
-    decoded, faults = decode_batch(batch, records.contract, records.max_bytes, records.refuses_unknown)
+    """What `decode_once` gives, with the faults as a column; it is not decoded again later."""
+    decoded, faults = _decode(batch, records)
     return with_column(decoded, FAULTS, faults.as_column())
 
 
 def decode_once(batch: pa.RecordBatch, records: RecordType) -> tuple[pa.RecordBatch, RowFaults]:
-    """What `decode_batch` gives, of raw records or of those that `decode_early` has decoded."""
+    """What `decode_batch` gives and the derived fields, of raw records or of those that `decode_early` has decoded."""
     if FAULTS not in batch.schema.names:
-        return decode_batch(batch, records.contract, records.max_bytes, records.refuses_unknown)
+        return _decode(batch, records)
     schema = batch.schema.remove(batch.schema.get_field_index(FAULTS))
     rows = pa.RecordBatch.from_arrays([column(batch, name) for name in schema.names], schema=schema)
     return rows, RowFaults.read(column(batch, FAULTS))
+
+
+def _decode(batch: pa.RecordBatch, records: RecordType) -> tuple[pa.RecordBatch, RowFaults]:
+    decoded, faults = decode_batch(batch, records.read, records.max_bytes, records.refuses_unknown)
+    return derive(decoded, records), faults
 
 
 def _check_size(sizes: np.ndarray[Any, Any], max_bytes: int, faults: RowFaults) -> None:

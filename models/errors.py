@@ -13,6 +13,9 @@ HeadraceError
 ├── ModelError              a model that must not score
 │   ├── ModelCorrupt        its bytes are not those that were registered
 │   └── ModelMismatch       its features or golden scores are not the expected ones
+├── EncoderError            values that can't be coded as declared
+├── WindowSumError          a sum in a window that 64 bits can't hold
+├── GuessError              data that no project can be guessed for
 ├── TrainingError           events or parameters that no model can be trained with
 ├── EvaluationError         a column that rows can't be sliced by
 ├── BaselineError           a baseline that can't be made or read
@@ -28,8 +31,11 @@ HeadraceError
 │       └── RegistryDown    it does not answer
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── CountMismatch           not every event that was read has one outcome
+├── StateError              a state that can't be started from, or kept
+├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered
+├── ImportedModelError      a model from elsewhere that no bundle can be made of
 ├── RunError                a run that can't start as it is asked for, or has not left what a run leaves
 ├── RunnerError             an engine that is not known or can't do what is asked of it
 │   └── DataflowError       a job that Dataflow would refuse

@@ -55,6 +55,24 @@ _SECONDS = tuple(round(base * 10.0**power, 6) for power in range(-3, 3) for base
 EVENTS = Metric("headrace_events_total", "counter", "Events by what became of them.", ("outcome",), True)
 FEEDBACK = Metric("headrace_feedback_total", "counter", "Scores whose label came.", ("decision", "label"), True)
 IMPOSSIBLE = Metric("headrace_not_finite_total", "counter", "Values that no number can hold.", ("column",), True)
+UNKNOWN_VALUES = Metric(
+    "headrace_unknown_values_total", "counter", "Values that the model has not learned.", ("column",), True
+)
+ROUNDED = Metric("headrace_rounded_total", "counter", "Values with more places than fixed_point.", ("column",), True)
+NOT_EXPECTED = Metric(
+    "headrace_unexpected_total", "counter", "Features that are not as expected.", ("column", "otherwise"), True
+)
+LOOKUP_MISSES = Metric(
+    "headrace_lookup_misses_total", "counter", "Events that a table has no row for.", ("table",), True
+)
+TOO_LATE = Metric("headrace_late_aggregates_total", "counter", "Events too late to change their period.", ("table",))
+FALLBACKS = Metric(
+    "headrace_fallback_decisions_total",
+    "counter",
+    "Events that were not scored and got the fallback decision.",
+    (),
+    True,
+)
 MISSING = Metric("headrace_missing_events_total", "counter", "Events of a slice that were read and did not come out.")
 LATE = Metric("headrace_late_events_total", "counter", "Events that came when the watermark was past them.")
 CORRECTED = Metric("headrace_corrections_total", "counter", "Rows published once more, as bits of them changed.")
@@ -69,6 +87,12 @@ METRICS = (
     EVENTS,
     FEEDBACK,
     IMPOSSIBLE,
+    UNKNOWN_VALUES,
+    ROUNDED,
+    NOT_EXPECTED,
+    LOOKUP_MISSES,
+    TOO_LATE,
+    FALLBACKS,
     MISSING,
     LATE,
     CORRECTED,
@@ -117,16 +141,21 @@ def quantiles(
     return [(*metric.bounds, metric.bounds[-1])[place] for place in places.tolist()]
 
 
+def flink_name(beam_name: str) -> str:
+    """The name in Flink of what has a name in Beam; Flink writes the operator's before it."""
+    return "headrace_" + beam_name.replace(".", "_")
+
+
 def table() -> Iterator[str]:
     """The lines of the table in docs/metrics.md, which a test holds to be these."""
-    yield "| Metric | Kind | Same in batch and stream | In Beam and Flink, namespace `headrace` | What |"
-    yield "|---|---|---|---|---|"
+    yield "| Metric | Kind | Same in batch and stream | In Beam, namespace `headrace` | In Flink | What |"
+    yield "|---|---|---|---|---|---|"
     for metric in METRICS:
         labels = f" by {', '.join(metric.labels)}" if metric.labels else ""
         name = metric.name + ("_bucket" if metric.kind == "histogram" else "")
         name += "".join(f".{label}.…" for label in (*metric.labels, *(["le"] if metric.kind == "histogram" else ())))
         same = "yes" if metric.event_time else "no"
-        yield f"| `{metric.name}` | {metric.kind}{labels} | {same} | `{name}` | {metric.help} |"
+        yield f"| `{metric.name}` | {metric.kind}{labels} | {same} | `{name}` | `{flink_name(name)}` | {metric.help} |"
 
 
 def _escaped(text: str) -> str:

@@ -9,7 +9,8 @@ Columns whose names start with `__` go between the steps:
   streams have it, up to the last step that may refuse them, and `__format`, dictionary of string, beside it
 - `__marks` int8, bits: `IS_HISTORY`, the event is past already: it fills windows and is not scored;
   `IS_PROVISIONAL`, it is scored at its arrival and comes once more when the watermark has passed it;
-  `IS_LATE`, it came when the watermark had passed it already
+  `IS_LATE`, it came when the watermark had passed it already; those of `IS_OPEN`, it is history, and yet adds up to
+  a table that was not written
 - `__published`, `__ingested` timestamp[us, UTC], of streams only: when the broker took the event, and when the
   source did
 - `__faults` string, of records that their source has decoded: null, or what could not be decoded of a record, as JSON
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ import pyarrow as pa
 
 if TYPE_CHECKING:  # the process that reads Parquet files starts without the library of schemas
     from models.project.contract import Contract
+    from models.project.expressions import Expression
 
 EVENT_TIME = "__event_time"
 SOURCE = "__source"
@@ -46,9 +49,12 @@ CONTENT = "__content"
 LABEL_TIME = "__label_time"
 
 IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
+# Of history, that the period of a length in which an event is was not over when the process before ended.
+IS_OPEN = {"day": 8, "week": 16, "month": 32, "quarter": 64}
 
 # Columns of score rows; those of a stream have the times by the clock, too.
 SCORE = "score"
+PREDICTED = "predicted"  # of a multi-class target alone
 DECISION = "decision"
 REASONS = "reason_codes"
 BUNDLE_ID = "bundle_id"
@@ -59,6 +65,8 @@ SCORED_AT = "scored"
 CORRECTION = "correction"
 VERDICT_ID = "verdict_id"
 SHADOW_DECISION = "shadow_decision"
+OUTCOME = "outcome"  # of rows with the fallback decision alone: what became of their event
+UNEXPECTED = "unexpected"  # of projects that mark features that are not as expected
 # What no declaration may be called.
 RESERVED = (SCORE, DECISION, REASONS, BUNDLE_ID, VERDICT_ID, SHADOW_DECISION)
 
@@ -69,6 +77,8 @@ COLUMNS = b"headrace.columns"
 SLICE = b"headrace.slice_us"
 # The number of the record type, as digits; events say nothing.
 RECORDS = b"headrace.records"
+# Of a step's state that is kept: JSON, see models.state.
+STATE = b"headrace.state"
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -117,8 +127,11 @@ class RecordType:
 
     `number` is what a journal knows it by, which never changes; 0 is that of the events. `time` is the field of the
     record's own time, from `earliest_us` until before `latest_us`, microseconds since 1970 UTC. The fields `carried`
-    go on past validation; of those that are summed, `fixed_point` has the decimal places. Of two records with one `id`
-    less than `deduplicate_within_us` apart, one is a duplicate.
+    go on past validation; of those that are summed, `fixed_point` has the decimal places, and `exact_places` names
+    those of which no value may have more. Of two records with one `id`
+    less than `deduplicate_within_us` apart, one is a duplicate. The fields `derived` are computed of the others, and of
+    those before them; rows for which `where` is not true are left out. What is `computed` is a feature, of all fields,
+    that is checked with them.
     """
 
     name: str
@@ -133,6 +146,16 @@ class RecordType:
     fixed_point: Mapping[str, int] = dataclasses.field(default_factory=dict)
     refuses_unknown: bool = False
     deduplicate_within_us: int = 0
+    derived: Mapping[str, Expression] = dataclasses.field(default_factory=dict)
+    where: Expression | None = None
+    computed: Mapping[str, Expression] = dataclasses.field(default_factory=dict)
+    exact_places: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def read(self) -> Contract:
+        """The fields that stand in a record, and are not derived."""
+        fields = {name: field for name, field in self.contract.fields.items() if name not in self.derived}
+        return dataclasses.replace(self.contract, fields=fields)
 
 
 class Outcome(enum.StrEnum):
@@ -144,7 +167,10 @@ class Outcome(enum.StrEnum):
     DEAD_LETTERED = "dead-lettered"
     DUPLICATE = "duplicate"
     HISTORY = "history"
+    BEYOND = "beyond"
+    FILTERED = "filtered"
     LABELLED = "labelled"
+    REFERENCE = "reference"
 
 
 ENDS = tuple(outcome for outcome in Outcome if outcome is not Outcome.READ)

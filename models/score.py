@@ -14,7 +14,10 @@ import pyarrow.compute as pc
 from models.batches import as_float64, column, marks_of, same_text, take_rows
 from models.dead_letters import split_good
 from models.predictors.booster import Scorer
-from models.project.declarations import Decision, Project
+from models.predictors.encoders import NO_ENCODERS, Encoders
+from models.project.declarations import Project
+from models.project.learned import Decision
+from models.project.targets import output_text
 from models.record import (
     BUNDLE_ID,
     CORRECTION,
@@ -26,12 +29,16 @@ from models.record import (
     IS_LATE,
     LATE,
     MARKS,
+    PREDICTED,
     PUBLISHED,
     PUBLISHED_AT,
     REASONS,
     SCORE,
     SCORED_AT,
+    UNEXPECTED,
 )
+
+Scores = np.ndarray[Any, np.dtype[np.float32]]
 
 _NOT_COMPARED = (LATE, PUBLISHED_AT, INGESTED_AT, SCORED_AT, MARKS, CORRECTION)
 
@@ -43,17 +50,20 @@ def live_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def score_batch(
-    batch: pa.RecordBatch, project: Project, scorer: Scorer, bundle_id: str, reason_codes: int
+    batch: pa.RecordBatch, project: Project, scorer: Scorer | None, bundle_id: str, reason_codes: int
 ) -> pa.RecordBatch:
-    """Score rows: id, event time, entities, output fields, features, score float32, decision, bundle id."""
-    inputs = model_inputs(batch, project.model.inputs)
-    scores = scorer.score(inputs)
+    """Score rows: id, event time, entities, output fields, features, what is said, decision, bundle id.
+
+    Without a scorer, what stands up to the features.
+    """
     result = output_columns(batch, project)
-    result[SCORE] = pa.array(scores)
-    if project.decisions:
-        result[DECISION] = decide(scores, project.decisions)
+    if scorer is None:
+        return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
+    inputs = model_inputs(batch, project.model.inputs, scorer.encoders)
+    outputs = scorer.score(inputs)
+    result |= columns_of_outputs(outputs, project)
     if reason_codes:
-        result[REASONS] = _reasons(scorer, inputs, reason_codes)
+        result[REASONS] = _reasons(scorer, inputs, reason_codes, main_outputs(outputs, project))
     result[BUNDLE_ID] = same_text(bundle_id, batch.num_rows)
     return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
 
@@ -80,35 +90,99 @@ def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Arra
     result = {project.event.id: column(batch, project.event.id)}
     result[project.event.time] = column(batch, EVENT_TIME)
     watched = project.watched_columns if project.quality else ()
-    for name in (*project.entities.values(), *project.output, *project.feature_names, *watched):
+    marks = [UNEXPECTED] if project.marks_rows else []
+    for name in (*project.entities.values(), *project.output, *project.feature_names, *watched, *marks):
         result[name] = column(batch, name)
     return result
 
 
-def model_inputs(batch: pa.RecordBatch, names: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """The model's inputs float32[n, k] in the model's order; NaN where missing, or beyond what float32 holds."""
-    matrix = np.empty((batch.num_rows, len(names)), np.float32)
+def model_inputs(
+    batch: pa.RecordBatch, names: Sequence[str], encoders: Encoders = NO_ENCODERS
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """The model's columns float32[n, k] in the model's order; NaN where missing, or beyond what float32 holds."""
+    matrix = np.empty((batch.num_rows, len(encoders.feature_names(names))), np.float32)
+    place = 0
     with np.errstate(over="ignore"):
-        for place, name in enumerate(names):
-            values = column(batch, name)
-            matrix[:, place] = as_float64(values) if values.null_count else values.to_numpy()
+        for name in names:
+            values, encoder = column(batch, name), encoders.by_name.get(name)
+            if encoder is None:
+                matrix[:, place] = as_float64(values) if values.null_count else values.to_numpy()
+                place += 1
+            else:
+                matrix[:, place : place + len(encoder.columns)] = encoder.encode(values)
+                place += len(encoder.columns)
     impossible = np.isinf(matrix)
     if impossible.any():
         matrix[impossible] = np.nan
     return matrix
 
 
-def decide(scores: np.ndarray[tuple[int], np.dtype[np.float32]], bands: Sequence[Decision]) -> pa.DictionaryArray:
-    """The action of the first band whose bound a score reaches; bands stand from the highest bound down."""
-    rising = np.array([band.at_least for band in reversed(bands)], np.float32)
-    reached = np.maximum(np.searchsorted(rising, scores, side="right") - 1, 0)
+def columns_of_outputs(outputs: Scores, project: Project) -> dict[str, pa.Array]:
+    """What a model says of rows, as columns: the score float32, one for each of several outputs, class and decision.
+
+    `outputs` is float32[n] or, of several outputs, float32[n, o]. The score is that of the predicted class, or of the
+    quantile that is nearest to the median.
+    """
+    result: dict[str, pa.Array] = {}
+    main = main_outputs(outputs, project)
+    scores = outputs if outputs.ndim == 1 else outputs[np.arange(len(outputs)), main]
+    result[SCORE] = pa.array(scores)
+    every = outputs if outputs.ndim > 1 else outputs[:, np.newaxis]
+    for place, name in enumerate(project.score_columns[1:]):
+        result[name] = pa.array(np.ascontiguousarray(every[:, place]))
+    if project.classes:
+        names = pa.array(project.classes)
+        predicted = pa.DictionaryArray.from_arrays(pa.array(main.astype(np.int32)), names)
+        result[PREDICTED] = predicted if pa.types.is_string(names.type) else predicted.dictionary_decode()
+    if any(band.of is not None for band in project.decisions):
+        result[DECISION] = _decide_by_output(scores, every, project)
+    elif project.decisions:
+        result[DECISION] = decide(scores, project.decisions)
+    return result
+
+
+def take_decided(batch: pa.RecordBatch, decisions: Sequence[str], others: bool = False) -> pa.RecordBatch:
+    """The rows of score rows that have one of the decisions, or with `others` none of them.
+
+    A correction is among both, as it may take back what was decided before.
+    """
+    named = pa.array(list(decisions), pa.string())
+    taken = np.asarray(pc.is_in(column(batch, DECISION).cast(pa.string()), named)) != others
+    if CORRECTION in batch.schema.names:
+        taken |= np.asarray(column(batch, CORRECTION))
+    return split_good(batch, ~taken)
+
+
+def main_outputs(outputs: Scores, project: Project) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Which output int64[n] is each row's score; of equally probable classes the first."""
+    if project.classes:
+        return np.asarray(np.argmax(outputs, axis=1))
+    far = [abs(quantile - 0.5) for quantile in project.target.quantiles]
+    return np.full(len(outputs), far.index(min(far)) if far else 0)
+
+
+def decide(scores: Scores, bands: Sequence[Decision]) -> pa.DictionaryArray:
+    """The action of the first band whose bound a score reaches, or else of the last; bounds fall from band to band."""
+    rising = np.array([band.at_least for band in reversed(bands[:-1])], np.float32)
+    reached = np.searchsorted(rising, scores, side="right")
     actions = pa.array([band.action for band in reversed(bands)])
     return pa.DictionaryArray.from_arrays(pa.array(reached.astype(np.int32)), actions)
 
 
-def _reasons(scorer: Scorer, inputs: np.ndarray[tuple[int, int], np.dtype[np.float32]], top_k: int) -> pa.Array:
-    """For each row a JSON list of [feature, contribution in log-odds], strongest first."""
-    contributions = scorer.contributions(inputs, top_k)
+def _decide_by_output(scores: Scores, every: Scores, project: Project) -> pa.DictionaryArray:
+    """The action of the first band whose bound its output reaches, or else of the last."""
+    bands = project.decisions
+    chosen = np.full(len(scores), len(bands) - 1, np.int32)
+    for place, band in reversed(list(enumerate(bands[:-1]))):
+        values = scores if band.of is None else every[:, project.outputs.index(output_text(band.of))]
+        chosen[values >= np.float32(band.at_least or 0)] = place
+    actions = pa.array([band.action for band in bands])
+    return actions.take(pa.array(chosen)).dictionary_encode()
+
+
+def _reasons(scorer: Scorer, inputs: Scores, top_k: int, main: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+    """For each row a JSON list of [feature, contribution to the score's margin], strongest first."""
+    contributions = scorer.contributions(inputs, top_k, main)
     names = np.array(scorer.feature_names, object)[contributions.feature]
     rows = zip(names.tolist(), contributions.value.tolist(), strict=True)
     return pa.array([json.dumps(list(zip(n, v, strict=True))) for n, v in rows], pa.string())

@@ -28,6 +28,7 @@ class Shard:
     token: str = ""  # marks this very state of the history
     recent: int = 0  # segments of the history that are not joined yet
     tidy_us: int | None = None  # the event time at which what has passed is next thrown out
+    kept_us: int | None = None  # when the state was last kept
 
     @classmethod
     def from_bytes(cls: type[S], data: bytes | None) -> S:
@@ -64,6 +65,15 @@ class Step(Generic[S]):
         """What comes of all of one kind that is due at one time, or of a provisional batch at its arrival."""
         raise NotImplementedError
 
+    def places(self, segment: pa.RecordBatch, shards: int) -> Keys:
+        """The shard int[n] of each row of a segment of the history, or of a batch that waits."""
+        return np.zeros(segment.num_rows, np.int64)
+
+    def needed(self, segments: Sequence[pa.RecordBatch], shard: S) -> list[Keys]:
+        """Which rows of each segment of the whole history, bool[n], are still needed."""
+        passed_us = self.passed_us(segments, shard)
+        return [times_us(part) > passed_us for part in segments]
+
     def passed_us(self, segments: Sequence[pa.RecordBatch], shard: S) -> int:
         """Rows of the whole history that are not later than this are no longer needed."""
         raise NotImplementedError
@@ -81,6 +91,12 @@ class Log(Generic[S]):
     def read(self) -> list[pa.RecordBatch]:
         """What is still needed as one batch of events and one of labels, as far as there are any."""
         return self._still_needed([*self.base.read(), *self.recent.read()])
+
+    def restore(self, segments: Sequence[pa.RecordBatch]) -> None:
+        """Begin with the segments of a history that was kept."""
+        for segment in _concat_kinds(list(segments)):
+            self.base.add(segment)
+        self.shard.token = os.urandom(16).hex()
 
     def append(self, segment: pa.RecordBatch) -> None:
         """Add a slice's part; join small segments; once in the horizon's time, throw out what has passed."""
@@ -107,12 +123,11 @@ class Log(Generic[S]):
             self.shard.tidy_us = last + self.step.horizon_us
 
     def _still_needed(self, segments: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-        parts = _concat_kinds(segments)
-        passed_us = self.step.passed_us(parts, self.shard)
-        needed = [times_us(part) > passed_us for part in parts]
+        if not (parts := _concat_kinds(segments)):
+            return []
         return [
             part if rows.all() else take_rows(part, np.flatnonzero(rows))
-            for part, rows in zip(parts, needed, strict=True)
+            for part, rows in zip(parts, self.step.needed(parts, self.shard), strict=True)
         ]
 
 

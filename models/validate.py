@@ -29,7 +29,10 @@ def validate_batch(batch: pa.RecordBatch, records: RecordType) -> RowFaults:
     columns = {name: batch.column(batch.schema.get_field_index(name)) for name in records.contract.fields}
     records.contract.check(columns, faults)
     check_event_time(columns[records.time], records.time, records.earliest_us, records.latest_us, faults)
-    check_fixed_point(columns, records.fixed_point, faults)
+    for name, expression in records.computed.items():
+        read = {n: columns[n] for n in expression.names or {records.time}}
+        columns[name] = pa.array(np.ascontiguousarray(expression.evaluate(read)))
+    check_fixed_point(columns, records.fixed_point, faults, records.exact_places)
     return faults
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_float64, column, concat_batches, hash_keys, take_rows, times_us
+from models.batches import column, concat_batches, hash_keys, ranks_of, take_rows, times_us
 from models.faults import RowFaults
 from models.features.windows import Int64, Run
 from models.record import EVENT_TIME, LABEL_TIME, POSITION, SOURCE
@@ -112,7 +112,7 @@ def join_labels(
     faults.add(np.flatnonzero(event < 0), event_id, NO_EVENT, ids)
 
     origin = hash_keys(column(labels, SOURCE)) + hash_keys(column(labels, POSITION)) * np.uint64(31)
-    order = np.lexsort((origin, as_float64(column(labels, label)), times, event))
+    order = np.lexsort((origin, ranks_of(column(labels, label)), times, event))
     order = order[event[order] >= 0]
     repeated = np.concatenate([[False], event[order[1:]] == event[order[:-1]]]) if len(order) else np.empty(0, bool)
     labelled = np.concatenate([part.labelled for part in kept]) if kept else np.empty(0, bool)

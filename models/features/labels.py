@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from models.features.windows import Events, Float64, History, Int64, RollingKernel, Run, append_run
-from models.project.declarations import RollingFeature
+from models.project.sections import RollingFeature
 
 # The column that tells a batch of labels from one of events: when each label was known.
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from models.batches import as_float64, as_int64, column, marks_of, take_rows, times_us
+from models.batches import as_float64, as_int64, column, marks_of, take_rows, times_us, with_column, without
 from models.features.labels import LabelledKernel
 from models.features.windows import RollingKernel
+from models.fixed_point import has_more_places
+from models.predictors.encoders import Encoders
+from models.project.aggregates import AGGREGATES, PERIODS
 from models.project.contract import Field
 from models.project.declarations import Project
+from models.project.functions import Column, missing, truth
+from models.project.sections import RollingFeature
 from models.record import IS_HISTORY, IS_PROVISIONAL
 
 FEEDBACK_US = 30 * 86_400_000_000
@@ -17,13 +25,16 @@ _LARGEST_INPUT = float(np.finfo(np.float32).max)  # models read float32
 
 
 def rolling_kernels(project: Project, lateness_us: int = 0) -> dict[str, RollingKernel]:
-    """Entity → its kernel, for entities that have rolling features."""
+    """Entity, or several, as `RollingFeature.entity` → its kernel, for those that have rolling features."""
     label = project.label.field if project.label and project.label.events else None
-    by_entity = {e: tuple(f for f in project.rolling_features if f.entity == e) for e in project.entities}
+    names = dict.fromkeys([*project.entities, *(f.entity for f in project.rolling_features)])
+    by_entity = {e: tuple(f for f in project.rolling_features if f.entity == e) for e in names}
+    summed = [f for f in project.rolling_features if f.column and f.field in project.fixed_point]
+    decimals = {str(f.column): project.fixed_point[str(f.field)] for f in summed}
     return {
-        e: LabelledKernel(features, project.fixed_point, lateness_us, label)
+        e: LabelledKernel(features, decimals, lateness_us, label)
         if label and any(f.field == label for f in features)
-        else RollingKernel(features, project.fixed_point, lateness_us)
+        else RollingKernel(features, decimals, lateness_us)
         for e, features in by_entity.items()
         if features
     }
@@ -44,6 +55,7 @@ def feedback_horizon_us(project: Project) -> int:
 def horizon_us(project: Project, lateness_us: int) -> int:
     """How much older than the newest event one is that changes no feature and no duplicate any more, microseconds."""
     horizons = [kernel.horizon_us for kernel in rolling_kernels(project, lateness_us).values()]
+    horizons += [PERIODS[table.period] + lateness_us for table in project.aggregates.values()]
     return max([*horizons, 2 * project.event.deduplicate_within + lateness_us])
 
 
@@ -64,17 +76,38 @@ def count_impossible(batch: pa.RecordBatch, project: Project) -> dict[str, int]:
         numbers = as_float64(values)
         events = int(np.count_nonzero(live & (np.abs(numbers) > _LARGEST_INPUT))) if name in large else 0
         if name in project.row_features and (missing := np.flatnonzero(np.isnan(numbers) & live)).size:
-            columns = _operands(take_rows(batch, missing), name, project)
-            events += int(np.count_nonzero(project.row_features[name].find_impossible(columns)))
+            events += int(np.count_nonzero(find_impossible(take_rows(batch, missing), name, project)))
         if events:
             found[name] = events
     return found
 
 
+def count_unknown(batch: pa.RecordBatch, encoders: Encoders) -> dict[str, int]:
+    """How many of the events to be scored have, by the input's name, a value that the model has not learned."""
+    live = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) == 0
+    found = {name: int(np.count_nonzero(live & unknown)) for name, unknown in encoders.find_unknown(batch).items()}
+    return {name: events for name, events in found.items() if events}
+
+
+def find_impossible(batch: pa.RecordBatch, name: str, project: Project) -> Column:
+    """Which rows, bool[n], lack a row feature for want of a finite number, and not for that of a field."""
+    return project.row_features[name].find_impossible(_operands(batch, name, project))
+
+
+def count_rounded(batch: pa.RecordBatch, project: Project) -> dict[str, int]:
+    """How many of the events to be scored have, by name, a value that is summed and has more places than declared."""
+    live = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) == 0
+    found: dict[str, int] = {}
+    for name, places in project.summed_places.items():
+        if pa.types.is_floating((values := column(batch, name)).type):
+            found[name] = int(np.count_nonzero(live & has_more_places(as_float64(values), places)))
+    return {name: events for name, events in found.items() if events}
+
+
 def _may_be_too_large(project: Project) -> list[str]:
     """The model's inputs that may be beyond 32 bits: neither within a declared domain, nor counted, nor summed."""
     within = {name for name, field in project.contract.fields.items() if _is_bounded(field)}
-    within |= {f.name for f in project.rolling_features if f.aggregate not in ("min", "max") or f.field in within}
+    within |= {f.name for f in project.rolling_features if not AGGREGATES[f.aggregate].alike or f.field in within}
     return [name for name in project.model.inputs if name not in within]
 
 
@@ -87,23 +120,54 @@ def _is_bounded(field: Field) -> bool:
 
 
 def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
-    """The batch with its row features added: int64 or float64."""
+    """The batch with its row features added: int64 or float64; without what only windows read."""
+    batch = without(batch, *project.windows_only) if project.windows_only else batch
+    return _with_features(batch, [n for n in project.row_features if n not in project.before_windows], project)
+
+
+def before_windows(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
+    """The batch with what windows read of it beside fields: row features, and fields where conditions hold."""
+    batch = _with_features(batch, project.before_windows, project)
+    return with_conditions(batch, project.windows_only.values(), project)
+
+
+def with_conditions(batch: pa.RecordBatch, features: Iterable[RollingFeature], project: Project) -> pa.RecordBatch:
+    """The batch with the column of each feature with a condition: the field where it holds, else null."""
+    for feature in features:
+        if feature.where is None or feature.column is None:
+            continue
+        condition = feature.where.evaluate({n: _operand(batch, n, project) for n in feature.where.names})
+        holds = pa.array(truth(condition) & ~missing(condition))
+        values = pa.array(np.ones(batch.num_rows, np.int8)) if feature.field is None else column(batch, feature.field)
+        if feature.aggregate == "rate":
+            values = values.fill_null(0)
+        batch = with_column(batch, feature.column, pc.if_else(holds, values, None))
+    return batch
+
+
+def _with_features(batch: pa.RecordBatch, names: Sequence[str], project: Project) -> pa.RecordBatch:
     added: dict[str, pa.Array] = {}
-    for name, expression in project.row_features.items():
+    for name in names:
+        expression = project.row_features[name]
         added[name] = pa.array(np.ascontiguousarray(expression.evaluate(_operands(batch, name, project))))
     fields = [pa.field(name, values.type) for name, values in added.items()]
     schema = pa.schema([*batch.schema, *fields])
     return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], schema=schema)
 
 
-def _operands(batch: pa.RecordBatch, name: str, project: Project) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _operands(batch: pa.RecordBatch, name: str, project: Project) -> dict[str, Column]:
     """The columns that a row feature reads; at least one, as it tells how many rows there are."""
     return {n: _operand(batch, n, project) for n in project.row_features[name].names or {project.event.time}}
 
 
-def _operand(batch: pa.RecordBatch, name: str, project: Project) -> np.ndarray:  # type: ignore[type-arg]
+def _operand(batch: pa.RecordBatch, name: str, project: Project) -> Column:
     if name == project.event.time:
         return times_us(batch)
-    values, field = column(batch, name), project.contract.fields[name]
+    values = column(batch, name)
+    if name in project.row_features or name in project.rolling_kinds:
+        return values.to_numpy()
+    field = project.contract.fields[name]
+    if field.kind == "string":
+        return values
     # By what is declared, not by whether a value happens to be missing: all batches have one schema.
-    return as_int64(values) if field.required and field.kind == "int" else as_float64(values)
+    return as_int64(values) if field.required and field.kind != "float" else as_float64(values)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.project.declarations import RollingFeature
+from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
+from models.fixed_point import to_units
+from models.project.aggregates import AGGREGATES
+from models.project.sections import RollingFeature
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -37,7 +39,7 @@ _KEY_BITS = 62
 @dataclasses.dataclass(frozen=True, eq=False)
 class Events:
     """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids, and numbers
-    float64[n] by field, NaN where there is none.
+    float64[n] by column, NaN where there is none; under `code_name` of a column codes int64[n], -1 where there is none.
     """
 
     entity: Int64
@@ -57,6 +59,7 @@ class Run:
     time: Int64
     values: dict[str, Float64]
     _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
+    _largest: dict[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(events: Events, order: Int64) -> Run:
@@ -102,20 +105,21 @@ class Run:
         key: Int64 = np.repeat(base, np.diff(self._starts)) + ((self.time - self.first) >> self._tick_bits)
         return key
 
-    def rows_until(self, events: Run, ages: Sequence[int], passed: int) -> Int64:
+    def rows_until(self, events: Run, ages: Sequence[int | Int64], passed: int) -> Int64:
         """How many rows stand at or before each event's time less each age, as int64[ages, events].
 
-        Rows stand in order, so those of the entities before an event's are counted too. A time before `passed`
-        is taken as `passed`.
+        An age is one for all events or int64[events]. Rows stand in order, so those of the entities before an event's
+        are counted too. A time before `passed` is taken as `passed`.
         """
         place = np.searchsorted(self._entities, events.entity)
         known = self._entities[np.minimum(place, len(self._entities) - 1)] == events.entity
         start, end = self._starts[place], self._starts[place + known]
         rows = np.empty((len(ages), len(events)), np.int64)
         for age, found in zip(ages, rows, strict=True):
-            if max(events.first - age, passed) >= self.last:
+            least, most = (age, age) if isinstance(age, int) else (int(age.min()), int(age.max()))
+            if max(events.first - most, passed) >= self.last:
                 found[:] = end
-            elif max(events.last - age, passed) < self.first:
+            elif max(events.last - least, passed) < self.first:
                 found[:] = start
             else:
                 until = np.maximum(events.time - age, passed)
@@ -135,9 +139,34 @@ class Run:
     def sum_until(self, field: str, decimals: int, rows: Int64) -> Int64:
         """The sum of `field` over the first `rows` rows, in units of its last decimal place."""
         if ("sum", field) not in self._totals:
-            scaled = np.rint(self.values[field] * 10**decimals)
-            self._totals["sum", field] = _running_total(np.where(np.isnan(scaled), 0, scaled))
+            self._totals["sum", field] = _running_total(self._scaled(field, decimals))
         return self._totals["sum", field][rows]
+
+    def squares_until(self, field: str, decimals: int, rows: Int64) -> tuple[Int64, Int64, Int64]:
+        """Sums over the first `rows` rows of a * a, a * b and b * b, where a value is a * 2**SQUARE_BITS + b."""
+        if ("aa", field) not in self._totals:
+            size = np.abs(self._scaled(field, decimals).astype(np.int64))
+            a, b = size >> SQUARE_BITS, size & ((1 << SQUARE_BITS) - 1)
+            for name, product in (("aa", a * a), ("ab", a * b), ("bb", b * b)):
+                self._totals[name, field] = _running_total(product)
+        aa, ab, bb = (self._totals[name, field][rows] for name in ("aa", "ab", "bb"))
+        return aa, ab, bb
+
+    def largest(self, field: str, decimals: int) -> int:
+        """The largest value but for its sign, in units of its last decimal place."""
+        if field not in self._largest:
+            self._largest[field] = int(np.abs(self._scaled(field, decimals)).max())
+        return self._largest[field]
+
+    def known(self, field: str) -> Int64:
+        """The rows that have a number in `field`, ascending."""
+        if ("rows", field) not in self._totals:
+            self._totals["rows", field] = np.flatnonzero(~np.isnan(self.values[field]))
+        return self._totals["rows", field]
+
+    def _scaled(self, field: str, decimals: int) -> Float64:
+        scaled = to_units(self.values[field], decimals)
+        return np.where(np.isnan(scaled), 0, scaled)
 
     def merge(self, later: Run) -> Run:
         """The rows of both, those of `later` after this run's rows of the same entity and time."""
@@ -180,7 +209,7 @@ class History:
 class RollingKernel:
     """The rolling features of one entity kind.
 
-    `decimals` gives a field's decimal places; a field without them is summed as integers. A feature's delay may
+    `decimals` gives a column's decimal places; one without them is summed as integers. A feature's delay may
     be negative: its window then also holds events of earlier calls that are later by no more than that, which
     are there only for an event that comes late itself.
     """
@@ -191,8 +220,23 @@ class RollingKernel:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields whose values the windows read."""
-        return tuple(dict.fromkeys(f.field for f in self.features if f.field))
+        """The columns whose values the windows read."""
+        return tuple(dict.fromkeys(f.column for f in self.features if f.column))
+
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """Those of them whose values are only told apart: `Events.values` has codes of them, see `code_name`."""
+        return tuple(name for name in self.fields if self._reads(name, distinct=True))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Those of them whose values are numbers."""
+        return tuple(name for name in self.fields if self._reads(name, distinct=False))
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the order of events of one time makes a difference to the windows of later ones."""
+        return any(AGGREGATES[f.aggregate].alike and AGGREGATES[f.aggregate].ordered for f in self.features)
 
     @property
     def horizon_us(self) -> int:
@@ -204,7 +248,7 @@ class RollingKernel:
         columns: list[Int64 | Float64] = []
         if not len(events):
             for f in self.features:
-                columns.append(np.empty(0, np.int64) if f.aggregate == "count" else np.empty(0))
+                columns.append(np.empty(0, np.int64) if f.is_count else np.empty(0))
             return columns, history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
@@ -220,6 +264,9 @@ class RollingKernel:
             return history
         return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
 
+    def _reads(self, name: str, distinct: bool) -> bool:
+        return any(f.column == name and (f.aggregate == "distinct") is distinct for f in self.features)
+
     def _oldest_needed(self, *runs: Run) -> int:
         """The time up to which events are out of every window; whether they are still there changes nothing."""
         return max(run.last for run in runs) - self.horizon_us
@@ -229,50 +276,19 @@ class RollingKernel:
         return dataclasses.replace(history, runs=append_run(history.runs, new, passed))
 
     def _compute(self, history: History, new: Run) -> list[Int64 | Float64]:
-        """The features of `new`, in its order.
+        """The features of `new`, in its order."""
+        passed = self._oldest_needed(*history.runs) if history.runs else 0
+        seen = Seen.of(self._plan, new, history.runs, passed, self.decimals)
+        together = seen.gather(self._plan_in_order) if self._plan_in_order.features else seen
+        return [aggregate(f, together if f.name in self._plan_in_order.places else seen) for f in self.features]
 
-        A window's count or sum is the difference of two running ones, up to its upper and up to its lower edge.
-        An edge is (how long before the event, whether the event itself is below it).
-        """
-        lower = [(f.delay_us + f.window_us, False) for f in self.features]
-        upper = [(f.delay_us, f.delay_us <= 0 and f.include_current) for f in self.features]
-        edges = sorted({*lower, *upper})
-        ages = [age for age, _ in edges]
-        at_event = [np.arange(len(new)) + current for age, current in edges if age <= 0]
-        seen = [(new, np.vstack([*at_event, new.rows_until(new, ages[len(at_event) :], new.first - 1)]))]
-        if history.runs:
-            passed = self._oldest_needed(*history.runs)
-            seen += [(run, run.rows_until(new, ages, passed)) for run in history.runs]
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        return Plan.of(self.features)
 
-        @functools.cache
-        def rows_until() -> Int64:
-            return functools.reduce(np.add, [rows for _, rows in seen])
-
-        @functools.cache
-        def known_until(field: str) -> Int64:
-            return functools.reduce(np.add, [run.known_until(field, rows) for run, rows in seen])
-
-        @functools.cache
-        def sum_until(field: str) -> Int64:
-            decimals = self.decimals.get(field, 0)
-            return functools.reduce(np.add, [run.sum_until(field, decimals, rows) for run, rows in seen])
-
-        columns: list[Int64 | Float64] = []
-        for f, low, high in zip(self.features, map(edges.index, lower), map(edges.index, upper), strict=True):
-            if f.field is None:
-                columns.append(rows_until()[high] - rows_until()[low])
-            elif f.aggregate in ("min", "max"):
-                parts = [(run.values[f.field], rows[low], rows[high]) for run, rows in seen]
-                columns.append(_extreme(f, parts))
-            else:
-                # An unknown value counts in a rate as not true, as does a label that never came.
-                counts = rows_until() if f.aggregate == "rate" else known_until(f.field)
-                count = counts[high] - counts[low]
-                divisor = 10 ** self.decimals.get(f.field, 0) * (1 if f.aggregate == "sum" else count)
-                sums = sum_until(f.field)
-                column = np.full(len(new), f.empty)
-                columns.append(np.divide(sums[high] - sums[low], divisor, out=column, where=count > 0))
-        return columns
+    @functools.cached_property
+    def _plan_in_order(self) -> Plan:
+        return Plan.of([f for f in self.features if needs_order(f)])
 
 
 def append_run(runs: tuple[Run, ...], new: Run, passed: int) -> tuple[Run, ...]:
@@ -290,9 +306,16 @@ def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:
     """Codes int64[n] of entity keys: integers are their own, strings get the next free number in `codes`."""
     if pa.types.is_integer(values.type):
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)
+    return encode_values(values, codes)
+
+
+def encode_values(values: pa.Array, codes: dict[Any, int]) -> Int64:
+    """Codes int64[n] of values of any kind, the next free number in `codes` for a new one; -1 where there is none."""
     encoded = values.dictionary_encode()
-    of_unique = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
-    return np.asarray(np.asarray(of_unique, np.int64)[encoded.indices.to_numpy()])
+    found = [-1 if value != value else codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
+    codes_of: Int64 = np.append(np.asarray(found, np.int64), -1)
+    codes_of_rows: Int64 = codes_of[encoded.indices.fill_null(len(found)).to_numpy()]
+    return codes_of_rows
 
 
 def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
@@ -312,29 +335,3 @@ def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
 def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:
     """The sums int64[n + 1] of the first 0 .. n numbers; they may wrap around, and differences stay right."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers.astype(np.int64))])
-
-
-def _extreme(feature: RollingFeature, parts: list[tuple[Float64, Int64, Int64]]) -> Float64:
-    """min or max, row by row, over all parts' values[low:high], NaN left out."""
-    pick, neutral = (np.fmin, np.inf) if feature.aggregate == "min" else (np.fmax, -np.inf)
-    result: Float64 = functools.reduce(pick, [_extreme_of_ranges(pick, neutral, *part) for part in parts])
-    result[~np.isfinite(result)] = feature.empty
-    return result
-
-
-def _extreme_of_ranges(pick: np.ufunc, neutral: float, values: Float64, low: Int64, high: Int64) -> Float64:
-    """`pick` over values[low:high], row by row; a sparse table, one level in memory at a time."""
-    length = high - low
-    result = np.full(len(low), neutral)
-    if (rows := int(length.sum())) < len(values):  # few of the values: first put each range by itself
-        high = np.cumsum(length)
-        values, low = values[np.repeat(low - high + length, length) + np.arange(rows)], high - length
-    level = np.where(np.isnan(values), neutral, values + 0.0)  # -0.0 is 0.0, whichever comes first
-    for power in itertools.count():
-        width = 1 << power
-        rows_here = np.flatnonzero((length >= width) & (length < 2 * width))
-        result[rows_here] = pick(level[low[rows_here]], level[high[rows_here] - width])
-        if not (length >= 2 * width).any():
-            break
-        level = pick(level[:-width], level[width:])
-    return result

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import pathlib
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_p
 
 from models.quality.records import Finding
 
+_loading = threading.Lock()  # an extension that two threads load at once fails in one of them
 _EXTENSION = "tensorflow_data_validation.pywrap.tensorflow_data_validation_extension"
 
 
@@ -90,9 +92,14 @@ def _keep(repeated: Any, wanted: Any) -> None:
             del repeated[place]
 
 
-@functools.cache
 def _load() -> ModuleType:
     """TFDV's extension; the one that is there where something has imported TFDV already."""
+    with _loading:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> ModuleType:
     if _EXTENSION in sys.modules:
         return sys.modules[_EXTENSION]
     package = importlib.util.find_spec("tensorflow_data_validation")

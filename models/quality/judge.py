@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from models.quality.distances import (
     stability_index,
 )
 from models.quality.records import Distribution, Finding, Kind, Measure, Status, Verdict, WindowStatistics
-from models.record import SCORE
 
 _NAMES = {"infinity_norm": "L-infinity", "jensen_shannon": "Jensen-Shannon divergence", "psi": "PSI"}
 _SAID = {
@@ -86,7 +85,7 @@ def judge(
     measures: list[Measure] = []
     if judged:
         findings += _schema_findings(current, project)
-        findings += _score_range(current)
+        findings += _score_range(current, project)
         comparisons = list(_compare(current, memory.previous, baseline, project))
         for comparison in comparisons:
             measure = _measure(comparison, quality.false_alarm_rate / len(comparisons))
@@ -140,11 +139,12 @@ def _schema_findings(current: WindowStatistics, project: Project) -> list[Findin
     return []
 
 
-def _score_range(current: WindowStatistics) -> Iterator[Finding]:
-    bad = current.nulls.get(SCORE, 0)
-    if bad:
-        text = f"{SCORE}: {_SAID['score_range']}: {bad} of {current.rows}"
-        yield Finding(SCORE, "score_range", "alarm", float(bad), 0.0, text)
+def _score_range(current: WindowStatistics, project: Project) -> Iterator[Finding]:
+    for name in project.score_columns:
+        bad = current.nulls.get(name, 0)
+        if bad:
+            text = f"{name}: {_SAID['score_range']}: {bad} of {current.rows}"
+            yield Finding(name, "score_range", "alarm", float(bad), 0.0, text)
 
 
 def _compare(
@@ -152,12 +152,13 @@ def _compare(
 ) -> Iterator[_Comparison]:
     quality = project.quality
     assert quality is not None
-    declared = declared_thresholds(project.contract.text)
+    declared, scores = declared_thresholds(project.contract.text), project.score_columns
     if previous is not None:
-        yield from _distances(current, previous, "drift", declared, quality.drift)
+        yield from _distances(current, previous, "drift", declared, quality.drift, scores)
     if baseline is not None:
-        yield from _distances(current, baseline, "skew", declared, quality.skew)
-        yield from _psi(current, baseline, quality.psi)
+        yield from _distances(current, baseline, "skew", declared, quality.skew, scores)
+        for name in scores:
+            yield from _psi(name, current, baseline, quality.psi)
     reference = baseline or previous
     if reference is not None:
         yield from _shares(current, reference, project)
@@ -184,13 +185,14 @@ def _distances(
     kind: Kind,
     declared: dict[tuple[str, str], dict[str, float]],
     default: float,
+    scores: Sequence[str],
 ) -> Iterator[_Comparison]:
     for name, distribution in current.distributions.items():
         other = reference.distributions.get(name)
         if other is None or not distribution.rows or not other.rows:
             continue  # all rows without a value: that is the null rate's to say
         aligned = align(distribution, other)
-        if aligned is None or (name == SCORE and kind == "skew"):  # the score has its PSI
+        if aligned is None or (name in scores and kind == "skew"):  # scores have their PSI
             continue
         usual = "infinity_norm" if distribution.kind == "text" else "jensen_shannon"
         for measure, threshold in declared.get((name, kind), {usual: default}).items():
@@ -201,12 +203,12 @@ def _distances(
             yield _Comparison(name, kind, measure, distance(*aligned), threshold, _of_counts(chance, *aligned))
 
 
-def _psi(current: WindowStatistics, baseline: WindowStatistics, threshold: float) -> Iterator[_Comparison]:
-    score, other = current.distributions.get(SCORE), baseline.distributions.get(SCORE)
+def _psi(name: str, current: WindowStatistics, baseline: WindowStatistics, threshold: float) -> Iterator[_Comparison]:
+    score, other = current.distributions.get(name), baseline.distributions.get(name)
     aligned = align(score, other) if score and other and score.rows and other.rows else None
     if aligned is not None:
         value = stability_index(*aligned)
-        yield _Comparison(SCORE, "psi", "psi", value, threshold, _of_counts(chance_of_stability_index, *aligned))
+        yield _Comparison(name, "psi", "psi", value, threshold, _of_counts(chance_of_stability_index, *aligned))
 
 
 def align(one: Distribution, other: Distribution) -> tuple[Any, Any] | None:
@@ -242,7 +244,7 @@ def _shares(current: WindowStatistics, reference: WindowStatistics, project: Pro
         return counts.get(name, 0) / rows
 
     for name in sorted(current.nulls.keys() & reference.nulls.keys()):
-        if name != SCORE:
+        if name not in project.said_columns:
             rise = share(current.nulls, name, current.rows) - share(reference.nulls, name, reference.rows)
             yield _Comparison(name, "null_rate", "rate", max(rise, 0.0), quality.null_rate, chance)
     for name in sorted(current.decisions.keys() | reference.decisions.keys()):

@@ -13,8 +13,8 @@ import pyarrow as pa
 from models.batches import Keys, as_int64, column, hash_keys, is_provisional, take_rows
 from models.project.declarations import Project
 from models.quality.sampling import HASH, ID, TIME, least
-from models.quality.windows import BASELINE_ROWS, Part, baseline_of
-from models.record import BUNDLE_ID, DECISION, SCORE
+from models.quality.window_statistics import BASELINE_ROWS, Part, baseline_of
+from models.record import BUNDLE_ID, DECISION
 
 _END, _COUNTERS = b"headrace.window_end_us", b"headrace.counters"
 
@@ -57,7 +57,7 @@ def _parts(batch: pa.RecordBatch, ends: Keys, project: Project, size: int) -> It
         order = np.argsort(ends, kind="stable")
         batch, ends = take_rows(batch, order), ends[order]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(ends)) + 1])
-    watched = {name: column(batch, name) for name in (*project.watched_columns, SCORE)}
+    watched = {name: column(batch, name) for name in (*project.watched_columns, *project.said_columns)}
     counts = {"rows": np.diff(np.append(starts, len(ends)))}
     counts |= {f"decision.{band.action}": np.zeros(len(starts), np.int64) for band in project.decisions}
     counts |= {name: np.add.reduceat(flags, starts, dtype=np.int64) for name, flags in _flags(batch, watched, project)}
@@ -95,7 +95,7 @@ def _flags(batch: pa.RecordBatch, watched: dict[str, pa.Array], project: Project
 def unseen_features(project: Project) -> dict[str, tuple[str, int]]:
     """By entity, the count over its longest window, and what it is at most for an entity not seen in it before."""
     found: dict[str, tuple[str, int]] = {}
-    counts = [feature for feature in project.rolling_features if feature.aggregate == "count"]
+    counts = [feature for feature in project.rolling_features if feature.is_plain_count]
     for feature in sorted(counts, key=lambda feature: (feature.window_us, -feature.delay_us)):
         found[feature.entity] = (feature.name, int(feature.include_current and not feature.delay_us))
     return found

@@ -12,11 +12,11 @@ import pyarrow as pa
 from models.errors import HeadraceError
 from models.project.declarations import Project
 from models.quality.backend import parse_schema
-from models.quality.columns import describe
+from models.quality.distributions import describe
 from models.quality.judge import Memory, judge
 from models.quality.records import Distribution, Verdict, WindowStatistics
 from models.quality.sampling import merge, settle
-from models.record import SCORE
+from models.record import PREDICTED
 
 BASELINE_FORMAT = 1
 BASELINE_ROWS = 100_000  # a baseline's sample is larger than a window's, so that it adds little to chance
@@ -32,7 +32,7 @@ class Part:
     """Some rows of one window.
 
     `counters` has `rows` and null.COLUMN, decision.ACTION, unseen.ENTITY, bundle.ID; `sample` is of
-    models.quality.sampling, its other columns those that are watched, and the score.
+    models.quality.sampling, its other columns those that are watched, and what the model says.
     """
 
     counters: Mapping[str, int]
@@ -57,7 +57,7 @@ def window_statistics(
     texts: frozenset[str],
     known: Mapping[str, Distribution],
 ) -> WindowStatistics:
-    """The statistics of a whole window; `texts` and `known` as in models.quality.columns.describe."""
+    """The statistics of a whole window; `texts` and `known` as in models.quality.distributions.describe."""
     sample = settle(part.sample, size)
     watched = {name: values for name, values in zip(sample.schema.names, sample.columns, strict=True)
                if not name.startswith("__")}  # fmt: skip
@@ -101,11 +101,12 @@ class WindowJudge:
 
 
 def text_columns(project: Project) -> frozenset[str]:
-    """The watched columns that hold texts, or numbers that are but names (`is_categorical`)."""
+    """The watched columns that hold texts, or numbers that are but names (`is_categorical`, or coded as such)."""
     categorical = {f.name for f in parse_schema(project.contract.text).feature if f.int_domain.is_categorical}
     fields = project.contract.fields
     texts = {name for name, field in fields.items() if field.kind == "string" or name in categorical}
-    return frozenset(texts.intersection(project.watched_columns))
+    texts |= {*project.categories, PREDICTED}
+    return frozenset(texts.intersection([*project.watched_columns, *project.said_columns]))
 
 
 def baseline_of(parts: Iterable[Part], start_us: int, end_us: int, project: Project) -> bytes:
@@ -132,7 +133,7 @@ def read_baseline(content: bytes, project: Project) -> WindowStatistics:
         statistics = WindowStatistics.from_json(data["statistics"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BaselineError(f"is not a baseline: {type(error).__name__}: {error}") from error
-    missing = {*project.watched_columns, SCORE} - set(statistics.distributions)
+    missing = {*project.watched_columns, *project.said_columns} - set(statistics.distributions)
     if missing:
         raise BaselineError(f"has no column {', '.join(sorted(missing))}: make it anew with `headrace baseline`")
     return statistics
