@@ -15,7 +15,7 @@ from models.counts import DEDUPLICATE
 from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
 from models.features.windows import RollingKernel
-from models.project.declarations import RollingFeature
+from models.project.sections import RollingFeature
 from models.record import (
     CONTENT,
     EARLIER,
@@ -31,6 +31,7 @@ from models.record import (
 )
 from transforms.refused import DEAD
 from transforms.rolling import RollingWindows
+from transforms.state import States
 
 DUPLICATE = "duplicate event id"
 
@@ -49,16 +50,19 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
     records: RecordType
     shards: int
     lateness_us: int = 0
+    keeps_payload: bool = False  # a later step may refuse rows
+    states: States | None = None  # the ids that came are kept as `deduplicate`
 
     def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: batches of first events; output `dead`: dead letters."""
         within = self.records.deduplicate_within_us
         earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)
+        kernel = RollingKernel((earlier,), {}, self.lateness_us)
+        windows = RollingWindows(self.records.id, CONTENT, kernel, self.shards, self.states, "deduplicate")
         return (
             pcoll
             | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
-            | "Count earlier"
-            >> RollingWindows(self.records.id, CONTENT, RollingKernel((earlier,), {}, self.lateness_us), self.shards)
+            | "Count earlier" >> windows
             | "Split"
             >> beam.FlatMap(self._split)
             .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
@@ -75,7 +79,8 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
             faults.add(rows, event_id, DUPLICATE, column(events, event_id))
             dead = make_dead_letters(events, rows, faults.reasons(), DEDUPLICATE, self.records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
-        first = without(split_good(events, repeated), PAYLOAD, PAYLOAD_FORMAT)
+        first = split_good(events, repeated)
+        first = first if self.keeps_payload else without(first, PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:
             yield first
 

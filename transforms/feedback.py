@@ -11,17 +11,18 @@ import pyarrow as pa
 from models.batches import as_float64, column
 from models.features.row import feedback_horizon_us
 from models.metrics import FEEDBACK
+from models.predictors.measures import label_numbers
 from models.project.declarations import Project
 from models.record import DECISION, SCORE
-from transforms.labels import JoinLabels
+from transforms.join import JoinLabels
 from transforms.metrics import count
 
 
 @dataclasses.dataclass(eq=False)
 class CountFeedback(beam.PTransform):
-    """{"events": score rows, "labels": valid label records} → counters of labels by decision and label.
+    """{"events": score rows, "labels": valid label records} → counters of labels by decision and class.
 
-    The counters are those of models.metrics.FEEDBACK.
+    The counters are those of models.metrics.FEEDBACK. Where labels are no classes, they are counted by decision alone.
     Labels of events that were not scored here, such as history, are not counted.
     """
 
@@ -31,9 +32,13 @@ class CountFeedback(beam.PTransform):
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         """(score, label) of each label that came, float64[n, 2]."""
+        label, records = self.project.label, self.project.label_type
+        assert label is not None
+        assert records is not None
         carried = (SCORE, DECISION) if self.project.decisions else (SCORE,)
         join = JoinLabels(
-            self.project,
+            records,
+            label.field,
             carried,
             feedback_horizon_us(self.project),
             self.shards,
@@ -47,11 +52,16 @@ class CountFeedback(beam.PTransform):
 
 def _count(batch: pa.RecordBatch, project: Project) -> np.ndarray:  # type: ignore[type-arg]
     assert project.label is not None
-    label = as_float64(column(batch, project.label.field))
-    decisions = column(batch, DECISION).to_numpy(zero_copy_only=False) if project.decisions else np.full(len(label), "")
+    labels = column(batch, project.label.field)
+    names = ["0", "1"] if project.has_positives else list(project.outputs if project.classes else [""])
+    texts = labels.cast(pa.string()).to_numpy(zero_copy_only=False) if names != [""] else np.full(len(labels), "")
+    decisions = (
+        column(batch, DECISION).to_numpy(zero_copy_only=False) if project.decisions else np.full(len(labels), "")
+    )
     for decision in np.unique(decisions.astype(str)).tolist():
-        for value in (0, 1):
-            number = int(np.count_nonzero((decisions == decision) & (label == value)))
+        for name in names:
+            number = int(np.count_nonzero((decisions == decision) & (texts == name)))
             if number:
-                count(FEEDBACK, number, decision=decision, label=str(value))
-    return np.column_stack([as_float64(column(batch, SCORE)), label])
+                count(FEEDBACK, number, decision=decision, label=name)
+    known, _ = label_numbers(labels, project)
+    return np.column_stack([as_float64(column(batch, SCORE)), known])

@@ -14,14 +14,15 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
-from models.batches import column, partition, shard_of
+from models.batches import Keys, column, partition, shard_of
 from models.project.declarations import Project
 from models.quality.gate import Known, OnStop, QualityStop, Verdicts, apply_verdicts, gate_ends, still_needed
 from models.quality.parts import due_end
 from models.quality.records import Verdict, batch_to_verdicts, verdict_to_batch
-from models.quality.windows import WindowJudge
+from models.quality.window_statistics import WindowJudge
 from models.steps import Log, Shard, Step
 from transforms.slices import Hold
+from transforms.state import States
 from transforms.statistics import WatchQuality
 
 QUARANTINE = "quarantine"
@@ -42,12 +43,15 @@ class Gate(beam.PTransform[dict[str, beam.PCollection], beam.pvalue.DoOutputsTup
     boundary_us: int
     on_stop: OnStop = "fail"
     shards: int = 1
+    states: States | None = None  # the verdicts that rows may need are kept as `gate`
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.pvalue.DoOutputsTuple:
         """Main output: rows that may be published; output `quarantine`: rows of bad windows, with their verdict."""
         routes = {"rows": self._route_rows, "verdicts": self._route_verdict}
         step = _Gate(self.project, self.boundary_us, self.on_stop)
-        return pcolls | "Hold" >> Hold(step, routes, tagged={QUARANTINE: pa.RecordBatch})
+        tagged = {QUARANTINE: pa.RecordBatch}
+        hold = Hold(step, routes, tagged=tagged, states=self.states, name="gate", shards=self.shards)
+        return pcolls | "Hold" >> hold
 
     def _route_rows(self, batch: pa.RecordBatch) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         for shard, rows in partition(batch, shard_of(column(batch, self.project.event.id), self.shards)):
@@ -71,11 +75,12 @@ class WatchScores(beam.PTransform[dict[str, beam.PCollection], dict[str, beam.PC
     boundary_us: int
     on_stop: OnStop = "fail"
     shards: int = 1
+    states: States | None = None
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
         """A dictionary of PCollections."""
-        watched = pcolls["scored"] | "Judge windows" >> WatchQuality(self.judge, self.boundary_us)
-        gate = Gate(self.judge.project, self.boundary_us, self.on_stop, self.shards)
+        watched = pcolls["scored"] | "Judge windows" >> WatchQuality(self.judge, self.boundary_us, self.states)
+        gate = Gate(self.judge.project, self.boundary_us, self.on_stop, self.shards, self.states)
         gated = {"rows": pcolls["rows"], "verdicts": watched.verdicts} | "Gate" >> gate
         records = {"statistics": watched.statistics, "verdicts": watched.verdicts}
         return {"scores": gated.rows, "quarantine": gated.quarantine, **records}
@@ -96,6 +101,10 @@ class _Gate(Step[_Known]):
         self._project, self._quality = project, project.quality
         self._boundary_us = boundary_us
         self._on_stop = on_stop
+
+    def places(self, segment: pa.RecordBatch, shards: int) -> Keys:
+        """By the event's id."""
+        return shard_of(column(segment, self._project.event.id), shards)
 
     def kind_of(self, batch: pa.RecordBatch) -> int:
         """Rows have an id."""

@@ -12,6 +12,7 @@ from models.quality.incidents import Alert, Incidents, Policy, raise_alerts
 from models.quality.records import Verdict, batch_to_verdicts, verdict_to_batch
 from models.steps import Log, Shard, Step
 from transforms.slices import Hold
+from transforms.state import States
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,10 +25,14 @@ class RaiseAlerts(beam.PTransform):
 
     project: str
     policy: Policy
+    states: States | None = None  # open incidents are kept as `incidents`
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Alerts, see `models.quality.incidents`."""
-        return {"verdicts": pcoll} | "Hold" >> Hold(_Raise(self.project, self.policy), {"verdicts": _route}, Alert)
+        step = _Raise(self.project, self.policy)
+        return {"verdicts": pcoll} | "Hold" >> Hold(
+            step, {"verdicts": _route}, Alert, states=self.states, name="incidents"
+        )
 
 
 def _route(verdict: Verdict) -> Iterator[tuple[int, None, pa.RecordBatch]]:

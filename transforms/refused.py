@@ -17,6 +17,8 @@ from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from models.batches import marks_of, without
 from models.dead_letters import split_good
 from models.record import IS_HISTORY, IS_PROVISIONAL, MARKS
+from models.state import Resume
+from transforms.state import MarkKnown
 
 DEAD = "dead"
 
@@ -26,24 +28,42 @@ class ForgottenDeadLetters(ValueError):
 
 
 class Refused:
-    """What the steps of one graph refuse."""
+    """What the steps of one graph refuse; with `resume`, what a state knows already is marked as history."""
 
-    def __init__(self, pipeline: beam.Pipeline) -> None:
+    def __init__(self, pipeline: beam.Pipeline, resume: Resume | None = None) -> None:
         self._pipeline = pipeline
+        self._resume = resume
         self._letters: list[beam.PCollection] = []
+        self._in_slices: list[beam.PCollection] = []
+        self._unscored: list[beam.PCollection] = []
 
-    def rows_of(self, outputs: beam.pvalue.DoOutputsTuple) -> beam.PCollection:
-        """The rows that a step lets through; those that it refuses are collected."""
+    def rows_of(
+        self, outputs: beam.pvalue.DoOutputsTuple, in_slices: bool = True, unscored: bool = False
+    ) -> beam.PCollection:
+        """The rows that a step lets through; those that it refuses are collected.
+
+        `in_slices`, unless they are of records that are read ahead of the events' slices; `unscored`, if they are
+        events that nothing is decided of.
+        """
         self._letters.append(outputs[DEAD])
+        self._in_slices += [outputs[DEAD]] if in_slices else []
+        self._unscored += [outputs[DEAD]] if unscored else []
         return outputs.rows
 
     def letters(self) -> beam.PCollection:
         """All dead letters, with their marks."""
-        return self._letters | "Dead letters" >> beam.Flatten()
+        return self._marked("dead letters", self._letters | "Dead letters" >> beam.Flatten())
+
+    def unscored(self) -> beam.PCollection:
+        """The dead letters, with their marks, of events that nothing is decided of."""
+        return self._marked("unscored", self._unscored | "Unscored" >> beam.Flatten())
+
+    def _marked(self, name: str, letters: beam.PCollection) -> beam.PCollection:
+        return letters if self._resume is None else letters | f"Mark known {name}" >> MarkKnown(self._resume)
 
     def parts(self) -> dict[str, beam.PCollection]:
-        """The dead letters of each step, by a name."""
-        return {f"refused {number}": letters for number, letters in enumerate(self._letters)}
+        """The dead letters of each step that refuses rows of the events' slices, by a name."""
+        return {f"refused {number}": letters for number, letters in enumerate(self._in_slices)}
 
     def check(self) -> None:
         """ForgottenDeadLetters unless each step of the graph that refuses rows was collected; call it last."""

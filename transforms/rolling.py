@@ -10,20 +10,34 @@ Labels that come as records of their own are a second kind of batch, told by the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 
-from models.batches import as_float64, as_int64, column, is_provisional, shard_of, times_us
+from models.batches import (
+    Keys,
+    as_float64,
+    as_int64,
+    column,
+    is_provisional,
+    key_column,
+    shard_of,
+    take_rows,
+    times_us,
+)
+from models.features.aggregates import code_name
 from models.features.labels import LabelledKernel, Labels
-from models.features.windows import Events, History, RollingKernel, encode_entities
+from models.features.windows import Events, History, RollingKernel, encode_entities, encode_values, sort_order
 from models.metrics import ROWS
 from models.record import EVENT_TIME, LABEL_TIME
 from models.steps import Log, Shard, Step, has_labels, spread
 from transforms.metrics import count
 from transforms.slices import Hold
+from transforms.state import States
 
 
 @dataclasses.dataclass(eq=False)
@@ -34,25 +48,35 @@ class RollingWindows(
 ):
     """Batches → the same rows with one more column for each feature of `kernel`.
 
-    `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`.
-    The result of a row depends on the set of events alone, not on shards, batches or slices.
+    `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`. The entity
+    may be several columns, whose values together are its key, or none: all events are of one. A row without a key has
+    no features. The result of a row depends on the set of events alone, not on shards, batches or slices.
 
-    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.labels.JoinLabels}.
+    With `states`, the windows' history is kept, and starts from what was kept, under `name`.
+
+    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.join.JoinLabels}.
     """
 
-    entity: str
+    entity: str | tuple[str, ...]
     tie_breaker: str
     kernel: RollingKernel
     shards: int
+    states: States | None = None
+    name: str = ""
 
     def expand(self, inputs: beam.PCollection | dict[str, beam.PCollection]) -> beam.PCollection:
         """Batches of one slice in, and those of events out."""
         inputs = inputs if isinstance(inputs, dict) else {"events": inputs}
-        step = _Windows(self.entity, self.tie_breaker, self.kernel)
-        return inputs | "Hold" >> Hold(step, dict.fromkeys(inputs, self._route))
+        step = _Windows(self._names, self.tie_breaker, self.kernel)
+        routes = dict.fromkeys(inputs, self._route)
+        return inputs | "Hold" >> Hold(step, routes, states=self.states, name=self.name, shards=self.shards)
 
     def _route(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
-        return spread(batch, shard_of(column(batch, self.entity), self.shards))
+        return spread(batch, shard_of(key_column(batch, self._names), self.shards))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self.entity,) if isinstance(self.entity, str) else self.entity
 
 
 @dataclasses.dataclass
@@ -69,12 +93,16 @@ class _Windows(Step[Shard]):
 
     shard = Shard
 
-    def __init__(self, entity: str, tie_breaker: str, kernel: RollingKernel) -> None:
+    def __init__(self, entity: str | tuple[str, ...], tie_breaker: str, kernel: RollingKernel) -> None:
         self.horizon_us = kernel.horizon_us
-        self._entity = entity
+        self._entity = (entity,) if isinstance(entity, str) else entity
         self._tie_breaker = tie_breaker
         self._kernel = kernel
         self._label = kernel.label if isinstance(kernel, LabelledKernel) else ""
+
+    def places(self, segment: pa.RecordBatch, shards: int) -> Keys:
+        """By entity, as events are spread."""
+        return shard_of(key_column(segment, self._entity), shards)
 
     def kind_of(self, batch: pa.RecordBatch) -> int:
         """Of one slice labels first."""
@@ -82,7 +110,8 @@ class _Windows(Step[Shard]):
 
     def recall(self, memory: _Memory | None, log: Log[Shard]) -> _Memory:
         """Made anew, too, once most of the entities that it has codes for are of the past."""
-        if memory is not None and len(memory.codes) <= 2 * len(memory.history) + 10_000:
+        kinds = 1 + len(self._kernel.coded)
+        if memory is not None and len(memory.codes) <= 2 * kinds * len(memory.history) + 10_000:
             return memory
         memory = _Memory(History(), {})
         for past in log.read():
@@ -95,22 +124,30 @@ class _Windows(Step[Shard]):
 
     def advance(self, batch: pa.RecordBatch, due_us: int, memory: _Memory, log: Log[Shard]) -> Iterator[pa.RecordBatch]:
         """Events with their features; of labels nothing."""
+        known, rows = _with_keys(batch, self._entity)
         if has_labels(batch):
-            memory.history = self._learn(memory, batch)
-            log.append(self._segment(batch, [LABEL_TIME, self._label]))
+            if known.num_rows:
+                memory.history = self._learn(memory, known)
+                log.append(self._segment(known, [LABEL_TIME, self._label]))
             return
-        events = self._events(batch, memory, column(batch, self._tie_breaker))
+        events = self._events(known, memory, column(known, self._tie_breaker))
         if is_provisional(batch):  # by the history and by what came before
-            known = dataclasses.replace(memory.history, runs=(*memory.history.runs, *memory.ahead.runs))
-            columns, _ = self._kernel.advance(known, events)
+            past = dataclasses.replace(memory.history, runs=(*memory.history.runs, *memory.ahead.runs))
+            columns, _ = self._kernel.advance(past, events)
             memory.ahead = self._kernel.extend(memory.ahead, events)
         else:
             count(ROWS, batch.num_rows, step="windowed")
             columns, memory.history = self._kernel.advance(memory.history, events)
-            log.append(self._segment(batch, self._kernel.fields))
-            reached = int(events.time.max())
-            memory.ahead = History(tuple(run.after(reached) for run in memory.ahead.runs if run.last > reached))
-        yield _with_columns(batch, self._kernel, columns)
+            if len(events):
+                self._keep(known, events, memory, log)
+        yield _with_columns(batch, self._kernel, columns, rows)
+
+    def _keep(self, batch: pa.RecordBatch, events: Events, memory: _Memory, log: Log[Shard]) -> None:
+        if self._kernel.is_ordered:  # a history that is read again has no ids to order events of one time by
+            batch = take_rows(batch, sort_order(events.ids, events.entity, events.time))
+        log.append(self._segment(batch, self._kernel.fields))
+        reached = int(events.time.max())
+        memory.ahead = History(tuple(run.after(reached) for run in memory.ahead.runs if run.last > reached))
 
     def passed_us(self, segments: Sequence[pa.RecordBatch], shard: Shard) -> int:
         """What has passed every window of the latest event; a label passes with its event."""
@@ -118,12 +155,12 @@ class _Windows(Step[Shard]):
 
     def _segment(self, batch: pa.RecordBatch, fields: Sequence[str]) -> pa.RecordBatch:
         """A batch's part of the history."""
-        names = list(dict.fromkeys([self._entity, EVENT_TIME, *fields]))
+        names = list(dict.fromkeys([*self._entity, EVENT_TIME, *fields]))
         return pa.RecordBatch.from_arrays([column(batch, name) for name in names], names=names)
 
     def _learn(self, memory: _Memory, batch: pa.RecordBatch) -> History:
         labels = Labels(
-            entity=encode_entities(column(batch, self._entity), memory.codes),
+            entity=encode_entities(key_column(batch, self._entity), memory.codes),
             time=times_us(batch),
             known=as_int64(column(batch, LABEL_TIME)),
             value=as_float64(column(batch, self._label)),
@@ -132,15 +169,36 @@ class _Windows(Step[Shard]):
         return kernel.learn(memory.history, labels)  # type: ignore[no-any-return]
 
     def _events(self, batch: pa.RecordBatch, memory: _Memory, ids: pa.Array) -> Events:
+        values: dict[str, Any] = {name: as_float64(column(batch, name)) for name in self._kernel.numbers}
+        for name in self._kernel.coded:
+            values[code_name(name)] = encode_values(column(batch, name), memory.codes)
         return Events(
-            entity=encode_entities(column(batch, self._entity), memory.codes),
+            entity=encode_entities(key_column(batch, self._entity), memory.codes),
             time=times_us(batch),
             ids=ids,
-            values={name: as_float64(column(batch, name)) for name in self._kernel.fields},
+            values=values,
         )
 
 
-def _with_columns(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any]) -> pa.RecordBatch:
-    added = [pa.field(f.name, pa.int64() if f.aggregate == "count" else pa.float64()) for f in kernel.features]
-    arrays = [pa.array(values) for values in columns]
+def _with_keys(batch: pa.RecordBatch, entity: tuple[str, ...]) -> tuple[pa.RecordBatch, Keys | None]:
+    """The rows that have a key, and which they are if some don't."""
+    if not any(column(batch, name).null_count for name in entity):
+        return batch, None
+    there = functools.reduce(np.logical_and, [np.asarray(column(batch, name).is_valid()) for name in entity])
+    rows = np.flatnonzero(there)
+    return take_rows(batch, rows), rows
+
+
+def _with_columns(
+    batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any], rows: Keys | None
+) -> pa.RecordBatch:
+    """The batch with its features; of those that are not of `rows` they are missing."""
+    features, holes = kernel.features, None
+    added = [pa.field(f.name, pa.int64() if f.is_count else pa.float64()) for f in features]
+    if rows is not None:
+        place = np.full(batch.num_rows, len(rows))
+        place[rows] = np.arange(len(rows))
+        holes = place == len(rows)
+        columns = [np.append(v, 0 if f.is_count else np.nan)[place] for f, v in zip(features, columns, strict=True)]
+    arrays = [pa.array(v, mask=holes if f.is_count else None) for f, v in zip(features, columns, strict=True)]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=pa.schema([*batch.schema, *added]))

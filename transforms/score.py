@@ -22,14 +22,14 @@ from transforms.metrics import count
 
 @dataclasses.dataclass(eq=False)
 class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[pa.RecordBatch]]):
-    """Batches with features → score rows; events that are history only are left out.
+    """Batches with features → score rows, without a scorer rows of features; events that are history are left out.
 
     `reason_codes` is how many of the features that moved a score most are named with it; 0 for none.
     With `keep_marks`, rows keep their marks, for transforms.correct.
     """
 
     project: Project
-    scorer: Scorer
+    scorer: Scorer | None
     bundle_id: str
     reason_codes: int = 0
     keep_marks: bool = False

@@ -17,9 +17,10 @@ from apache_beam.pvalue import TaggedOutput
 from models.quality.judge import Memory
 from models.quality.parts import batch_to_part, due_end, end_of, part_to_batch, sum_up
 from models.quality.records import Verdict, WindowStatistics
-from models.quality.windows import WindowJudge, add_parts
+from models.quality.window_statistics import WindowJudge, add_parts
 from models.steps import Log, Shard, Step
 from transforms.slices import Hold
+from transforms.state import States
 
 VERDICTS = "verdicts"
 
@@ -72,11 +73,18 @@ class WatchQuality(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue
 
     judge: WindowJudge
     boundary_us: int
+    states: States | None = None  # open windows are kept as `statistics`
 
     def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: statistics; output `verdicts`; both in the order of the windows."""
         hold = Hold(
-            _Judge(self.judge), {"rows": self._route}, WindowStatistics, tagged={VERDICTS: Verdict}, main="statistics"
+            _Judge(self.judge),
+            {"rows": self._route},
+            WindowStatistics,
+            tagged={VERDICTS: Verdict},
+            main="statistics",
+            states=self.states,
+            name="statistics",
         )
         return {"rows": pcoll} | "Hold" >> hold
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import (
+    Keys,
     column,
     is_provisional,
     shard_of,
@@ -21,18 +22,18 @@ from models.batches import (
 )
 from models.dead_letters import make_dead_letters
 from models.features.label_join import Kept, KeptEvents, join_labels, keep_events
-from models.project.declarations import Project
-from models.record import EVENT_TIME, LABEL_TIME, SOURCE, SYSTEM_FIELDS
+from models.record import EVENT_TIME, LABEL_TIME, SOURCE, SYSTEM_FIELDS, RecordType
 from models.steps import Log, Shard, Step, spread
 from transforms.refused import DEAD
 from transforms.slices import Hold
+from transforms.state import States
 
 _FOREVER = 1 << 62
 
 
 @dataclasses.dataclass(eq=False)
 class JoinLabels(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], beam.pvalue.DoOutputsTuple]):
-    """{"events": batches, "labels": valid label records} → batches of labels, and dead letters for the others.
+    """{"events": batches, "labels": valid `records`} → batches of labels, and dead letters for the others.
 
     A label belongs to the latest event of its id that is not later than the label and less than `horizon_us` earlier.
     An event has one label: the first in label time, the smaller one of two of the same time. A label that comes late,
@@ -46,32 +47,35 @@ class JoinLabels(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], be
     are named `event_time`, as in the events, and `label_time`.
     """
 
-    project: Project
+    records: RecordType
+    label_field: str
     carried: tuple[str, ...]
     horizon_us: int
     shards: int
     lateness_us: int = 0
     event_time: str = EVENT_TIME
     label_time: str = LABEL_TIME
+    states: States | None = None  # events and labels are kept as `labels`
     refuse: bool = True  # without it, labels that belong to no event here are left out, and there are no dead letters
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> Any:
         """Main output: batches of labels; output `dead`: dead letters, where there are any."""
         routes = {"events": self._route_events, "labels": self._route_labels}
         tagged = {DEAD: pa.RecordBatch} if self.refuse else {}
-        return inputs | "Hold" >> Hold(_Join(self), routes, tagged=tagged)
+        hold = Hold(_Join(self), routes, tagged=tagged, states=self.states, name="labels", shards=self.shards)
+        return inputs | "Hold" >> hold
 
     def _route_events(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
         if is_provisional(batch):  # it comes once more
             return
-        names = [self.project.event.id, *self.carried, self.event_time]
+        names = [self.records.id, *self.carried, self.event_time]
         event_id, *carried, times = (column(batch, name) for name in names)
         arrays = [event_id, *carried, times.cast(SYSTEM_FIELDS[EVENT_TIME].type)]
         kept = pa.RecordBatch.from_arrays(arrays, names=[*names[:-1], EVENT_TIME])
         yield from spread(kept, shard_of(event_id, self.shards))
 
     def _route_labels(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
-        return spread(batch, shard_of(column(batch, self.project.event.id), self.shards))
+        return spread(batch, shard_of(column(batch, self.records.id), self.shards))
 
 
 @dataclasses.dataclass
@@ -92,15 +96,15 @@ class _Join(Step[_Shard]):
     shard = _Shard
 
     def __init__(self, options: JoinLabels) -> None:
-        project = options.project
-        if project.label is None or project.label_type is None:
-            raise ValueError(f"{project.name} declares no label.events")
-        self._event_id, self._label = project.event.id, project.label.field
-        self._records = project.label_type
+        self._records, self._label = options.records, options.label_field
         self._names = {EVENT_TIME: options.event_time, LABEL_TIME: options.label_time}
         self._join_us = options.horizon_us
         self._refuse = options.refuse
         self.horizon_us = options.horizon_us + options.lateness_us
+
+    def places(self, segment: pa.RecordBatch, shards: int) -> Keys:
+        """By the event's id."""
+        return shard_of(segment.column(0), shards)
 
     def kind_of(self, batch: pa.RecordBatch) -> int:
         """Of one slice events first; only labels still say where they came from."""
@@ -130,7 +134,7 @@ class _Join(Step[_Shard]):
             memory.kept = keep_events(memory.kept, batch, self.passed_us((), shard))
             log.append(with_column(batch, LABEL_TIME, pa.nulls(batch.num_rows, SYSTEM_FIELDS[EVENT_TIME].type)))
             return
-        joined, faults, memory.kept = join_labels(memory.kept, batch, self._event_id, self._label, self._join_us)
+        joined, faults, memory.kept = join_labels(memory.kept, batch, self._records.id, self._label, self._join_us)
         if self._refuse and faults.bad.any():
             dead = make_dead_letters(batch, faults.rows, faults.reasons(), "JoinLabels", self._records)
             yield beam.pvalue.TaggedOutput(DEAD, dead)
