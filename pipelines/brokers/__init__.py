@@ -1,6 +1,7 @@
 """Message brokers behind one small interface: what a stream is read from and written to.
 
-`pubsub.py` and `kafka.py` implement it. A `Broker` is configuration: it pickles, and connects where it lands.
+`pubsub.py`, `kafka.py` and `pulsar.py` implement it. A `Broker` is configuration: it pickles, and connects
+where it lands.
 """
 
 from __future__ import annotations
@@ -8,12 +9,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import urllib.parse
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from models.errors import HeadraceError
+from models.routes import is_topic
+
+if TYPE_CHECKING:
+    from pipelines.brokers.schema_registry import RegisteredSchema
 
 KAFKA_CONFIG = "HEADRACE_KAFKA_CONFIG"  # names a properties file of librdkafka's settings, where no other is given
+PULSAR_CONFIG = "HEADRACE_PULSAR_CONFIG"  # names a file like Pulsar's client.conf
 
 
 class BrokerError(HeadraceError, RuntimeError):
@@ -30,7 +36,8 @@ class Messages:
 
     `ids` are the broker's own and stay the same when a message is delivered again; `published_us` are
     microseconds since 1970 UTC; `partitions` number the parts that each have their own order (0 where there
-    is one); `event_times` are of the event time attribute, where one is configured, else None.
+    is one); `event_times` are of the event time attribute, where one is configured, else None. `schemas` are those
+    that the broker keeps of the messages' values, where they are asked for; None for a message without one.
     """
 
     payloads: Sequence[bytes]
@@ -39,6 +46,7 @@ class Messages:
     partitions: Sequence[int]
     event_times: Sequence[str | None] | None
     receipt: Any
+    schemas: Sequence[RegisteredSchema | None] | None = None
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -78,6 +86,7 @@ class Subscription(Protocol):
 
         Kafka tells the ends of its partitions, of a second ago. Pub/Sub tells nothing, but sends what it has: what
         is here is all as long as the bounds have room, and not known while they have none or it is disconnected.
+        Pulsar tells only that nothing waits.
         """
 
     def close(self) -> None:
@@ -96,11 +105,32 @@ class Publisher(Protocol):
         """Publish, and return when all are safe at the broker; waits and tries again while it is down.
 
         Messages of one key, such as an entity, keep their order: on Kafka they go to one partition, as Java's
-        clients choose it; on Pub/Sub they get an ordering key, if the topic's URI says `ordered=true`.
+        clients choose it; on Pub/Sub they get an ordering key, if the topic's URI says `ordered=true`; on Pulsar they
+        get their key.
+        """
+
+    def describe(self, fields: Mapping[str, str]) -> None:
+        """Say what fields the messages have, JSON objects, before the first of them: Avro's type of each by its name.
+
+        Where the topic's URI asks for it, that becomes the topic's schema; BrokerError if it is not compatible.
         """
 
     def close(self) -> None:
         """Disconnect."""
+
+
+class Outbox(Protocol):
+    """What a process publishes until it is committed, in one transaction with a mark of how far it has come."""
+
+    @property
+    def mark(self) -> str | None:
+        """That of the last transaction that was committed in its name, by whichever process; None if none is known."""
+
+    def commit(self, mark: str) -> bool:
+        """Publish what waits, all of it or nothing, and return when that is committed; False if nothing waits."""
+
+    def close(self) -> None:
+        """Disconnect; of what waits for a commit nothing is there, of one under way all or nothing, with its mark."""
 
 
 class Broker(Protocol):
@@ -118,30 +148,55 @@ class Broker(Protocol):
     def max_message_bytes(self) -> int:
         """No larger messages are published."""
 
-    def subscribe(self) -> Subscription:
-        """Connect for reading; BrokerError if there is no such subscription."""
+    def subscribe(self, known: Collection[str] = ()) -> Subscription:
+        """Connect for reading; BrokerError if there is no such subscription.
+
+        `known` are ids of messages that a former process has kept: BrokerError if the broker's are not those any more.
+        """
 
     def publisher(self) -> Publisher:
         """Connect for writing; BrokerError if there is no such topic."""
 
+    def tail(self, from_start: bool = False) -> Subscription:
+        """Look on at what comes to the topic from now on, or at all it has; nobody else misses any of it for that."""
+
+    def exists(self) -> bool:
+        """Whether the topic is there; BrokerError if the broker does not say."""
+
+    def create(self) -> None:
+        """Make the topic, if it is not there; BrokerError if the broker refuses."""
+
+
+class Transactional(Protocol):
+    """A broker that can publish by transactions."""
+
+    def open_outbox(self, name: str) -> Outbox:
+        """Connect, and end what a process before has left open in this name; BrokerError if the broker refuses."""
+
 
 def is_broker(uri: str) -> bool:
     """Whether a URI names a broker's topic or subscription, and not files."""
-    return uri.startswith(("pubsub://", "kafka://"))
+    return is_topic(uri)
 
 
 def open_broker(uri: str, *, kafka_config: str | os.PathLike[str] | None = None, **options: Any) -> Broker:
     """The broker that a URI names; BrokerOptionError if it does not name one, or an option can't be.
 
-    `pubsub://PROJECT/NAME[?event_time=ATTRIBUTE][&ordered=true]`, or
-    `kafka://HOST:PORT[,HOST:PORT]/TOPIC[?group=GROUP][&event_time=HEADER]`. `kafka_config` is a properties file of
-    librdkafka's settings, by default the one that the environment variable HEADRACE_KAFKA_CONFIG names; it is read
-    wherever a connection is made, so that no secret in it travels. `options` are the broker's own fields.
+    `pubsub://PROJECT/NAME[?event_time=ATTRIBUTE][&ordered=true]`,
+    `kafka://HOST:PORT[,HOST:PORT]/TOPIC[?group=GROUP][&event_time=HEADER][&on_lost=go_on][&tombstones=skip]`, or
+    `pulsar[+ssl]://HOST:PORT[,HOST:PORT]/TENANT/NAMESPACE/TOPIC[?subscription=NAME][&type=failover|key_shared]
+    [&event_time=PROPERTY][&schema=json]`. `kafka_config` is a properties file of librdkafka's settings, by default the
+    one that the environment variable HEADRACE_KAFKA_CONFIG names; Pulsar's is named by HEADRACE_PULSAR_CONFIG. They are
+    read wherever a connection is made, so that no secret in them travels. `options` are the broker's own fields.
     """
     if uri.startswith("pubsub://"):
         from pipelines.brokers.pubsub import PubsubBroker
 
         return PubsubBroker.parse(uri, **options)
+    if uri.startswith(("pulsar://", "pulsar+ssl://")):
+        from pipelines.brokers.pulsar import PulsarBroker
+
+        return PulsarBroker.parse(uri, **{"config_file": os.environ.get(PULSAR_CONFIG) or None, **options})
     from pipelines.brokers.kafka import KafkaBroker
 
     config = os.fspath(kafka_config) if kafka_config is not None else os.environ.get(KAFKA_CONFIG)

@@ -1,9 +1,9 @@
-"""Whether what producers write by their Avro schemas is what a project's contract reads."""
+"""Whether what producers write by their Avro or JSON schemas is what a project's contract reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import fastavro
@@ -11,16 +11,21 @@ import fastavro
 from models.codecs import WriterSchemaError, parse_writer_schema
 from models.project.contract import UNIX_UNITS, Contract, Field
 from pipelines.brokers import BrokerError
-from pipelines.brokers.schema_registry import SchemaRegistry
+from pipelines.brokers.schema_registry import AVRO, JSON, RegisteredSchema, SchemaRegistry
 
-# Avro's types, with a logical type where that makes another of it, that decode to a field's kind.
+# Types that decode to a field's kind: Avro's, with a logical type where that makes another of it, and JSON Schema's.
 _DECIMALS = {"bytes decimal", "fixed decimal"}
 _MOMENTS = {f"long {local}timestamp-{unit}" for local in ("", "local-") for unit in ("millis", "micros")} | {"int date"}
 _READABLE = {
-    "int": {"int", "long"},
-    "float": {"int", "long", "float", "double", *_DECIMALS},
+    "int": {"int", "long", "integer"},
+    "float": {"int", "long", "float", "double", "integer", "number", *_DECIMALS},
     "string": {"string", "bytes", "enum", "fixed", "string uuid"},
 }
+
+
+ANY = "any"  # of a JSON schema that says no type
+_MOST_REFERENCES = 16
+TypesOf = Callable[[Any], dict[str, list[str]]]
 
 
 class ContractMismatch(BrokerError):
@@ -34,21 +39,35 @@ def check_subject(registry: SchemaRegistry, subject: str, contract: Contract) ->
     contract's. A field that is not required may be missing in versions before it was added, but not be gone from the
     newest: its feature would silently be empty. What the contract does not know may come and go.
     """
-    versions = [(f"subject {subject}, version {each.version}", each.schema) for each in registry.versions(subject)]
+    found = registry.versions(subject)
+    versions = [(f"subject {subject}, version {each.version}", each.schema, _TYPES[each.kind]) for each in found]
     _refuse(versions, contract, registry.url)
 
 
+def check_topic(found: Sequence[RegisteredSchema], name: str, contract: Contract) -> None:
+    """As `check_subject`, of the versions that Pulsar keeps with a topic: Avro's schemas, of Avro or of JSON values."""
+    types = {AVRO: field_types, JSON: _types_in_json}
+    _refuse([(f"schema version {each.version}", each.schema, types[each.kind]) for each in found], contract, name)
+
+
+def _types_in_json(schema: Any) -> dict[str, list[str]]:
+    """The types of JSON values by a schema as Avro writes it, whose logical types JSON does not have, or JSON's own."""
+    if isinstance(schema, dict) and "properties" in schema:
+        return json_field_types(schema)
+    return {name: [kind.partition(" ")[0] for kind in kinds] for name, kinds in field_types(schema).items()}
+
+
 def check_schema(schema: Any, contract: Contract, name: str) -> None:
-    """Raise ContractMismatch if one schema, that a file called `name` has, does not have what the contract reads."""
-    _refuse([(name, schema)], contract, name)
+    """Raise ContractMismatch if the Avro schema of a file called `name` does not have what the contract reads."""
+    _refuse([(name, schema, field_types)], contract, name)
 
 
-def _refuse(named: list[tuple[str, Any]], contract: Contract, where: str) -> None:
+def _refuse(named: Sequence[tuple[str, Any, TypesOf]], contract: Contract, where: str) -> None:
     faults: list[str] = []
     last_seen: dict[str, str] = {}
-    for number, (name, schema) in enumerate(named, 1):
+    for number, (name, schema, types_of) in enumerate(named, 1):
         try:
-            kinds = field_types(schema)
+            kinds = types_of(schema)
         except WriterSchemaError as error:
             faults.append(f"{name}: {error}")
             continue
@@ -68,7 +87,7 @@ def _fault(field: Field, types: list[str] | None) -> str | None:
     if types is None:
         return "is not there, and the contract requires it" if field.required else None
     readable = _readable(field)
-    wrong = [each for each in types if each != "null" and each not in readable]
+    wrong = [each for each in types if each not in ("null", ANY) and each not in readable]
     if types == ["null"] and field.required:
         wrong = types
     return f"is {' or '.join(wrong)}, which is not read as the contract's {_kind(field)}" if wrong else None
@@ -94,6 +113,36 @@ def field_types(schema: Any) -> dict[str, list[str]]:
         raise WriterSchemaError("not the schema of a record")
     named = parsed.get("__named_schemas", {})
     return {field["name"]: list(_types(field["type"], named)) for field in parsed["fields"]}
+
+
+def json_field_types(schema: Any) -> dict[str, list[str]]:
+    """The types of each property of a JSON schema of an object, such as ["null", "integer"]; ANY where it says none.
+
+    WriterSchemaError if it is not one of an object with properties.
+    """
+    found = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(found, dict) or "object" not in _json_types(schema, schema):
+        raise WriterSchemaError("not the schema of an object with properties")
+    return {name: _json_types(each, schema) for name, each in found.items()}
+
+
+def _json_types(schema: Any, whole: dict[str, Any], depth: int = 0) -> list[str]:
+    """The types that one of a schema's branches allows; references are followed within the document."""
+    if not isinstance(schema, dict) or depth > _MOST_REFERENCES:
+        return [ANY]
+    if isinstance(reference := schema.get("$ref"), str):
+        target: Any = whole
+        for part in reference.removeprefix("#/").split("/") if reference.startswith("#/") else ():
+            target = target.get(part) if isinstance(target, dict) else None
+        return [ANY] if target is whole else _json_types(target, whole, depth + 1)
+    for name in ("anyOf", "oneOf"):
+        if isinstance(branches := schema.get(name), list):
+            return [kind for branch in branches for kind in _json_types(branch, whole, depth + 1)]
+    kinds = schema.get("type", ANY)
+    return [str(kind) for kind in kinds] if isinstance(kinds, list) else [str(kinds)]
+
+
+_TYPES = {AVRO: field_types, JSON: json_field_types}
 
 
 def _types(schema: Any, named: dict[str, Any]) -> Iterable[str]:

@@ -1,47 +1,33 @@
 """Kafka, by librdkafka: a topic that a consumer group reads, with offsets committed as messages are safe.
 
 An offset is committed when all of its partition before it is acknowledged: what is not comes again after a
-crash or a rebalance, with the same id, "topic/partition/offset". Values pass through as they are; see
-pipelines.sources.values.
+crash or a rebalance, with the same id, "topic:ID/partition/offset" with the first characters of the topic's own id,
+which is another one if it is made again. Values pass through as they are; see pipelines.sources.values.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
 import os
 import re
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
-from pipelines.brokers import BrokerError, BrokerOptionError, Messages, join_query, split_query
-from pipelines.brokers.kafka_client import (
-    Outage,
-    Settings,
-    check_no_secrets,
-    check_settings,
-    connect,
-    read_properties,
-    resolve,
-)
+from pipelines.brokers import BrokerError, BrokerOptionError, Publisher, join_query, split_query
+from pipelines.brokers.kafka_client import Outage, check_no_secrets, check_settings, connect
+from pipelines.brokers.kafka_outbox import KafkaOutbox, OutboxPublisher
 from pipelines.brokers.kafka_publisher import PRODUCER, KafkaPublisher
+from pipelines.brokers.kafka_subscription import CONSUMER, KafkaSubscription
+from pipelines.brokers.kafka_topics import TopicWatch, connect_admin, create_topic, has_topic, topic_id
+from pipelines.brokers.properties import Settings, read_properties, resolve
 
 _URI = re.compile(r"kafka://([^/?#]+)/([A-Za-z0-9._-]{1,249})")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
-# Errors after which waiting does not help.
-_REFUSALS = {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "TOPIC_EXCEPTION", "TOPIC_AUTHORIZATION_FAILED"}
-_REFUSALS |= {"GROUP_AUTHORIZATION_FAILED", "SASL_AUTHENTICATION_FAILED", "_AUTHENTICATION"}
-# librdkafka commits what acknowledge() stores, at this interval and before partitions are revoked.
-_CONSUMER = {"enable.auto.offset.store": False, "enable.auto.commit": True, "auto.commit.interval.ms": 500}
-_CONSUMER |= {"enable.partition.eof": True}  # tells where a partition ends, past what is not for readers
-_OURS = {"bootstrap.servers", "group.id", "auto.offset.reset", *_CONSUMER, *PRODUCER}
-_TICK_SECONDS = 1.0  # how often the backlog is measured, and the group answered while nobody receives
-_SLICE_SECONDS, _CALL_SECONDS, _PROBE_SECONDS, _CLOSE_SECONDS = 0.2, 1.0, 0.1, 10.0
+_OURS = {"bootstrap.servers", "group.id", "transactional.id", *CONSUMER, *PRODUCER}
+_CHOICES = {"start": ("earliest", "latest"), "on_lost": ("stop", "go_on"), "tombstones": ("dead_letter", "skip")}
+_OF_URI = {"group": "group", "event_time": "event_time_attribute", "on_lost": "on_lost", "tombstones": "tombstones"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +36,11 @@ class KafkaBroker:
 
     The two bounds are on messages that are held without being acknowledged; librdkafka fetches as much again
     ahead. `Messages.event_times` are of the header `event_time_attribute`. `start`, "earliest" or "latest", is
-    where a group begins that has committed nothing, or whose offset is no longer there. A broker that does not
-    answer for `connect_seconds` is a BrokerError; later it is waited for.
+    where a group begins that has committed nothing. Where messages that it has not read are gone, or the topic was
+    made again, reading is a BrokerError, and with `on_lost` "go_on" a warning. Messages without a value come as empty
+    ones, which are dead letters, or with `tombstones` "skip" not at all. A broker that does not answer for
+    `connect_seconds` is a BrokerError; later it is waited for. Where an `outbox` is named, what is published goes with
+    the next transaction of this process's outbox of that name.
 
     `settings` are librdkafka's own, and go before those of the properties file `config_file`, which is read on
     connecting. A value `$NAME` is read from the environment then, too; `$$` is a dollar sign. Secrets come from the
@@ -65,13 +54,19 @@ class KafkaBroker:
     max_outstanding_bytes: int = 64 << 20
     event_time_attribute: str | None = None
     start: str = "earliest"
+    on_lost: str = "stop"
+    tombstones: str = "dead_letter"
     connect_seconds: float = 30.0
+    outbox: str | None = None
     settings: Settings = dataclasses.field(default_factory=dict, hash=False)
     config_file: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_outstanding_messages, self.max_outstanding_bytes) < 1:
             raise BrokerOptionError("max_outstanding_messages and max_outstanding_bytes are at least 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise BrokerOptionError(f"{name} is {' or '.join(choices)}, not {getattr(self, name)}")
         check_settings(self.settings, _OURS)
         check_no_secrets(self.settings)
         self._file_settings()
@@ -80,41 +75,79 @@ class KafkaBroker:
     def parse(cls, uri: str, **options: Any) -> Self:
         """The broker that `uri` names; BrokerOptionError if it does not."""
         try:
-            place, query = split_query(uri, ("group", "event_time"))
+            place, query = split_query(uri, _OF_URI)
         except ValueError:
             place, query = "", {}
         match = _URI.fullmatch(place)
         if match is None or not all(map(_SERVER.fullmatch, match[1].split(","))):
             shown = re.sub(r"//.*@|=[^&]*", lambda found: found[0][:1] + "...", uri)  # there may be a password
             raise BrokerOptionError(
-                f"{shown!r} is not kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP&event_time=HEADER"
+                f"{shown!r} is not kafka://HOST:PORT[,HOST:PORT]/TOPIC?group=GROUP&event_time=HEADER&on_lost=go_on"
+                "&tombstones=skip"
             )
-        found = {"group": query.get("group"), "event_time_attribute": query.get("event_time")}
+        found = {_OF_URI[name]: value for name, value in query.items()}
         return cls(tuple(match[1].split(",")), match[2], **{**found, **options})
 
     @property
     def uri(self) -> str:
         place = f"kafka://{','.join(self.servers)}/{self.topic}"
-        return join_query(place, {"group": self.group, "event_time": self.event_time_attribute})
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        told = {
+            name: getattr(self, field) for name, field in _OF_URI.items() if getattr(self, field) != defaults[field]
+        }
+        return join_query(place, told)
 
     @property
     def max_message_bytes(self) -> int:
         """Kafka's brokers and librdkafka take 1 MB with what is around it, if not told otherwise."""
         return 990_000
 
-    def subscribe(self) -> KafkaSubscription:
+    def subscribe(self, known: Collection[str] = ()) -> KafkaSubscription:
         if not self.group:
             raise BrokerError(f"{self.uri}: reading needs a group: add ?group=GROUP")
-        return KafkaSubscription(self, *self._consumer(self.group))
+        return self._read(self.group, known)
 
-    def publisher(self) -> KafkaPublisher:
-        self._consumer("headrace")[0].close()  # to see the topic: a producer that asks for one creates it
-        producer, outage = self._connect(Producer, {"partitioner": "murmur2_random"}, PRODUCER)  # Java's
+    def tail(self, from_start: bool = False) -> KafkaSubscription:
+        """See Broker; as a group of its own, that commits nothing."""
+        broker = dataclasses.replace(self, start="earliest" if from_start else "latest", on_lost="go_on")
+        return broker._read(f"headrace-tail-{os.urandom(8).hex()}", commits=False)
+
+    def _read(self, group: str, known: Collection[str] = (), commits: bool = True) -> KafkaSubscription:
+        consumer, outage = self.connect_consumer(group, commits)
+        try:
+            admin = self._admin()
+            watch = TopicWatch(admin, self.topic, topic_id(admin, self.topic, self.connect_seconds))
+            return KafkaSubscription(self, consumer, outage, watch, known, commits)
+        except BrokerError:
+            consumer.close()
+            raise
+
+    def exists(self) -> bool:
+        """See Broker."""
+        return has_topic(self._admin(), self.topic, self.connect_seconds)
+
+    def create(self) -> None:
+        """See Broker; with the broker's own defaults for partitions, copies and retention."""
+        create_topic(self._admin(), self.topic, self.connect_seconds)
+
+    def publisher(self) -> Publisher:
+        self.connect_consumer("headrace")[0].close()  # to see the topic: a producer that asks for one creates it
+        if self.outbox is not None:
+            return OutboxPublisher(self.outbox, self.topic)
+        producer, outage = self.connect_producer({}, PRODUCER)
         outage.connected = True
         return KafkaPublisher(self.uri, self.topic, producer, outage)
 
-    def _consumer(self, group: str) -> tuple[Consumer, Outage]:
-        """A consumer that has seen the topic."""
+    def open_outbox(self, name: str) -> KafkaOutbox:
+        """See Transactional."""
+        return KafkaOutbox(self, f"{name}-{self.topic}")
+
+    def connect_producer(self, defaults: dict[str, Any], ours: dict[str, Any]) -> tuple[Producer, Outage]:
+        """A producer of settings that may be changed, and of `ours`; BrokerError if it can't be."""
+        return self._connect(Producer, {"partitioner": "murmur2_random", **defaults}, ours)  # as Java's clients choose
+
+    def connect_consumer(self, group: str, commits: bool = False) -> tuple[Consumer, Outage]:
+        """A consumer that has seen the topic; BrokerError if there is none."""
         defaults = {
             "partition.assignment.strategy": "cooperative-sticky",  # a member keeps what it can in a rebalance
             "session.timeout.ms": 10_000,  # after which a dead member's partitions are another's; not 45 s
@@ -122,8 +155,9 @@ class KafkaBroker:
             "queued.min.messages": min(self.max_outstanding_messages, 100_000),
             "queued.max.messages.kbytes": max(self.max_outstanding_bytes >> 10, 1),
         }
-        ours = {"group.id": group, "auto.offset.reset": self.start}
-        consumer, outage = self._connect(Consumer, defaults, _CONSUMER | ours)
+        consumer, outage = self._connect(
+            Consumer, defaults, {**CONSUMER, "group.id": group, "enable.auto.commit": commits}
+        )
         try:
             topic = consumer.list_topics(self.topic, timeout=self.connect_seconds).topics[self.topic]
             why = None if topic.partitions else topic.error or KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
@@ -135,6 +169,13 @@ class KafkaBroker:
             raise BrokerError(f"{self.uri}: {why.str()}")
         outage.connected = True
         return consumer, outage
+
+    def _admin(self) -> Any:
+        try:
+            settings = resolve({**self._file_settings(), **self.settings})
+            return connect_admin(",".join(self.servers), settings)
+        except (BrokerError, OSError) as failure:
+            raise BrokerError(f"{self.uri}: {failure}") from None
 
     def _connect(
         self, client: Callable[..., Any], defaults: dict[str, Any], ours: dict[str, Any]
@@ -151,195 +192,3 @@ class KafkaBroker:
         settings = read_properties(self.config_file) if self.config_file else {}
         check_settings(settings, _OURS, self.config_file or "")
         return settings
-
-
-@dataclasses.dataclass(slots=True)
-class _Part:
-    """A partition that is ours, with the receipts that have messages of it, in order: number, offset after them."""
-
-    receipts: collections.deque[tuple[int, int]] = dataclasses.field(default_factory=collections.deque)
-    position: int = -1  # offset to receive next, once known
-    high: int = -1  # offset after the last at the broker, once known
-
-
-class KafkaSubscription:
-    """A member of the group. One thread receives, any may acknowledge.
-
-    A thread of its own keeps the membership while nobody receives. confluent-kafka lets only one thread at a time
-    into a consumer, callbacks included: who calls it holds `_polling`, and never `_changed`.
-    """
-
-    redelivery_seconds = 0.0
-
-    def __init__(self, broker: KafkaBroker, consumer: Consumer, outage: Outage) -> None:
-        self._broker, self._topic, self._consumer, self._outage = broker, broker.topic, consumer, outage
-        self._closing, self._polling = threading.Event(), threading.Lock()
-        self._polled, self._paused, self._measured = time.monotonic(), False, 0.0
-        self._kept: list[Message] = []  # what came while nobody received
-        # `_changed` guards all from here to `_held_bytes`.
-        self._changed = threading.Condition()
-        self._acknowledged: dict[int, int] = {}  # by partition: offset to be committed
-        self._parts: dict[int, _Part] = {}
-        self._receipts: dict[int, dict[int, tuple[int, int]]] = {}  # by number, partition: messages, bytes
-        self._held, self._held_bytes, self._mean_bytes = 0, 0, 1
-        self._number, self._token = 0, os.urandom(16)  # of the last receipt; and of this connection's receipts
-        consumer.subscribe([broker.topic], self._on_assign, self._on_revoke, self._on_revoke)
-        self._keeper = threading.Thread(target=self._keep, name="kafka-keeper", daemon=True)
-        self._keeper.start()
-
-    def receive(self, max_messages: int, timeout_seconds: float) -> Messages | None:
-        """See Subscription; BrokerError also if the topic is deleted or forbidden meanwhile."""
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            wait = min(max(deadline - time.monotonic(), 0), _SLICE_SECONDS)
-            with self._changed:
-                room = min(self._changed.wait_for(self._room, wait), max_messages)
-            with self._polling:
-                if self._closing.is_set():
-                    raise BrokerError("closed")
-                received = self._hand_out(self._fetch(room, wait)) if room else None
-            if received is not None or time.monotonic() >= deadline:
-                return received
-
-    def acknowledge(self, receipt: Any) -> None:
-        """Let offsets be committed; of partitions that were revoked since, nothing."""
-        token, number = receipt
-        with self._changed:
-            for partition, (messages, size) in self._receipts.pop(number, {}).items() if token == self._token else ():
-                self._held -= messages
-                self._held_bytes -= size
-                receipts = self._parts[partition].receipts
-                while receipts and receipts[0][0] not in self._receipts:
-                    _, self._acknowledged[partition] = receipts.popleft()
-            self._changed.notify_all()
-
-    def partitions(self) -> frozenset[int]:
-        return frozenset(self._parts)
-
-    def backlog(self) -> int | None:
-        """By the offsets, with ends of a second ago; None until all are known, and in an outage."""
-        ends = [(part.position, part.high) for part in list(self._parts.values())]
-        known = ends and min(map(min, ends)) >= 0 and not self._outage.down
-        return sum(max(high - position, 0) for position, high in ends) if known else None
-
-    def close(self) -> None:
-        """Takes seconds at the most, also if the broker does not answer."""
-        self._closing.set()
-        with self._polling:
-            self._keeper.join()
-            self._store()
-            leaving = threading.Thread(target=self._consumer.close, name="kafka-close", daemon=True)
-            leaving.start()
-            leaving.join(_CLOSE_SECONDS)
-
-    def _room(self) -> int:
-        """How many messages may be taken, by the bounds and by what messages weighed of late."""
-        room = self._broker.max_outstanding_messages - self._held
-        free = self._broker.max_outstanding_bytes - self._held_bytes
-        return min(room, max(free // self._mean_bytes, 1)) if room > 0 and free > 0 else 0
-
-    def _fetch(self, most: int, wait: float) -> list[Message]:
-        self._polled = time.monotonic()
-        if self._paused:
-            self._consumer.resume(self._consumer.assignment())
-            self._paused = False
-        self._tend()
-        fetched, self._kept = self._kept[:most], self._kept[most:]
-        fetched = fetched or self._consumer.consume(most, 0)  # given time, it would wait for all
-        if not fetched and (first := self._consumer.poll(wait)) is not None:  # one without a value is false
-            fetched = [first, *(self._consumer.consume(most - 1, 0) if most > 1 else ())]
-        return fetched
-
-    def _hand_out(self, fetched: list[Message]) -> Messages | None:
-        ends: dict[int, int] = {}
-        for each in fetched:
-            if (error := each.error()) is None:
-                continue
-            if error.name() == "_PARTITION_EOF":
-                ends[each.partition() or 0] = each.offset() or 0
-            elif error.fatal() or error.name() in _REFUSALS:  # after others librdkafka tries again
-                raise BrokerError(f"{self._broker.uri}: {error.str()}")
-        header = self._broker.event_time_attribute
-        with self._changed:
-            for partition in ends.keys() & self._parts.keys():
-                self._parts[partition].position = max(self._parts[partition].position, ends[partition])
-            fetched = [each for each in fetched if not each.error() and each.partition() in self._parts]
-            if not fetched:
-                return None
-            payloads = [each.value() or b"" for each in fetched]
-            places = [(each.partition() or 0, each.offset() or 0) for each in fetched]
-            self._number += 1
-            receipt = self._receipts[self._number] = dict.fromkeys([partition for partition, _ in places], (0, 0))
-            for (partition, offset), payload in zip(places, payloads, strict=True):
-                messages, size = receipt[partition]
-                receipt[partition] = messages + 1, size + len(payload)
-                self._parts[partition].position = offset + 1
-            for part in map(self._parts.__getitem__, receipt):
-                part.receipts.append((self._number, part.position))
-            size = sum(map(len, payloads))
-            self._held += len(payloads)
-            self._held_bytes += size
-            self._mean_bytes = max(size // len(payloads), 1)
-        self._outage.worked()
-        ids = [f"{self._topic}/{partition}/{offset}" for partition, offset in places]
-        published = [1000 * each.timestamp()[1] for each in fetched]
-        found: list[Any] = [dict(each.headers() or ()).get(header or "") for each in fetched] if header else []
-        times = [value if value is None else value.decode(errors="replace") for value in found] if header else None
-        return Messages(payloads, ids, published, [each[0] for each in places], times, (self._token, self._number))
-
-    def _on_assign(self, _: Consumer, assigned: list[TopicPartition]) -> None:
-        self._parts.update({each.partition: _Part() for each in assigned})
-
-    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
-        with contextlib.suppress(KafkaException):
-            consumer.resume(revoked)  # librdkafka would remember that they are paused, should they come again
-        with self._changed:
-            for each in revoked:
-                self._parts.pop(each.partition, None)
-                for receipt in self._receipts.values():
-                    messages, size = receipt.pop(each.partition, (0, 0))
-                    self._held -= messages
-                    self._held_bytes -= size
-            self._kept = [kept for kept in self._kept if kept.error() or kept.partition() in self._parts]
-            self._changed.notify_all()
-        self._store()
-
-    def _keep(self) -> None:
-        while not self._closing.wait(_TICK_SECONDS):
-            if self._polling.acquire(blocking=False):
-                with contextlib.suppress(KafkaException):
-                    if time.monotonic() - self._polled > _TICK_SECONDS:
-                        self._paused = True  # each time, for the partitions that came meanwhile
-                        self._consumer.pause(self._consumer.assignment())
-                        if (message := self._consumer.poll(0)) is not None:  # of a partition assigned just now
-                            self._kept.append(message)
-                self._tend()
-                self._polling.release()
-
-    def _tend(self) -> None:
-        self._store()
-        if time.monotonic() - self._measured > _TICK_SECONDS:
-            with contextlib.suppress(KafkaException):  # the broker is down
-                self._measure()
-            self._measured = time.monotonic()
-
-    def _store(self) -> None:
-        with self._changed:
-            acknowledged, self._acknowledged = self._acknowledged, {}
-        with contextlib.suppress(KafkaException, RuntimeError):  # of none, of partitions that are gone, or closed
-            self._consumer.store_offsets(offsets=[TopicPartition(self._topic, *each) for each in acknowledged.items()])
-
-    def _measure(self) -> None:
-        asked = self._paused or self._outage.down  # a fetch tells the ends, but nothing is fetched then
-        seconds = _PROBE_SECONDS if self._outage.down else _CALL_SECONDS
-        new = [TopicPartition(self._topic, each) for each, part in self._parts.items() if part.position < 0]
-        found = self._consumer.committed(new, timeout=seconds) if new else []
-        starts = {each.partition: each.offset for each in found}
-        for partition, part in self._parts.items():
-            known: dict[str, Any] = {"timeout": seconds} if asked else {"cached": True}
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), **known)
-            if part.position < 0 <= high:
-                part.position = max(starts[partition], low if self._broker.start == "earliest" else high)
-            part.high = high
-        if asked and self._parts:
-            self._outage.worked()

@@ -1,24 +1,20 @@
-"""Clients of librdkafka: their settings, from a file or from code, and what is logged of an outage."""
+"""Clients of librdkafka: which settings they take, and what is logged of an outage."""
 
 from __future__ import annotations
 
 import logging
-import os
-import pathlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
 from pipelines.brokers import BrokerError, BrokerOptionError
+from pipelines.brokers.properties import Settings
 
-_log = logging.getLogger("pipelines.brokers.kafka")
+log = logging.getLogger("pipelines.brokers.kafka")
 _SECRET = re.compile(r".*(password|passphrase|secret|key\.pem).*")
-_MAX_FILE_BYTES = 1 << 20
 _LOG_SECONDS = 600.0
-
-Settings = Mapping[str, str | int | float | bool]
 
 
 def check_settings(settings: Settings, ours: Collection[str], where: str = "settings") -> None:
@@ -35,45 +31,10 @@ def check_no_secrets(settings: Settings) -> None:
             raise BrokerOptionError(f"{name} is a secret: give $NAME, and have it in the environment variable NAME")
 
 
-def read_properties(file: str) -> dict[str, str]:
-    """The settings of lines NAME=VALUE, with `#` or `!` before a comment; BrokerOptionError or OSError if it can't."""
-    path = pathlib.Path(file)
-    with path.open("rb") as opened:
-        content = opened.read(_MAX_FILE_BYTES + 1)
-    if len(content) > _MAX_FILE_BYTES:
-        raise BrokerOptionError(f"{file}: more than {_MAX_FILE_BYTES} bytes are no properties file")
-    settings: dict[str, str] = {}
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
-        line = line.strip()
-        if not line or line[0] in "#!":
-            continue
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or not name or name in settings:  # the line is not shown: it may be a secret
-            raise BrokerOptionError(f"{file}, line {number}: not NAME=VALUE, or a name that stands twice")
-        settings[name] = value
-    return settings
-
-
-def resolve(settings: Settings) -> dict[str, Any]:
-    """Settings with `$NAME` read from the environment, and `$$` as a dollar sign; BrokerError if one is not there.
-
-    The error does not show NAME: it may be a secret that starts with a dollar sign.
-    """
-    resolved = dict(settings)
-    for name, value in settings.items():
-        if isinstance(value, str) and value.startswith("$$"):
-            resolved[name] = value[1:]
-        elif isinstance(value, str) and value.startswith("$"):
-            if value[1:] not in os.environ:
-                raise BrokerError(f"{name} needs the environment variable after its $, which is not set ($$ is a $)")
-            resolved[name] = os.environ[value[1:]]
-    return resolved
-
-
 def connect(client: Callable[..., Any], settings: dict[str, Any], outage: Outage) -> Any:
     """A client of librdkafka with settings; BrokerError if it refuses them."""
     try:
-        return client({"error_cb": outage.failed, **settings}, logger=_log)
+        return client({"error_cb": outage.failed, **settings}, logger=log)
     except (KafkaException, TypeError, ValueError) as failure:
         shown = str(failure)
         for name, value in settings.items():
@@ -97,14 +58,14 @@ class Outage:
             self.error = error
         elif self.connected and not self.down:
             self.down = True
-            _log.warning("Kafka, %s: %s; trying again until it works", self._uri, (self.error or error).str())
+            log.warning("Kafka, %s: %s; trying again until it works", self._uri, (self.error or error).str())
 
     def worked(self) -> None:
         """A broker has answered."""
         if self.down:
             self.down = False
             _logged.clear()
-            _log.warning("Kafka, %s: works again", self._uri)
+            log.warning("Kafka, %s: works again", self._uri)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -118,4 +79,4 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 _logged: dict[object, float] = {}
-_log.addFilter(_is_news)
+log.addFilter(_is_news)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -35,8 +35,7 @@ class KafkaPublisher:
         attributes = [{}] * count if attributes is None else attributes
         keys = [None] * count if keys is None else keys
         outcomes: list[KafkaError | None] = []
-        for payload, each, key in zip(payloads, attributes, keys, strict=True):
-            headers: Any = [(name, value.encode()) for name, value in each.items()]
+        for payload, headers, key in list(zip(payloads, headers_of(attributes), keys, strict=True)):  # all, or none
             try:
                 self._producer.produce(
                     self._topic,
@@ -56,6 +55,16 @@ class KafkaPublisher:
         if count:
             self._outage.worked()
 
+    def describe(self, fields: Mapping[str, str]) -> None:
+        """Does nothing: a registry is another server."""
+
     def close(self) -> None:
         self._closed.set()
         self._producer.flush(_CLOSE_SECONDS)
+
+
+def headers_of(attributes: Sequence[dict[str, str]]) -> list[Any]:
+    """The headers of each message; messages that have one dict together are encoded once."""
+    distinct = {id(each): each for each in attributes}
+    encoded = {place: [(name, value.encode()) for name, value in each.items()] for place, each in distinct.items()}
+    return [encoded[id(each)] for each in attributes]

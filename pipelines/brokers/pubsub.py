@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 import grpc
@@ -21,6 +21,7 @@ from google.pubsub_v1 import types
 from pipelines.brokers import BrokerError, BrokerOptionError, Messages, join_query, split_query
 from pipelines.brokers.pubsub_client import CALL_SECONDS, Client, Failures, is_transient, log, say
 from pipelines.brokers.pubsub_publisher import PubsubPublisher
+from pipelines.brokers.pubsub_topics import add_subscription, create_topic, delete_subscription, has_topic
 
 _URI = re.compile(r"pubsub://([a-z][a-z0-9.:\-]*)/([A-Za-z][A-Za-z0-9\-._~+%]{2,254})")
 _ACK_SECONDS = 0.05
@@ -85,8 +86,22 @@ class PubsubBroker:
         """Pub/Sub takes 10 MB, with attributes and envelope."""
         return 9_900_000
 
-    def subscribe(self) -> PubsubSubscription:
+    def subscribe(self, known: Collection[str] = ()) -> PubsubSubscription:
         return PubsubSubscription(self)
+
+    def tail(self, from_start: bool = False) -> PubsubSubscription:
+        """See Broker; by a subscription of its own, which is deleted at the end and begins now."""
+        if from_start:
+            raise BrokerError(f"{self.uri}: Pub/Sub keeps nothing that a new subscription could read from the start")
+        return _Tail(dataclasses.replace(self, name=add_subscription(self.project, self.name)))
+
+    def exists(self) -> bool:
+        """See Broker."""
+        return has_topic(self.project, self.name)
+
+    def create(self) -> None:
+        """See Broker; who reads it needs a subscription, and gets what comes after that was made."""
+        create_topic(self.project, self.name)
 
     def publisher(self) -> PubsubPublisher:
         return PubsubPublisher(f"projects/{self.project}/topics/{self.name}", self.ordered)
@@ -279,3 +294,11 @@ class PubsubSubscription(Client):
         request = functools.partial(getattr(types, f"{method}Request").pb(), subscription=self._name, **fields)
         starts = range(0, len(ack_ids), _IDS_PER_REQUEST)
         return self._send(method, [request(ack_ids=ack_ids[at : at + _IDS_PER_REQUEST]) for at in starts], seconds)
+
+
+class _Tail(PubsubSubscription):
+    """Reads a subscription that is there for this alone."""
+
+    def close(self) -> None:
+        super().close()
+        delete_subscription(self._broker.project, self._broker.name)

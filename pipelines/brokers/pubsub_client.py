@@ -40,7 +40,7 @@ class Client:
         self._warn_at, self._failures, self._warned = warn_at, 0, False
         self._counting = threading.Lock()  # of the failures
         self._closing = threading.Event()
-        self._channel = _connect()
+        self._channel = connect()
         # Who may read or publish need not have the permission to look, so not every answer is one.
         look = getattr(types, f"Get{kind.title()}Request").pb()(**{kind: name})
         call = self._channel.unary_unary(f"{self._prefix}Get{kind.title()}", type(look).SerializeToString)
@@ -83,7 +83,7 @@ class Client:
             self._failures, self._warned = 0, False
 
 
-def _connect() -> Any:
+def connect() -> Any:
     if emulator := os.environ.get("PUBSUB_EMULATOR_HOST"):
         return grpc.insecure_channel(emulator, options=_CHANNEL_OPTIONS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.pubsub_v1 import types
@@ -25,6 +25,9 @@ class PubsubPublisher(Client):
     def __init__(self, name: str, ordered: bool) -> None:
         super().__init__("Publisher", "topic", name, warn_at=1)
         self._ordered = ordered
+
+    def describe(self, fields: Mapping[str, str]) -> None:
+        """Does nothing: rows have no schema there."""
 
     def publish(
         self,

@@ -1,5 +1,9 @@
 """A Confluent-compatible schema registry.
 
+It is not read by confluent-kafka's own SchemaRegistryClient, for three reasons, seen in version 2.16.1: it needs
+authlib and httpx2, which nothing else here does; it takes an answer of any size, and one that never ends as long as
+some bytes come in time; and it asks again for each unknown id, which a producer's mistake makes one request a message.
+
 SchemaRegistryError
 ├── UnknownSchema      the registry answers that it has none
 ├── UnusableSchema     the registry has one that is not for us, such as Protobuf's
@@ -21,6 +25,7 @@ from typing import Any
 
 from pipelines.brokers import BrokerError, BrokerOptionError
 
+AVRO, JSON = "AVRO", "JSON"
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 _ATTEMPTS = 3
 _BACKOFF_SECONDS = 0.2
@@ -37,7 +42,7 @@ class UnknownSchema(SchemaRegistryError):
 
 
 class UnusableSchema(SchemaRegistryError):
-    """A schema that is not Avro, or is made of several."""
+    """A schema that is neither Avro nor JSON Schema, or is made of several."""
 
 
 class RegistryDown(SchemaRegistryError):
@@ -46,11 +51,15 @@ class RegistryDown(SchemaRegistryError):
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredSchema:
-    """A schema with the id that payloads name it by; `version` is of its subject, where that was asked for."""
+    """A schema with the id that payloads name it by; `version` is of its subject, where that was asked for.
+
+    `kind` is AVRO or JSON, as the registry calls JSON Schema.
+    """
 
     id: int
     schema: Any
     version: int | None = None
+    kind: str = AVRO
 
 
 @dataclasses.dataclass
@@ -74,7 +83,7 @@ class SchemaRegistry:
             raise BrokerOptionError("a schema registry's URL is http(s)://HOST[:PORT][/PATH], with no user or password")
 
     def schema(self, schema_id: int) -> RegisteredSchema:
-        """The Avro schema of an id; UnknownSchema if there is none, for a minute without asking again."""
+        """The schema of an id; UnknownSchema if there is none, for a minute without asking again."""
         if schema_id in self._schemas:
             return self._schemas[schema_id]
         if time.monotonic() < self._unknown.get(schema_id, 0.0):
@@ -99,15 +108,15 @@ class SchemaRegistry:
     def _registered(self, answer: Any) -> RegisteredSchema:
         if not isinstance(answer, dict):
             raise SchemaRegistryError(f"{self.url}: an answer that is not a JSON object")
-        kind, number, version = answer.get("schemaType", "AVRO"), answer.get("id"), answer.get("version")
-        if kind != "AVRO":
-            raise UnusableSchema(f"{self.url}: schema {number} is {kind}, not Avro")
+        kind, number, version = answer.get("schemaType", AVRO), answer.get("id"), answer.get("version")
+        if kind not in (AVRO, JSON):
+            raise UnusableSchema(f"{self.url}: schema {number} is {kind}, not Avro or JSON Schema")
         if answer.get("references"):
             raise UnusableSchema(f"{self.url}: schema {number} refers to other schemas, which is not supported")
         if not isinstance(number, int) or not isinstance(version, int | None):
             raise SchemaRegistryError(f"{self.url}: an answer without a schema's id")
         try:
-            return RegisteredSchema(number, json.loads(answer["schema"]), version)
+            return RegisteredSchema(number, json.loads(answer["schema"]), version, kind)
         except (KeyError, TypeError, ValueError, RecursionError):
             raise UnusableSchema(f"{self.url}: schema {number} is not JSON") from None
 
