@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.predictors.bundle import Bundle
-from models.project.declarations import Project
-from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.project import write_events
-from pipelines.config import RunSpec
-from pipelines.prechecks import require_files
+
+if TYPE_CHECKING:
+    from models.predictors.bundle import Bundle
+    from models.project.declarations import Project
 
 STREAMED = 20_000  # events, as many as take some seconds
 
@@ -28,14 +26,21 @@ def demo(
 ) -> None:
     """Make a sample, train and register a model, score the days that follow, and stream the last events."""
     with clear_errors():
+        from models.project.project import load_project
+        from pipelines.prechecks import require_files, require_model
+
         declared = load_project(project)
+        require_model(declared, "train and to score with: see headrace run and headrace parity")
         require_files([data] if data is not None else [])
 
-        from pipelines.cli.display import console, outcome_table
+        from pipelines.cli.display import outcome_table
         from pipelines.cli.outcome import print_scores, print_training
+        from pipelines.cli.project import write_events
+        from pipelines.config import RunSpec
         from pipelines.jobs import train as training
-        from pipelines.jobs.score import score
+        from pipelines.jobs.score import score_files
         from pipelines.report import report
+        from pipelines.terminal import console
 
         if data is None:
             write_events(output / "events", rows, 0, 75, "parquet")
@@ -46,8 +51,7 @@ def demo(
         print_training(trained, declared, registered, registry, project)
         sink = f"{output}/run"
         start = training.to_iso(trained.test_from_us)
-        result = score(RunSpec(declared, (data,), sink, score_from=start, replace=True), trained.bundle)
-        assert result is not None
+        result = score_files(RunSpec(declared, (data,), sink, score_from=start, replace=True), trained.bundle)
         console.print(outcome_table(result.outcomes, result.seconds))
         print_scores(sink, declared, trained.bundle)
         console.print(f"scores in {sink}/scores, dead letters in {sink}/dead_letters", soft_wrap=True)
@@ -60,14 +64,15 @@ def prove(declared: Project, bundle: Bundle, data: str) -> None:
     import numpy as np
 
     from models.predictors.booster import Scorer
-    from pipelines.cli.display import console
-    from pipelines.jobs.parity import check_payloads, show
+    from pipelines.cli.parity import show
+    from pipelines.jobs.parity import check_payloads
     from pipelines.sources.listing import match_files
     from pipelines.sources.payloads import event_times, read_payloads
+    from pipelines.terminal import console
 
     payloads: list[bytes] = []
     for file in reversed(match_files(data)):
-        payloads += read_payloads([file])
+        payloads += read_payloads([file], declared.event_type)
         if len(payloads) >= STREAMED:
             break
     last = np.argsort(event_times(payloads, declared), kind="stable")[-STREAMED:].tolist()

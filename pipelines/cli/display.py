@@ -1,56 +1,32 @@
-"""What people see of a run: a live line while it works, where there is a terminal, and tables at its end."""
+"""What people see of a run at its end."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from models.faults import how_many
-from models.predictors.evaluation import Evaluation, Metrics
+from models.predictors.evaluation import STANDARD, Evaluation, Measured
+from models.predictors.measures import heading, shown
 from models.predictors.versions import Version
-from models.project.expressions import NOT_FINITE
+from models.project.expressions import NOT_EXPECTED, NOT_FINITE, ROUNDED, UNKNOWN
 from models.quality.records import Verdict
+from models.routes import ROUTED, UNSCORED
 
-console = Console(highlight=False)
-_REFRESH_SECONDS = 0.2
-STEPS = ("read", "windowed", "scored", "written")  # as they are shown
-
-
-@contextlib.contextmanager
-def working(title: str, read: Callable[[], Mapping[str, int]] | None = None) -> Iterator[collections.Counter[str]]:
-    """Show a spinner, the time and how much was done; nothing where the output is no terminal.
-
-    What was done is what `read` tells, or, without it, what the caller adds to the counter.
-    """
-    counted: collections.Counter[str] = collections.Counter()
-    if not console.is_terminal:
-        yield counted
-        return
-    over = threading.Event()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title)
-
-        def refresh() -> None:
-            while not over.wait(_REFRESH_SECONDS):
-                done = read() if read else counted
-                parts = [f"{done[step]:,} {step}" for step in STEPS if step in done]
-                bar.update(task, description=" · ".join([title, *parts]))
-
-        thread = threading.Thread(target=refresh, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield counted
-        finally:
-            over.set()
-            thread.join()
+MAX_FIGURES = 10  # that stand beside each other
+# What is said of events that are counted by a column's name, beside what became of them.
+_COUNTED_BESIDE = {
+    NOT_FINITE: f"missing, as {NOT_FINITE}",
+    UNKNOWN: "scored, with an unknown value of ",
+    NOT_EXPECTED: NOT_EXPECTED,
+    ROUNDED: f"more places than declared, {ROUNDED}",
+    "dead letters of other days": "dead letters of other days, not written",
+    UNSCORED: UNSCORED,
+    ROUTED: ROUTED,
+}
 
 
 def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
@@ -58,24 +34,39 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
     table = Table("events", "number", title="Outcome", title_justify="left")
     table.columns[1].justify = "right"
     scored = "examples" if "examples" in outcomes else "scored"
-    for name in ("read", "history", scored, "quarantined", "labelled", "duplicate", "dead-lettered"):
+    for name in (
+        "read",
+        "history",
+        "beyond",
+        "filtered",
+        scored,
+        "quarantined",
+        "labelled",
+        "reference",
+        "duplicate",
+        "dead-lettered",
+    ):
         if outcomes.get(name) or name in ("read", scored, "dead-lettered"):
             table.add_row(name, f"{outcomes.get(name, 0):,}")
     for name, count in sorted(outcomes.items()):
         if name.startswith("dead-lettered: "):
             table.add_row("  " + name.removeprefix("dead-lettered: "), how_many(count, outcomes.get("read", 0)))
-    for name, count in sorted(outcomes.items()):
-        if name.startswith(NOT_FINITE):
-            table.add_row(f"missing, as {name}", f"{count:,}")
+    for prefix, said in _COUNTED_BESIDE.items():
+        for name, count in sorted(outcomes.items()):
+            if name.startswith(prefix):
+                table.add_row(f"{said}{name.removeprefix(prefix)}", f"{count:,}")
     table.add_row("read a second", f"{outcomes.get('read', 0) / seconds:,.0f}")
     return table
 
 
 def split_table(splits: Sequence[tuple[str, str, str, Any]]) -> Table:
-    """The spans of a training, [from, before): their events, those that were used, and the positives of these."""
-    table = Table("split", "from", "before", "events", "used", "positives", title="Training", title_justify="left")
+    """The spans of a training, [from, before): events, those that were used, and of a binary target their positives."""
+    binary = all(split.positives is not None for *_, split in splits)
+    counted = ("events", "used", *(["positives"] if binary else []))
+    table = Table("split", "from", "before", *counted, title="Training", title_justify="left")
     for name, start, end, split in splits:
-        table.add_row(name, start, end, f"{split.events:,}", f"{split.rows:,}", f"{split.positives:,}")
+        positives = [f"{split.positives:,}"] if binary else []
+        table.add_row(name, start, end, f"{split.events:,}", f"{split.rows:,}", *positives)
     return table
 
 
@@ -89,18 +80,33 @@ def decision_table(decisions: Mapping[str, int]) -> Table:
 
 
 def evaluation_table(evaluation: Evaluation, title: str, label: str) -> Table:
-    """ROC AUC, average precision and precision at 100 a day, overall and by slice; `label` names the positives."""
-    table = Table("events", "rows", label, "AUC", "AP", "P@100", title=title, title_justify="left")
+    """All figures, overall and by slice, or if they are many overall alone; `label` names a binary one's positives."""
+    figures, binary = evaluation.overall.figures(), evaluation.overall.positives is not None
+    if len(figures) > MAX_FIGURES:
+        table = Table("figure", f"all {evaluation.overall.rows:,} rows", title=title, title_justify="left")
+        for name, figure in figures.items():
+            table.add_row(heading(name), shown(name, figure))
+        return table
+    columns = ["events", "rows", *([label] if binary else []), *map(heading, figures)]
+    table = Table(*columns, title=title, title_justify="left")
 
-    def add(name: str, metrics: Metrics) -> None:
-        figures = (metrics.roc_auc, metrics.average_precision, metrics.precision_at_k)
-        shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
-        table.add_row(name, f"{metrics.rows:,}", f"{metrics.positives:,}", *shown)
+    def add(name: str, found: Measured) -> None:
+        values = [shown(name, figure) for name, figure in found.figures().items()]
+        positives = [f"{found.positives:,}"] if binary else []
+        table.add_row(name, f"{found.rows:,}", *positives, *values)
 
     add("all", evaluation.overall)
     for column, values in evaluation.slices.items():
-        for value, metrics in values.items():
-            add(f"{column} = {value}", metrics)
+        for value, found in values.items():
+            add(f"{column} = {value}", found)
+    return table
+
+
+def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
+    """Events by true and predicted class."""
+    table = Table("true class", *(f"predicted {name}" for name in classes), title="Confusion", title_justify="left")
+    for name, counts in zip(classes, confusion, strict=True):
+        table.add_row(name, *(f"{count:,}" for count in counts))
     return table
 
 
@@ -115,13 +121,20 @@ def quality_line(verdicts: Sequence[Verdict]) -> str:
     return f"quality: {len(judged)} windows judged, {bad} with alarms{': ' + most if most else ''}"
 
 
+_TEST = "metrics.test."
+
+
 def version_lines(version: Version) -> list[str]:
     """What is known of a registered bundle: its name and aliases, its test's metrics, and the spans of its data."""
     facts, metrics = version.facts, version.metrics
     lines = [f"version {version.version}  {version.bundle_id}  {', '.join(version.aliases)}".rstrip()]
-    figures = {"AUC": "roc_auc", "AP": "average_precision", "P@100": "precision_at_k"}
-    shown = [f"{n} {metrics[f'metrics.test.{m}']:.3f}" for n, m in figures.items() if f"metrics.test.{m}" in metrics]
-    lines.append(", ".join([f"  registered {version.created:%Y-%m-%d %H:%M} UTC", *shown]))
+    if "target.kind" in facts:
+        lines.append(f"  target {facts['target.kind']}")
+    tested = {name.removeprefix(_TEST): value for name, value in metrics.items() if name.startswith(_TEST)}
+    order = dict.fromkeys([*STANDARD, *sorted(tested)])  # a registry keeps none
+    figures = [n for n in order if n in tested and n not in ("rows", "positives")]
+    said = [f"{heading(name)} {shown(name, tested[name])}" for name in figures]
+    lines.append(", ".join([f"  registered {version.created:%Y-%m-%d %H:%M} UTC", *said]))
     for part, what in (("train", "trained"), ("test", "tested")):
         if f"{part}_from" in facts:
             end = f" to before {facts[f'{part}_to'][:10]}" if f"{part}_to" in facts else ""
@@ -129,11 +142,3 @@ def version_lines(version: Version) -> list[str]:
             positive = f", {int(facts[f'{part}_positives']):,} positive," if f"{part}_positives" in facts else ""
             lines.append(f"  {what}{rows}{positive} from {facts[f'{part}_from'][:10]}{end}")
     return lines
-
-
-def facts_table(rows: Sequence[tuple[str, str]]) -> Table:
-    """Names and values, without a frame."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    return table

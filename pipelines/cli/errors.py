@@ -8,8 +8,6 @@ from collections.abc import Iterator
 import typer
 
 from models.errors import HeadraceError
-from models.project.project import ProjectError
-from pipelines.prechecks import UsageError
 
 
 @contextlib.contextmanager
@@ -17,11 +15,8 @@ def clear_errors(code: int = 1) -> Iterator[None]:
     """Turn an error that a user can mend into its message and an exit code; all others keep their traceback."""
     try:
         yield
-    except ProjectError as error:  # its lines begin with the place of each fault
-        fail(str(error), code)
     except HeadraceError as error:
-        lines = str(error).splitlines() if isinstance(error, UsageError) else [str(error)]
-        fail("\n".join(f"headrace: {line}" for line in lines), code)
+        fail("\n".join(_lines_of(error)), code)
     except OSError as error:
         fail(f"headrace: {_line_of(error)}", code)
     except KeyboardInterrupt:
@@ -32,6 +27,17 @@ def fail(message: str, code: int = 1) -> None:
     """Print a message and exit."""
     typer.echo(message, err=True)
     raise typer.Exit(code) from None
+
+
+def _lines_of(error: HeadraceError) -> list[str]:
+    from models.project.project import ProjectError
+    from pipelines.prechecks import UsageError
+
+    if isinstance(error, ProjectError):  # its lines begin with the place of each fault
+        return [str(error)]
+    return [
+        f"headrace: {line}" for line in (str(error).splitlines() if isinstance(error, UsageError) else [str(error)])
+    ]
 
 
 def _line_of(error: OSError) -> str:

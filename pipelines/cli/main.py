@@ -10,7 +10,7 @@ from collections.abc import Callable
 import typer
 
 from models.redact import guard_output
-from pipelines.cli import demo, journal, models, parity, project, refused, report, run, schema, topics, train
+from pipelines.cli import demo, journal, models, nightly, parity, project, refused, report, run, schema, topics, train
 from pipelines.cli.parameters import BEAM
 
 app = typer.Typer(
@@ -22,15 +22,17 @@ app = typer.Typer(
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
     run.run,
+    nightly.nightly,
     train.train,
     project.check,
     project.init,
     project.sample,
-    models.models,
     models.promote,
     parity.parity,
     topics.pubsub,
     topics.publish,
+    topics.topics,
+    topics.tail,
     refused.replay_dead_letters,
     refused.quarantine,
     train.baseline,
@@ -38,8 +40,9 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     demo.demo,
 )
 for _command in _COMMANDS:
-    _takes_more = _command in (run.run, train.train)
+    _takes_more = _command in (run.run, nightly.nightly, train.train)
     app.command(context_settings=BEAM if _takes_more else None)(_command)
+app.add_typer(models.app, name="models")
 app.add_typer(schema.app, name="schema")
 app.add_typer(journal.app, name="journal")
 

@@ -1,28 +1,88 @@
-"""`headrace models` and `promote`: the registered bundles of a project."""
+"""`headrace models` and `promote`: the registered bundles of a project, and models from elsewhere."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import pathlib
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
-from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import ProjectFolder, Registry
-from pipelines.prechecks import find_registry, require_version
+
+_LIST = "list"
 
 
+class _ListByDefault(typer.core.TyperGroup):
+    """`headrace models PROJECT` is `headrace models list PROJECT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What is no command is the project to list."""
+        if args and args[0] not in self.commands and args[0] not in ("--help",):
+            args = [_LIST, *args]
+        return list(super().parse_args(ctx, args))
+
+
+app = typer.Typer(
+    cls=_ListByDefault,
+    help="List the registered bundles of a project (models PROJECT), or import a model.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command(_LIST)
 def models(project: ProjectFolder, registry: Registry = None) -> None:
     """List the registered bundles of a project: aliases, date, metrics of the test, spans of the data."""
     with clear_errors():
-        name = load_project(project).name
-        registry = find_registry(project, registry)
-
         from models.predictors.registry import list_versions
+        from models.project.project import load_project
         from pipelines.cli.display import version_lines
+        from pipelines.prechecks import find_registry, require_model
+
+        declared = load_project(project)
+        require_model(declared, "list")
+        name = declared.name
+        registry = find_registry(project, registry)
 
         for version in list_versions(name, registry):
             typer.echo("\n".join(version_lines(version)))
+
+
+@app.command("import")
+def import_(
+    project: ProjectFolder,
+    model: Annotated[pathlib.Path, typer.Argument(help="FILE.ubj or .json (XGBoost), .txt (LightGBM), .onnx, .skops.")],
+    golden: Annotated[
+        pathlib.Path,
+        typer.Option(help="Rows of the model's inputs and its scores for them: *.parquet, *.csv or *.jsonl."),
+    ],
+    encoders: Annotated[
+        pathlib.Path | None, typer.Option(help="encoders.json of inputs that are but names, as in a bundle.")
+    ] = None,
+    promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
+    registry: Registry = None,
+) -> None:
+    """Register a model that was trained elsewhere, once its features, scores and independence of rows are proven."""
+    with clear_errors():
+        from models.project.project import load_project
+        from pipelines.prechecks import find_registry
+
+        declared = load_project(project)
+        registry = find_registry(project, registry, create=True)
+
+        from models.predictors.registry import register
+        from pipelines.jobs.importing import import_model
+
+        bundle = import_model(declared, project, model, golden, encoders)
+        version = register(bundle, declared.name, registry, promote=promote)
+        rows = bundle.metadata["imported"]["golden_rows"]
+        typer.echo(f"{declared.name}: version {version}, bundle {bundle.bundle_id}, proven on {rows:,} golden rows")
+        if names := bundle.metadata["imported"].get("names"):
+            typer.echo(f"feature names in the model: {names}, and golden scores alone prove it")
+        if declared.quality:
+            typer.echo("no baseline: `headrace baseline` makes one")
 
 
 def promote(
@@ -32,11 +92,14 @@ def promote(
 ) -> None:
     """Make a bundle champion; promoting an earlier version rolls back."""
     with clear_errors():
-        name = load_project(project).name
+        from models.predictors.registry import CHAMPION, set_alias
+        from models.project.project import load_project
+        from pipelines.prechecks import find_registry, require_model, require_version
+
+        declared = load_project(project)
+        require_model(declared, "promote")
+        name = declared.name
         registry = find_registry(project, registry)
         require_version(name, version, registry)
-
-        from models.predictors.registry import CHAMPION, set_alias
-
         number = set_alias(name, CHAMPION, version, registry)
         typer.echo(f"{name}: version {number} is champion")

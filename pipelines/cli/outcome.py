@@ -7,23 +7,27 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from models.predictors.evaluation import EvaluationError
+from models.predictors.evaluation import Evaluation, EvaluationError
 from models.project.declarations import Project
 from models.redact import redact
 from pipelines import results
 from pipelines.cli.display import (
-    console,
+    confusion_table,
     decision_table,
     evaluation_table,
     outcome_table,
     quality_line,
     split_table,
 )
-from pipelines.jobs.train import to_iso
+from pipelines.terminal import console
+
+MAX_CONFUSED = 12  # classes, of which a terminal shows a table
 
 
 def print_training(trained: Any, project: Project, registered: Any, registry: str, folder: pathlib.Path) -> None:
     """Print what was learned, from what, and where it is kept."""
+    from pipelines.jobs.train import to_iso  # it imports XGBoost, which a training has imported
+
     outcomes = {"examples" if name == "scored" else name: n for name, n in trained.examples.outcomes.items()}
     console.print(outcome_table(outcomes, trained.examples.seconds))
     if trained.dead_letters:
@@ -32,7 +36,12 @@ def print_training(trained: Any, project: Project, registered: Any, registry: st
     if project.quality and trained.bundle.baseline is None:
         console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
     title = f"{project.name} {registered.version}, tested from {to_iso(trained.test_from_us)[:10]}"
-    console.print(evaluation_table(trained.evaluation, title, _label_of(project)))
+    print_evaluation(trained.evaluation, title, project)
+    for leak in trained.leaks:
+        told = f"{leak.name} alone tells the label ({leak.measure} {leak.figure:.3f})"
+        console.print(
+            f"{told}: is it known when an event is scored? If not, declare it under available", soft_wrap=True
+        )
     first = trained.splits[0]
     bundle = f"bundle {trained.bundle.bundle_id} in {redact(registry)}"
     console.print(f"trained on {first.rows:,} events from {to_iso(first.from_us)[:10]}; {bundle}", soft_wrap=True)
@@ -58,10 +67,14 @@ def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence
         console.print(f"not evaluated: {error}")
         return
     if evaluation is not None:
-        console.print(evaluation_table(evaluation, "Scores against labels", _label_of(project)))
+        print_evaluation(evaluation, "Scores against labels", project)
     elif project.label and not labels and project.label.field not in project.output:
         console.print(f"not measured against labels: {project.label.field} is not among the output fields")
 
 
-def _label_of(project: Project) -> str:
-    return project.label.field if project.label else "positives"
+def print_evaluation(evaluation: Evaluation, title: str, project: Project) -> None:
+    """Print figures, and of a multi-class target which class was taken for which."""
+    console.print(evaluation_table(evaluation, title, project.label.field if project.label else "positives"))
+    confusion = evaluation.overall.as_dict().get("confusion")
+    if confusion and len(confusion) <= MAX_CONFUSED:
+        console.print(confusion_table(confusion, project.outputs))

@@ -34,14 +34,27 @@ Labels = Annotated[
     list[str] | None,
     typer.Option(help="Labels that come as records of their own: files, or a stream's subscription."),
 ]
+Tables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table", help="NAME=URI: where a table's rows come from, files or a stream's subscription; may be repeated."
+    ),
+]
 KafkaConfig = Annotated[
     str | None,
     typer.Option(envvar="HEADRACE_KAFKA_CONFIG", help="Properties file of librdkafka's settings."),
 ]
-Shards = Annotated[int, typer.Option(min=1, max=1024, help="Parts that the work and the output are split into.")]
+Shards = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Parts that the work is split into; as many as workers if not given."),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
+ScoreThreads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of one model call; if not given, what processors workers leave."),
+]
 Replace = Annotated[
-    bool, typer.Option("--replace", help="Replace another run's output; what no run wrote is never removed.")
+    bool, typer.Option("--replace", help="Replace all that other runs left; what no run wrote is never removed.")
 ]
 
 

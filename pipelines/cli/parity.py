@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.parameters import ProjectFolder, Registry, Source, Threads
-from pipelines.prechecks import check_duration, find_registry, require_files, require_version
+from pipelines.cli.parameters import ProjectFolder, Registry, Source, Tables, Threads
+
+if TYPE_CHECKING:
+    from pipelines.jobs.parity import Parity
 
 
 def parity(
     project: ProjectFolder,
     source: Source,
+    table: Tables = None,
     allowance: Annotated[str, typer.Option(help="How far events may be out of order, such as 10m.")] = "10m",
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of the events that comes twice.")] = 0.02,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another order of arrival.")] = 0,
@@ -24,22 +26,45 @@ def parity(
 ) -> None:
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with clear_errors():
+        from models.project.project import load_project
+        from pipelines.prechecks import check_duration, find_registry, require_files, require_version
+
         declared = load_project(project)
         check_duration("--allowance", allowance)
         require_files(source)
-        registry = find_registry(project, registry)
-        require_version(declared.name, model, registry)
+        if declared.has_model:
+            registry = find_registry(project, registry)
+            require_version(declared.name, model, registry)
 
-        from models.predictors.booster import Scorer
         from pipelines.jobs.fitting import load_bundle
-        from pipelines.jobs.parity import check_parity, show
+        from pipelines.jobs.parity import check_parity
 
-        bundle = load_bundle(declared, project, model, registry)
-        scorer = Scorer.from_bundle(bundle, nthread=threads)
-        found = check_parity(declared, bundle, scorer, source, allowance, seed, duplicates)
+        bundle = scorer = None
+        if declared.has_model:
+            from models.predictors.booster import Scorer
+
+            bundle = load_bundle(declared, project, model, str(registry))
+            scorer = Scorer.from_bundle(bundle, nthread=threads)
+        found = check_parity(declared, bundle, scorer, source, allowance, seed, duplicates, tuple(table or ()))
         show(found)
-        if found.blind:
+        if not found.scored:
+            typer.echo("no event was scored, so this proves nothing: see the reasons of the dead letters above")
+        elif found.blind:
             typer.echo("the events arrived in their order, so this proves nothing: give more, or a longer --allowance")
         typer.echo("equal" if found.equal else "NOT EQUAL")
         if not found.equal:
             raise typer.Exit(1)
+
+
+def show(found: Parity) -> None:
+    """Print what was found."""
+    from rich.table import Table
+
+    from pipelines.terminal import console
+
+    table = Table("compared", "rows", "different", "first difference")
+    for c in (*found.comparisons, found.control):
+        table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
+    console.print(table)
+    for name, result in (("batch", found.batch), ("stream", found.stream)):
+        console.print(f"{name}: {result.outcomes} in {result.seconds:.1f} s")

@@ -9,7 +9,6 @@ import typer
 
 from pipelines.brokers import is_broker
 from pipelines.cli.errors import clear_errors
-from pipelines.prechecks import require, require_file_system, require_files
 
 
 def replay_dead_letters(
@@ -26,6 +25,8 @@ def replay_dead_letters(
 ) -> None:
     """Send dead letters through the graph again: their original records, repaired if you say how."""
     with clear_errors():
+        from pipelines.prechecks import require, require_files
+
         require_files(source)
 
         from pipelines.jobs.dead_letters import Repair, replay
@@ -54,6 +55,8 @@ def quarantine(
 ) -> None:
     """Release score rows that the quality gate held back, or drop them."""
     with clear_errors():
+        from pipelines.prechecks import require, require_file_system
+
         require(release != drop, "say --release or --drop")
         require(is_broker(source) or to is None, "--to is for rows of a stream")
         require(not (is_broker(source) and release and to is None), "say with --to where the rows are to go")

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import Labels, ProjectFolder
-from pipelines.prechecks import require, require_file_system
 
 
 def report(
@@ -23,12 +21,16 @@ def report(
 ) -> None:
     """Write what a run was like as one HTML file: outcomes, decisions, performance, drift, distributions, latency."""
     with clear_errors():
+        from models.project.project import load_project
+        from pipelines.prechecks import require, require_file_system, require_model
+
         declared = load_project(project)
+        require_model(declared, "report on")
         require_file_system(run)
         require("://" in run or pathlib.Path(run).is_dir(), f"{run}: no such folder")
 
-        from pipelines.cli.display import working
         from pipelines.report import report as write_report
+        from pipelines.terminal import working
 
         require(declared.label_type is not None or not labels, "--labels are for a project that declares label.events")
         with working("writing the report"):

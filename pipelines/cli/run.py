@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.project.declarations import Project
-from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     KafkaConfig,
@@ -18,15 +16,17 @@ from pipelines.cli.parameters import (
     Registry,
     Replace,
     Runner,
+    ScoreThreads,
     Shards,
     Source,
     SourceFormat,
-    Threads,
+    Tables,
     own_options,
 )
-from pipelines.config import RunSpec
-from pipelines.prechecks import find_registry, require_version
 from pipelines.runners import IN_PROCESS
+
+if TYPE_CHECKING:
+    from models.project.declarations import Project
 
 
 def run(
@@ -37,15 +37,17 @@ def run(
         str,
         typer.Option(
             help="Folder, or broker's topic, that the scores go to. A topic needs others beside it: "
-            "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that."
+            "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that; "
+            "SINK-aggregates, if it declares aggregates."
         ),
     ],
     dead_letters: Annotated[
         str | None, typer.Option(help="Topic of the dead letters; the sink's name and -dead-letters, if not given.")
     ] = None,
-    allowance: Annotated[str, typer.Option(help="How far a stream's events may be out of order, such as 10s.")] = "10s",
+    allowance: Annotated[str, typer.Option(help="Bounded out-of-orderness of a stream's events, such as 10s.")] = "10s",
     lateness: Annotated[
-        str, typer.Option(help="How late a stream's event may be and still find all of its windows.")
+        str,
+        typer.Option(help="How late an event of a stream, or with --state, may be and still find its windows."),
     ] = "1d",
     order: Annotated[
         str,
@@ -55,10 +57,18 @@ def run(
         str | None,
         typer.Option(help="Folder to keep a stream's messages in; a stream that starts anew goes on from there."),
     ] = None,
+    transactional: Annotated[
+        bool,
+        typer.Option(
+            "--transactional",
+            help="Publish to Kafka so that readers of committed messages get each row exactly once; needs a journal.",
+        ),
+    ] = False,
     history: Annotated[
         list[str] | None, typer.Option(help="Files of earlier events that fill a stream's windows; may be repeated.")
     ] = None,
     labels: Labels = None,
+    table: Tables = None,
     alert_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,17 +76,34 @@ def run(
         ),
     ] = None,
     values: Annotated[
-        str, typer.Option(help="A stream's messages: json, avro:FILE.avsc, or avro:http://REGISTRY[?subject=SUBJECT].")
+        str,
+        typer.Option(
+            help="A stream's messages: json, avro:FILE.avsc, avro: or json:http://REGISTRY[?subject=SUBJECT], or "
+            "pulsar, by the schemas of the topic."
+        ),
     ] = "json",
     kafka_config: KafkaConfig = None,
     source_format: SourceFormat = None,
     sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
-    files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a month.")] = 1,
+    files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a day.")] = 1,
     replace: Replace = False,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     score_from: Annotated[
         str | None,
-        typer.Option(help="Score events from this time (UTC) on, such as 2018-06-08; earlier ones fill windows."),
+        typer.Option(
+            help="Score events from this time on, such as 2018-06-08, UTC unless the project says another time zone; "
+            "earlier ones fill windows. Of what the sink holds, days of that time alone are replaced."
+        ),
+    ] = None,
+    score_to: Annotated[str | None, typer.Option(help="Score events before this time.")] = None,
+    day: Annotated[str | None, typer.Option(help="Score this day, as --score-from and --score-to.")] = None,
+    hour: Annotated[str | None, typer.Option(help="Score this hour, such as 2018-06-08T13.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of states: start from the one before the time that is scored, read only files that are new, "
+            "and keep one of its end. Late files are scored with the days that they touch, up to --lateness."
+        ),
     ] = None,
     reason_codes: Annotated[int, typer.Option(min=0, help="Features to name with each score; slow.")] = 0,
     runner: Runner = IN_PROCESS,
@@ -84,27 +111,37 @@ def run(
         bool, typer.Option("--dry-run", help="Make and check the job for DataflowRunner, offline; run nothing.")
     ] = False,
     registry: Registry = None,
-    shards: Shards = 1,
-    threads: Threads = 2,
+    shards: Shards = None,
+    threads: ScoreThreads = None,
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
     with clear_errors():
+        from models.project.project import load_project
+        from pipelines.config import RunSpec
+        from pipelines.prechecks import find_registry, require_version
+
         formats: Any = sink_format  # the spec checks it
         spec = RunSpec(
             project=load_project(project),
             sources=tuple(source),
             sink=sink,
             labels=tuple(labels or ()),
+            tables=tuple(table or ()),
             source_format=source_format,
             sink_format=formats,
             files=files,
             replace=replace,
             score_from=score_from,
+            score_to=score_to,
+            day=day,
+            hour=hour,
+            state=state,
             dead_letters=dead_letters,
             allowance=allowance,
             lateness=lateness,
             order=order,
             journal=journal,
+            transactional=transactional,
             history=tuple(history or ()),
             values=values,
             kafka_config=kafka_config,
@@ -118,24 +155,33 @@ def run(
             ours=own_options(context),
         )
         spec.check()
-        registry = find_registry(project, registry)
-        require_version(spec.project.name, model, registry)
+        if spec.project.has_model:
+            registry = find_registry(project, registry)
+            require_version(spec.project.name, model, registry)
+
+        from pipelines.lean import import_libraries
+
+        import_libraries(local=spec.local)
         check_quality(spec.project, spec.alert_to)
 
-        from pipelines.cli.display import console, outcome_table
+        from pipelines.cli.display import outcome_table
         from pipelines.cli.outcome import print_scores
         from pipelines.jobs.fitting import load_bundle
         from pipelines.jobs.score import score
+        from pipelines.terminal import console
 
         if spec.streams:
             logging.getLogger("headrace").setLevel(logging.INFO)
-        bundle = load_bundle(spec.project, project, model, registry)
+        bundle = load_bundle(spec.project, project, model, str(registry)) if spec.project.has_model else None
         result = score(spec, bundle)
         if result is None:
             return
         console.print(outcome_table(result.outcomes, result.seconds))
         if not (result.outcomes.get("scored") or result.outcomes.get("quarantined")):
             console.print("no event was scored")
+        if bundle is None:
+            console.print(f"no model: features alone; output in {sink}", soft_wrap=True)
+            return
         if sink_format == "parquet":
             print_scores(sink, spec.project, bundle, spec.labels)
         console.print(f"bundle {bundle.bundle_id}, output in {sink}", soft_wrap=True)
@@ -151,4 +197,4 @@ def check_quality(project: Project, alert_to: Sequence[str]) -> None:
     for uri in alert_to:
         open_sink(uri).close()
     if (reason := why_off()) is not None:
-        typer.echo(f"windows are not checked against the schema: {reason}", err=True)
+        typer.echo(f"headrace: {reason}", err=True)

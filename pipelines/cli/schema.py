@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from models.project.project import ProjectError, load_project
 from pipelines.cli.errors import clear_errors
-from pipelines.prechecks import UsageError, require_files
-from pipelines.prechecks import require as _require
 
 if TYPE_CHECKING:
     from models.project.contract import Contract
-    from models.schemas.columns import SampledColumns
+    from models.schemas.sampled import SampledColumns
 
 MAX_FILES = 64  # that a sample is taken of
 MAX_ROWS = 1_000_000
@@ -53,28 +50,26 @@ def infer(
 ) -> None:
     """Propose a schema for the events of files, with TFDV; project.yaml says which field is the event time."""
     with clear_errors():
-        _require(
+        from models.schemas.needs import read_declarations
+        from pipelines.prechecks import require
+
+        require(
             source_format in (None, "parquet", "csv", "json", "avro"),
             f"--source-format is parquet, csv, json or avro, not {source_format}",
         )
-        _require(output is None or force or not output.exists(), f"{output}: is there; --force writes over it")
-        from models.schemas.needs import read_declarations
-
+        require(output is None or force or not output.exists(), f"{output}: is there; --force writes over it")
         declared = read_declarations(project)
-        require_files(source)
+        sample = sample_events(source, source_format, rows)
 
-        from pipelines.cli.display import working
+        from pipelines.terminal import working
 
-        with working("reading") as shown:
-            sample = read_sample(source, source_format, rows, shown)
-        _require(sample.columns.rows > 0, f"no event could be read from {', '.join(source)}")
         with working("proposing a schema"):
-            _prepare_tfdv()
+            prepare_tfdv()
             from models.schemas.propose import propose_schema
 
             columns, unusable = sample.columns.columns(), sample.columns.unusable()
             proposal = propose_schema(columns, unusable, declared)
-        _require(len(proposal.schema.feature) > 0, "no field can be declared:\n" + "\n".join(proposal.notes))
+        require(len(proposal.schema.feature) > 0, "no field can be declared:\n" + "\n".join(proposal.notes))
         text = proposal.text(f"Proposed by `headrace schema infer` from {sample.describe()}.")
         for note in (sample.describe(), *proposal.notes):
             typer.echo(note, err=True)
@@ -99,9 +94,11 @@ def diff(
     Compatible: events that were valid still are, and what a model that was trained before reads is still there.
     """
     with clear_errors(code=2):
+        from models.project.project import ProjectError
         from models.schemas import diff_schemas, field_needs, is_breaking, read_declarations, render_changes
+        from pipelines.prechecks import require
 
-        _require(format in ("text", "json"), f"--format is text or json, not {format}")
+        require(format in ("text", "json"), f"--format is text or json, not {format}")
         declared = read_declarations(project) if project else None
         schema_file = declared.schema_file if declared else None
         before, after = (_find_schema(name, project, schema_file) for name in (old, new))
@@ -136,6 +133,7 @@ def register(
 ) -> None:
     """Keep the project's schema as the next version in its folder `schemas`, if it is compatible with the last."""
     with clear_errors():
+        from models.project.project import load_project
         from models.schemas import field_needs, list_versions, render_changes
         from models.schemas import register as register_version
 
@@ -184,6 +182,18 @@ class Sample:
         return f"{text}; {self.columns.broken:,} rows can't be read" if self.columns.broken else text
 
 
+def sample_events(source: Sequence[str], source_format: str | None, rows: int) -> Sample:
+    """Read a sample and show how far that is; UsageError where there are no files, or no event in them."""
+    from pipelines.prechecks import require, require_files
+    from pipelines.terminal import working
+
+    require_files(source)
+    with working("reading") as shown:
+        sample = read_sample(source, source_format, rows, shown)
+    require(sample.columns.rows > 0, f"no event could be read from {', '.join(source)}")
+    return sample
+
+
 def read_sample(
     patterns: Sequence[str], kind: str | None, max_rows: int, shown: collections.Counter[str] | None = None
 ) -> Sample:
@@ -195,7 +205,7 @@ def read_sample(
     Raises:
         SourceError: if a pattern matches nothing, or a file's name does not tell its format.
     """
-    from models.schemas.columns import SampledColumns
+    from models.schemas.sampled import SampledColumns
     from pipelines.sources.files import read_split, split_file
     from pipelines.sources.listing import format_of, match_files
 
@@ -274,8 +284,10 @@ def _write(path: pathlib.Path, content: bytes, force: bool) -> None:
         pathlib.Path(file.name).unlink(missing_ok=True)
 
 
-def _prepare_tfdv() -> None:
+def prepare_tfdv() -> None:
     """Import TFDV without what it and TensorFlow say of things that they do not find and nobody here needs."""
+    from pipelines.prechecks import UsageError
+
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -283,4 +295,6 @@ def _prepare_tfdv() -> None:
 
             import_tfdv()
     except ImportError as error:
-        raise UsageError(f"schema infer needs tensorflow-data-validation, which can't be imported: {error}") from None
+        raise UsageError(
+            f"to infer a schema needs tensorflow-data-validation, which can't be imported: {error}"
+        ) from None

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from models.predictors.registry_store import database_of
-from models.project.project import load_project
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     Labels,
@@ -18,11 +16,10 @@ from pipelines.cli.parameters import (
     Shards,
     Source,
     SourceFormat,
+    Tables,
     Threads,
     own_options,
 )
-from pipelines.config import RunSpec
-from pipelines.prechecks import find_registry, parse_time, require, require_version
 from pipelines.runners import IN_PROCESS
 
 
@@ -31,6 +28,7 @@ def train(
     project: ProjectFolder,
     source: Source,
     labels: Labels = None,
+    table: Tables = None,
     source_format: SourceFormat = None,
     start: Annotated[str | None, typer.Option(help="First day of training (UTC), such as 2018-05-24.")] = None,
     examples: Annotated[
@@ -41,16 +39,24 @@ def train(
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = IN_PROCESS,
     registry: Registry = None,
-    shards: Shards = 1,
+    shards: Shards = None,
     threads: Threads = 2,
 ) -> None:
     """Compute features, train and test a model, and register it. Options that are not listed go to Beam."""
     with clear_errors():
+        from models.predictors.registry_store import database_of
+        from models.project.project import load_project
+        from pipelines.config import RunSpec
+        from pipelines.prechecks import find_registry, parse_time, require, require_model
+
+        declared = load_project(project)
+        require_model(declared, "train")
         spec = RunSpec(
-            project=load_project(project),
+            project=declared,
             sources=tuple(source),
             sink=examples or "",
             labels=tuple(labels or ()),
+            tables=tuple(table or ()),
             source_format=source_format,
             replace=replace,
             shards=shards,
@@ -73,6 +79,10 @@ def train(
 
             reach(registry)
 
+        from pipelines.lean import import_libraries
+
+        import_libraries(local=spec.local)
+
         from pipelines.cli.outcome import print_training
         from pipelines.jobs import train as training
 
@@ -85,6 +95,7 @@ def baseline(
     project: ProjectFolder,
     source: Source,
     labels: Labels = None,
+    table: Tables = None,
     source_format: SourceFormat = None,
     start: Annotated[
         str | None,
@@ -100,28 +111,33 @@ def baseline(
     Take events that no run is to score: else they are compared with themselves.
     """
     with clear_errors():
+        from models.project.project import load_project
+        from pipelines.config import RunSpec
+        from pipelines.prechecks import find_registry, require, require_model, require_version
+
         declared = load_project(project)
+        require_model(declared, "make a baseline for")
         require(declared.quality is not None, "the project declares no quality: there is nothing to compare")
         spec = RunSpec(
             declared,
             tuple(source),
             "",
             labels=tuple(labels or ()),
+            tables=tuple(table or ()),
             source_format=source_format,
             score_from=start,
+            score_to=end,
             threads=threads,
         )
-        before = parse_time("--end", end)
         spec.check(keeps=False)
         registry = find_registry(project, registry)
         require_version(declared.name, model, registry)
 
-        from models.codecs.times import micros_of
         from models.predictors.registry import set_baseline
         from pipelines.jobs.baseline import compute_baseline
         from pipelines.jobs.fitting import load_bundle
 
         bundle = load_bundle(declared, project, model, registry)
-        content, rows = compute_baseline(spec, bundle, micros_of(before) if before else None)
+        content, rows = compute_baseline(spec, bundle)
         set_baseline(declared.name, model, content, registry)
         typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import tempfile
-
-import pyarrow.compute as pc
 
 from models.codecs.times import micros_of
 from models.predictors.booster import Scorer
@@ -19,26 +18,22 @@ from pipelines.sinks.publish import SCORES
 from transforms.score import Score
 
 
-def compute_baseline(spec: RunSpec, bundle: Bundle, to_us: int | None) -> tuple[bytes, int]:
-    """The baseline of score rows from the spec's `score_from` to before `to_us`, microseconds, and how many they are.
+def compute_baseline(spec: RunSpec, bundle: Bundle) -> tuple[bytes, int]:
+    """The baseline of score rows in the spec's span, and how many they are.
 
     Scores of the events that a model was trained on are too good: they are left out if the spec says no time.
     """
-    project, from_us = spec.project, spec.score_from_us
-    if from_us is None and (known := bundle.metadata.get("train_to") or bundle.metadata.get("test_from")):
-        from_us = micros_of(datetime.datetime.fromisoformat(known))
+    project, span = spec.project, spec.span
+    if span.start_us is None and (known := bundle.metadata.get("train_to") or bundle.metadata.get("test_from")):
+        span = dataclasses.replace(span, start_us=micros_of(datetime.datetime.fromisoformat(known)))
     if project.quality is None:
         raise RunError(f"{project.name} declares no quality")
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         source = open_files(spec)
-        score = Score(project, Scorer.from_bundle(bundle, nthread=spec.threads), bundle.bundle_id)
+        score = Score(project, Scorer.from_bundle(bundle, nthread=spec.threads_of_call), bundle.bundle_id)
         sink = WriteFiles(scratch, project.event.id, project.event.time, source_format=source.format)
-        run_graph(
-            GraphConfig(project, source, score, sink, score_from_us=from_us), spec.runner, (), "scoring the baseline"
-        )
+        run_graph(GraphConfig(project, source, score, sink, span=span), spec.runner, (), "scoring the baseline")
         table = read_kind(scratch, SCORES)
-        if to_us is not None and table.num_rows:
-            table = table.filter(pc.less(table.column(project.event.time).cast("int64"), to_us))
         if not table.num_rows:
             raise RunError("no event is left for a baseline: of those given, none is later than the model's training")
         return make_baseline(table.to_batches(), project), table.num_rows

@@ -121,7 +121,7 @@ def _read_subscription(source: str) -> Iterator[tuple[list[DeadLetter], Callable
 def _read_file(path: str) -> list[DeadLetter]:
     if path.endswith(".parquet"):
         try:
-            rows = pq.read_table(path).to_pylist()
+            rows = pq.ParquetFile(path).read().to_pylist()
         except pa.ArrowInvalid as error:
             raise SourceError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
         for row in rows:

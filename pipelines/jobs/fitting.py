@@ -10,7 +10,6 @@ from models.predictors import registry
 from models.predictors.bundle import Bundle, BundleError
 from models.project.declarations import Project
 from models.schemas import REMEDY, SchemaMismatch, VersionError, check_against_bundle
-from pipelines.results import RunError
 
 MAX_TRIED = 20  # versions, where one that fits is looked for
 
@@ -24,6 +23,8 @@ def load_bundle(project: Project, folder: pathlib.Path, version: str, tracking_u
     fault = find_misfit(project, folder, bundle)
     if fault is None:
         return bundle
+    from pipelines.results import RunError
+
     named = f"{project.name} {version} (bundle {bundle.bundle_id})"
     fits = next(_fitting(project, folder, tracking_uri), None)
     if fits is None:

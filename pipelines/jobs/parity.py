@@ -18,14 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.predictors.bundle import Bundle
-from models.project.declarations import Project, parse_duration
-from models.record import DECISION, SCORE
+from models.project.declarations import Project
+from models.project.sections import parse_duration
+from models.record import DECISION, OUTCOME, UNEXPECTED
+from models.routes import FALLBACK
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import RunSpec
-from pipelines.jobs.score import RunResult, score
-from pipelines.results import read_kind, read_verdicts
+from pipelines.jobs.score import RunResult, score_files
+from pipelines.results import read_aggregates, read_kind, read_verdicts
 from pipelines.sinks.publish import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import event_times, read_payloads
+from transforms.expect import CHECK
 
 IDLE = "2s"
 MOST_PUBLISHED = 1000
@@ -53,7 +56,12 @@ class Parity:
     @property
     def equal(self) -> bool:
         """All bits are equal, and the order-dependent control is not, so that the comparison can see."""
-        return not any(c.different for c in self.comparisons) and self.control.different > 0
+        return self.scored > 0 and not any(c.different for c in self.comparisons) and self.control.different > 0
+
+    @property
+    def scored(self) -> int:
+        """How many rows were scored and compared; where none were, nothing is proven."""
+        return next(c.rows for c in self.comparisons if c.what == "ids and fields")
 
     @property
     def blind(self) -> bool:
@@ -62,35 +70,46 @@ class Parity:
 
 
 def check_parity(
-    project: Project, bundle: Bundle, scorer: Any, uris: Sequence[str], allowance: str, seed: int, share: float
+    project: Project,
+    bundle: Bundle | None,
+    scorer: Any,
+    uris: Sequence[str],
+    allowance: str,
+    seed: int,
+    share: float,
+    tables: tuple[str, ...] = (),
 ) -> Parity:
-    """Run both ways over the files at `uris`; `share` of the events is published twice."""
-    return check_payloads(project, bundle, scorer, read_payloads(uris), allowance, seed, share)
+    """Run both ways over the files at `uris`; `share` of the events is published twice. `tables` are of files."""
+    payloads = read_payloads(uris, project.event_type)
+    return check_payloads(project, bundle, scorer, payloads, allowance, seed, share, tables)
 
 
 def check_payloads(
-    project: Project, bundle: Bundle, scorer: Any, payloads: Sequence[bytes], allowance: str, seed: int, share: float
+    project: Project,
+    bundle: Bundle | None,
+    scorer: Any,
+    payloads: Sequence[bytes],
+    allowance: str,
+    seed: int,
+    share: float,
+    tables: tuple[str, ...] = (),
 ) -> Parity:
     """Run both ways over JSON records; see `check_parity`."""
     order = arrival_order(payloads, project, parse_duration(allowance), seed, share)
     with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
         events = pathlib.Path(scratch) / "events.jsonl"
         events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
-        told = RunSpec(project, (str(events),), f"{scratch}/batch", allowance=allowance, until_idle=IDLE)
-        batch = _finished(score(told, bundle, scorer))
+        sink = f"{scratch}/batch"
+        told = RunSpec(project, (str(events),), sink, tables=tables, allowance=allowance, until_idle=IDLE)
+        told.check_tables()
+        batch = score_files(told, bundle, scorer)
         with _published([payloads[i] for i in order], seed) as uri:
             journal = f"{scratch}/journal"
             told = dataclasses.replace(told, sources=(uri,), sink=f"{scratch}/stream", journal=journal)
-            stream = _finished(score(told, bundle, scorer))
+            stream = score_files(told, bundle, scorer)
         streamed = collections.Counter(payloads[i] for i in order)
         times = {payload: (count, streamed[payload]) for payload, count in collections.Counter(payloads).items()}
         return Parity(batch, stream, tuple(_compare(project, batch, stream, times)), _control(payloads, order))
-
-
-def _finished(result: RunResult | None) -> RunResult:
-    if result is None:
-        raise AssertionError("the run has left nothing")
-    return result
 
 
 def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
@@ -144,19 +163,29 @@ def _compare(
     ours, theirs = (read_kind(result.directory, SCORES) for result in (batch, stream))
     for what, names in (
         ("ids and fields", [project.event.id, project.event.time, *project.entities.values(), *project.output]),
-        ("features", list(project.feature_names)),
-        ("scores", [SCORE]),
+        ("features", [*project.feature_names, *([UNEXPECTED] if project.marks_rows else [])]),
+        ("scores", list(project.said_columns) if project.has_model else None),
         ("decisions", [DECISION] if project.decisions else []),
     ):
+        if names is None:
+            continue
         yield compare_tables(what, ours, theirs, names)
+    if project.fallback:
+        unscored = [_distinct(read_kind(result.directory, FALLBACK), project) for result in (batch, stream)]
+        yield compare_counts("fallback decisions", *unscored)
     if project.quality:
         verdicts = [collections.Counter(v.to_json() for v in read_verdicts(r.directory)) for r in (batch, stream)]
         yield compare_counts("verdicts on windows", *verdicts)
+    tables = [read_aggregates(result.directory) for result in (batch, stream)]
+    for name in project.aggregates:
+        one, other = (found.get(name, pa.table({})) for found in tables)
+        yield compare_tables(f"aggregates {name}", one, other, one.schema.names)
     dead, others = (_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream))
     rows = dead.total()
     for letter in dead:
         stand, came = times.get(letter[0], (1, 1))
-        if dead[letter] == stand:  # each time that the record comes it is refused for the same reasons
+        # Each time that the record comes it is refused for the same reasons, unless it was a duplicate before that.
+        if dead[letter] == stand and letter[2] != CHECK:
             dead[letter] = came
     yield dataclasses.replace(compare_counts("dead letters", dead, others), rows=rows)
 
@@ -166,6 +195,12 @@ def _comparable(dead: pa.Table) -> collections.Counter[tuple[Any, ...]]:
     names = ["payload", "reasons", "step", "event_id"]
     rows = dead.select(names).to_pylist() if dead.num_rows else []
     return collections.Counter(tuple(row[n] for n in names) for row in rows if row["step"] != "Deduplicate")
+
+
+def _distinct(rows: pa.Table, project: Project) -> collections.Counter[tuple[Any, ...]]:
+    """Rows with the fallback decision, each once: one comes as often as its record was refused."""
+    names = [project.event.id, project.event.time, DECISION, OUTCOME]
+    return collections.Counter({tuple(row.values()) for row in (rows.select(names).to_pylist() if len(rows) else ())})
 
 
 def compare_counts(what: str, ours: collections.Counter[Any], theirs: collections.Counter[Any]) -> Comparison:
@@ -225,17 +260,3 @@ def _control(payloads: Sequence[bytes], order: Sequence[int]) -> Comparison:
     in_order = pa.table({"sum": pa.array(np.cumsum(values, dtype=np.float32))})
     in_arrival = pa.table({"sum": pa.array(streamed)})
     return compare_tables("control", in_order, in_arrival, ["sum"])
-
-
-def show(parity: Parity) -> None:
-    """Print what was found."""
-    from rich.table import Table
-
-    from pipelines.cli.display import console
-
-    table = Table("compared", "rows", "different", "first difference")
-    for c in (*parity.comparisons, parity.control):
-        table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
-    console.print(table)
-    for name, result in (("batch", parity.batch), ("stream", parity.stream)):
-        console.print(f"{name}: {result.outcomes} in {result.seconds:.1f} s")

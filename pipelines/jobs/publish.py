@@ -6,9 +6,9 @@ import time
 
 from models.project.declarations import Project
 from pipelines.brokers import open_broker
-from pipelines.cli.display import working
 from pipelines.jobs.status import say_status
 from pipelines.sources.payloads import event_times, read_payloads, read_texts
+from pipelines.terminal import working
 
 PUBLISH_TICK_SECONDS = 0.05
 
@@ -23,7 +23,7 @@ def publish(
     broker = open_broker(topic, kafka_config=kafka_config)
     publisher = broker.publisher()
     with working("reading"):
-        payloads = read_payloads(uris)
+        payloads = read_payloads(uris, project.event_type)
         times = event_times(payloads, project)
     name = broker.event_time_attribute  # such as Dataflow's watermark follows
     started, first = time.monotonic(), int(times[0]) if len(times) else 0

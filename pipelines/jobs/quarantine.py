@@ -12,7 +12,7 @@ from models.errors import HeadraceError
 from pipelines.brokers import open_broker
 from pipelines.results import read_success
 from pipelines.sinks.folder import Folder, claim, staging_of
-from pipelines.sinks.publish import QUARANTINE, RELEASED, SCORES, SUCCESS, Written, place_of
+from pipelines.sinks.publish import QUARANTINE, SCORES, SUCCESS, Written, place_of, released
 
 IDLE_SECONDS = 5.0
 AT_ONCE = 1000
@@ -37,19 +37,19 @@ def settle_run(directory: str, release: bool) -> int:
         held = [_listed(folder, file) for file in said["files"] if file["kind"] == QUARANTINE]
         if not held:
             raise QuarantineError(f"{directory}: nothing is in quarantine")
-        released = [dataclasses.replace(f, kind=SCORES, name=RELEASED + f.name) for f in held]
+        freed = [dataclasses.replace(f, kind=SCORES, name=released(f.place).split("/", 1)[1]) for f in held]
         waiting = [file for file in held if _is_there(folder, file)]
-        gone = [file for file in released if _is_there(folder, file)]
+        gone = [file for file in freed if _is_there(folder, file)]
         if release:
-            kept = {file.name for file in waiting} | {file.name.removeprefix(RELEASED) for file in gone}
+            kept = {released(file.place) for file in waiting} | {file.place for file in gone}
             for file in held:
-                if file.name not in kept:
+                if released(file.place) not in kept:
                     raise QuarantineError(f"{folder.join(file.place)}: was dropped already: go on with --drop")
-            folder.move([(file.place, f"{SCORES}/{RELEASED}{file.name}") for file in waiting])
+            folder.move([(file.place, released(file.place)) for file in waiting])
         else:
             folder.remove([file.place for file in [*waiting, *gone]])
         others = [file for file in said["files"] if file["kind"] != QUARANTINE]
-        settled = [dataclasses.asdict(dataclasses.replace(f, outcomes={"scored": f.rows})) for f in released]
+        settled = [dataclasses.asdict(dataclasses.replace(f, outcomes={"scored": f.rows})) for f in freed]
         files = [*others, *(settled if release else ())]
         said["files"] = sorted(files, key=lambda file: (file["kind"], file["name"]))
         events: dict[str, int] = said["events"]

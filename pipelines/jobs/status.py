@@ -19,6 +19,12 @@ STATUS_SECONDS = 10
 
 _LOG = logging.getLogger("headrace")
 _WAY = (("read", "in"), ("written", "out"), ("dead-lettered", "dead"))  # steps, and what they are called
+_SOMETIMES = (
+    (metrics.LATE, "late"),
+    (metrics.CORRECTED, "corrected"),
+    (metrics.FALLBACKS, "fallback"),
+    (metrics.MISSING, "missing"),
+)
 
 
 @contextlib.contextmanager
@@ -85,18 +91,21 @@ class Status:
         found = self.read()
         rows, outcomes = metrics.by_label(found, metrics.ROWS), metrics.by_label(found, metrics.EVENTS)
         parts = [f"{rows.get(step, 0):,} {word}" for step, word in _WAY]
-        for metric, word in ((metrics.LATE, "late"), (metrics.CORRECTED, "corrected"), (metrics.MISSING, "missing")):
+        for metric, word in _SOMETIMES:
             parts += [f"{n:,.0f} {word}" for n in [metrics.value_of(found, metric)] if n]
-        parts += [f"{outcomes[outcome]:,} {outcome}" for outcome in ("duplicate", "history") if outcome in outcomes]
+        parts += [
+            f"{outcomes[outcome]:,} {outcome}"
+            for outcome in ("duplicate", "history", "filtered")
+            if outcome in outcomes
+        ]
         for metric, word in ((metrics.WAITING, "waiting"), (metrics.BACKLOG, "backlog")):
             parts += [f"{n:,.0f} {word}" for n in [metrics.value_of(found, metric)] if n is not None]
         labelled = [(name.rpartition(" "), n) for name, n in metrics.by_label(found, metrics.FEEDBACK).items()]
         parts += [
             f"{n:,} {decision} labelled {label}".replace("  ", " ") for (decision, _, label), n in sorted(labelled)
         ]
-        parts += [
-            f"{n:,} not finite: {name}" for name, n in sorted(metrics.by_label(found, metrics.IMPOSSIBLE).items())
-        ]
+        for metric, word in ((metrics.IMPOSSIBLE, "not finite"), (metrics.UNKNOWN_VALUES, "unknown")):
+            parts += [f"{n:,} {word}: {name}" for name, n in sorted(metrics.by_label(found, metric).items())]
         if (lag := metrics.value_of(found, metrics.WATERMARK_LAG)) is not None:
             parts.append(f"watermark {_span(lag)} behind")
         latency = metrics.quantiles(found, self._before, metrics.LATENCY, "written", (0.5, 0.99))

@@ -13,34 +13,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import xgboost
 
-from models.batches import as_batch, with_column
+from models.batches import as_batch
 from models.codecs.times import micros_of
 from models.faults import how_many
-from models.predictors import registry, training
-from models.predictors.booster import predict
+from models.predictors import learning, registry, training
 from models.predictors.bundle import Bundle, library_versions
-from models.predictors.evaluation import Evaluation, evaluate
-from models.predictors.training import TrainingError
+from models.predictors.evaluation import Evaluation
+from models.predictors.leaks import Leak, find_leaks
+from models.predictors.learning import Learned
+from models.predictors.measures import label_numbers
+from models.predictors.training import DAY_US, TrainingError
 from models.project.declarations import Project
 from models.project.project import PROJECT_FILE
 from models.quality.parts import make_baseline
-from models.record import DECISION, SCORE
-from models.score import decide, model_inputs
-from pipelines.cli.display import working
+from models.score import columns_of_outputs, with_columns
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
 from pipelines.jobs.score import RunResult, describe, open_files, run_graph
-from pipelines.results import read_kind, read_success
+from pipelines.results import evaluate_columns, read_kind, read_success
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import Folder, staging_of
 from pipelines.sinks.publish import DEAD_LETTERS, SCORES, Written, publish
+from pipelines.terminal import working
 from transforms.examples import CollectExamples
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 REASON = "dead-lettered: "  # before step, field and rule, where they are counted
+THREADS = 2  # of training, where none are told: as many everywhere, since a model's bits may depend on it
 _MOST_REASONS = 3  # that an error names
 
 
@@ -53,7 +54,7 @@ class Span:
     to_us: int
     events: int
     rows: int
-    positives: int
+    positives: int | None  # of a binary target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Trained:
     examples: RunResult
     splits: tuple[Span, ...]  # train, baseline, test
     dead_letters: str | None  # the folder that they are kept in, if there are any
+    leaks: tuple[Leak, ...] = ()  # inputs that alone tell the label of the events to train on
 
     @property
     def test_from_us(self) -> int:
@@ -86,7 +88,7 @@ def train(
     training before.
     """
     project, examples = spec.project, spec.sink
-    if project.label is None:
+    if project.label is None and project.target.kind != "anomaly":
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     source = open_files(spec)
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
@@ -100,7 +102,7 @@ def train(
             source_format=source.format,
             replace=spec.replace,
         )
-        config = GraphConfig(project, source, CollectExamples(project), sink, spec.shards)
+        config = GraphConfig(project, source, CollectExamples(project), sink, spec.shard_count)
         result = run_graph(config, spec.runner, spec.beam_args, "computing features")
         kept = f"{examples.rstrip('/')}/{DEAD_LETTERS}" if examples else _keep(scratch, dead_letters)
         kept = kept if result.outcomes.get("dead-lettered") or result.outcomes.get("duplicate") else None
@@ -109,7 +111,7 @@ def train(
         if spec.labels:
             table = with_labels(table, spec.labels, project)
     with working("training"):
-        return _fit(project, folder, table, result, kept, start, spec.threads)
+        return _fit(project, folder, table, result, kept, start, spec.threads or THREADS)
 
 
 def _keep(scratch: str, folder: pathlib.Path | None) -> str | None:
@@ -147,24 +149,21 @@ def _check_dead_letters(project: Project, result: RunResult, kept: str | None) -
 
 
 def _read_examples(directory: str, project: Project) -> pa.Table:
-    assert project.label is not None
     entity = [project.entities[project.training.group]] if project.training.group else []
-    names = [project.event.id, project.event.time, project.label.field, *entity]
+    label = [project.label.field] if project.label else []
+    names = [project.event.id, project.event.time, *label, *entity]
     watched = project.watched_columns if project.quality else ()
     columns = dict.fromkeys([*names, *project.model.inputs, *project.training.slices, *watched])
     return read_kind(directory, SCORES, list(columns))
 
 
-def _baseline(project: Project, examples: pa.Table, booster: xgboost.Booster) -> bytes | None:
+def _baseline(project: Project, examples: pa.Table, learned: Learned) -> bytes | None:
     """What windows of scores are compared with, of examples that the model has not seen; None without any."""
     if project.quality is None or not examples.num_rows:
         return None
     batch = as_batch(examples)
-    scores = predict(booster, model_inputs(batch, project.model.inputs))
-    batch = with_column(batch, SCORE, pa.array(scores))
-    if project.decisions:
-        batch = with_column(batch, DECISION, decide(scores, project.decisions))
-    return make_baseline([batch], project)
+    said = columns_of_outputs(learned.predict(batch, project.model.inputs), project)
+    return make_baseline([with_columns(batch, said)], project)
 
 
 def _ordered(table: pa.Table, project: Project) -> pa.Table:
@@ -181,10 +180,11 @@ def _fit(
     start: datetime.datetime | None,
     threads: int,
 ) -> Trained:
-    assert project.label is not None
-    split = project.training
+    split, binary = project.training, project.has_positives
     time_us = table.column(project.event.time).cast(pa.int64()).to_numpy()
-    label = table.column(project.label.field).fill_null(-1).to_numpy().astype(np.int64)
+    label, known = np.zeros(table.num_rows, np.int64), np.ones(table.num_rows, bool)
+    if project.label:
+        label, known = label_numbers(as_batch(table.select([project.label.field])).column(0), project)
     group = table.column(project.entities[split.group]).to_numpy() if split.group else None
     start_us = _start_us(start or split.start, time_us, split.train + split.delay + split.test)
     train_to_us, test_from_us = start_us + split.train, start_us + split.train + split.delay
@@ -192,64 +192,72 @@ def _fit(
     train_rows, test_rows = training.split_by_time(
         time_us,
         group,
-        label,
+        label if binary else known.astype(np.int64) - 1,
         start_us=start_us,
         train_us=split.train,
         delay_us=split.delay,
         test_us=split.test,
     )
-    _require_both_classes(label[train_rows], "train on", start_us, train_to_us)
-    _require_both_classes(label[test_rows], "test on", test_from_us, test_to_us)
+    if project.target.kind == "anomaly":  # it learns from all events, whatever their label
+        train_rows = np.flatnonzero((time_us >= start_us) & (time_us < train_to_us))
+    else:
+        _require_labels(label[train_rows], binary, "train on", start_us, train_to_us)
+    _require_labels(label[test_rows], binary, "test on", test_from_us, test_to_us)
     between = np.flatnonzero((time_us >= train_to_us) & (time_us < test_from_us))
 
     def counted(name: str, from_us: int, to_us: int, rows: Any) -> Span:
         events = int(np.count_nonzero((time_us >= from_us) & (time_us < to_us)))
-        return Span(name, from_us, to_us, events, len(rows), int(np.count_nonzero(label[rows] == 1)))
+        return Span(
+            name, from_us, to_us, events, len(rows), int(np.count_nonzero(label[rows] == 1)) if binary else None
+        )
 
     splits = (
         counted("train", start_us, train_to_us, train_rows),
         counted("baseline", train_to_us, test_from_us, between if project.quality else between[:0]),
         counted("test", test_from_us, test_to_us, test_rows),
     )
-    inputs = model_inputs(as_batch(table.select(project.model.inputs)), project.model.inputs)
-    booster = training.fit(
-        inputs[train_rows],
-        label[train_rows],
-        project.model.params,
-        feature_names=project.model.inputs,
-        nthread=threads,
-    )
-    test_scores = predict(booster, np.ascontiguousarray(inputs[test_rows]))
-    evaluation = evaluate(
+    early = project.model.early_stopping
+    held_back = time_us[train_rows] >= train_to_us - (early.on_last if early else 0)
+    learned = learning.learn(table, time_us, label, train_rows[~held_back], train_rows[held_back], project, threads)
+    test = as_batch(table.take(pa.array(test_rows)))
+    evaluation = evaluate_columns(
         label[test_rows],
-        test_scores,
-        day=(time_us[test_rows] - start_us) // training.DAY_US,
-        group=group[test_rows] if group is not None else None,
-        slices={name: table.column(name).to_numpy()[test_rows] for name in split.slices},
+        learned.predict(test, project.model.inputs),
+        test,
+        (time_us[test_rows] - start_us) // DAY_US,
+        project,
     )
-    model = training.model_bytes(booster)
-    golden_features, golden_scores = training.golden(model, inputs[train_rows])
     bundle = Bundle(
         schema=project.contract.text,
         project=(folder / PROJECT_FILE).read_bytes(),
         feature_definitions=project.feature_definitions(),
-        model=model,
-        feature_names=tuple(project.model.inputs),
-        golden_features=golden_features,
-        golden_scores=golden_scores,
-        baseline=_baseline(project, table.take(pa.array(between)), booster),
+        model=learned.model,
+        feature_names=learned.feature_names,
+        golden_features=learned.golden_features,
+        golden_scores=learned.golden_scores,
+        baseline=_baseline(project, table.take(pa.array(between)), learned),
+        encoders=learned.encoders.to_bytes() if learned.encoders.by_name else None,
         metadata={
             "metrics": {"test": _plain(evaluation.as_dict()["overall"])},
             "slices": evaluation.as_dict()["slices"],
+            **(
+                {}
+                if project.target.kind == "binary"
+                else {"target": {"kind": project.target.kind, "outputs": list(project.outputs)}}
+            ),
+            **({"trees": learned.booster.num_boosted_rounds()} if early else {}),
             **{f"{part.name}_from": to_iso(part.from_us) for part in splits},
             **{f"{part.name}_to": to_iso(part.to_us) for part in splits},
             **{f"{part.name}_rows": part.rows for part in splits},
-            **{f"{part.name}_positives": part.positives for part in splits},
+            **{f"{part.name}_positives": part.positives for part in splits if binary},
             "events": {name: count for name, count in result.outcomes.items() if not name.startswith(REASON)},
             "versions": library_versions(),
         },
     )
-    return Trained(bundle, evaluation, result, splits, dead_letters)
+    inputs = as_batch(table.select(project.model.inputs).take(pa.array(train_rows)))
+    return Trained(
+        bundle, evaluation, result, splits, dead_letters, tuple(find_leaks(inputs, label[train_rows], project))
+    )
 
 
 class Registered(NamedTuple):
@@ -285,24 +293,25 @@ def _start_us(start: datetime.datetime | None, time_us: np.ndarray[Any, np.dtype
     """The declared start, or else the latest midnight UTC whose test ends with the last day of events."""
     if start is not None:
         return micros_of(start)
-    after_last_day = (int(time_us.max()) // training.DAY_US + 1) * training.DAY_US
-    first_day = int(time_us.min()) // training.DAY_US * training.DAY_US
+    after_last_day = (int(time_us.max()) // DAY_US + 1) * DAY_US
+    first_day = int(time_us.min()) // DAY_US * DAY_US
     if after_last_day - length_us < first_day:
-        days = (after_last_day - first_day) // training.DAY_US
+        days = (after_last_day - first_day) // DAY_US
         raise TrainingError(
-            f"the events span {days} days, the declared training needs {length_us // training.DAY_US}: "
+            f"the events span {days} days, the declared training needs {length_us // DAY_US}: "
             "give more events, or shorten training.train, .delay or .test"
         )
     return after_last_day - length_us
 
 
-def _require_both_classes(label: np.ndarray[Any, Any], purpose: str, start_us: int, stop_us: int) -> None:
-    positives = int(label.sum())
-    if positives in (0, len(label)):
+def _require_labels(label: np.ndarray[Any, Any], binary: bool, purpose: str, start_us: int, stop_us: int) -> None:
+    positives, span = int(np.count_nonzero(label == 1)), f"from {to_iso(start_us)} to {to_iso(stop_us)}"
+    if binary and positives in (0, len(label)):
         raise TrainingError(
-            f"no events of both classes to {purpose}: {len(label)} labelled events, {positives} positive, "
-            f"from {to_iso(start_us)} to {to_iso(stop_us)}"
+            f"no events of both classes to {purpose}: {len(label)} labelled events, {positives} positive, {span}"
         )
+    if not len(label):
+        raise TrainingError(f"no labelled event to {purpose}, {span}")
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

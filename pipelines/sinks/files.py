@@ -1,64 +1,65 @@
 """Score rows and dead letters to files: complete and the same again, or not there at all.
 
-Scores go to a file for each month of event time (or several, by a hash of the id), sorted, written under a
+Scores go to a file for each partition of event time (or several, by a hash of the id), sorted, written under a
 staging folder and moved into place once all are written and the job's count of events is right. `_SUCCESS.json`,
-written last, lists what was written.
+written last, lists what is there.
 """
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Literal
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.windowed_value import WindowedValue
 
-from models.batches import as_int64, column, concat_batches, partition, shard_of, take_rows
-from models.codecs import encode_json_lines
-from models.counts import mismatch
-from models.errors import HeadraceError
-from models.faults import rules_of
-from models.features.windows import sort_order
+from models.batches import as_int64, column, partition, shard_of, take_rows, without
 from models.metrics import EVENTS, ROWS
+from models.partitions import EVER, Partitions, Span, joined
 from models.quality.records import Verdict, WindowStatistics
-from models.record import Outcome
+from models.record import DECISION, SOURCE, Outcome
+from models.routes import DUE, FALLBACK, ROUTED, UNSCORED
+from models.score import take_decided
+from models.totals import TABLE, last_revisions, period_end_us
+from pipelines.sinks.accounting import OTHER_DAYS, check_counts, count_reasons
+from pipelines.sinks.encode import encode, gather, in_order
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.publish import (
+    AGGREGATES,
     BASELINE,
     DEAD_LETTERS,
     MANIFEST,
+    PARTITION,
     QUALITY,
     QUARANTINE,
     SCORES,
+    SPANS,
     SUCCESS,
+    Scope,
     Written,
     check_sink,
     publish,
+    read_former,
     sweep,
+    untimed,
 )
+from pipelines.sinks.state import KeepStates, StateFile, WriteParts
 from pipelines.sinks.whole_rows import CompleteRows
-from transforms.deduplicate import DUPLICATE
 from transforms.metrics import count
 
+STATE, SOURCE_SPANS = "state", "source_spans"  # parts of states, and the spans of event times by source
 __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]
 
-WRITERS = 2  # files encoded at once
-ROWS_AT_ONCE = 1 << 17  # that a file is encoded in; a row group of Parquet
-
-
-class CountMismatch(HeadraceError, RuntimeError):
-    """Not every event that was read came out as one score, dead letter or duplicate."""
+_SECOND_US = 1_000_000
+POSITION = "position"  # of dead letters alone
+_NO_TIME = -(1 << 50)  # the start, in seconds, of the partition of dead letters without a time
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,8 +67,11 @@ class WriteFiles(beam.PTransform):
     """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`.
 
     With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`,
-    beside the `baseline` that windows were compared with. `facts` stand in `_SUCCESS.json`; by those that `publish`
-    names, a run knows its own output again, and with `replace` it replaces another run's.
+    beside the `baseline` that windows were compared with; with `aggregates`, a folder a table. Rows of the decisions
+    `routed` are in the folders named, too. `facts` stand in `_SUCCESS.json`; by those that `publish` names, a run knows
+    its own output again, and with `replace` it replaces all that other runs left. A run over a `span` of event time
+    replaces the partitions of that span and no others; dead letters of other times are counted as history, and those
+    without one of the `times` have a partition of their own.
     """
 
     directory: str
@@ -79,51 +83,104 @@ class WriteFiles(beam.PTransform):
     source_format: str | None = None  # of files whose names don't tell it
     replace: bool = False
     baseline: bytes | None = None
+    routed: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # folder → decisions
+    partitions: Partitions = Partitions()  # noqa: RUF009, it is frozen
+    span: Span = EVER
+    times: Span = EVER  # that events can have
+    keep: KeepStates | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """One element, what `_SUCCESS.json` says, when all is in place."""
-        scores = self._write(pcolls["scores"], SCORES, (self.event_time, self.event_id))
-        letters = pcolls["dead_letters"] | "Complete rows" >> CompleteRows(self.source_format)
-        dead = self._write(letters, DEAD_LETTERS, ("position", "source"))
+        scores = self._write(pcolls["scores"], SCORES)
+        chosen = pcolls["dead_letters"] | "Of span" >> beam.FlatMap(self._of_span).with_output_types(
+            pa.RecordBatch, others=tuple[str, int]
+        ).with_outputs("others", main="letters")
+        whole = chosen.letters | "Complete rows" >> CompleteRows(self.source_format)
+        spans = [] if self.keep is None else [beam.pvalue.AsDict(pcolls[SOURCE_SPANS])]
+        dead = self._write(whole, DEAD_LETTERS, spans=spans)
         kinds = [scores, dead]
         if "verdicts" in pcolls:
-            kinds.append(self._write(pcolls[QUARANTINE], QUARANTINE, (self.event_time, self.event_id)))
+            kinds.append(self._write(pcolls[QUARANTINE], QUARANTINE))
             records = (pcolls["statistics"], pcolls["verdicts"]) | "Quality" >> beam.Flatten()
-            lines = records | "As lines" >> beam.Map(_as_line).with_output_types(tuple[str, tuple[int, str]])
+            lines = records | "As lines" >> beam.Map(self._as_line).with_output_types(tuple[str, tuple[int, str]])
             kinds.append(lines | "Gather quality" >> beam.GroupByKey() | "Write quality" >> beam.Map(self._write_lines))
+        if AGGREGATES in pcolls:
+            named = pcolls[AGGREGATES] | "By table" >> beam.WithKeys(self._table_of).with_output_types(
+                tuple[str, pa.RecordBatch]
+            )
+            kinds.append(named | "Gather tables" >> beam.GroupByKey() | "Write tables" >> beam.Map(self._write_table))
+        if FALLBACK in pcolls:
+            kinds.append(self._write(pcolls[FALLBACK], FALLBACK, spans=spans))
+        for rows in (SCORES, FALLBACK) if self.routed else ():
+            for name, decisions in self.routed.items() if rows in pcolls else ():
+                take = beam.Map(take_decided, decisions).with_output_types(pa.RecordBatch)
+                taken = pcolls[rows] | f"Take {rows} of {name}" >> take
+                kinds.append(self._write(taken, rows, name, spans if rows == FALLBACK else ()))
         files = kinds | "Files" >> beam.Flatten()
-        counts = pcolls["counts"] | "Sum counts" >> beam.CombinePerKey(sum)
-        once = scores.pipeline | "Once" >> beam.Create([None])
-        return once | "Commit" >> beam.Map(
-            self._commit,
-            beam.pvalue.AsList(files),
-            beam.pvalue.AsDict(counts),
+        counts = (
+            (pcolls["counts"], chosen.others) | "All counts" >> beam.Flatten() | "Sum counts" >> beam.CombinePerKey(sum)
         )
+        sides = [beam.pvalue.AsList(files), beam.pvalue.AsDict(counts)]
+        if self.keep is not None:
+            parts = pcolls[STATE] | "State" >> WriteParts(self.keep.states.path, self.run_id)
+            sides += [beam.pvalue.AsList(parts), *spans]
+        once = scores.pipeline | "Once" >> beam.Create([None])
+        return once | "Commit" >> beam.Map(self._commit, *sides)
 
-    def _write(self, pcoll: beam.PCollection, kind: str, order: tuple[str, str]) -> beam.PCollection:
-        spread = self._by_position if kind == DEAD_LETTERS else self._by_month
+    def _write(self, pcoll: beam.PCollection, rows: str, folder: str | None = None, spans: Sequence[Any] = ()) -> Any:
+        """Files of rows of a kind, in its own folder or another."""
+        timed = rows in (SCORES, QUARANTINE)
+        spread = beam.FlatMap(self._by_time) if timed else beam.FlatMap(self._by_time_if_any, *spans)
+        label = f"{rows} of {folder}" if folder else rows
         return (
             pcoll
-            | f"Spread {kind}" >> beam.FlatMap(spread).with_output_types(tuple[int, pa.RecordBatch])
-            | f"Gather {kind}" >> beam.GroupByKey()
-            | f"Write {kind}" >> beam.ParDo(_WriteFile(self, kind, order))
+            | f"Spread {label}" >> spread.with_output_types(tuple[int, pa.RecordBatch])
+            | f"Gather {label}" >> beam.GroupByKey()
+            | f"Write {label}" >> beam.Map(self._write_file, rows, folder or rows).with_output_types(Written)
         )
 
-    def _by_month(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Scores by month of event time, and within a month by a hash of the id if there are several files."""
-        months = as_int64(column(batch, self.event_time)).astype("M8[us]").astype("M8[M]").astype(np.int64)
-        shards = shard_of(column(batch, self.event_id), self.files)
-        yield from partition(batch, months * self.files + shards)
+    def _of_span(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        """Dead letters that are of the span or of no time, and how many are of another."""
+        times = column(batch, "event_time")
+        chosen = _are_in(times, self.span) | ~_are_in(times, self.times)
+        if others := int(np.count_nonzero(~chosen)):
+            yield beam.pvalue.TaggedOutput("others", (Outcome.HISTORY, others))
+            yield beam.pvalue.TaggedOutput("others", (OTHER_DAYS, others))
+            batch = take_rows(batch, np.flatnonzero(chosen))
+        if batch.num_rows:
+            yield batch
 
-    def _by_position(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        yield from partition(batch, shard_of(column(batch, "position"), self.files).astype(np.int64))
+    def _by_time(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Scores by partition, and within it by a hash of the id if there are several files."""
+        starts = self.partitions.starts_us(as_int64(column(batch, self.event_time))) // _SECOND_US
+        yield from partition(batch, starts * self.files + shard_of(column(batch, self.event_id), self.files))
+
+    def _by_time_if_any(
+        self, batch: pa.RecordBatch, spans: Mapping[str, tuple[int, int]] | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Rows whose time may not be known by partition, or by the state that knows their file, if states are kept."""
+        is_letter = POSITION in batch.schema.names
+        times = column(batch, "event_time" if is_letter else self.event_time)
+        starts = self.partitions.starts_us(as_int64(times.fill_null(0))) // _SECOND_US
+        none = np.full(len(starts), _NO_TIME)
+        if self.keep is not None:
+            sources = column(batch, "source" if is_letter else SOURCE).dictionary_encode()
+            untils = [self.keep.until_us(source, spans or {}) for source in sources.dictionary.to_pylist()]
+            none += np.array(untils, np.int64)[sources.indices.to_numpy()] // _SECOND_US
+        starts = np.where(_are_in(times, self.times), starts, none)
+        rows = batch if is_letter else without(batch, SOURCE)
+        shards = shard_of(column(batch, POSITION if is_letter else self.event_id), self.files)
+        yield from partition(rows, starts * self.files + shards)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder while the graph runs; SinkError before it does if its output could not be published."""
-        with claim(self._folder, self.run_id, take_over=True):
-            check_sink(self._folder, self.facts, self.replace)
+        with contextlib.ExitStack() as held:
+            held.enter_context(claim(self._folder, self.run_id, take_over=True))
+            if self.keep is not None:
+                held.enter_context(self.keep.states.held(self.run_id))
+            check_sink(self._folder, self._facts, self.replace, self._scope, kinds=self.routed)
             sweep(self._folder, self.run_id)
             yield
 
@@ -131,21 +188,60 @@ class WriteFiles(beam.PTransform):
         """Remove what a graph that failed here has staged, unless it had begun to publish."""
         if not self._folder.is_file(f"{staging_of(self.run_id)}/{MANIFEST}"):
             self._folder.remove_staging(staging_of(self.run_id))
+            if self.keep is not None:
+                self.keep.states.folder.remove_staging(staging_of(self.run_id))
 
-    def write_file(self, number: int, batches: list[pa.RecordBatch], kind: str, order: tuple[str, str]) -> Written:
-        """Write one file of one kind to the staging folder."""
-        month, shard = divmod(number, self.files)
-        prefix = "part" if kind == DEAD_LETTERS else str(np.datetime64(month, "M"))
-        name = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
-        batch = _gather(batches)
-        ends: dict[str, str] = {SCORES: Outcome.SCORED, QUARANTINE: Outcome.QUARANTINED}
-        outcomes = {ends[kind]: batch.num_rows} if kind in ends else count_reasons(batch)
-        with self._create(kind, name) as file:
-            _encode(_in_order(batch, *order), batch.schema, self.format, file)
-        return Written(kind, name, batch.num_rows, file.hexdigest(), outcomes)
+    def _write_file(self, element: tuple[int, Iterable[pa.RecordBatch]], rows: str, folder: str) -> Written:
+        """Write one file of one kind of rows to a folder of the staging folder."""
+        number, batches = element
+        start, shard = divmod(number, self.files)
+        prefix = "unscored" if rows == FALLBACK and folder != FALLBACK else "part"  # beside rows with scores
+        part = f"{prefix}-{shard:05d}-of-{self.files:05d}.{self.format}"
+        if start > _NO_TIME // 2:
+            name = f"{self.partitions.name(start * _SECOND_US)}/{part}"
+        else:
+            name = untimed(part, (start - _NO_TIME) * _SECOND_US if self.keep else None)
+        batch = gather(list(batches))
+        order = (POSITION, "source") if rows == DEAD_LETTERS else (self.event_time, self.event_id)
+        with self._create(folder, name) as file:
+            encode(in_order(batch, *order), batch.schema, self.format, file)
+        count(ROWS, batch.num_rows, step="written")
+        outcomes = {ROUTED + folder: batch.num_rows} if folder in self.routed else self._outcomes(rows, batch)
+        return Written(folder, name, batch.num_rows, file.hexdigest(), outcomes)
+
+    def _outcomes(self, rows: str, batch: pa.RecordBatch) -> dict[str, int]:
+        """How many of a file's rows had which outcome; of those decided also how many are due in which other folder."""
+        if rows == DEAD_LETTERS:
+            return count_reasons(batch)
+        if rows == QUARANTINE:
+            return {Outcome.QUARANTINED: batch.num_rows}
+        said = Outcome.SCORED if rows == SCORES else f"{UNSCORED}{column(batch, DECISION)[0]}"
+        due = {name: take_decided(batch, decisions).num_rows for name, decisions in self.routed.items()}
+        return {said: batch.num_rows, **{DUE + name: number for name, number in due.items()}}
+
+    def _write_table(self, element: tuple[str, Iterable[pa.RecordBatch]]) -> Written:
+        """Write a table's periods that end in one partition, in their order, with the last revision of each row."""
+        folder, found = element
+        periods: dict[int, list[pa.RecordBatch]] = {}
+        for batch in found:
+            periods.setdefault(period_end_us(batch), []).append(batch)
+        batches = [last_revisions(periods[end_us]) for end_us in sorted(periods)]
+        name = f"{folder}/part.{self.format}"
+        with self._create(AGGREGATES, name) as file:
+            encode(iter(batches), batches[0].schema, self.format, file)
+        return Written(AGGREGATES, name, sum(batch.num_rows for batch in batches), file.hexdigest(), {})
+
+    def _table_of(self, batch: pa.RecordBatch) -> str:
+        start_us = self.partitions.start_us(period_end_us(batch) - 1)
+        return f"{column(batch, TABLE)[0].as_py()}/{self.partitions.name(start_us)}"
+
+    def _as_line(self, record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
+        kind = "verdicts" if isinstance(record, Verdict) else "statistics"
+        start_us = self.partitions.start_us(record.window_end_us - 1)
+        return f"{self.partitions.name(start_us)}/{kind}", (record.window_end_us, record.to_json())
 
     def _write_lines(self, element: tuple[str, Iterable[tuple[int, str]]]) -> Written:
-        """Write the records of one kind, in the order of their windows."""
+        """Write the records of one kind on windows that end in one partition, in the windows' order."""
         kind, lines = element
         ordered = sorted(lines)
         with self._create(QUALITY, f"{kind}.jsonl") as file:
@@ -167,7 +263,16 @@ class WriteFiles(beam.PTransform):
     def _folder(self) -> Folder:
         return Folder(self.directory)
 
-    def _commit(self, _: None, files: list[Written], counts: dict[str, int]) -> str:
+    def _commit(
+        self,
+        _: None,
+        files: list[Written],
+        counts: dict[str, int],
+        parts: Sequence[StateFile] = (),
+        spans: Mapping[str, tuple[int, int]] | None = None,
+    ) -> str:
+        if self.keep is not None:
+            self.keep.check(spans or {})
         outcomes = collections.Counter(counts)
         for file in files:
             outcomes.update(file.outcomes)
@@ -177,14 +282,28 @@ class WriteFiles(beam.PTransform):
         if self.baseline is not None:
             files = [*files, self._write_baseline(self.baseline)]
         written = sorted(files, key=lambda file: (file.kind, file.name))
+        scope, former = self._scope, read_former(self._folder)
+        kept, done = ([], ()) if scope.span.is_all else (former.kept(self._folder, scope), former.spans)
+        listed = [*kept, *map(dataclasses.asdict, written)]
         said = {
-            **self.facts,
+            **self._facts,
+            SPANS: [span.facts() for span in joined([*done, self.span])],
             "events": dict(sorted(outcomes.items())),
-            "files": [dataclasses.asdict(file) for file in written],
+            "files": sorted(listed, key=lambda file: (file["kind"], file["name"])),
         }
         text = json.dumps(said, indent=2)
-        publish(self._folder, self.run_id, written, self.facts, text, self.replace)
+        publish(self._folder, self.run_id, written, self._facts, text, self.replace, self._scope)
+        if self.keep is not None:
+            self.keep.publish(self.run_id, parts, spans or {})
         return text
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {**self.facts, PARTITION: self.partitions.facts()}
+
+    @property
+    def _scope(self) -> Scope:
+        return Scope(self.partitions, Span() if self.replace else self.span, adds=self.keep is not None)
 
 
 class _Digested:
@@ -211,99 +330,6 @@ class _Digested:
         return self._digest.hexdigest()
 
 
-class _WriteFile(beam.DoFn):
-    """Writes the files of a bundle side by side: encoding a file leaves Python's lock to others."""
-
-    def __init__(self, sink: WriteFiles, kind: str, order: tuple[str, str]) -> None:
-        self._sink = sink
-        self._kind = kind
-        self._order = order
-
-    def setup(self) -> None:
-        self._pool = concurrent.futures.ThreadPoolExecutor(WRITERS)
-
-    def start_bundle(self) -> None:
-        self._writing: list[concurrent.futures.Future[Written]] = []
-
-    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
-        number, batches = element
-        job = self._pool.submit(self._sink.write_file, number, list(batches), self._kind, self._order)
-        self._writing.append(job)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        for job in self._writing:
-            written = job.result()
-            count(ROWS, written.rows, step="written")
-            yield GlobalWindows.windowed_value(written, GlobalWindow().max_timestamp())
-
-    def teardown(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-def check_counts(outcomes: collections.Counter[str]) -> None:
-    """Raise CountMismatch unless every event that was read has one outcome."""
-    if (text := mismatch(outcomes)) is not None:
-        raise CountMismatch(text)
-
-
-def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
-    """Dead letters by outcome, and the others than duplicates by step, field and rule of each of their reasons.
-
-    A record with two reasons counts for both, so these numbers may add up to more than the dead letters.
-    """
-    found: collections.Counter[tuple[str, tuple[tuple[str, str], ...]]] = collections.Counter()
-    for start in range(0, dead.num_rows, ROWS_AT_ONCE):
-        part = dead.slice(start, ROWS_AT_ONCE)
-        rows = rules_of(column(part, "reasons").to_pylist())
-        found.update(zip(column(part, "step").to_pylist(), rows, strict=True))
-    counts: collections.Counter[str] = collections.Counter()
-    for (step, rules), letters in found.items():
-        if rules[0][1] == DUPLICATE:
-            counts[Outcome.DUPLICATE] += letters
-            continue
-        counts[Outcome.DEAD_LETTERED] += letters
-        for field, rule in rules:
-            counts[f"{Outcome.DEAD_LETTERED}: {step}: {field}: {rule}"] += letters
-    return dict(counts)
-
-
-def _as_line(record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
-    kind = "verdicts" if isinstance(record, Verdict) else "statistics"
-    return kind, (record.window_end_us, record.to_json())
-
-
-def _gather(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """All rows of the batches, which are taken out of their list: a column at a time, so that none is there twice."""
-    names = batches[0].schema.names
-    columns = [list(batch.columns) for batch in batches]
-    batches.clear()
-    gathered = [
-        concat_batches([pa.RecordBatch.from_arrays([part.pop(0)], names=[name]) for part in columns]).column(0)
-        for name in names
-    ]
-    return pa.RecordBatch.from_arrays(gathered, names=names)
-
-
-def _in_order(batch: pa.RecordBatch, first: str, second: str) -> Iterator[pa.RecordBatch]:
-    """The rows sorted by two columns, in parts of ROWS_AT_ONCE."""
-    numbers = as_int64(column(batch, first))
-    order = None
-    if not (numbers[1:] > numbers[:-1]).all():
-        order = sort_order(column(batch, second), numbers)
-    for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-        if order is None:
-            yield batch.slice(start, ROWS_AT_ONCE)
-        else:
-            yield take_rows(batch, order[start : start + ROWS_AT_ONCE])
-
-
-def _encode(parts: Iterable[pa.RecordBatch], schema: pa.Schema, kind: str, file: Any) -> None:
-    if kind == "jsonl":
-        for part in parts:
-            file.write(encode_json_lines(part))
-        return
-    fields = [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema]
-    with pq.ParquetWriter(file, pa.schema(fields), compression="snappy") as writer:
-        for part in parts:
-            plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns]
-            writer.write_table(pa.Table.from_arrays(plain, schema=pa.schema(fields)))
+def _are_in(times: pa.Array, span: Span) -> Any:
+    """Which times, null where there is none, are in a span, bool[n]."""
+    return np.asarray(times.is_valid()) & span.holds(as_int64(times.fill_null(0)))

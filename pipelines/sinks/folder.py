@@ -42,7 +42,7 @@ def clear_errors(path: str, done: str = "written") -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The files of a folder by their names under it, such as `scores/2018-04-00000-of-00001.parquet`."""
+    """The files of a folder by their names under it, as `scores/event_day=2018-04-01/part-00000-of-00001.parquet`."""
 
     path: str
 
@@ -56,14 +56,11 @@ class Folder:
         return posixpath.join(self.path, *names)
 
     def names(self, folder: str) -> list[str]:
-        """What lies in a folder under it, sorted, hidden files too; folders of a store have no names of their own."""
+        """The files in a folder under it and in the folders of that, sorted, hidden ones and links to folders too."""
         where = self.join(folder)
         with clear_errors(where, "listed"):
             if self.is_local:
-                try:
-                    return sorted(os.listdir(where))
-                except FileNotFoundError:
-                    return []
+                return sorted(_walk(where))
             found = _filesystems().match([f"{where.rstrip('/')}/**"])[0].metadata_list
             return sorted(file.path.removeprefix(f"{where.rstrip('/')}/") for file in found)
 
@@ -144,11 +141,19 @@ class Folder:
         for path in there:
             with clear_errors(path):
                 os.remove(path)
+        # A partition goes with its last file; what else is in it keeps it.
+        parents = {os.path.dirname(path) for path in there}
+        for parent in sorted(parents | {os.path.dirname(each) for each in parents}, key=len, reverse=True):
+            if "=" in os.path.basename(parent):
+                with contextlib.suppress(OSError):
+                    os.rmdir(parent)
 
     def stagings(self) -> list[str]:
         """The staging folders of all runs that are under way or were cut off."""
         if self.is_local:
-            return [name for name in self.names("") if _STAGING_NAME.fullmatch(name)]
+            with clear_errors(self.path, "listed"), contextlib.suppress(FileNotFoundError):
+                return sorted(name for name in os.listdir(self.path) if _STAGING_NAME.fullmatch(name))
+            return []
         found = {name.split("/", 1)[0] for name in self.names("") if "/" in name}
         return sorted(name for name in found if _STAGING_NAME.fullmatch(name))
 
@@ -158,6 +163,16 @@ class Folder:
             shutil.rmtree(self.join(name), ignore_errors=True)  # what is left is removed by the next run
         else:
             self.remove([f"{name}/{each}" for each in self.names(name)])
+
+
+def _walk(where: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, folders, files in os.walk(where, onerror=fail):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        yield from (os.path.relpath(os.path.join(folder, name), where) for name in (*files, *links))
 
 
 def staging_of(run_id: str) -> str:

@@ -1,8 +1,9 @@
-"""The end of a run: its files go to their places, and `_SUCCESS.json`, which lists them all, is written last.
+"""The end of a run: its files go to their places, and `_SUCCESS.json`, which lists all of the sink, is written last.
 
-A sink's kinds of files each have a folder. What lies there is a run's own if the former `_SUCCESS.json` lists it with
-the SHA-256 it has, or the manifest of a run that was cut off as it published. All else is foreign: it is never
-removed, and a run refuses a sink where it is in the way.
+A sink's kinds of files each have a folder, and in it one for each partition of event time. What lies there is a run's
+own if the former `_SUCCESS.json` lists it with the SHA-256 it has, or the manifest of a run that was cut off as it
+published. All else is foreign: it is never removed, and a run refuses a sink where it is in the way. A run over a span
+of event time replaces the partitions of that span, each as a whole, and leaves those of other runs as they are.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from models.partitions import EVER, NO_TIME, Partitions, Span, stamp_of, time_of
+from models.routes import FALLBACK, is_name
 from pipelines.sinks.folder import Folder, SinkError, check_unclaimed, claim, staging_of
 
 SUCCESS = "_SUCCESS.json"
@@ -21,11 +25,16 @@ SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
 QUARANTINE = "quarantine"
 QUALITY = "quality"
-KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY)
+AGGREGATES = "aggregates"
+KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY, AGGREGATES, FALLBACK)
 BASELINE = "baseline.json"
 RELEASED = "released-"
+# Of dead letters without a time, with the time of the first state that knows all of the file they are of.
+_UNTIL = re.compile(rf"/{NO_TIME}/until-(\d{{4}}-\d\d-\d\dT\d{{6}}Z)-[^/]*$")
 UNKNOWN = ""  # a digest that nothing tells
 SPEC, INPUTS = "spec", "inputs"  # facts: digests of how a run is done, and of what it reads
+PROJECT, PARTITION = "project", "partition"  # facts that all runs into one sink have in common
+SPANS = "spans"  # the event time of which the sink has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +53,86 @@ class Written:
         return f"{self.kind}/{self.name}"
 
 
+def untimed(part: str, until_us: int | None) -> str:
+    """The name of a file of dead letters without a time; `until_us`, that of a state, if there is one."""
+    return f"{NO_TIME}/{part if until_us is None else f'until-{stamp_of(until_us)}-{part}'}"
+
+
 def place_of(file: Mapping[str, Any]) -> str:
     """Where a file that is listed lies under the sink; ValueError if that is nowhere that a run writes to."""
     kind, name = file["kind"], file["name"]
-    if kind not in KINDS or not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
+    known = isinstance(kind, str) and is_name(kind) and isinstance(name, str)
+    if not known or {"", ".", ".."} & set(name.split("/")):
         raise ValueError(f"no file of a run: {kind}/{name}")
     return f"{kind}/{name}"
 
 
 @dataclasses.dataclass(frozen=True)
+class Scope:
+    """The files of a sink that a run replaces: those of the partitions in a span, and those that are of none.
+
+    A run that starts from a state `adds` dead letters without a time to those of earlier runs.
+    """
+
+    partitions: Partitions = Partitions()  # noqa: RUF009, it is frozen
+    span: Span = EVER
+    adds: bool = False
+
+    def __contains__(self, place: str) -> bool:
+        """Whether a place under the sink is of it; ValueError if it is of partitions of another kind."""
+        if self.adds and (until := _UNTIL.search(place)):
+            return self.span.start_us is None or time_of(until[1]) > self.span.start_us
+        start_us = self.partitions.start_of(place)
+        return self.span.is_all or start_us is None or start_us in self.span
+
+
+EVERYTHING = Scope()
+
+
+@dataclasses.dataclass(frozen=True)
 class Former:
-    """What runs left in a sink: their files with the digests that each may have, and their `spec` and `inputs`."""
+    """What runs left in a sink: their files with the digests that each may have, and their `spec` and `inputs`.
+
+    `entries` are those of the lists of files, `common` the facts that all runs into a sink must have in common.
+    """
 
     files: Mapping[str, frozenset[str]]
     runs: tuple[tuple[Any, Any], ...]
+    entries: tuple[Mapping[str, Any], ...] = ()
+    common: tuple[Mapping[str, Any], ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    def kept(self, folder: Folder, scope: Scope) -> list[dict[str, Any]]:
+        """The entries of files that are not of a scope; SinkError if it isn't known which files these are.
+
+        That is so where a run of other days was cut off as it published them.
+        """
+        kept: dict[str, dict[str, Any]] = {}
+        for entry in self.entries:
+            place = place_of(entry)
+            if place in scope:
+                continue
+            if kept.setdefault(place, dict(entry)) != entry or not folder.is_file(place):
+                raise SinkError(
+                    f"{folder.join(place)}: the run that writes it was cut off as it published: do that run again first"
+                )
+        return list(kept.values())
+
+    def check_common(self, folder: Folder, facts: Mapping[str, Any]) -> None:
+        """SinkError if files that are to stay are of another project, or of other partitions."""
+        same = {name: facts.get(name) for name in (PROJECT, PARTITION)}
+        for common in self.common:
+            if common != same:
+                what = "of another project" if common[PROJECT] != same[PROJECT] else "that are partitioned otherwise"
+                raise SinkError(
+                    f"{folder.path}: holds files {what}: name another sink, or have all of it replaced by a run "
+                    "without a span of time and with --replace"
+                )
+
+    @property
+    def kinds(self) -> set[str]:
+        """The folders that they stand in."""
+        return {place.split("/")[0] for place in self.files}
 
     def check_same(self, folder: Folder, facts: Mapping[str, Any]) -> None:
         """SinkError if one of the runs is not, or may not be, of the same spec over the same inputs."""
@@ -90,33 +165,55 @@ def read_former(folder: Folder) -> Former:
 
 def _former(fault: str, texts: Sequence[bytes]) -> Former:
     files: dict[str, set[str]] = {}
-    runs = []
+    runs, listed, common = [], [], []
+    spans: list[Span] = []
     for text in texts:
         try:
             said = json.loads(text)
-            entries = [(*place_of(file).split("/"), str(file["sha256"])) for file in said["files"]]
+            entries = [(place_of(file), str(file["sha256"])) for file in said["files"]]
+            spans += [Span.of_facts(each) for each in said.get(SPANS, [])]
         except (ValueError, KeyError, TypeError):
             raise SinkError(f"{fault}: move it away, or name another sink") from None
         runs.append((said.get(SPEC), said.get(INPUTS)))
-        for kind, name, digest in entries:
-            files.setdefault(f"{kind}/{name}", set()).add(digest)
-            if kind == QUARANTINE:  # where it is if a release was cut off
-                files.setdefault(f"{SCORES}/{RELEASED}{name}", set()).add(digest)
-        if SPEC not in said and any(kind == QUALITY for kind, *_ in entries):
+        listed += said["files"]
+        common += [{name: said.get(name) for name in (PROJECT, PARTITION)}] if entries else []
+        for place, digest in entries:
+            files.setdefault(place, set()).add(digest)
+            if place.startswith(f"{QUARANTINE}/"):  # where it is if a release was cut off
+                files.setdefault(released(place), set()).add(digest)
+        if SPEC not in said and any(place.startswith(f"{QUALITY}/") for place, _ in entries):
             files.setdefault(f"{QUALITY}/{BASELINE}", set()).add(UNKNOWN)  # earlier versions listed it nowhere
-    return Former({place: frozenset(digests) for place, digests in files.items()}, tuple(runs))
+    digests_of = {place: frozenset(digests) for place, digests in files.items()}
+    return Former(digests_of, tuple(runs), tuple(listed), tuple(common), tuple(spans))
 
 
-def check_sink(folder: Folder, facts: Mapping[str, Any] | None, replace: bool, verify: bool = True) -> Former:
+def released(place: str) -> str:
+    """Where a quarantined file goes as it is released."""
+    folder, _, name = place.removeprefix(f"{QUARANTINE}/").rpartition("/")
+    return "/".join(part for part in (SCORES, folder, RELEASED + name) if part)
+
+
+def check_sink(
+    folder: Folder,
+    facts: Mapping[str, Any] | None,
+    replace: bool,
+    scope: Scope = EVERYTHING,
+    verify: bool = True,
+    kinds: Iterable[str] = (),
+) -> Former:
     """SinkError if a sink holds foreign files in the way, or without `replace` another run's output.
 
-    Without `facts` a run's output passes. With `verify`, files of this machine must have the bytes they are listed
-    with; a store's are known by their names alone.
+    Without `facts` a run's output passes. A run over a span replaces what other runs left of it. With `verify`, files
+    of this machine that are to be replaced must have the bytes they are listed with; a store's are known by their
+    names alone. `kinds` are folders of the run beside those of every run.
     """
     if folder.is_local and os.path.lexists(folder.path) and not os.path.isdir(folder.path):
         raise SinkError(f"{folder.path}: is a file; a sink is a folder")
     former = read_former(folder)
-    for kind in KINDS:
+    if facts is not None and not scope.span.is_all:
+        former.check_common(folder, facts)
+        former.kept(folder, scope)
+    for kind in (*KINDS, *sorted({*kinds, *former.kinds}.difference(KINDS))):
         if folder.is_local and os.path.lexists(folder.join(kind)) and not os.path.isdir(folder.join(kind)):
             raise _foreign(folder, kind)
         for name in folder.names(kind):
@@ -124,23 +221,27 @@ def check_sink(folder: Folder, facts: Mapping[str, Any] | None, replace: bool, v
             digests = former.files.get(place)
             if digests is None or not folder.is_file(place):
                 raise _foreign(folder, place)
-            if verify and folder.is_local and UNKNOWN not in digests and folder.sha256(place) not in digests:
+            looked_at = verify and folder.is_local and UNKNOWN not in digests and place in scope
+            if looked_at and folder.sha256(place) not in digests:
                 raise SinkError(
                     f"{folder.join(place)}: was changed since a run wrote it, and is not replaced: move it away, "
                     "or name another sink"
                 )
-    if facts is not None and not replace:
+    if facts is not None and not replace and scope.span.is_all:
         former.check_same(folder, facts)
     return former
 
 
-def look_at(directory: str, replace: bool) -> None:
-    """SinkError for what can be known of a sink that can't be used before anything else is: a look at names only."""
+def look_at(directory: str, replace: bool, kinds: Iterable[str] = ()) -> None:
+    """SinkError for what can be known of a sink that can't be used before anything else is: a look at names only.
+
+    `replace`, if what other runs left may be replaced.
+    """
     folder = Folder(directory)
     if not folder.is_local:
         return
     check_unclaimed(folder)
-    former = check_sink(folder, None, replace, verify=False)
+    former = check_sink(folder, None, replace, verify=False, kinds=kinds)
     if not replace and any(None in run for run in former.runs):
         former.check_same(folder, {})
 
@@ -166,9 +267,15 @@ def sweep(folder: Folder, run_id: str) -> None:
 
 
 def publish(
-    folder: Folder, run_id: str, written: Sequence[Written], facts: Mapping[str, Any], text: str, replace: bool
+    folder: Folder,
+    run_id: str,
+    written: Sequence[Written],
+    facts: Mapping[str, Any],
+    text: str,
+    replace: bool,
+    scope: Scope = EVERYTHING,
 ) -> None:
-    """Move a run's staged files to their places, remove those of the run before, and write `text` last.
+    """Move a run's staged files to their places, remove others of the scope, and write `text` last.
 
     It may be cut off anywhere and done again, by the same run or by the next. SinkError if the sink is held by
     another run, or holds what is foreign.
@@ -180,11 +287,11 @@ def publish(
             return
         with folder.create(f"{staging}/{SUCCESS}") as file:
             file.write(text.encode())
-        before = _write_manifest(folder, staging, written, facts, replace)
+        before = _write_manifest(folder, staging, written, facts, replace, scope)
         sweep(folder, run_id)
         folder.remove([SUCCESS])
         _place(folder, staging, written)
-        folder.remove(sorted(before - {file.place for file in written}))
+        folder.remove(sorted({place for place in before if place in scope} - {file.place for file in written}))
         folder.move([(f"{staging}/{SUCCESS}", SUCCESS)])
         folder.remove_staging(staging)
 
@@ -196,21 +303,31 @@ def _all_there(folder: Folder, staging: str, written: Sequence[Written]) -> bool
 
 
 def _write_manifest(
-    folder: Folder, staging: str, written: Sequence[Written], facts: Mapping[str, Any], replace: bool
+    folder: Folder,
+    staging: str,
+    written: Sequence[Written],
+    facts: Mapping[str, Any],
+    replace: bool,
+    scope: Scope,
 ) -> set[str]:
     """Note whose files those of the sink are before one of them is touched; the places of the former run's."""
     place = f"{staging}/{MANIFEST}"
     noted = folder.read(place)
     if noted is None:
-        former = check_sink(folder, facts, replace)
-        entries = [
+        former = check_sink(folder, facts, replace, scope, kinds={file.kind for file in written})
+        entries = [*former.entries, *map(dataclasses.asdict, written)]
+        listed = {place_of(entry) for entry in entries}
+        entries += [
             {"kind": kind, "name": name, "sha256": digest}
             for kind, name, digest in sorted(
-                (*place.split("/", 1), digest) for place, digests in former.files.items() for digest in digests
+                (*place.split("/", 1), digest)
+                for place, digests in former.files.items()
+                for digest in digests
+                if place not in listed
             )
         ]
-        entries += [{"kind": file.kind, "name": file.name, "sha256": file.sha256} for file in written]
-        manifest = {key: facts[key] for key in (SPEC, INPUTS) if key in facts} | {"files": entries}
+        common = {key: facts[key] for key in (SPEC, INPUTS, PROJECT, PARTITION) if key in facts}
+        manifest = {**common, SPANS: [span.facts() for span in former.spans], "files": entries}
         noted = json.dumps(manifest).encode()
         folder.write(place, noted, staging)
     return set(_former(folder.join(place), [noted]).files)
@@ -218,7 +335,7 @@ def _write_manifest(
 
 def _place(folder: Folder, staging: str, written: Sequence[Written]) -> None:
     """Move the staged files to their places; those of a kind in one go where no folder of it is there yet."""
-    for kind in KINDS:
+    for kind in (*KINDS, *sorted({file.kind for file in written}.difference(KINDS))):
         files = [file for file in written if file.kind == kind]
         staged, target = folder.join(staging, kind), folder.join(kind)
         if (

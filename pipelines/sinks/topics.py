@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import as_int64, column, take_rows, with_column
+from models.batches import as_int64, column, take_rows, with_column, without
 from models.codecs import encode_json_lines
 from models.metrics import LATENCY, ROWS
-from models.record import PUBLISHED_AT
+from models.project.declarations import Project
+from models.record import BUNDLE_ID, DEAD_LETTER_SCHEMA, DECISION, PUBLISHED_AT, SOURCE
+from models.routes import FALLBACK, topic_beside
+from models.score import take_decided
+from models.totals import TABLE
 from pipelines.brokers import Broker, BrokerError, Publisher
 from transforms.metrics import count, observe
 
@@ -23,7 +28,8 @@ class PublishRows(beam.PTransform):
     """A mapping of `scores` and `dead_letters` → messages; `counts` are not needed where nothing ends.
 
     Rows are at the broker when their bundle ends, and so before the messages that they came from are
-    acknowledged. After a crash some are published again, with the same bits.
+    acknowledged. After a crash some are published again, with the same bits. A message has the attributes `project`,
+    and where its row has them `decision` and `bundle_id`, to be filtered by without reading it.
     """
 
     scores: Broker
@@ -31,21 +37,56 @@ class PublishRows(beam.PTransform):
     key: str | None = None  # a column of the scores: those of one value keep their order
     quality: Broker | None = None  # of statistics and verdicts, where the project declares `quality`
     quarantine: Broker | None = None  # of rows held back, where its gate is `quarantine`
+    aggregates: Broker | None = None  # of tables of aggregates, where the project declares some
+    project: str = ""  # the name that messages say
+    fallback: Broker | None = None  # of rows with the fallback decision; with the scores, if not given
+    routed: Mapping[str, Broker] = dataclasses.field(default_factory=dict)  # of decisions whose rows go elsewhere
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
-        topics = [self.scores, self.dead_letters, self.quality, self.quarantine]
-        needed = ", ".join(broker.uri for broker in topics if broker is not None)
-        dead = _Publish(self.dead_letters, needed, "dead-lettered", None)
+        topics = [self.scores, self.dead_letters, self.quality, self.quarantine, self.aggregates]
+        topics += self.routed.values()
+        needed = ", ".join(dict.fromkeys(broker.uri for broker in topics if broker is not None))
+        project = self.project
+        dead = _Publish(self.dead_letters, needed, "dead-lettered", project)
         pcolls["dead_letters"] | "Publish dead letters" >> beam.ParDo(dead)
         if self.quarantine is not None:
-            held = _Publish(self.quarantine, needed, "quarantined", self.key)
+            held = _Publish(self.quarantine, needed, "quarantined", project, self.key)
             pcolls["quarantine"] | "Publish quarantine" >> beam.ParDo(held)
         if self.quality is not None:
             records = (pcolls["statistics"], pcolls["verdicts"]) | "Quality" >> beam.Flatten()
-            records | "Publish quality" >> beam.ParDo(_PublishRecords(self.quality, needed))
-        scores = _Publish(self.scores, needed, "written", self.key)
+            records | "Publish quality" >> beam.ParDo(_PublishRecords(self.quality, needed, project))
+        if self.aggregates is not None:
+            tables = _Publish(self.aggregates, needed, "aggregated", project, TABLE)
+            pcolls["aggregates"] | "Publish aggregates" >> beam.ParDo(tables)
+        if FALLBACK in pcolls:
+            unscored = _Publish(self.fallback or self.scores, needed, "fallback", project)
+            rows = pcolls[FALLBACK] | "Without source" >> beam.Map(without, SOURCE).with_output_types(pa.RecordBatch)
+            rows | "Publish fallback" >> beam.ParDo(unscored)
+        elsewhere = {name: broker for name, broker in self.routed.items() if broker.uri != self.scores.uri}
+        by_topic = {broker.uri: broker for broker in elsewhere.values()}
+        for uri, broker in by_topic.items():
+            own = tuple(name for name, other in elsewhere.items() if other.uri == uri)
+            routed = _Publish(broker, needed, "written", project, self.key, own)
+            pcolls["scores"] | f"Publish {' and '.join(own)}" >> beam.ParDo(routed)
+        scores = _Publish(self.scores, needed, "written", project, self.key, tuple(elsewhere), others=True)
         return pcolls["scores"] | "Publish scores" >> beam.ParDo(scores)
+
+
+def sink_topics(project: Project, sink: str, dead_letters: str | None = None) -> dict[str, str]:
+    """The URIs of all topics that a stream of a project writes to, by what they hold."""
+    place, mark, query = sink.partition("?")
+    kinds = ["dead-letters"]
+    if project.quality is not None:
+        kinds += ["quality", *(["quarantine"] if project.quality.gate == "quarantine" else [])]
+    kinds += ["aggregates"] if project.aggregates else []
+    beside = {kind.replace("-", "_"): f"{place}-{kind}{mark}{query}" for kind in kinds}
+    return {"scores": sink, **beside, **({"dead_letters": dead_letters} if dead_letters else {})}
+
+
+def routed_topics(project: Project, sink: str) -> dict[str, str]:
+    """The URIs of the topics of those decisions that the project sends elsewhere than to `sink`."""
+    return {decision: topic_beside(sink, place) for decision, place in project.sinks.items()}
 
 
 def _connect(broker: Broker, needed: str) -> Publisher:
@@ -53,26 +94,47 @@ def _connect(broker: Broker, needed: str) -> Publisher:
     try:
         return broker.publisher()
     except BrokerError as error:
-        raise BrokerError(f"{error}; the sink needs the topics {needed}") from error
+        raise BrokerError(f"{error}; the sink needs the topics {needed}: headrace topics makes them") from error
 
 
 class _Publish(beam.DoFn):
-    def __init__(self, broker: Broker, needed: str, step: str, key: str | None) -> None:
+    """Of `decisions` the rows of these alone, with `others` all but them; of none all rows."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        needed: str,
+        step: str,
+        project: str,
+        key: str | None = None,
+        decisions: tuple[str, ...] = (),
+        others: bool = False,
+    ) -> None:
         self._broker = broker
         self._needed = needed
+        self._project = project
         self._key = key
         self._step = step
+        self._decisions, self._others = decisions, others
 
     def setup(self) -> None:
         self._publisher = _connect(self._broker, self._needed)
+        self._described = False
 
     def start_bundle(self) -> None:
         self._payloads: list[bytes] = []
+        self._attributes: list[dict[str, str]] = []
         self._keys: list[str | None] = []
         self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
+        if not self._described:
+            self._publisher.describe(_fields(DEAD_LETTER_SCHEMA if self._step == "dead-lettered" else batch.schema))
+            self._described = True
+        if self._decisions:
+            batch = take_decided(batch, self._decisions, self._others)
         self._payloads += _fitting(batch, self._broker.max_message_bytes)
+        self._attributes += attributes_of(batch, self._project)
         if self._key:
             self._keys += column(batch, self._key).cast(pa.string()).to_pylist()
         if PUBLISHED_AT in batch.schema.names:
@@ -80,13 +142,31 @@ class _Publish(beam.DoFn):
 
     def finish_bundle(self) -> None:
         if self._payloads:
-            self._publisher.publish(self._payloads, None, self._keys or None)
+            self._publisher.publish(self._payloads, self._attributes, self._keys or None)
             count(ROWS, len(self._payloads), step=self._step)
             published = np.concatenate([*self._published, np.empty(0, np.int64)])
             observe(LATENCY, (time.time_ns() // 1000 - published) / 1e6, stage="written")
 
     def teardown(self) -> None:
         self._publisher.close()
+
+
+def attributes_of(batch: pa.RecordBatch, project: str) -> list[dict[str, str]]:
+    """The attributes of each row's message; rows that say the same have one dict together."""
+    made, of_rows = [_present(project=project)], np.zeros(batch.num_rows, np.int64)
+    for name in (DECISION, BUNDLE_ID):
+        if name in batch.schema.names:
+            values = column(batch, name)
+            encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+            texts = [*encoded.dictionary.to_pylist(), None]
+            places = encoded.indices.fill_null(len(texts) - 1).to_numpy()
+            made = [{**each, **_present(**{name: text})} for each in made for text in texts]
+            of_rows = of_rows * len(texts) + places
+    return [made[place] for place in of_rows.tolist()]
+
+
+def _present(**attributes: str | None) -> dict[str, str]:
+    return {name: value for name, value in attributes.items() if value}
 
 
 def _fitting(batch: pa.RecordBatch, max_bytes: int) -> list[bytes]:
@@ -100,18 +180,25 @@ def _fitting(batch: pa.RecordBatch, max_bytes: int) -> list[bytes]:
     return lines
 
 
+def _fields(schema: pa.Schema) -> dict[str, str]:
+    """Avro's types of the fields that rows have as JSON."""
+    kinds = {"boolean": pa.types.is_boolean, "long": pa.types.is_integer, "double": pa.types.is_floating}
+    return {each.name: next((name for name, is_it in kinds.items() if is_it(each.type)), "string") for each in schema}
+
+
 class _PublishRecords(beam.DoFn):
     """Publishes records that can write themselves as JSON."""
 
-    def __init__(self, broker: Broker, needed: str) -> None:
+    def __init__(self, broker: Broker, needed: str, project: str) -> None:
         self._broker = broker
         self._needed = needed
+        self._project = project
 
     def setup(self) -> None:
         self._publisher = _connect(self._broker, self._needed)
 
     def process(self, record: Any) -> None:
-        self._publisher.publish([record.to_json().encode()])
+        self._publisher.publish([record.to_json().encode()], [_present(project=self._project)])
 
     def teardown(self) -> None:
         self._publisher.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -17,11 +18,14 @@ import pyarrow as pa
 
 from models.batches import column, with_column
 from models.record import PARTITION, RecordType
+from pipelines.brokers import BrokerError, Transactional
 from pipelines.sources.ahead import Int64
+from pipelines.sources.journal import JournalError
 from pipelines.sources.journal_writer import JournalWriter
 from pipelines.sources.records import NO_TIME_US, about, decode_raw, probe_records, times_of, type_number
 from pipelines.sources.replay import Replay
 
+_LOG = logging.getLogger("headrace")
 STEP_US = 100_000  # the watermark moves in steps of at least this much event time
 
 
@@ -56,8 +60,8 @@ class Keeper:
         """Whether the messages of raw records may be acknowledged as soon as this round's bundle is finished."""
         return False
 
-    def passed(self, end_us: int, newest_us: int, finalizer: Any) -> None:
-        """Records went out as the slice that ends at `end_us`."""
+    def passed(self, records: int, end_us: int, newest_us: int, finalizer: Any) -> None:
+        """So many records went out in this round, as the slice that ends at `end_us`; 0 if it is only reached."""
 
     def close(self, in_order: bool) -> None:
         """The stream ends; not in order if messages of a former process may still come."""
@@ -68,6 +72,9 @@ class Acknowledge(Protocol):
 
     def open(self, types: Mapping[int, RecordType]) -> Keeper:
         """What keeps messages of these record types, by their numbers."""
+
+
+NEVER_US = 1 << 60  # of a horizon that no event is beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +88,26 @@ class AfterBundle:
 
 @dataclasses.dataclass(frozen=True)
 class AfterJournal:
-    """A message is acknowledged when it is on disk; what is older than `horizon_us` is in no window any more."""
+    """A message is acknowledged when it is on disk; what is older than `horizon_us` is in no window any more.
+
+    Where the sink publishes by transactions, `sink` is what it does so by: each round's are committed at its end, and
+    they know what was done as the journal's marks do.
+    """
 
     folder: str
-    horizon_us: int = 1 << 60
+    horizon_us: int = NEVER_US
+    sink: Transactional | None = None
 
     def open(self, types: Mapping[int, RecordType]) -> Keeper:
         """JournalError if there is a journal that is not whole, or that another process writes to."""
-        return _Journal(self, types)
+        writer = JournalWriter(pathlib.Path(self.folder))
+        if self.sink is None:
+            return _Journal(self, types, writer)
+        try:
+            return _Transactions(self, types, writer, self.sink)
+        except (BrokerError, JournalError):
+            writer.close(in_order=False)
+            raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +124,9 @@ class AfterCheckpoint:
 
 
 class _Journal(Keeper):
-    def __init__(self, options: AfterJournal, types: Mapping[int, RecordType]) -> None:
+    def __init__(self, options: AfterJournal, types: Mapping[int, RecordType], writer: JournalWriter) -> None:
         self._types = types
-        self._writer = JournalWriter(pathlib.Path(options.folder))
+        self._writer = writer
         look = functools.partial(probe_records, types)
         self._replay = Replay(self._writer.found, self._decode, look, options.horizon_us)
         self.end_us = self._replay.end_us
@@ -143,12 +162,59 @@ class _Journal(Keeper):
             self._writer.append(batches)
         return True
 
-    def passed(self, end_us: int, newest_us: int, finalizer: Any) -> None:
-        line = f"emitted {self._writer.rows} {end_us} {newest_us}"
-        finalizer.register(functools.partial(self._writer.mark, line))
+    def passed(self, records: int, end_us: int, newest_us: int, finalizer: Any) -> None:
+        if records:
+            finalizer.register(functools.partial(self._writer.mark, self._mark(end_us, newest_us)))
+
+    def _mark(self, end_us: int, newest_us: int) -> str:
+        return f"emitted {self._writer.rows} {end_us} {newest_us}"
 
     def close(self, in_order: bool) -> None:
         self._writer.close(in_order)
+
+
+class _Transactions(_Journal):
+    """Commits what the round has published, and then marks it; of a kill between the two, the broker has the mark."""
+
+    def __init__(
+        self, options: AfterJournal, types: Mapping[int, RecordType], writer: JournalWriter, sink: Transactional
+    ) -> None:
+        self._outbox = sink.open_outbox(f"headrace-{writer.number:016x}")
+        self._failed: BrokerError | None = None
+        try:
+            if self._outbox.mark is not None:
+                writer.adopt(self._outbox.mark)
+            super().__init__(options, types, writer)
+        except JournalError:
+            self._outbox.close()
+            raise
+        if self.was_cut_off and self._outbox.mark is None:
+            _LOG.warning(
+                "the broker knows of no transaction of the journal %s: what a process before it has published without "
+                "a mark comes once more",
+                options.folder,
+            )
+
+    def begin_round(self, finalizer: Any, estimator: Any) -> Any:
+        if self._failed is not None:
+            raise self._failed
+        return finalizer
+
+    def passed(self, records: int, end_us: int, newest_us: int, finalizer: Any) -> None:
+        finalizer.register(functools.partial(self._commit, records, self._mark(end_us, newest_us)))
+
+    def _commit(self, records: int, mark: str) -> None:
+        """At the end of a round all is in the outbox that its slice gives; rows may come of time alone, too."""
+        try:
+            if self._outbox.commit(mark) or records:
+                self._writer.mark(mark)
+        except BrokerError as error:  # what a finalizer raises is only logged
+            self._failed = error
+            _LOG.error("%s", error)
+
+    def close(self, in_order: bool) -> None:
+        self._outbox.close()
+        super().close(in_order and self._failed is None)
 
 
 class _Checkpoints(Keeper):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import apache_beam as beam
 
 from models.project.declarations import Project
 from models.record import EVENTS, RecordType
@@ -39,6 +41,18 @@ class Feed(Generic[Source]):
     def name(self) -> str:
         """Of its records."""
         return self.record_type.name
+
+
+@dataclasses.dataclass(eq=False)
+class ReadBeside(beam.PTransform):
+    """The feeds of a stream, and others of files that are read to their end beside it, from the beginning."""
+
+    stream: beam.PTransform
+    files: beam.PTransform
+
+    def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
+        """{name of a feed: its batches}."""
+        return {**(pbegin | "Stream" >> self.stream), **(pbegin | "Files" >> self.files)}
 
 
 def feeds_of(project: Project, sources: Mapping[str, Source]) -> tuple[Feed[Source], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -25,6 +25,7 @@ from models.record import (
     SOURCE,
     SYSTEM_FIELDS,
 )
+from pipelines.sources import SLICE_US
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.feeds import Feed
 from pipelines.sources.journal import read_segment_file
@@ -36,9 +37,19 @@ from pipelines.sources.raw import KEPT_BYTES, BrokenFile, rows_batch, unreadable
 from pipelines.sources.records import about, type_number
 from transforms.metrics import count
 
+__all__ = [
+    "SLICE_US",
+    "ReadFiles",
+    "Split",
+    "check_files",
+    "read_all",
+    "read_of",
+    "read_split",
+    "split_file",
+    "split_of",
+]
+
 SPLIT_BYTES = 32 << 20
-# Days of event time that are handed on at once. It changes no result; a shard holds this much at a time.
-SLICE_US = 30 * 86_400_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +74,11 @@ class ReadFiles(beam.PTransform):
 
     feeds: tuple[Feed[Files], ...]
     slice_us: int = SLICE_US
+
+    def with_files(self, files: Mapping[str, Files]) -> ReadFiles:
+        """The same with other files of some feeds, by their names."""
+        feeds = (dataclasses.replace(feed, source=files.get(feed.name, feed.source)) for feed in self.feeds)
+        return dataclasses.replace(self, feeds=tuple(feeds))
 
     @property
     def format(self) -> str | None:
@@ -209,12 +225,12 @@ def _read_journal(split: Split, number: int) -> Iterator[pa.RecordBatch]:
 
 def split_of(feed: Feed[Files], path: str) -> Iterator[Split]:
     """The parts of a feed's file."""
-    return split_file(path, feed.source.format_of(path), tuple(feed.record_type.contract.fields))
+    return split_file(path, feed.source.format_of(path), tuple(feed.record_type.read.fields))
 
 
 def read_of(feed: Feed[Files], split: Split) -> Iterator[pa.RecordBatch]:
     """The feed's records in a part of a file; of columns only those that its contract names."""
-    return read_split(split, tuple(feed.record_type.contract.fields), feed.record_type.number)
+    return read_split(split, tuple(feed.record_type.read.fields), feed.record_type.number)
 
 
 def read_all(feed: Feed[Files]) -> Iterator[pa.RecordBatch]:

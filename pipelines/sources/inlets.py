@@ -45,6 +45,10 @@ class SeenIds:
             del self._known[name]
         return new
 
+    def names(self, prefix: str) -> list[str]:
+        """All that begin with a prefix, without it."""
+        return [name.removeprefix(prefix) for name in self._known if name.startswith(prefix)]
+
 
 class Inlet:
     """A feed's subscription, and its records that are ahead of the watermark."""
@@ -55,10 +59,11 @@ class Inlet:
         self.ahead = Ahead()
         self.subscription: Any = None
         self._seen = seen
+        self._prefix = f"{self.records.name}/" if self.records.number else ""
 
     def open(self) -> None:
-        """Connect."""
-        self.subscription = self.feed.source.broker.subscribe()
+        """Connect; BrokerError if the broker's messages are not those any more that were received before."""
+        self.subscription = self.feed.source.broker.subscribe(self._seen.names(self._prefix))
 
     def receive(self, wait_seconds: float) -> Messages | None:
         """Messages, if there are any and there is room."""
@@ -70,7 +75,7 @@ class Inlet:
     def to_batches(self, messages: Messages) -> list[Raw]:
         """The messages that were not received before, as raw records."""
         number = self.records.number
-        names = [f"{self.records.name}/{name}" for name in messages.ids] if number else list(messages.ids)
+        names = [self._prefix + name for name in messages.ids] if number else list(messages.ids)
         source = self.feed.source
         return to_batches(messages, names, self._seen.add(names), source.broker.uri, source.values, number)
 
@@ -120,7 +125,10 @@ def to_batches(
         heard = attribute_times_us([messages.event_times[place] for place in places.tolist()])
         heard = np.asarray(heard.fill_null(NO_TIME_US).to_numpy())
     batches = []
-    for group in values.split(payloads):
+    schemas = messages.schemas
+    if schemas is not None and not all_new:
+        schemas = [schemas[place] for place in places.tolist()]
+    for group in values.split(payloads, schemas):
         part = common if len(group.rows) == rows else take_rows(common, group.rows)
         batch = with_column(part, PAYLOAD, group.payloads).replace_schema_metadata({**group.metadata, **about(number)})
         batches.append(Raw(batch, None if heard is None else heard[group.rows]))

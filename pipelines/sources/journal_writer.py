@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pipelines.sources.frames import pack_header
 from pipelines.sources.journal import ENDING, MARKS_ENDING, JournalError, segment_name, to_payload
 from pipelines.sources.journal_check import Journal, examine
-from pipelines.sources.marks import MarksWriter, write_all
+from pipelines.sources.marks import Marks, MarksFile, MarksWriter, write_all
 
 SEGMENT_BYTES = 64 << 20
 
@@ -88,6 +89,27 @@ class JournalWriter:
         """Note what was done. It survives the process, and need not survive the machine: work done twice is equal."""
         with self._writing, self._said():
             self._marks.add(text)
+
+    @property
+    def number(self) -> int:
+        """What the frames and marks of this journal, and no other's, have in common."""
+        return self._number
+
+    def adopt(self, mark: str) -> None:
+        """Take a mark of what was done, as another place has it, if it tells of more than the last one that is here.
+
+        JournalError if it tells of records that are not here.
+        """
+        told, known = Marks.of([mark]), self.found.marks
+        if told.rows[0] > self.rows:
+            raise JournalError(
+                f"{self._directory}: holds {self.rows} records, and {told.rows[0]} were scored and published by it: it "
+                "is an older copy; give the stream the newest, or another --journal"
+            )
+        if not len(known.rows) or (told.rows[0], told.ends_us[0]) > (known.rows[-1], known.ends_us[-1]):
+            self.mark(mark)
+            file = MarksFile(str(self._marks.path), self.rows, (mark,))
+            self.found = dataclasses.replace(self.found, files=(*self.found.files, file))
 
     def close(self, in_order: bool = True) -> None:
         """End the open segment, and say so if the stream has ended in good order."""

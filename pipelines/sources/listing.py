@@ -33,6 +33,7 @@ class Files:
 
     patterns: tuple[str, ...]
     format: str | None = None
+    skipped: frozenset[str] = frozenset()  # paths that are not to be read
 
     @functools.cached_property
     def paths(self) -> tuple[str, ...]:
@@ -40,7 +41,8 @@ class Files:
 
         So a run reads those files that its inputs' digest is of. SourceError if a pattern matches nothing.
         """
-        return tuple(sorted({path for pattern in self.patterns for path in match_files(pattern)}))
+        found = {path for pattern in self.patterns for path in match_files(pattern)}
+        return tuple(sorted(found - self.skipped))
 
     def format_of(self, path: str) -> str:
         """The format of one of the files."""

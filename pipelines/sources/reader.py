@@ -14,11 +14,13 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
 from models.batches import as_int64, column, marks_of, partition, with_column
+from models.features.aggregates import end_of
 from models.metrics import BACKLOG, LATE, ROWS, WAITING, WATERMARK_LAG
 from models.record import (
     INGESTED,
     IS_HISTORY,
     IS_LATE,
+    IS_OPEN,
     IS_PROVISIONAL,
     MARKS,
     PARTITION,
@@ -198,8 +200,8 @@ class Reader:
         for inlet, batch in passed:
             count(ROWS, batch.num_rows, step="read" if inlet.feed.drives_watermark else inlet.feed.name)
             yield self._emit(inlet, batch, 0)
-        if passed:
-            self._keeper.passed(self._slice_end_us, self._newest_us, finalizer)
+        records = sum(batch.num_rows for _, batch in passed)
+        self._keeper.passed(records, self._slice_end_us, self._newest_us, finalizer)
         self._show()
 
     def _show(self) -> None:
@@ -216,6 +218,11 @@ class Reader:
         if inlet is None:  # of a feed that this stream is run without
             return
         end_us, window_us = self._keeper.end_us, self._source.held_us
+        if end_us is not None and inlet.feed.drives_watermark and self._source.periods:
+            times = times_of(batch, inlet.records)
+            opened = sum(np.int8(IS_OPEN[p]) * (end_of(p, times) > end_us) for p in self._source.periods)
+            former = marks_of(batch) if MARKS in batch.schema.names else np.zeros(batch.num_rows, np.int8)
+            batch = with_column(batch, MARKS, pa.array((former | opened).astype(np.int8)))
         if end_us is None or window_us is None or self._slice_end_us == _EARLIEST_US:
             yield self._emit(inlet, batch, IS_HISTORY)
             return

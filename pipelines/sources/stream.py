@@ -33,6 +33,7 @@ class ReadStream(beam.PTransform):
     Before the first message, what `history` and the journal hold fills the windows. With `at_arrival`, each record of
     a feed that drives the watermark goes out twice: provisionally when it comes, and when the watermark passes it.
     A slice ends at a multiple of `cut_us` at the latest; of windows of `held_us`, the gate holds rows until their end.
+    Of `periods`, tables of aggregates are written at their end.
     """
 
     feeds: tuple[Feed[Topic], ...]
@@ -44,6 +45,7 @@ class ReadStream(beam.PTransform):
     at_arrival: bool = False
     cut_us: int | None = None
     held_us: int | None = None
+    periods: tuple[str, ...] = ()
 
     def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
         """{name of a feed: its batches}; their metadata names their format, see transforms.decode."""

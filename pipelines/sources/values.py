@@ -1,4 +1,4 @@
-"""What the values of a stream's messages are: JSON, Avro of one schema, or Avro that a schema registry knows."""
+"""What the values of a stream's messages are: JSON, Avro of one schema, or either by a schema registry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,20 +21,32 @@ from models.codecs.times import times_from_numbers, times_from_text
 from models.project.contract import Contract
 from models.record import COLUMNS, FORMAT
 from pipelines.brokers import BrokerOptionError
-from pipelines.brokers.evolution import check_schema, check_subject
-from pipelines.brokers.schema_registry import RegistryDown, SchemaRegistry, UnknownSchema, UnusableSchema
+from pipelines.brokers.evolution import check_schema, check_subject, check_topic
+from pipelines.brokers.schema_registry import (
+    AVRO,
+    JSON,
+    RegisteredSchema,
+    RegistryDown,
+    SchemaRegistry,
+    UnknownSchema,
+    UnusableSchema,
+)
 
 REGISTRY_LOGIN = "HEADRACE_SCHEMA_REGISTRY_LOGIN"  # environment variable with USER:PASSWORD, if one is needed
 
 _log = logging.getLogger(__name__)
 _HEADER_BYTES = 5  # of Confluent's wire format: a byte 0, and the schema's id, big-endian
 _NO_ID = -1
+_NO_SCHEMA = "no schema of Avro or JSON: its producer has none, or the topic has it no more"
 _NOT_WIRE = "no schema id: not of Confluent's wire format"
 _MAX_SCHEMA_BYTES = 4 << 20
 _MAX_KNOWN = 1000
 _RETRY_SECONDS = 1.0
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
+
+
+Schemas = Sequence[RegisteredSchema | None] | None
 
 
 class ValueGroup(NamedTuple):
@@ -48,8 +60,11 @@ class ValueGroup(NamedTuple):
 class Values(Protocol):
     """What messages' values are. It is frozen and pickles."""
 
-    def split(self, payloads: Sequence[bytes]) -> list[ValueGroup]:
-        """Groups of one format each, as transforms.decode reads them, with every message in one of them."""
+    def split(self, payloads: Sequence[bytes], schemas: Schemas = None) -> list[ValueGroup]:
+        """Groups of one format each, as transforms.decode reads them, with every message in one of them.
+
+        `schemas` are the messages' own, where their broker has told them.
+        """
 
     def check(self, contract: Contract) -> None:
         """Raise ContractMismatch where it is known already that values are not what the contract reads."""
@@ -59,7 +74,7 @@ class Values(Protocol):
 class JsonValues:
     """JSON objects."""
 
-    def split(self, payloads: Sequence[bytes]) -> list[ValueGroup]:
+    def split(self, payloads: Sequence[bytes], schemas: Schemas = None) -> list[ValueGroup]:
         """One group."""
         return _one_group(payloads, {FORMAT: b"json"})
 
@@ -77,7 +92,7 @@ class AvroValues:
     def __post_init__(self) -> None:
         parse_writer_schema(self.schema)
 
-    def split(self, payloads: Sequence[bytes]) -> list[ValueGroup]:
+    def split(self, payloads: Sequence[bytes], schemas: Schemas = None) -> list[ValueGroup]:
         """One group."""
         return _one_group(payloads, {FORMAT: b"avro", COLUMNS: self.schema.encode()})
 
@@ -88,7 +103,7 @@ class AvroValues:
 
 @dataclasses.dataclass(frozen=True)
 class RegistryValues:
-    """Avro in Confluent's wire format, each message with the id of its schema in a registry.
+    """Avro or JSON in Confluent's wire format, each message with the id of its schema in a registry.
 
     What has no id, or one without a usable schema, is `unreadable`. A registry that is down is waited for, up to
     `patience_seconds` for an id that was not asked for before; then RegistryDown.
@@ -97,11 +112,12 @@ class RegistryValues:
     registry: SchemaRegistry
     subject: str | None = None
     patience_seconds: float = 60.0
+    kind: str = AVRO
     _known: dict[int, dict[bytes, bytes]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def split(self, payloads: Sequence[bytes]) -> list[ValueGroup]:
+    def split(self, payloads: Sequence[bytes], schemas: Schemas = None) -> list[ValueGroup]:
         """A group for each schema, by their ids, without the header."""
         values = pa.array(payloads, pa.binary())
         ids, lengths = read_headers(values)
@@ -110,7 +126,7 @@ class RegistryValues:
             rows = np.flatnonzero(ids == schema_id)
             metadata = _unreadable(_NOT_WIRE) if schema_id == _NO_ID else self._metadata(schema_id)
             chosen = values if len(rows) == len(values) else values.take(pa.array(rows))
-            if metadata[FORMAT] == b"avro":
+            if metadata[FORMAT] in (b"avro", b"json"):
                 chosen = strip_headers(chosen, lengths[rows])
             groups.append(ValueGroup(rows, chosen, metadata))
         return groups
@@ -124,26 +140,25 @@ class RegistryValues:
         if schema_id in self._known:
             return self._known[schema_id]
         try:
-            text = json.dumps(self._schema(schema_id))
-            parse_writer_schema(text)
+            found = self._schema(schema_id)
+            if found.kind != self.kind:
+                raise UnusableSchema(f"schema {schema_id} is of the kind {found.kind}, not {self.kind}")
         except UnknownSchema as error:  # it may be known later
             return _unreadable(str(error))
         except UnusableSchema as error:
             metadata = _unreadable(str(error))
-        except WriterSchemaError as error:
-            metadata = _unreadable(f"schema {schema_id}: {error}")
         else:
-            metadata = {FORMAT: b"avro", COLUMNS: text.encode()}
+            metadata = _metadata_of(found)
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         self._known[schema_id] = metadata
         return metadata
 
-    def _schema(self, schema_id: int) -> Any:
+    def _schema(self, schema_id: int) -> RegisteredSchema:
         deadline, told = time.monotonic() + self.patience_seconds, False
         while True:
             try:
-                return self.registry.schema(schema_id).schema
+                return self.registry.schema(schema_id)
             except RegistryDown as error:
                 if time.monotonic() > deadline:
                     raise
@@ -153,26 +168,67 @@ class RegistryValues:
                 time.sleep(_RETRY_SECONDS)
 
 
+@dataclasses.dataclass(frozen=True)
+class BrokerValues:
+    """Avro or JSON, each message as the schema says that its broker keeps of it; one without any is `unreadable`.
+
+    `versions` gives all schemas that the topic has, oldest first; BrokerError if it has none.
+    """
+
+    versions: Callable[[], Sequence[RegisteredSchema]]
+    name: str = "the topic"
+
+    def split(self, payloads: Sequence[bytes], schemas: Schemas = None) -> list[ValueGroup]:
+        """A group for each schema, by their ids."""
+        values = pa.array(payloads, pa.binary())
+        found = {each.id: each for each in schemas or () if each is not None}
+        ids = np.array([_NO_ID if each is None else each.id for each in schemas or [None] * len(payloads)], np.int64)
+        groups = []
+        for schema_id in np.unique(ids).tolist():
+            rows = np.flatnonzero(ids == schema_id)
+            metadata = _unreadable(_NO_SCHEMA) if schema_id == _NO_ID else _metadata_of(found[schema_id])
+            groups.append(ValueGroup(rows, values.take(pa.array(rows)), metadata))
+        return groups
+
+    def check(self, contract: Contract) -> None:
+        """All versions; see evolution.check_topic."""
+        check_topic(self.versions(), self.name, contract)
+
+
+def _metadata_of(found: RegisteredSchema) -> dict[bytes, bytes]:
+    """A batch's metadata for payloads that a schema was used for."""
+    text = json.dumps(found.schema)
+    if found.kind == JSON:
+        return {FORMAT: b"json"}
+    try:
+        parse_writer_schema(text)
+    except WriterSchemaError as error:
+        return _unreadable(f"schema {found.id}: {error}")
+    return {FORMAT: b"avro", COLUMNS: text.encode()}
+
+
 def open_values(text: str, topic: str | None = None) -> Values:
-    """`json`, `avro:FILE.avsc`, or `avro:http(s)://REGISTRY[?subject=SUBJECT]`; BrokerOptionError or OSError if not.
+    """`json`, `avro:FILE.avsc`, or `avro:` or `json:http(s)://REGISTRY[?subject=SUBJECT]`; BrokerOptionError if not.
 
     The subject is the topic's, "TOPIC-value", if none is named. A registry that needs a login gets that of the
-    environment variable HEADRACE_SCHEMA_REGISTRY_LOGIN.
+    environment variable HEADRACE_SCHEMA_REGISTRY_LOGIN. OSError if the file can't be read.
     """
     kind, _, place = text.partition(":")
     if text == "json":
         return JsonValues()
-    if kind != "avro" or not place:
+    is_url = place.startswith(("http://", "https://"))
+    if not place or not (kind == "avro" or (kind == "json" and is_url)):
         raise BrokerOptionError(
-            f"values are json, avro:FILE.avsc or avro:http(s)://REGISTRY?subject=SUBJECT, not {text!r}"
+            f"values are json, avro:FILE.avsc, or avro: or json:http(s)://REGISTRY?subject=SUBJECT, not {text!r}"
         )
-    if place.startswith(("http://", "https://")):
+    if is_url:
         url, mark, query = place.partition("?")
         found = dict(urllib.parse.parse_qsl(query, strict_parsing=bool(mark)))
         if mark and list(found) != ["subject"]:
             raise BrokerOptionError("a schema registry's URL has no query but ?subject=SUBJECT")
         subject = found.get("subject", f"{topic}-value" if topic else None)
-        return RegistryValues(SchemaRegistry(url, REGISTRY_LOGIN if REGISTRY_LOGIN in os.environ else None), subject)
+        registry = SchemaRegistry(url, REGISTRY_LOGIN if REGISTRY_LOGIN in os.environ else None)
+        return RegistryValues(registry, subject, kind=kind.upper())
     with pathlib.Path(place).open("rb") as file:
         content = file.read(_MAX_SCHEMA_BYTES + 1)
     if len(content) > _MAX_SCHEMA_BYTES:

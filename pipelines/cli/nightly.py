@@ -1,0 +1,116 @@
+"""`headrace nightly`: score the days that are missing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.errors import clear_errors
+from pipelines.cli.parameters import (
+    Labels,
+    ProjectFolder,
+    Registry,
+    Runner,
+    ScoreThreads,
+    Shards,
+    Source,
+    SourceFormat,
+    Tables,
+    own_options,
+)
+from pipelines.runners import IN_PROCESS
+
+
+def nightly(
+    context: typer.Context,
+    project: ProjectFolder,
+    source: Source,
+    sink: Annotated[str, typer.Option(help="Folder that the scores go to, a partition a day.")],
+    state: Annotated[str, typer.Option(help="Folder of states, from which each day starts.")],
+    first: Annotated[
+        str | None, typer.Option("--from", help="The first day; that of the sink's first run, if not given.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The day after the last one; today, if not given.")] = None,
+    lateness: Annotated[str, typer.Option(help="How late a file's event may be and still find its windows.")] = "1d",
+    labels: Labels = None,
+    table: Tables = None,
+    alert_to: Annotated[list[str] | None, typer.Option(help="Where alerts go, as in headrace run.")] = None,
+    source_format: SourceFormat = None,
+    sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    runner: Runner = IN_PROCESS,
+    registry: Registry = None,
+    shards: Shards = None,
+    threads: ScoreThreads = None,
+) -> None:
+    """Score each day (hour) that the sink lacks; again, it does nothing. It is no scheduler: let cron call it.
+
+    A day that can't be scored is said, and does not keep the next from it; the command then ends with 1. Options that
+    are not listed go to Beam.
+    """
+    with clear_errors():
+        from models.project.project import load_project
+        from pipelines.config import RunSpec
+        from pipelines.prechecks import find_registry, require_version, time_us
+
+        formats: Any = sink_format  # the spec checks it
+        spec = RunSpec(
+            project=load_project(project),
+            sources=tuple(source),
+            sink=sink,
+            labels=tuple(labels or ()),
+            tables=tuple(table or ()),
+            source_format=source_format,
+            sink_format=formats,
+            score_from=first,
+            score_to=until or "2100-01-01",
+            state=state,
+            lateness=lateness,
+            alert_to=tuple(alert_to or ()),
+            shards=shards,
+            threads=threads,
+            runner=runner,
+            beam_args=tuple(context.args),
+            ours=own_options(context),
+        )
+        spec.check()
+        if spec.project.has_model:
+            registry = find_registry(project, registry)
+            require_version(spec.project.name, model, registry)
+        partitions = spec.project.partitions
+        bounds = [None if text is None else time_us(name, text, partitions) for name, text in _named(first, until)]
+
+        from pipelines.lean import import_libraries
+
+        import_libraries(local=spec.local)
+
+        from models.predictors.booster import Scorer
+        from pipelines.cli.run import check_quality
+        from pipelines.jobs.fitting import load_bundle
+        from pipelines.jobs.nightly import find_missing, run_nights
+
+        check_quality(spec.project, spec.alert_to)
+        missing = find_missing(spec, *bounds)
+        if not missing:
+            typer.echo(f"{sink}: no day is missing")
+            return
+        bundle = load_bundle(spec.project, project, model, str(registry)) if spec.project.has_model else None
+        scorer = Scorer.from_bundle(bundle, nthread=spec.threads_of_call) if bundle else None
+        failed = 0
+        for night in run_nights(spec, missing, bundle, scorer):
+            if night.result is None:
+                failed += 1
+                typer.echo(f"{night.name}  not scored: {night.error}", err=True)
+                continue
+            counts = night.result.outcomes
+            others = [f"{counts[name]:,} {name}" for name in ("dead-lettered", "duplicate", "late") if counts.get(name)]
+            said = ", ".join([f"{counts.get('scored', 0):,} scored", *others])
+            typer.echo(f"{night.name}  {said}, {night.result.seconds:.1f} s")
+        if failed:
+            typer.echo(f"{failed} of {len(missing)} days were not scored: call this again once it is mended", err=True)
+            raise typer.Exit(1)
+
+
+def _named(first: str | None, until: str | None) -> list[tuple[str, str | None]]:
+    return [("from", first), ("until", until)]
