@@ -7,57 +7,44 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.codecs.times import micros_of
 from models.errors import HeadraceError
+from models.partitions import EVER, Span
+from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
 from models.redact import redact
 from pipelines.brokers import is_broker
 from pipelines.prechecks import (
+    BOUNDS,
     UsageError,
     check_duration,
-    parse_time,
+    option_of,
     require,
     require_file_system,
     require_files,
+    require_one_cluster,
+    require_span,
+    require_transactional,
     require_values,
+    require_whole,
+    span_of,
 )
-from pipelines.runners import (
-    DATAFLOW,
-    DIRECT,
-    FLINK,
-    FN_API,
-    IN_PROCESS,
-    Job,
-    Profile,
-    Reading,
-    make_pipeline,
-    profile_of,
-)
+from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
+from pipelines.runners.profile import cores
+from pipelines.sources import SLICE_US
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
+    from models.state import Resume
     from transforms.gate import WatchScores
-
-__all__ = [
-    "DATAFLOW",
-    "DEFAULT_SHARDS",
-    "DIRECT",
-    "FLINK",
-    "FN_API",
-    "IN_PROCESS",
-    "SOURCE_FORMATS",
-    "GraphConfig",
-    "RunSpec",
-    "make_pipeline",
-]
+    from transforms.state import States
 
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 SOURCE_FORMATS = ("parquet", "csv", "json", "avro")
 SINK_FORMATS = ("parquet", "jsonl")
 ORDERS = ("event_time", "arrival")
-_OF_FILES = ("score_from", "sink_format", "files", "replace")  # fields that a stream has no use for
+_OF_FILES = (*BOUNDS, "state", "sink_format", "files", "replace")  # fields that a stream has no use for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +56,25 @@ class GraphConfig:
     score: beam.PTransform
     sink: beam.PTransform
     shards: int = DEFAULT_SHARDS
-    score_from_us: int | None = None
+    span: Span = EVER  # of the events that are scored
     lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
     at_arrival: bool = False
     check_slices: bool = False  # of a source that timestamps with the slices' ends: look that none is lost of a slice
     watch: WatchScores | None = None  # where the project declares `quality`
     alert_sinks: tuple[str, ...] = ()
+    encoders: Encoders = NO_ENCODERS  # of the model, for the count of values that it has not learned
+    states: States | None = None  # where a run starts from a state, and keeps some
+    boundary_us: int = SLICE_US  # every multiple of it is an end of a slice
+
+    @property
+    def resume(self) -> Resume | None:
+        """How the run goes on from a state, if states are kept."""
+        return self.states.resume if self.states else None
+
+    @property
+    def cuts_us(self) -> tuple[int, ...]:
+        """Times at which slices end, too: those of which a state is kept."""
+        return self.states.at_us if self.states else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +88,29 @@ class RunSpec:
     sources: tuple[str, ...]
     sink: str
     labels: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()  # NAME=URI
     source_format: str | None = None
     sink_format: Literal["parquet", "jsonl"] = "parquet"
     files: int = 1
     replace: bool = False
     score_from: str | None = None  # ISO 8601
+    score_to: str | None = None  # ISO 8601, exclusive
+    day: str | None = None  # in place of both
+    hour: str | None = None  # the same
+    state: str | None = None  # folder of states
     dead_letters: str | None = None
     allowance: str = "10s"
     lateness: str = "1d"
     order: str = "event_time"
     journal: str | None = None
+    transactional: bool = False
     history: tuple[str, ...] = ()
     values: str = "json"
     kafka_config: str | None = None
     alert_to: tuple[str, ...] = ()
     reason_codes: int = 0
-    shards: int = DEFAULT_SHARDS
-    threads: int = 2
+    shards: int | None = None  # as many as workers
+    threads: int | None = None  # of a model call; what processors the workers leave
     runner: str = IN_PROCESS
     beam_args: tuple[str, ...] = ()
     dry_run: bool = False
@@ -117,6 +123,21 @@ class RunSpec:
         return any(map(is_broker, self.sources))
 
     @property
+    def table_uris(self) -> dict[str, tuple[str, ...]]:
+        """Where the rows of each table come from, by its name; one without a name has an empty one."""
+        pairs = [
+            (name, uri) if mark else ("", name) for name, mark, uri in (each.partition("=") for each in self.tables)
+        ]
+        return {name: tuple(uri for other, uri in pairs if other == name) for name, _ in pairs}
+
+    @property
+    def folders(self) -> dict[str, tuple[str, ...]]:
+        """The decisions whose rows have a folder of their own in a sink of files, by its name."""
+        sinks = self.project.sinks
+        names = dict.fromkeys(place for place in sinks.values() if not is_broker(place))
+        return {name: tuple(decision for decision, place in sinks.items() if place == name) for name in names}
+
+    @property
     def profile(self) -> Profile:
         """The engine."""
         return profile_of(self.runner)
@@ -124,7 +145,29 @@ class RunSpec:
     @property
     def job(self) -> Job:
         """What the engine's options depend on."""
-        return Job(self.streams, self.shards)
+        return Job(self.streams, self.shard_count)
+
+    @property
+    def workers(self) -> int:
+        """Threads of this process that work side by side."""
+        return self.profile.workers(self.beam_args)
+
+    @property
+    def shard_count(self) -> int:
+        """Parts that the work is split into; it changes no result."""
+        return self.shards or self.workers
+
+    @property
+    def threads_of_call(self) -> int:
+        """Threads of one model call, of which there may be as many at once as there are workers."""
+        return self.threads or max(1, cores() // self.workers)
+
+    @property
+    def local(self) -> bool:
+        """Whether all that takes part is on this machine: the engine, files and alerts."""
+        named = (*self.sources, *self.labels, *self.tables, *self.history, *self.alert_to, *self.beam_args)
+        uris = (*named, self.sink, self.dead_letters or "", self.journal or "")
+        return self.profile.ends_here and not any("://" in uri for uri in uris)
 
     @property
     def at_arrival(self) -> bool:
@@ -132,10 +175,13 @@ class RunSpec:
         return self.order == "arrival"
 
     @property
-    def score_from_us(self) -> int | None:
-        """When scoring begins, in microseconds of event time."""
-        time = parse_time("--score-from", self.score_from)
-        return micros_of(time) if time else None
+    def span(self) -> Span:
+        """The event time that is scored; UsageError if it can't be told."""
+        return span_of(self._bounds, self.project.partitions)
+
+    @property
+    def _bounds(self) -> dict[str, str]:
+        return {name: text for name in BOUNDS if (text := getattr(self, name)) is not None}
 
     def options(self) -> dict[str, Any]:
         """What was told and is no default, without secrets; `replace` leaves no trace in what is written."""
@@ -154,21 +200,25 @@ class RunSpec:
         checks = [
             self._check_formats,
             self._check_order,
-            self._check_score_from,
+            self._check_span,
+            self._check_state,
             self._check_allowance,
             self._check_lateness,
             self._check_labels,
+            self.check_tables,
             self._check_engine,
         ]
-        checks += [self._check_alerts, self._check_values, self._check_kafka, self._check_stream]
-        for check in [*checks, *([self._check_sink] if keeps else ())]:
+        checks += [self._check_model, self._check_alerts, self._check_values, self._check_kafka, self._check_stream]
+        checks += [self._check_transactional]
+        for check in [*checks, *([self._check_whole_partitions, self._check_sink] if keeps else ())]:
             yield from _fault_of(check)
         for path in self._paths():
             yield from _fault_of(lambda path=path: require_files([path]))
 
     def _paths(self) -> list[str]:
         """Where files must be, or at least could be."""
-        here = () if self.dry_run else (*self.sources, *self.labels)
+        tables = [uri for uris in self.table_uris.values() for uri in uris]
+        here = () if self.dry_run else (*self.sources, *self.labels, *tables)
         return [*here, *self.history]
 
     def _check_formats(self) -> None:
@@ -181,8 +231,23 @@ class RunSpec:
     def _check_order(self) -> None:
         require(self.order in ORDERS, f"--order is event_time or arrival, not {self.order}")
 
-    def _check_score_from(self) -> None:
-        parse_time("--score-from", self.score_from)
+    def _check_span(self) -> None:
+        require_span(self._bounds, self.project.partitions)
+
+    def _check_whole_partitions(self) -> None:
+        require_whole({} if self.streams else self._bounds, self.project.partitions)
+
+    def _check_state(self) -> None:
+        if self.state is None or self.streams:
+            return
+        quality, end = self.project.quality, self.span.stop_us
+        require(end is not None, "--state is kept of a definite time: name it with --day, --hour or --score-to")
+        longest = 3_600_000_000 if self.project.partitions.by == "hour" else 86_400_000_000
+        require(
+            quality is None or quality.gate != "quarantine" or longest % quality.window == 0,
+            "--state: the gate quarantine holds rows for the length of a window, which must fit into a "
+            f"{self.project.partitions.by}: declare a quality.window that divides it",
+        )
 
     def _check_allowance(self) -> None:
         check_duration("--allowance", self.allowance)
@@ -198,6 +263,32 @@ class RunSpec:
         )
         require(declares or not self.labels, "--labels are for a project that declares label.events")
 
+    def check_tables(self) -> None:
+        """UsageError unless it is said where the rows of each declared table come from, and of no other."""
+        if faults := list(self._faults_of_tables()):
+            raise UsageError("\n".join(faults))
+
+    def _faults_of_tables(self) -> Iterator[str]:
+        given, declared = self.table_uris, self.project.tables
+        native = self.streams and self.profile.reading is Reading.NATIVE
+        known = ", ".join(declared) or "none"
+        for name, uris in given.items():
+            topics = [uri for uri in uris if is_broker(uri)]
+            if name not in declared:
+                yield f"--table is NAME=URI, of a table that the project declares ({known}), not {name or uris[0]}"
+            elif topics and (not self.streams or len(uris) > 1):
+                yield f"--table {name}: a topic is for a stream, and one alone: name files"
+            elif topics and native:
+                yield f"--table {name}: {self.profile.name} reads events alone from a topic: name files"
+        for name in declared:
+            if name not in given:
+                yield f"the project declares the table {name}: say with --table {name}=URI where its rows come from"
+
+    def _check_model(self) -> None:
+        require(
+            self.project.has_model or not self.reason_codes, "--reason-codes is for a project that declares a model"
+        )
+
     def _check_alerts(self) -> None:
         require(
             self.project.quality is not None or not self.alert_to, "--alert-to is for a project that declares quality"
@@ -205,6 +296,10 @@ class RunSpec:
 
     def _check_values(self) -> None:
         require_values(self.values)
+        require(
+            self.values != "pulsar" or all(uri.startswith("pulsar") for uri in self.sources),
+            "--values pulsar reads by the schemas that Pulsar keeps with a topic: --source is pulsar://…",
+        )
 
     def _check_kafka(self) -> None:
         path = self.kafka_config
@@ -219,9 +314,15 @@ class RunSpec:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         require(
             all(getattr(self, name) == defaults[name] for name in _OF_FILES),
-            "--score-from, --sink-format, --files and --replace are for files, not for a stream",
+            f"{', '.join(map(option_of, _OF_FILES[:-1]))} and --replace are for files, not for a stream",
         )
         require(len(self.labels) < 2, "a stream has one subscription of --labels")
+
+    def _check_transactional(self) -> None:
+        if self.transactional:
+            require(self.streams, "--transactional is for a stream")
+            require_transactional(self.sink, self.dead_letters, self.journal, self.at_arrival)
+            require_one_cluster(self.sink, self.project.sinks)
 
     def _check_engine(self) -> None:
         profile = self.profile
@@ -236,7 +337,9 @@ class RunSpec:
                 f"{profile.name} reads streams of pubsub:// alone, not {self.sources[0]}",
             )
         elif profile.apart(self.beam_args):
-            inside = [uri for uri in (*self.sources, *self.labels, self.sink) if "://" not in uri and uri[:1] != "/"]
+            tables = [uri for uris in self.table_uris.values() for uri in uris]
+            given = (*self.sources, *self.labels, *tables, self.sink)
+            inside = [uri for uri in given if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""
                 engine = profile.name.removesuffix("Runner")
@@ -252,7 +355,7 @@ class RunSpec:
         require(bool(self.sink), "--sink is empty: name a folder or a topic")
         require_file_system(self.sink)
         if not is_broker(self.sink):
-            look_at(self.sink, self.replace)
+            look_at(self.sink, self.replace or not self.span.is_all, tuple(self.folders))
 
 
 def _fault_of(check: Any) -> Sequence[str]:

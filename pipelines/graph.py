@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -10,20 +11,28 @@ import pyarrow as pa
 
 from models.counts import count_events, count_refused
 from models.features.row import feedback_horizon_us
+from models.partitions import Span
 from models.quality.incidents import Policy
 from models.record import EVENTS, LABELS, Outcome
+from models.routes import FALLBACK
+from models.totals import period_end_us
 from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
 from transforms.correct import Correct
 from transforms.count import CheckCounts, Count, CountEvents
 from transforms.decode import Decode
 from transforms.deduplicate import Deduplicate
+from transforms.expect import CheckFeatures
+from transforms.fallback import Fallback
 from transforms.features import ComputeFeatures, CountImpossible
 from transforms.feedback import CountFeedback
 from transforms.incidents import RaiseAlerts
-from transforms.labels import JoinLabels
+from transforms.join import JoinLabels
 from transforms.refused import DropKnown, Refused
 from transforms.score import Score
+from transforms.state import CombineSpans, LetterSpans
+from transforms.tables import JoinTable
+from transforms.totals import AddUp
 from transforms.validate import Validate
 
 
@@ -34,20 +43,24 @@ class Labels(NamedTuple):
     records: beam.PCollection
     joined: beam.PCollection
     counts: tuple[beam.PCollection, ...]
+    spans: beam.PCollection
 
 
 def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
     feeds = pipeline | "Read" >> config.source
-    raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline)
-    decoded = refused.rows_of(raw | "Decode" >> Decode(records))
-    valid = refused.rows_of(decoded | "Validate" >> Validate(records, config.score_from_us))
-    unique = refused.rows_of(valid | "Deduplicate" >> Deduplicate(records, config.shards, config.lateness_us))
+    raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline, config.resume)
+    decoded = refused.rows_of(raw | "Decode" >> Decode(records), unscored=True)
+    checked = decoded | "Validate" >> Validate(records, config.span, config.cuts_us, config.resume)
+    valid = refused.rows_of(checked, unscored=True)
+    repeated = config.project.refuses_features
+    deduplicate = Deduplicate(records, config.shards, config.lateness_us, repeated, config.states)
+    unique = refused.rows_of(valid | "Deduplicate" >> deduplicate)
+    unique, referred = join_tables(feeds, unique, refused, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
-    events: Any = {"events": unique, "labels": labels.joined} if labels else unique
-    featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us)
+    featured, unexpected = compute_features(unique, labels, refused, config)
     scored = rows = featured | "Score" >> config.score
-    if labels and isinstance(config.score, Score):
+    if labels and config.project.has_model and isinstance(config.score, Score):
         feedback = CountFeedback(config.project, config.shards, config.lateness_us)
         {"events": rows, "labels": labels.records} | "Feedback" >> feedback
     if config.at_arrival:
@@ -56,47 +69,154 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     read = raw | "Count read" >> CountEvents(Outcome.READ)
     past = (featured, letters) | "Past" >> beam.Flatten()
     history = past | "Count history" >> CountEvents(Outcome.HISTORY, history_only=True)
-    impossible = featured | "Impossible" >> CountImpossible(config.project)
-    counts = (read, history, impossible, *(labels.counts if labels else ())) | "Counts" >> beam.Flatten()
+    impossible = featured | "Impossible" >> CountImpossible(config.project, config.encoders)
+    others = (*left_out(checked, config), *referred, *unexpected, *(labels.counts if labels else ()))
+    counts = (read, history, impossible, *others) | "Counts" >> beam.Flatten()
     news = letters | "News" >> DropKnown()
     watched = {"scored": scored, "rows": rows} | "Watch" >> config.watch if config.watch else {"scores": rows}
-    if config.watch and config.project.quality:
-        quality = config.project.quality
-        policy = Policy(quality.alert_cool_down, quality.alert_clear_after)
-        alerts = watched["verdicts"] | "Raise alerts" >> RaiseAlerts(config.project.name, policy)
-        alerts | "Send alerts" >> SendAlerts(config.alert_sinks)
+    watched = leave_open(watched | add_up(featured, config), config.span)
+    if "verdicts" in watched:
+        send_alerts(watched["verdicts"], config)
     if config.check_slices:
-        check_counts(raw, featured, scored, refused, labels)
-    written = {"dead_letters": news, "counts": counts, **watched} | "Write" >> config.sink
+        check_counts(raw, checked.filtered, featured, scored, refused, labels)
+    beside = decide_unscored(refused, config) | keep_states(checked, labels, letters, config)
+    written = {"dead_letters": news, "counts": counts, **watched, **beside} | "Write" >> config.sink
     refused.check()
     return written
 
 
+def left_out(checked: beam.pvalue.DoOutputsTuple, config: GraphConfig, of: str = "") -> list[beam.PCollection]:
+    """How many records are left out before they are looked at, by why."""
+    left = {"filtered": Outcome.FILTERED}
+    left |= {} if config.span.stop_us is None else {"beyond": Outcome.BEYOND}
+    left |= {} if config.resume is None else {"known": Outcome.HISTORY}
+    return [checked[name] | f"Count {of}{name}" >> CountEvents(outcome) for name, outcome in left.items()]
+
+
+def send_alerts(verdicts: beam.PCollection, config: GraphConfig) -> None:
+    """Alerts of incidents, to where they are wanted."""
+    assert config.project.quality is not None
+    quality = config.project.quality
+    policy = Policy(quality.alert_cool_down, quality.alert_clear_after)
+    alerts = verdicts | "Raise alerts" >> RaiseAlerts(config.project.name, policy, config.states)
+    alerts | "Send alerts" >> SendAlerts(config.alert_sinks)
+
+
+def keep_states(
+    checked: beam.pvalue.DoOutputsTuple, labels: Labels | None, letters: beam.PCollection, config: GraphConfig
+) -> dict[str, beam.PCollection]:
+    """What holds keep of their states, and the spans of event time by source, where states are kept."""
+    if config.states is None or config.resume is None:
+        return {}
+    of_letters = letters | "Spans" >> LetterSpans(config.resume)
+    spans = [checked.spans, of_letters, *([labels.spans] if labels else [])] | "All spans" >> beam.Flatten()
+    return {
+        "state": config.states.kept | "Kept" >> beam.Flatten(),
+        "source_spans": spans | "Span" >> CombineSpans(),
+    }
+
+
+def compute_features(
+    unique: beam.PCollection, labels: Labels | None, refused: Refused, config: GraphConfig
+) -> tuple[beam.PCollection, list[beam.PCollection]]:
+    """Features → Check; the events with features, and how many have one that is not as expected."""
+    events: Any = {"events": unique, "labels": labels.joined} if labels else unique
+    featured = events | "Features" >> ComputeFeatures(config.project, config.shards, config.lateness_us, config.states)
+    if not config.project.expect:
+        return featured, []
+    checked = featured | "Check features" >> CheckFeatures(config.project)
+    return refused.rows_of(checked, unscored=True), [checked.counts]
+
+
+def add_up(featured: beam.PCollection, config: GraphConfig) -> dict[str, beam.PCollection]:
+    """The rows of the tables of aggregates, if the project declares some."""
+    project, ends = config.project, (config.boundary_us, config.lateness_us, config.states)
+    steps = {name: AddUp(project, name, *ends) for name in project.aggregates}
+    tables = [featured | f"Add up {name}" >> step for name, step in steps.items()]
+    return {"aggregates": tables | "Aggregates" >> beam.Flatten()} if tables else {}
+
+
+def decide_unscored(refused: Refused, config: GraphConfig) -> dict[str, beam.PCollection]:
+    """The rows with the fallback decision, if the project declares one and events are scored."""
+    if config.project.fallback is None or not isinstance(config.score, Score):
+        return {}
+    news = refused.unscored() | "Unscored news" >> DropKnown()
+    return {FALLBACK: news | "Fallback" >> Fallback(config.project, config.span)}
+
+
+def join_tables(
+    feeds: Mapping[str, beam.PCollection], events: beam.PCollection, refused: Refused, config: GraphConfig
+) -> tuple[beam.PCollection, list[beam.PCollection]]:
+    """Decode → Validate → Join of each table; the events with its fields, and how many rows there were."""
+    project, counts = config.project, []
+    for name, table in project.tables.items():
+        records, raw = project.table_type(name), feeds[name]
+        decoded = refused.rows_of(raw | f"Decode {name}" >> Decode(records), in_slices=False)
+        valid = refused.rows_of(decoded | f"Validate {name}" >> Validate(records), in_slices=False)
+        key, fields = project.entities[table.entity], tuple(table.fields)
+        join = JoinTable(records, key, fields, table.until, config.shards, config.lateness_us, table.deleted)
+        events = {"events": events, "rows": valid} | f"Join {name}" >> join
+        counts += [raw | f"Count {name} read" >> CountEvents(Outcome.READ)]
+        counts += [valid | f"Count {name}" >> CountEvents(Outcome.REFERENCE)]
+    return events, counts
+
+
 def join_labels(raw: beam.PCollection, events: beam.PCollection, refused: Refused, config: GraphConfig) -> Labels:
     """Decode → Validate → Join, for labels that come as records of their own."""
-    project, records = config.project, config.project.label_type
-    if records is None:
+    project, label, records = config.project, config.project.label, config.project.label_type
+    if label is None or records is None:
         raise ValueError("labels come as records of their own, but the project declares no label.events")
     decoded = refused.rows_of(raw | "Decode labels" >> Decode(records))
-    valid = refused.rows_of(decoded | "Validate labels" >> Validate(records))
+    until = Span(None, config.span.stop_us)
+    checked = decoded | "Validate labels" >> Validate(records, until, config.cuts_us, config.resume)
+    valid = refused.rows_of(checked)
     entities = tuple(project.entities.values())
-    join = JoinLabels(project, entities, feedback_horizon_us(project), config.shards, config.lateness_us)
+    horizon_us = feedback_horizon_us(project)
+    join = JoinLabels(
+        records, label.field, entities, horizon_us, config.shards, config.lateness_us, states=config.states
+    )
     joined = refused.rows_of({"events": events, "labels": valid} | "Join labels" >> join)
     counts = (
         raw | "Count labels read" >> CountEvents(Outcome.READ),
         joined | "Count labelled" >> beam.Map(_labelled).with_output_types(tuple[str, int]),
+        *left_out(checked, config, "labels "),
     )
-    return Labels(raw, valid, joined, counts)
+    return Labels(raw, valid, joined, counts, checked.spans)
+
+
+def leave_open(watched: dict[str, beam.PCollection], span: Span) -> dict[str, beam.PCollection]:
+    """What is written, without records of windows and periods that end after the span, or before it."""
+    if span.is_all:
+        return watched
+    ends: dict[str, Callable[[Any], int]] = {
+        "statistics": lambda record: record.window_end_us,
+        "verdicts": lambda record: record.window_end_us,
+        "aggregates": period_end_us,
+    }
+    return {
+        name: pcoll | f"Closed {name}" >> beam.Filter(_ends_in, ends[name], span) if name in ends else pcoll
+        for name, pcoll in watched.items()
+    }
+
+
+def _ends_in(record: Any, end_us: Callable[[Any], int], span: Span) -> bool:
+    return end_us(record) - 1 in span
 
 
 def check_counts(
-    raw: beam.PCollection, featured: beam.PCollection, scored: beam.PCollection, refused: Refused, labels: Labels | None
+    raw: beam.PCollection,
+    filtered: beam.PCollection,
+    featured: beam.PCollection,
+    scored: beam.PCollection,
+    refused: Refused,
+    labels: Labels | None,
 ) -> None:
     """Look at each slice whether every event that was read came out."""
-    inputs = {"read": raw, "history": featured, "scored": scored, **refused.parts()}
+    inputs = {"read": raw, "filtered": filtered, "history": featured, "scored": scored, **refused.parts()}
     read = functools.partial(count_events, outcome=Outcome.READ)
     counts: dict[str, Count] = dict.fromkeys(inputs, count_refused)
     counts |= {"read": read, "scored": functools.partial(count_events, outcome=Outcome.SCORED)}
+    counts["filtered"] = functools.partial(count_events, outcome=Outcome.FILTERED)
     counts["history"] = functools.partial(count_events, outcome=Outcome.HISTORY, history_only=True)
     if labels:
         inputs |= {"labels": labels.raw, "labelled": labels.joined}

@@ -8,15 +8,22 @@ import glob
 import os
 import pathlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from models.errors import HeadraceError
+from models.partitions import Partitions, Span
 from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
-from models.project.declarations import parse_duration
+from models.project.sections import parse_duration
 from pipelines.brokers import is_broker
 
+if TYPE_CHECKING:
+    from models.project.declarations import Project
+
 _FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")
+# The options that say which event time is scored.
+BOUNDS = ("score_from", "score_to", "day", "hour")
 _REGISTRY = pathlib.Path(".headrace", "registry.db")
 
 
@@ -28,6 +35,11 @@ def require(condition: bool, message: str) -> None:
     """UsageError with the message, unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_model(project: Project, what: str) -> None:
+    """UsageError if a command needs a model, and the project declares none."""
+    require(project.has_model, f"{project.name} declares no model: there is nothing to {what}")
 
 
 def registry_of(project: pathlib.Path, given: str | None) -> str:
@@ -77,10 +89,41 @@ def require_file_system(place: str) -> None:
 def require_values(values: str) -> None:
     """UsageError for --values that can't be; what is in its file is checked later."""
     kind, _, place = values.partition(":")
-    known = values == "json" or (kind == "avro" and bool(place))
-    require(known, f"--values is json, avro:FILE.avsc or avro:http(s)://REGISTRY?subject=SUBJECT, not {values}")
-    if kind == "avro" and not place.startswith(("http://", "https://")):
+    is_url = place.startswith(("http://", "https://"))
+    known = values in ("json", "pulsar") or (kind == "avro" and bool(place)) or (kind == "json" and is_url)
+    form = "json, avro:FILE.avsc, pulsar, or avro: or json:http(s)://REGISTRY?subject=SUBJECT"
+    require(known, f"--values is {form}, not {values}")
+    if kind == "avro" and not is_url:
         require(os.path.isfile(place), f"--values {values}: no file {place}")
+
+
+def require_transactional(sink: str, dead_letters: str | None, journal: str | None, at_arrival: bool) -> None:
+    """UsageError, with one fault a line, for a stream that can't publish by transactions."""
+    cluster = "/".join(sink.split("/")[:3])
+    faults = []
+    if not sink.startswith("kafka://"):
+        faults.append(f"--transactional is by transactions of Kafka's: --sink is kafka://HOST:PORT/TOPIC, not {sink}")
+    elif dead_letters is not None and "/".join(dead_letters.split("/")[:3]) != cluster:
+        faults.append(
+            f"--transactional has dead letters in the scores' transactions: --dead-letters is a topic of {cluster}, "
+            f"not {dead_letters}"
+        )
+    if journal is None:
+        faults.append("--transactional needs a --journal, by which a stream that was killed goes on")
+    if at_arrival:
+        faults.append("--transactional is for --order event_time: at arrival an event may have a second row")
+    require(not faults, "\n".join(faults))
+
+
+def require_one_cluster(sink: str, sinks: Mapping[str, str]) -> None:
+    """UsageError unless what decisions are sent to is of the cluster of the sink, whose transactions rows are in."""
+    cluster = "/".join(sink.split("/")[:3])
+    for decision, place in sinks.items():
+        require(
+            not is_broker(place) or "/".join(place.split("/")[:3]) == cluster,
+            f"--transactional has all rows in the transactions of {cluster}: sinks sends {decision} to {place}; "
+            "name a topic there",
+        )
 
 
 def require_port(port: int) -> None:
@@ -102,6 +145,57 @@ def parse_time(option: str, text: str | None) -> datetime.datetime | None:
         return datetime.datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{option} is a time such as 2018-06-08 or 2018-06-08T12:00:00, not {text}") from None
+
+
+def option_of(name: str) -> str:
+    """The option that gives a field of RunSpec."""
+    return f"--{name.replace('_', '-')}"
+
+
+def span_of(bounds: Mapping[str, str], partitions: Partitions) -> Span:
+    """The event time that the options of BOUNDS name, of the time zone where they say no other; UsageError if none."""
+    given = {name: time_us(name, text, partitions) for name, text in bounds.items()}
+    for name, kind in _kinds(partitions).items():
+        if name in given:
+            return Span(given[name], kind.next_us(given[name]))
+    return Span(given.get("score_from"), given.get("score_to"))
+
+
+def require_span(bounds: Mapping[str, str], partitions: Partitions) -> None:
+    """UsageError unless the options of BOUNDS name one span."""
+    span, kinds = span_of(bounds, partitions), _kinds(partitions)
+    one = bounds.keys() & kinds.keys()
+    require(len(bounds) < 2 or not one, "name one of --day, --hour, or --score-from and --score-to")
+    for name in one:
+        example = "2018-06-08" if name == "day" else "2018-06-08T13"
+        whole = span.start_us is not None and kinds[name].start_us(span.start_us) == span.start_us
+        require(whole, f"--{name} is the start of one, such as {example}, not {bounds[name]}")
+    if span.start_us is not None and span.stop_us is not None:
+        backward = f"--score-to {bounds.get('score_to')} is not after --score-from {bounds.get('score_from')}"
+        require(span.start_us < span.stop_us, backward)
+
+
+def require_whole(bounds: Mapping[str, str], partitions: Partitions) -> None:
+    """UsageError where a span would replace a part of a partition of the output."""
+    needs = "is for a project whose output is partitioned by hour: declare partition: hour, or name a --day"
+    require("hour" not in bounds or partitions.by == "hour", f"--hour {needs}")
+    for name, text in bounds.items():
+        us, what = time_us(name, text, partitions), "an hour" if partitions.by == "hour" else "a day"
+        whole = us == partitions.start_us(us)
+        require(whole, f"{option_of(name)} is the start of {what}, as a run replaces each as a whole: not {text}")
+
+
+def _kinds(partitions: Partitions) -> dict[str, Partitions]:
+    return {"day": Partitions("day", partitions.timezone), "hour": Partitions("hour", partitions.timezone)}
+
+
+def time_us(name: str, text: str, partitions: Partitions) -> int:
+    """What an option names, in microseconds since 1970 UTC; UsageError if it is no time."""
+    try:
+        return partitions.parse(text)
+    except ValueError:
+        example = "a time such as 2018-06-08 or 2018-06-08T12:00:00"
+        raise UsageError(f"{option_of(name)} is {example}, not {text}") from None
 
 
 def check_duration(option: str, text: str) -> None:

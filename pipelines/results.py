@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import json
 from collections.abc import Iterator, Sequence
@@ -12,19 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.batches import as_batch
 from models.codecs.times import micros_of
 from models.errors import HeadraceError
+from models.partitions import Span
 from models.predictors.bundle import Bundle
-from models.predictors.evaluation import Evaluation, evaluate
+from models.predictors.evaluation import Evaluation, TopOfDay, evaluate
+from models.predictors.measures import Numbers, evaluate_target, label_numbers
 from models.project.declarations import Project
 from models.quality.records import Verdict
-from models.quality.windows import read_baseline
-from models.record import DECISION, SCORE
+from models.quality.window_statistics import read_baseline
+from models.record import DECISION
 from pipelines.sinks.folder import Folder, SinkError
-from pipelines.sinks.publish import QUALITY, SCORES, SUCCESS
+from pipelines.sinks.publish import AGGREGATES, QUALITY, SCORES, SPANS, SUCCESS
 
 MAX_SUCCESS_BYTES = 64 << 20
-VERDICTS = f"{QUALITY}/verdicts.jsonl"
+VERDICTS = "verdicts.jsonl"
 DAY_US = 86_400_000_000
 _HIDDEN = (".", "_")
 
@@ -58,36 +62,60 @@ def read_success(directory: str) -> dict[str, Any]:
     return dict(said)
 
 
+def read_spans(directory: str) -> list[Span]:
+    """The spans of event time of which a sink has all; none if no run has finished there."""
+    if not Folder(directory).is_file(SUCCESS):
+        return []
+    return [Span.of_facts(each) for each in read_success(directory).get(SPANS, [])]
+
+
 def paths_of(directory: str, kind: str, endings: tuple[str, ...] = (".parquet",)) -> list[str]:
     """The paths of a run's files of a kind, in order; none is fine."""
     folder = Folder(directory)
-    names = [name for name in folder.names(kind) if name.endswith(endings) and not name.startswith(_HIDDEN)]
-    return [folder.join(kind, name) for name in names]
+    names = [name for name in folder.names(kind) if name.endswith(endings)]
+    return [folder.join(kind, name) for name in names if not name.rsplit("/", 1)[-1].startswith(_HIDDEN)]
 
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A run's scores or dead letters, in the files' order, as written to Parquet; of `columns` those there are."""
     tables = []
     for path in paths_of(directory, kind):
-        there = set(pq.read_schema(path).names)
-        tables.append(pq.read_table(path, columns=None if columns is None else [n for n in columns if n in there]))
+        there = pq.read_schema(path).names
+        tables.append(
+            pq.read_table(
+                path, columns=there if columns is None else [n for n in columns if n in there], partitioning=None
+            )
+        )
     return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def read_aggregates(directory: str) -> dict[str, pa.Table]:
+    """A run's tables of aggregates by their names, as written to Parquet."""
+    tables: dict[str, list[pa.Table]] = {}
+    start = len(Folder(directory).join(AGGREGATES, ""))
+    for path in paths_of(directory, AGGREGATES):
+        tables.setdefault(path[start:].split("/", 1)[0], []).append(pq.read_table(path, partitioning=None))
+    return {name: pa.concat_tables(parts) for name, parts in tables.items()}
 
 
 def read_verdicts(directory: str) -> list[Verdict]:
     """The verdicts on a run's windows, in their order."""
-    content = Folder(directory).read(VERDICTS)
-    return [Verdict.from_json(line) for line in (content or b"").decode().splitlines()]
+    files = [path for path in paths_of(directory, QUALITY, (".jsonl",)) if path.endswith(f"/{VERDICTS}")]
+    lines = [line for path in files for line in (Folder("").read(path) or b"").decode().splitlines()]
+    return [Verdict.from_json(line) for line in lines]
 
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:
     """Events by decision, in the order of the bands."""
-    table = read_kind(directory, SCORES, [DECISION]) if project.decisions else pa.table({})
-    if not table.num_rows:
+    counts: collections.Counter[str] = collections.Counter()
+    for path in paths_of(directory, SCORES) if project.decisions else ():
+        if DECISION in pq.read_schema(path).names:  # as a dictionary: no text is made for each row
+            table = pq.read_table(path, columns=[DECISION], read_dictionary=[DECISION], partitioning=None)
+            for value in table.column(DECISION).value_counts().to_pylist():
+                counts[value["values"]] += value["counts"]
+    if not counts:
         return {}
-    values = table.column(DECISION).combine_chunks().value_counts().to_pylist()
-    counts = {value["values"]: value["counts"] for value in values}
-    return {band.action: counts.get(band.action, 0) for band in project.decisions}
+    return {band.action: counts[band.action] for band in project.decisions}
 
 
 def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ()) -> pa.Table | None:
@@ -97,11 +125,11 @@ def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ())
     """
     if project.label is None or not (labels or project.label.field in project.output):
         return None
-    group = [project.entities[project.training.group]] if project.training.group else []
-    wanted = [SCORE, DECISION, project.event.id, project.event.time]
+    ranked = [project.entities[metric.entity] for metric in project.declared_metrics.values()]
+    wanted = [*project.score_columns, DECISION, project.event.id, project.event.time]
     wanted += [] if labels else [project.label.field]
-    table = read_kind(directory, SCORES, list(dict.fromkeys([*wanted, *group, *project.training.slices])))
-    if not {SCORE, project.event.id, project.event.time} <= set(table.schema.names):
+    table = read_kind(directory, SCORES, list(dict.fromkeys([*wanted, *ranked, *project.training.slices])))
+    if not {*project.score_columns, project.event.id, project.event.time} <= set(table.schema.names):
         return None
     if labels:
         from pipelines.jobs.known_labels import with_labels  # it imports Beam
@@ -115,18 +143,35 @@ def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ())
 
 def evaluate_table(table: pa.Table, project: Project) -> Evaluation:
     """How good the scores of `read_evaluated` were; EvaluationError if a declared slice is none."""
-    assert project.label is not None
-    group = project.entities[project.training.group] if project.training.group else None
-    group = group if group in table.schema.names else None
+    label, outputs = evaluated_columns(table, project)
     days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
-    slices = [name for name in project.training.slices if name in table.schema.names]
-    return evaluate(
-        table.column(project.label.field).to_numpy(),
-        table.column(SCORE).to_numpy(),
-        day=days if group else None,
-        group=np.asarray(table.column(group).to_numpy()) if group else None,
-        slices={name: table.column(name).to_numpy() for name in slices},
-    )
+    return evaluate_columns(label, outputs, table, days, project)
+
+
+def evaluated_columns(table: pa.Table, project: Project) -> tuple[Numbers, Numbers]:
+    """The labels [n] of `read_evaluated` as numbers, and what the model said, [n] or [n, o] of several outputs."""
+    assert project.label is not None
+    label, _ = label_numbers(as_batch(table.select([project.label.field])).column(0), project)
+    names = project.score_columns[1:] or project.score_columns
+    outputs = [table.column(name).to_numpy() for name in names]
+    return label, np.column_stack(outputs) if project.outputs else outputs[0]
+
+
+def evaluate_columns(
+    label: Numbers, outputs: Numbers, rows: pa.Table | pa.RecordBatch, days: Numbers, project: Project
+) -> Evaluation:
+    """How good outputs are, overall and by those slices that `rows` has columns for; EvaluationError if one is none."""
+
+    def values(name: str) -> Numbers:
+        found = rows.column(name)
+        return np.asarray(found.to_numpy() if isinstance(rows, pa.Table) else found.to_numpy(zero_copy_only=False))
+
+    slices = {name: values(name) for name in project.training.slices if name in rows.schema.names}
+    if not project.has_positives:
+        return evaluate_target(label, outputs, project.target, slices)
+    ranked = {name: (project.entities[m.entity], m.k) for name, m in project.declared_metrics.items()}
+    tops = {name: TopOfDay(days, values(of), k) for name, (of, k) in ranked.items() if of in rows.schema.names}
+    return evaluate(label, outputs, declared=tops, slices=slices)
 
 
 def evaluate_scores(directory: str, project: Project, labels: Sequence[str] = ()) -> Evaluation | None:

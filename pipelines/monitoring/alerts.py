@@ -7,7 +7,6 @@ costs its own alerts, nothing else. Alerts are delivered at least once: their `a
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import json
 import logging
 import os
@@ -16,17 +15,18 @@ import queue
 import re
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import apache_beam as beam
 
 from models.errors import HeadraceError
 from models.quality.incidents import Alert
 from pipelines.brokers import BrokerError, is_broker, open_broker
+
+if TYPE_CHECKING:
+    import httpx
 
 WEBHOOK_VARIABLE = "HEADRACE_ALERT_WEBHOOK"
 QUEUED = 1000  # alerts that wait for a slow sink; more are dropped
@@ -129,11 +129,10 @@ class WebhookSink:
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:  # it says what it could not parse, which may be a secret
             usable = False
-        # http.client refuses blanks and control characters, in an error that shows them.
+        # What httpx would make of blanks, control characters and others is not what was meant.
         if not usable or re.search(r"[^\x21-\x7e]", self.url):
             raise AlertError("webhook: its URL is not http(s)://HOST/… of printable ASCII characters")
         self._closing = threading.Event()
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     @property
     def name(self) -> str:
@@ -141,40 +140,46 @@ class WebhookSink:
         return f"webhook {parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
     def send(self, alert: Alert) -> None:
+        import httpx
+        import tenacity
+
+        # They log URLs.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         body = json.dumps({**dataclasses.asdict(alert), "text": line_of(alert)}, ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": alert.alert_id}
-        for attempt in range(self.tries):
-            if attempt:
-                self._closing.wait(self.backoff_seconds * 2 ** (attempt - 1))
-            fault, again = self._post(urllib.request.Request(self.url, body, headers, method="POST"))
-            if fault is None:
-                return
-            if not again or self._closing.is_set():
-                break
-        raise AlertError(f"{fault} at try {attempt + 1}")
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda answer: answer[1]),
+            stop=tenacity.stop_after_attempt(self.tries) | tenacity.stop_when_event_set(self._closing),
+            wait=tenacity.wait_exponential(self.backoff_seconds),
+            sleep=tenacity.sleep_using_event(self._closing),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        with httpx.Client(timeout=self.timeout_seconds) as client:
+            fault, _ = retrying(self._post, client, body, headers)
+        if fault is not None:
+            raise AlertError(f"{fault} at try {retrying.statistics['attempt_number']}")
 
-    def _post(self, request: urllib.request.Request) -> tuple[str | None, bool]:
+    def _post(self, client: httpx.Client, body: bytes, headers: dict[str, str]) -> tuple[str | None, bool]:
         """What went wrong, if anything did, and whether to try again."""
+        import httpx
+
         try:
-            with self._opener.open(request, timeout=self.timeout_seconds):
-                return None, False
-        except urllib.error.HTTPError as error:
-            error.close()
-            return f"answered {error.code}", error.code == 429 or error.code >= 500
-        except urllib.error.URLError as error:
-            return type(error.reason).__name__, True
-        except (OSError, http.client.HTTPException) as error:
-            return type(error).__name__, True
+            # A stream, as the answer's text is of no use. Redirects are not followed: a POST would become a GET, or
+            # take the alert to a host that nobody named.
+            with client.stream("POST", self.url, content=body, headers=headers) as answer:
+                code = answer.status_code
+        except httpx.TransportError as error:
+            first: BaseException = error
+            while inner := first.__cause__ or first.__context__:  # down to what the system said, such as a refusal
+                first = inner
+            return type(first).__name__, True
+        except httpx.InvalidURL as error:  # its text shows the URL
+            return type(error).__name__, False
+        return (None if 200 <= code < 300 else f"answered {code}"), code == 429 or code >= 500
 
     def close(self) -> None:
         self._closing.set()
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET, or take the alert to a host that nobody named."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 @dataclasses.dataclass

@@ -83,7 +83,7 @@ def plot_lines(times: Times, lines: Mapping[str, Floats], *, log: bool = False, 
         if log and lowest > 0:
             _log_axis(axes, lowest / 1.5, highest * 1.5)
         else:
-            _linear_axis(axes, lowest if fit and lowest > highest / 2 else 0, highest)
+            _linear_axis(axes, lowest if fit and lowest > highest / 2 else min(0, lowest), highest)
         if len(lines) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), borderaxespad=0, handlelength=1.4)
         _time_axis(axes, times, 8)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from models.project.declarations import Project
 from models.quality.records import Distribution, Finding, Verdict, WindowStatistics
-from models.quality.windows import read_baseline
+from models.quality.window_statistics import read_baseline
 from models.record import SCORE
 from pipelines.results import RunError, paths_of
 from pipelines.sinks.folder import open_file

@@ -13,11 +13,12 @@ import markupsafe
 import numpy as np
 
 from models.faults import how_many
-from models.predictors.evaluation import Metrics
-from models.project.expressions import NOT_FINITE
+from models.predictors.evaluation import Measured
+from models.predictors.measures import heading, shown
+from models.project.expressions import NOT_FINITE, UNKNOWN
 from models.quality.records import Distribution, Verdict
 from pipelines.report.gather import Report
-from pipelines.report.performance import Performance
+from pipelines.report.performance import Caught, Performance
 from pipelines.report.plots import ID, is_steep, plot_comparison, plot_lines, plot_spread, short_number
 from pipelines.report.quality import Comparison, Spread, Trouble
 from pipelines.report.scores import LATENCY_QUANTILES, Series
@@ -25,6 +26,7 @@ from pipelines.report.scores import LATENCY_QUANTILES, Series
 MAX_ROWS = 100  # of a table
 MAX_PLOTS = 24  # of one kind of comparison, and of distributions
 MAX_CELLS = 240  # windows in the strip of verdicts
+MAX_CLASSES = 20  # of a table
 MAX_CHARS = 300  # of a text that comes from the data
 
 _TEMPLATE = pathlib.Path(__file__).parent / "report.html"
@@ -60,7 +62,8 @@ def render(report: Report) -> str:
         outcomes=_outcomes(report.events) if report.events else [],
         reasons=reasons[:MAX_ROWS],
         reasons_left=max(0, len(reasons) - MAX_ROWS),
-        impossible=_impossible(report.events or {})[:MAX_ROWS],
+        impossible=_counted(report.events or {}, NOT_FINITE)[:MAX_ROWS],
+        unknown=_counted(report.events or {}, UNKNOWN)[:MAX_ROWS],
         performance=_performance(report.performance) if report.performance else None,
         step=_duration(report.series.size_us) if report.series else "",
         series=_series_plots(report.series) if report.series else [],
@@ -193,9 +196,9 @@ def list_reasons(events: dict[str, int]) -> list[dict[str, str]]:
     return rows
 
 
-def _impossible(events: dict[str, int]) -> list[dict[str, Any]]:
-    """Features that had no finite number, by name."""
-    found = [(name.removeprefix(NOT_FINITE), n) for name, n in sorted(events.items()) if name.startswith(NOT_FINITE)]
+def _counted(events: dict[str, int], prefix: str) -> list[dict[str, Any]]:
+    """What is counted by the name of a feature or input."""
+    found = [(name.removeprefix(prefix), n) for name, n in sorted(events.items()) if name.startswith(prefix)]
     return [{"name": breakable(name), "count": f"{count:,}"} for name, count in found]
 
 
@@ -205,34 +208,62 @@ def _performance(performance: Performance) -> dict[str, Any]:
         metrics.append(_metrics("all", performance.evaluation.overall))
         for column, by_value in performance.evaluation.slices.items():
             metrics += [_metrics(f"{column} = {value}", found) for value, found in by_value.items()]
-    positives = sum(caught.positives for caught in performance.caught)
+    figures = performance.evaluation.overall.figures() if performance.evaluation else {}
+    confusion = performance.evaluation.overall.as_dict().get("confusion", []) if performance.evaluation else []
     plots = []
     for name, values in performance.lines.items():
         if not np.isnan(values).all():
             plots.append(_figure(name, "", plot_lines(performance.starts, {"": values}, fit=True)))
     return {
         "fault": _cut(performance.fault),
+        "binary": performance.binary,
+        "headings": [breakable(heading(name)) for name in figures],
         "metrics": metrics[:MAX_ROWS],
         "left": max(0, len(metrics) - MAX_ROWS),
-        "caught": [
+        "caught_headings": _caught_headings(performance),
+        "caught": [{"action": _cut(c.action), "cells": _caught_cells(c, performance)} for c in performance.caught],
+        "classes": [_cut(name) for name in performance.classes[:MAX_CLASSES]],
+        "confusion": [
+            {"name": _cut(name), "counts": [f"{count:,}" for count in counts[:MAX_CLASSES]]}
+            for name, counts in zip(performance.classes[:MAX_CLASSES], confusion, strict=False)
+        ],
+        "calibration": [
             {
-                "action": _cut(c.action),
-                "events": f"{c.events:,}",
-                "positives": f"{c.positives:,}",
-                "precision": f"{c.positives / c.events:.2%}" if c.events else "-",
-                "recall": f"{c.positives / positives:.2%}" if positives else "-",
+                "span": f"{bin.start:.1f} to {bin.end:.1f}",
+                "rows": f"{bin.rows:,}",
+                "mean": f"{bin.mean_score:.3f}",
+                "share": f"{bin.share:.3f}",
             }
-            for c in performance.caught
+            for bin in performance.calibration
         ],
         "step": _duration(performance.size_us),
         "plots": plots,
     }
 
 
-def _metrics(name: str, found: Metrics) -> dict[str, Any]:
-    figures = (found.roc_auc, found.average_precision, found.precision_at_k)
-    shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
-    return {"name": breakable(name), "rows": f"{found.rows:,}", "positives": f"{found.positives:,}", "figures": shown}
+def _caught_headings(performance: Performance) -> list[str]:
+    if performance.binary:
+        return ["events", "positive", "share of its events", "share of all positives"]
+    if performance.classes:
+        return ["events", *(f"of class {_cut(name)}" for name in performance.classes[:MAX_CLASSES])]
+    return ["events", "mean label"]
+
+
+def _caught_cells(caught: Caught, performance: Performance) -> list[str]:
+    events = f"{caught.events:,}"
+    if performance.binary:
+        every = sum(each.positives for each in performance.caught)
+        shares = [f"{caught.positives / of:.2%}" if of else "-" for of in (caught.events, every)]
+        return [events, f"{caught.positives:,}", *shares]
+    if performance.classes:
+        return [events, *(f"{count:,}" for count in caught.classes[:MAX_CLASSES])]
+    return [events, "-" if caught.mean is None else short_number(caught.mean)]
+
+
+def _metrics(name: str, found: Measured) -> dict[str, Any]:
+    figures = [shown(name, figure) for name, figure in found.figures().items()]
+    positives = f"{found.positives or 0:,}"
+    return {"name": breakable(name), "rows": f"{found.rows:,}", "positives": positives, "figures": figures}
 
 
 def _series_plots(series: Series) -> list[dict[str, Any]]:

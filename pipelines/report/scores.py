@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from models.project.declarations import Project
 from models.quality.records import Distribution
-from models.record import BUNDLE_ID, DECISION, INGESTED_AT, PUBLISHED_AT, SCORE, SCORED_AT, TIMESTAMP
+from models.record import BUNDLE_ID, DECISION, INGESTED_AT, PREDICTED, PUBLISHED_AT, SCORE, SCORED_AT, TIMESTAMP
 from pipelines.report.quality import Floats, Spread, Times
 from pipelines.results import RunError, paths_of
 from pipelines.sinks.publish import SCORES
@@ -73,7 +73,7 @@ class Scores:
         if name not in self.names:
             raise RunError(f"{self.paths[0]}, or another file of the scores, has no column {name}")
         try:
-            tables = [pq.read_table(path, columns=[name]) for path in self.paths]
+            tables = [pq.read_table(path, columns=[name], partitioning=None) for path in self.paths]
             values = pa.concat_tables(tables, promote_options="default").column(name).combine_chunks()
             return values if kind is None else values.cast(kind)
         except (pa.ArrowException, OSError) as error:
@@ -105,13 +105,17 @@ class Scores:
         if not self.rows:
             return None
         actions: pa.Array | None = self.column(DECISION) if DECISION in self.names else None
-        declared = [band.action for band in project.decisions]
+        declared = list(dict.fromkeys(band.action for band in project.decisions))
         return make_series(self.times(project.event.time), self.numbers(SCORE), actions, declared)
 
     def spreads(self, project: Project) -> tuple[Spread, ...]:
-        """The score and the model's inputs, see `bin_numbers`; there is nothing to compare them with."""
-        names = [name for name in (SCORE, *project.model.inputs) if name in self.names]
-        return tuple(Spread(name, bin_numbers(self.numbers(name)), None) for name in names) if self.rows else ()
+        """What the model says and its inputs, see `bin_numbers`; there is nothing to compare them with."""
+        names = [n for n in dict.fromkeys([*project.said_columns, *project.model.inputs]) if n in self.names]
+        texts = {*project.categories, PREDICTED}
+        binned = {
+            n: count_texts(self.column(n, pa.string())) if n in texts else bin_numbers(self.numbers(n)) for n in names
+        }
+        return tuple(Spread(name, found, None) for name, found in binned.items()) if self.rows else ()
 
     def latencies(self) -> tuple[Latency, ...]:
         """Quantiles of the time from step to step, where rows carry the times of a stream."""
@@ -167,6 +171,17 @@ def make_series(
         quantiles[q] = np.where(counts > 0, ranked[np.minimum(places, len(ranked) - 1)], np.nan)
     starts = ((first // size + np.arange(length)) * size).astype("M8[us]")
     return Series(size, starts, rows, shares, quantiles)
+
+
+def count_texts(values: pa.Array) -> Distribution:
+    """A column of texts by its BINS most frequent values."""
+    counted = pc.value_counts(values.drop_null())
+    found = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
+    ranked = sorted(found, key=lambda item: (-item[1], item[0]))
+    most, rows = sorted(ranked[:BINS]), len(values) - values.null_count
+    names, counts = [name for name, _ in most], [count for _, count in most]
+    other = rows - sum(counts)
+    return Distribution("text", rows, values.null_count, tuple(counts), values=tuple(names), other=other)
 
 
 def bin_numbers(values: Floats) -> Distribution:

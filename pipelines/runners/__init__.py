@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.runners import flink, prism
-from pipelines.runners.options import IN_PROCESS_READS, check_options
-from pipelines.runners.profile import NO_CACHE, SELF_CONTAINED, Args, Job, Profile, Reading, RunnerError
+from pipelines.runners.options import IN_PROCESS_READS, WORKERS, check_options
+from pipelines.runners.profile import (
+    NO_CACHE,
+    SELF_CONTAINED,
+    Args,
+    Job,
+    Profile,
+    Reading,
+    RunnerError,
+    cores,
+    split_options,
+)
 
 __all__ = [
     "DATAFLOW",
@@ -39,19 +49,33 @@ DATAFLOW = "DataflowRunner"
 
 def _make_in_process(name: str, args: Args) -> Any:
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
 
     from pipelines.runners.inprocess.engine import InProcessRunner
+    from pipelines.runners.views import CachedOptions
 
-    return beam.Pipeline(runner=InProcessRunner(), options=PipelineOptions(list(args)))
+    options = CachedOptions([*args, f"--{WORKERS}={_workers_in_process(args)}"])
+    return beam.Pipeline(runner=InProcessRunner(), options=options)
+
+
+def _workers_in_process(args: Args) -> int:
+    """How many --direct_num_workers asks for, or one a processor; RunnerError if it is no number."""
+    text = dict(split_options(args)).get(WORKERS, "0") or ""
+    if not (text.isascii() and text.isdecimal()):
+        raise RunnerError(f"--{WORKERS} is {text!r}: a number is needed, 0 for one worker a processor")
+    return int(text) or cores()
+
+
+def _check_in_process(args: Args) -> None:
+    _workers_in_process(args)
 
 
 def _make_fn_api(name: str, args: Args) -> Any:
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-    return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(list(args)))
+    from pipelines.runners.views import CachedOptions
+
+    return beam.Pipeline(runner=FnApiRunner(), options=CachedOptions(list(args)))
 
 
 def _dry_run_on_dataflow(args: Args) -> list[str]:
@@ -72,6 +96,10 @@ def _make_job_on_dataflow(pipeline: Any) -> None:
     make(pipeline)
 
 
+_NO_TRANSACTIONS = {
+    "transactional": "--transactional is for the engine of this process, InProcessRunner: others do not tell when all "
+    "that a slice gives is published"
+}
 _NO_STREAM_OPTIONS = "on Dataflow a stream comes from pubsub:// in JSON, without --{}"
 
 RUNNERS = {
@@ -82,6 +110,8 @@ RUNNERS = {
             aliases=(DIRECT,),
             reads=IN_PROCESS_READS,
             make=_make_in_process,
+            check=_check_in_process,
+            workers=_workers_in_process,
             ends_here=True,
             stops=True,
             failures=contextlib.nullcontext,  # it raises what a step raised
@@ -92,22 +122,24 @@ RUNNERS = {
             complete=lambda args, job: [NO_CACHE, *args],
             make=_make_fn_api,
             ends_here=True,
+            refuses=_NO_TRANSACTIONS,
         ),
-        Profile(PRISM, check=prism.check, complete=prism.complete),
+        Profile(PRISM, check=prism.check, complete=prism.complete, refuses=_NO_TRANSACTIONS),
         Profile(
             FLINK,
             check=flink.check,
             complete=flink.complete,
             reading=Reading.CHECKPOINTED,
-            refuses={"journal": "on Flink, checkpoints take the place of --journal: leave it out"},
+            refuses=_NO_TRANSACTIONS | {"journal": "on Flink, checkpoints take the place of --journal: leave it out"},
             apart=flink.runs_apart,
         ),
-        Profile(PORTABLE),
+        Profile(PORTABLE, refuses=_NO_TRANSACTIONS),
         Profile(
             DATAFLOW,
             complete=lambda args, job: [*SELF_CONTAINED, *args],
             reading=Reading.NATIVE,
             refuses={name: _NO_STREAM_OPTIONS.format(name) for name in ("journal", "history", "labels", "values")}
+            | _NO_TRANSACTIONS
             | {"at_arrival": _NO_STREAM_OPTIONS.format("order arrival")},
             dry_run=_dry_run_on_dataflow,
             makes_only=_is_only_made_on_dataflow,

@@ -25,8 +25,8 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2 as api
 from apache_beam.runners.dataflow.internal import apiclient
 
-from pipelines.cli.display import console, facts_table
 from pipelines.runners.profile import SELF_CONTAINED, RunnerError
+from pipelines.terminal import console, facts_table
 
 _REQUIRED = ("project", "region", "temp_location", "sdk_container_image")
 _PRIMITIVES = frozenset(

@@ -18,7 +18,8 @@ STREAM_OPTIONS = (
     "--finish_bundle_before_checkpointing",
 )
 _LOCAL = ("[local]", "[auto]")
-_HANDED_ON = ("PUBSUB_EMULATOR_HOST", "HEADRACE_KAFKA_CONFIG")  # variables that workers need, too
+# Variables that workers need, too.
+_HANDED_ON = ("PUBSUB_EMULATOR_HOST", "HEADRACE_KAFKA_CONFIG", "HEADRACE_PULSAR_CONFIG")
 
 
 def check(args: Args) -> None:

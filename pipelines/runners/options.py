@@ -9,9 +9,11 @@ from collections.abc import Collection, Sequence
 
 from pipelines.runners.profile import Args, Profile, RunnerError, split_options
 
-# What Beam reads in making a pipeline, and its file systems in opening files; the engine itself has no options.
+# What the engine itself reads, what Beam reads in making a pipeline, and its file systems in opening files.
+WORKERS = "direct_num_workers"
 IN_PROCESS_READS = frozenset(
     [
+        WORKERS,
         "type_check_strictness",
         "type_check_additional",
         "no_pipeline_type_check",

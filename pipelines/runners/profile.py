@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,16 @@ class Job:
 Args = Sequence[str]
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_worker(args: Args) -> int:
+    """One, as nothing is known of how many there are."""
+    return 1
+
+
 def as_given(args: Args, job: Job) -> list[str]:
     """The options, unchanged."""
     return list(args)
@@ -59,9 +70,10 @@ def check_nothing(args: Args) -> None:
 def make_by_name(name: str, args: Args) -> Any:
     """A pipeline for the runner that Beam knows by a name."""
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
 
-    return beam.Pipeline(options=PipelineOptions([*args, f"--runner={name}"]))
+    from pipelines.runners.views import CachedOptions
+
+    return beam.Pipeline(options=CachedOptions([*args, f"--runner={name}"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +88,7 @@ class Profile:
         complete: the options with those that it needs itself; one that was given stays.
         make: a pipeline from its name and the options.
         reading: how streams are read.
+        workers: how many threads of this process, by the options, work on the graph side by side.
         refuses: options of headrace's by their names, and why they can't be.
         apart: whether its workers, by the options, run in a folder of their own.
         ends_here: whether a run that failed is over when this process gives up; elsewhere a job may still be writing.
@@ -93,6 +106,7 @@ class Profile:
     complete: Callable[[Args, Job], list[str]] = as_given
     make: Callable[[str, Args], Any] = make_by_name
     reading: Reading = Reading.JOURNALED
+    workers: Callable[[Args], int] = one_worker
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     apart: Callable[[Args], bool] = lambda args: False
     ends_here: bool = False

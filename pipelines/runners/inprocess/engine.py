@@ -1,9 +1,11 @@
-"""The in-process engine: runs a Beam graph, bounded or unbounded, in one thread of this process.
+"""The in-process engine: runs a Beam graph, bounded or unbounded, in threads of this process.
 
 Beam's own in-process engines don't run a stream right (docs/engine.md says how). Here an element is handed from
 step to step by a plain call, without being encoded, and a run is made of rounds. In a round each step takes one
 turn, in topological order: it learns how far its input's watermark has come, emits if it is a source, fires the
 timers that are due, finishes its bundle and moves its output's watermark on. Then all finalizers are called.
+Within a turn, groups and the keys of a stateful step are worked on side by side (lanes.py), each with the steps after
+it up to the next that groups or has state: turns follow one another, so watermarks are what they are in one thread.
 Beam's own DoFnRunner calls the DoFns, so that their parameters mean what they mean everywhere.
 
 It runs Impulse, ParDo with bounded side inputs, tags, state, timers and finalizers, splittable DoFns, Flatten,
@@ -14,31 +16,35 @@ before anything has run. State lives in memory: who needs it after a crash repla
 from __future__ import annotations
 
 import collections
-import logging
+import itertools
 import math
 import time
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricResults
+from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.runners import common
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
-from apache_beam.runners.worker import statesampler
 from apache_beam.transforms import core
-from apache_beam.utils.windowed_value import WindowedValue
 
+from pipelines.runners.inprocess.lanes import Lanes
 from pipelines.runners.inprocess.metrics import RunMetrics
-from pipelines.runners.inprocess.nodes import GroupByKey, Impulse, Node, Receive, UnsupportedGraph
+from pipelines.runners.inprocess.nodes import GroupByKey, Impulse, Kept, Node, Receive, UnsupportedGraph
 from pipelines.runners.inprocess.pardo import RunParDo, RunSplittable
 from pipelines.runners.inprocess.state import MAX_US
 from pipelines.runners.inprocess.stateful import RunStateful
+from pipelines.runners.profile import cores
 
 SLEEP_SECONDS = 0.02  # at most, before looking again whether to stop
 
 
 class InProcessRunner(PipelineRunner):
-    """Runs a pipeline in this process and thread, and returns when it has ended or `stop` was called."""
+    """Runs a pipeline in this process, and returns when it has ended or `stop` was called.
+
+    Beam's option --direct_num_workers says how many threads work: 1 by default, 0 for one a processor.
+    """
 
     def __init__(self) -> None:
         self.stopped = False  # not an Event: a signal handler may run while its own thread holds an Event's lock
@@ -53,7 +59,10 @@ class InProcessRunner(PipelineRunner):
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: Any) -> InProcessResult:
         """Run to the end; an exception of a step ends the run and is raised as it is, with the step in a note."""
-        run = Run(self, pipeline)
+        workers = options.view_as(DirectOptions).direct_num_workers
+        if workers < 0:
+            raise ValueError(f"--direct_num_workers={workers}: at least 1 is needed, or 0 for one a processor")
+        run = Run(self, pipeline, workers or cores())
         self.metrics = run.metrics
         try:
             run.run()
@@ -81,12 +90,13 @@ class InProcessResult(PipelineResult):
 class Run:
     """One execution of one pipeline."""
 
-    def __init__(self, runner: InProcessRunner, pipeline: beam.Pipeline) -> None:
+    def __init__(self, runner: InProcessRunner, pipeline: beam.Pipeline, workers: int) -> None:
         self.runner = runner
+        self.lanes = Lanes(workers)
         self.metrics = RunMetrics()
         self.producers: dict[Any, Node] = {}
         self.consumers: dict[Any, list[Receive]] = collections.defaultdict(list)
-        self.kept: dict[Any, list[WindowedValue]] = {}  # of PCollections that are side inputs
+        self.kept: dict[Any, Kept] = {}  # of PCollections that are side inputs
         steps = _Steps()
         pipeline.visit(steps)
         self._nodes = [self._add(applied) for applied in steps.found]
@@ -99,32 +109,35 @@ class Run:
             self.consumers[source].append(node.receive)
         for view in applied.side_inputs:
             if view.pvalue not in self.kept:
-                self.kept[view.pvalue] = []
-                self.consumers[view.pvalue].append(self.kept[view.pvalue].append)
+                self.kept[view.pvalue] = Kept(self.lanes)
+                self.consumers[view.pvalue].append(self.kept[view.pvalue].receive)
         return node
 
     def run(self) -> None:
         """Rounds until all watermarks are at the end of time, or the runner is stopped."""
-        tracker = statesampler.get_current_tracker()
-        statesampler.set_current_tracker(self.metrics)
-        try:
-            for pardo in self._pardos:
-                pardo.start()
-            while not self.runner.stopped:
-                worked = [node.take_turn() for node in self._nodes]
+        with self.lanes.all[0].entered():
+            try:
+                self._rounds()
+            finally:
                 for pardo in self._pardos:
-                    pardo.finalize()
-                if all(node.output_watermark >= MAX_US for node in self._nodes):
-                    break
-                if not any(worked):
-                    self._rest()
-        finally:
-            for pardo in self._pardos:
-                try:
                     pardo.teardown()
-                except Exception:  # the other steps are to be torn down too, and what ended the run is to be seen
-                    logging.getLogger(__name__).exception("%s could not be torn down", pardo.label)
-            statesampler.set_current_tracker(tracker)
+                self.lanes.close()
+
+    def _rounds(self) -> None:
+        turns = itertools.count()
+        for pardo in self._pardos:
+            pardo.start()
+        while not self.runner.stopped:
+            worked = False
+            for node in self._nodes:
+                self.lanes.begin_turn(next(turns))
+                worked |= node.take_turn()
+            for pardo in self._pardos:
+                pardo.finalize()
+            if all(node.output_watermark >= MAX_US for node in self._nodes):
+                break
+            if not worked:
+                self._rest()
 
     def _rest(self) -> None:
         seconds = min((pardo.rest_seconds() for pardo in self._pardos), default=math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
 
+from pipelines.runners.inprocess.lanes import Inbox, Lanes
 from pipelines.runners.inprocess.state import MAX_US, Agenda
 
 if TYPE_CHECKING:
@@ -47,6 +49,19 @@ class Receiver(common.Receiver):
             consume(windowed_value)
 
 
+class Kept:
+    """Elements of a PCollection that is a side input."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._inbox = Inbox(lanes)
+        self.receive: Receive = self._inbox.put
+
+    @functools.cached_property
+    def elements(self) -> list[WindowedValue]:
+        """All, once no more will come."""
+        return self._inbox.take()
+
+
 class Node:
     """One primitive transform. As it is, a Flatten."""
 
@@ -62,10 +77,14 @@ class Node:
 
     def take_turn(self) -> bool:
         """Do all that can be done now and move the output watermark on; whether anything was done."""
+        self.gather()
         self.input_watermark = min([node.output_watermark for node in self._producers], default=MAX_US)
         worked = self.work()
         self.output_watermark = max(self.output_watermark, min(self.input_watermark, self.hold()))
         return worked
+
+    def gather(self) -> None:
+        """Look at what has come since the turn before, by the input watermark of that turn."""
 
     def work(self) -> bool:
         """Do what input watermark and clock allow now, and finish the bundle; whether there was anything to do."""
@@ -108,8 +127,15 @@ class GroupByKey(Node):
         self._windows: dict[Any, dict[bytes, list[Any]]] = {}  # each group is a key, its output time and values
         self._ends = Agenda()
         self._hold = MAX_US
+        self._inbox = Inbox(run.lanes)
+        self.receive = self._inbox.put  # type: ignore[method-assign]
+        self._due: list[WindowedValue] = []
 
-    def receive(self, element: WindowedValue) -> None:
+    def gather(self) -> None:
+        for element in self._inbox.take():
+            self._add(element)
+
+    def _add(self, element: WindowedValue) -> None:
         key, value = element.value
         for window in element.windows:
             if window not in self._windows and not (self._at_once and self._is_global):
@@ -121,7 +147,7 @@ class GroupByKey(Node):
                     self._ends.put(window, end)
             output_time = self._times.assign_output_time(window, element.timestamp)
             if self._at_once:
-                self.emit(WindowedValue((key, [value]), output_time, (window,)))
+                self._due.append(WindowedValue((key, [value]), output_time, (window,)))
                 continue
             self._hold = min(self._hold, output_time.micros)
             group = self._windows[window].setdefault(self._encode_key(key), [key, output_time, []])
@@ -133,10 +159,14 @@ class GroupByKey(Node):
         while (end := self._ends.take(lambda end_us: passed(end_us, self.input_watermark))) is not None:
             fired = True
             for key, output_time, values in self._windows.pop(end.place).values():
-                self.emit(WindowedValue((key, values), output_time, (end.place,), self._pane))
+                self._due.append(WindowedValue((key, values), output_time, (end.place,), self._pane))
         if fired:
             times = (group[1].micros for groups in self._windows.values() for group in groups.values())
             self._hold = min(times, default=MAX_US)
+        if self._due:
+            due, self._due = self._due, []
+            self._run.lanes.share([functools.partial(self.emit, group) for group in due])
+            return True
         return fired
 
     def hold(self) -> int:
