@@ -164,6 +164,12 @@ def test_the_way_of_an_event_leads_through_no_proof_and_no_emulator(module):
     assert [name for name in loaded if name.startswith(("pipelines.jobs.parity", "pipelines.pubsub_emulator"))] == []
 
 
+def test_only_commands_know_commands():
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        if (ROOT / "pipelines" / "cli") not in path.parents:
+            assert not [name for name in imports(path) if name.startswith("pipelines.cli")], path
+
+
 def test_only_the_commands_for_it_know_the_emulator():
     users = set()
     for path in (ROOT / "pipelines").rglob("*.py"):

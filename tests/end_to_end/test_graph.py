@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.sample import generate_transactions, write_sample
-from pipelines.sinks.files import CountMismatch, check_counts
+from pipelines.sinks.accounting import CountMismatch, check_counts
 from tests.kit.bad import BAD
 from tests.kit.support import ROOT, card_fraud, run_graph, transaction, write_rows
 
@@ -37,8 +37,9 @@ def test_bad_rows_become_dead_letters_and_take_no_neighbour_along(tmp_path):
     assert output.scores.equals(clean.scores)
     assert output.outcomes["read"] == len(rows)
     assert output.outcomes["dead-lettered"] == len(BAD)
-    assert output.reasons == [reason for _, reason in BAD.values()]
-    letters = output.dead_letters.to_pylist()
+    letters = sorted(output.dead_letters.to_pylist(), key=lambda letter: letter["position"])
+    reasons = [json.loads(letter["reasons"])[0] for letter in letters]
+    assert [(each["field"], each["rule"]) for each in reasons] == [reason for _, reason in BAD.values()]
     for letter, (bad, _) in zip(letters, BAD.values(), strict=True):
         assert letter["payload"] == (bad if isinstance(bad, bytes) else json.dumps(bad).encode())
         assert letter["source"].endswith("dirty.jsonl")
@@ -118,6 +119,20 @@ def test_no_bit_depends_on_order_files_shards_slices_or_engine(
     )
     assert output.scores.equals(expected.scores)
     assert output.outcomes == expected.outcomes == {"read": 4050, "scored": 4000, "duplicate": 50}
+
+
+@pytest.mark.parametrize(("workers", "shards"), [(1, 1), (1, 4), (2, 2), (2, 5), (4, 1), (4, 4)])
+def test_no_byte_depends_on_workers(sample, expected, tmp_path, workers, shards):
+    """In files whose digests tell all, dead letters too."""
+    pq.write_table(sample, tmp_path / "all.parquet", row_group_size=300)
+    (tmp_path / "bad.jsonl").write_text('{"TRANSACTION_ID": 1}\n' * 20)
+    args = [f"--direct_num_workers={workers}"]
+    source = [str(tmp_path / "all.parquet"), str(tmp_path / "bad.jsonl")]
+    found = run_graph(tmp_path / "out", source, beam_args=args, shards=shards)
+    one = run_graph(tmp_path / "one", source, beam_args=["--direct_num_workers=1"])
+    assert found.digest == one.digest
+    assert found.outcomes == one.outcomes
+    assert found.scores.equals(expected.scores)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "avro"])
@@ -228,7 +243,7 @@ def test_a_killed_job_leaves_nothing_that_looks_whole(tmp_path):
         process.wait()
         if not (out / "_SUCCESS.json").exists():
             assert not (out / "scores").exists() or all(
-                pq.read_metadata(f).num_rows for f in (out / "scores").iterdir()
+                pq.read_metadata(f).num_rows for f in (out / "scores").rglob("*.parquet")
             )
     assert killed
     whole = run_graph(out, [str(tmp_path / "events" / "*.parquet")])

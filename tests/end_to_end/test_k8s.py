@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from deploy.flink import cluster
-from pipelines.config import FLINK
-from pipelines.runners import Job
+from pipelines.runners import FLINK, Job
 from pipelines.runners.flink import STREAM_OPTIONS, complete
 from pipelines.runners.profile import SELF_CONTAINED
 from tests.kit.support import ROOT

@@ -34,7 +34,7 @@ def test_the_example_scores_as_headrace_does(tmp_path):
             ({k: v for k, v in row.items() if k != "verdict_id"} for row in lines), key=lambda r: r["TRANSACTION_ID"]
         )
 
-    expected = rows(*(tmp_path / "run" / "scores").iterdir())
+    expected = rows(*(tmp_path / "run" / "scores").rglob("*.jsonl"))
     assert len(expected) == 20_000
     assert rows(tmp_path / "scores.jsonl") == expected
     (dead,) = map(json.loads, (tmp_path / "scores.jsonl.dead_letters").read_text().splitlines())

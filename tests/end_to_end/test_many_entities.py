@@ -5,16 +5,19 @@ import json
 import os
 import pathlib
 import random
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
+from deploy.flink import cluster
 from models import metrics
 from models.project.project import parse_project
 from models.quality.records import Verdict, WindowStatistics
-from models.quality.windows import WindowJudge
-from pipelines.config import DIRECT, GraphConfig, make_pipeline
+from models.quality.window_statistics import WindowJudge
+from pipelines.config import GraphConfig
 from pipelines.graph import build
+from pipelines.runners import DIRECT, Job, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import STEP_US
 from pipelines.sources.files import SLICE_US
@@ -22,6 +25,7 @@ from tests.kit.given import Given
 from tests.kit.support import (
     CARD_FRAUD,
     ROOT,
+    quality_lines,
     read_files,
     read_output,
     read_stream,
@@ -93,7 +97,7 @@ def make_labels():
     ]
 
 
-def run(folder, source, boundary_us, runner=DIRECT, args=()):
+def run(folder, source, boundary_us, runner=DIRECT, args=(), job=None):
     """What a run of the whole graph left, and the labels that its feedback counted."""
     config = GraphConfig(
         PROJECT,
@@ -103,7 +107,7 @@ def run(folder, source, boundary_us, runner=DIRECT, args=()):
         shards=2,
         watch=WatchScores(WindowJudge(PROJECT, None), boundary_us, "fallback"),
     )
-    pipeline = make_pipeline(runner, args)
+    pipeline = make_pipeline(runner, args, job)
     build(pipeline, config)
     result = pipeline.run()
     result.wait_until_finish()
@@ -125,7 +129,7 @@ def batch(tmp_path_factory):
 
 def records(folder, kind):
     made = {"verdicts": Verdict, "statistics": WindowStatistics}[kind]
-    return [made.from_json(line) for line in (folder / "quality" / f"{kind}.jsonl").read_text().splitlines()]
+    return [made.from_json(line) for line in quality_lines(folder, kind).splitlines()]
 
 
 def check_all_was_seen(folder, out, told):
@@ -183,6 +187,21 @@ def test_a_stream_sees_all_and_says_the_same(batch, tmp_path):
 def test_prism_sees_all_and_says_the_same(batch, tmp_path):
     args = (f"--prism_location={PRISM}",)
     check_all_was_seen(tmp_path / "out", *run(tmp_path / "out", files_source(tmp_path), SLICE_US, "PrismRunner", args))
+    same(batch[0], tmp_path / "out")
+
+
+@pytest.mark.serial
+@pytest.mark.skipif(
+    shutil.which("java") is None or not cluster.JOB_SERVER.exists(),
+    reason=f"no java, or no {cluster.JOB_SERVER}: run deploy/flink/build.sh",
+)
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_flink_sees_all_and_says_the_same(batch, tmp_path):
+    with cluster.running(tmp_path / "flink", task_managers=1, slots=2) as flink:
+        args = (f"--flink_master={flink.address}",)
+        out, told = run(tmp_path / "out", files_source(tmp_path), SLICE_US, "FlinkRunner", args, Job(shards=2))
+    check_all_was_seen(tmp_path / "out", out, told)
     same(batch[0], tmp_path / "out")
 
 

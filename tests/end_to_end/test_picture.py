@@ -4,8 +4,9 @@ import re
 
 import apache_beam as beam
 
-from pipelines.config import DIRECT, GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
+from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from tests.kit.support import ROOT, card_fraud, read_files, tiny_scorer
 from transforms.score import Score

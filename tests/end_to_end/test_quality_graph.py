@@ -10,16 +10,18 @@ from models.project.project import parse_project
 from models.quality.gate import QualityStop
 from models.quality.parts import make_baseline
 from models.quality.records import Verdict, WindowStatistics
-from models.quality.windows import WindowJudge, read_baseline
-from pipelines.config import DIRECT, FN_API, GraphConfig, make_pipeline
+from models.quality.window_statistics import WindowJudge, read_baseline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order
 from pipelines.jobs.quarantine import QuarantineError, settle_run
+from pipelines.runners import DIRECT, FN_API, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.files import SLICE_US
 from tests.kit.given import Given
 from tests.kit.support import (
     CARD_FRAUD,
+    quality_lines,
     read_files,
     read_output,
     read_stream,
@@ -74,7 +76,7 @@ def run(folder, events, gate, runner=DIRECT, slice_us=SLICE_US, files=1, seed=0,
 
 def records(folder, kind):
     made = {"verdicts": Verdict, "statistics": WindowStatistics}[kind]
-    return [made.from_json(line) for line in (folder / "out" / "quality" / f"{kind}.jsonl").read_text().splitlines()]
+    return [made.from_json(line) for line in quality_lines(folder / "out", kind).splitlines()]
 
 
 def test_a_run_leaves_records_of_its_windows(tmp_path):
@@ -135,13 +137,15 @@ def test_quarantined_rows_are_released_or_dropped(tmp_path):
         assert 0 < held < 240
         folder = tmp_path / name / "out"
         assert settle_run(str(folder), release) == held
-        assert not list(folder.glob("quarantine/*"))
+        assert not list(folder.glob("quarantine/*/*"))
         out = read_output(folder)
         assert out.scores.num_rows == (240 if release else 240 - held)
         assert out.outcomes.get("quarantined") is None
         assert out.outcomes["scored" if release else "dropped"] == (240 if release else held)
         said = json.loads((folder / "_SUCCESS.json").read_text())
-        assert {f["name"] for f in said["files"] if f["kind"] == "scores"} == {p.name for p in folder.glob("scores/*")}
+        assert {f["name"] for f in said["files"] if f["kind"] == "scores"} == {
+            f"{p.parent.name}/{p.name}" for p in folder.glob("scores/*/*")
+        }
         if release:
             assert sorted(out.scores["TRANSACTION_ID"].to_pylist()) == sorted(plain["TRANSACTION_ID"].to_pylist())
         with pytest.raises(QuarantineError, match="nothing is in quarantine"):
@@ -176,8 +180,8 @@ def test_a_stream_in_disorder_gives_the_verdicts_of_batch(tmp_path):
     build(pipeline, config)
     pipeline.run().wait_until_finish()
     for kind in ("verdicts", "statistics"):
-        ours = (tmp_path / "batch" / "out" / "quality" / f"{kind}.jsonl").read_bytes()
-        assert ours == (tmp_path / "stream" / "out" / "quality" / f"{kind}.jsonl").read_bytes()
+        ours = quality_lines(tmp_path / "batch" / "out", kind)
+        assert ours == quality_lines(tmp_path / "stream" / "out", kind)
         assert ours
     streamed = read_output(tmp_path / "stream" / "out").scores
     assert streamed["verdict_id"].to_pylist() == batch.scores["verdict_id"].to_pylist()

@@ -14,7 +14,7 @@ from models.project.project import parse_project
 from models.quality import backend
 from models.quality.judge import Memory
 from models.quality.parts import make_baseline, sum_up
-from models.quality.windows import WindowJudge, read_baseline
+from models.quality.window_statistics import WindowJudge, read_baseline
 
 SCHEMA = b"""
 feature { name: "trip_id" type: INT presence { min_fraction: 1.0 } }

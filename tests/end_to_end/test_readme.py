@@ -74,6 +74,15 @@ def test_the_two_commands_are_targets():
         assert re.search(rf"(?m)^{command}:", make + (ROOT / "deploy" / "flink.mk").read_text()), command
 
 
+def test_nights_leave_the_bytes_of_one_run(said, clone):
+    printed = block_with(said, "headrace nightly")
+    assert [line.split()[0] for line in printed.splitlines()] == ["2018-06-08", "2018-06-09", "2018-06-10"]
+    for day in ("2018-06-08", "2018-06-09", "2018-06-10"):
+        place = f"scores/event_day={day}/part-00000-of-00001.parquet"
+        one, other = (clone / "my_project" / sink / place for sink in ("nights", "scores"))
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_new_project_is_made_trained_and_run(said, clone):
     first = block_with(said, "headrace init my_project")
     assert "version 1" in first
@@ -143,4 +152,4 @@ def end(process):
 def test_the_success_file_lists_what_the_run_wrote(said, clone):
     folder = clone / "my_project" / "scores"
     listed = {f"{file['kind']}/{file['name']}" for file in json.loads((folder / "_SUCCESS.json").read_text())["files"]}
-    assert listed == {str(path.relative_to(folder)) for path in folder.glob("*/*")}
+    assert listed == {str(path.relative_to(folder)) for path in folder.glob("*/**/*") if path.is_file()}

@@ -21,10 +21,11 @@ from models.batches import column
 from models.record import PAYLOAD
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
-from pipelines.config import GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.jobs.parity import Comparison, arrival_order, check_parity, compare_counts, compare_tables
 from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.journal import JournalError, read_segment, segments
@@ -76,8 +77,9 @@ class AnyBundle:
     baseline: bytes | None = None
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_stream_equals_batch_with_disorder_duplicates_and_bad_events(tmp_path, seed):
+@pytest.mark.parametrize(("seed", "workers"), [(0, 1), (1, 2), (2, 4)])
+def test_stream_equals_batch_with_disorder_duplicates_and_bad_events(tmp_path, monkeypatch, seed, workers):
+    monkeypatch.setattr("pipelines.runners.cores", lambda: workers)
     write_sample(tmp_path, 3000, seed=seed, days=3, format="jsonl")
     write_rows(tmp_path / "bad.jsonl", [bad for bad, _ in BAD.values()] + [transaction(9000)])
     scorer = tiny_scorer(card_fraud().model.inputs)

@@ -12,14 +12,16 @@ from models.features.row import horizon_us
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry
-from pipelines.config import GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order
+from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.journal import read_segment_file, segments
 from pipelines.sources.payloads import read_payloads, read_texts
-from pipelines.sources.values import RegistryValues
-from tests.kit.kafka import QUICK, Cluster
+from pipelines.sources.values import RegistryValues, open_values
+from tests.kit.kafka import QUICK, Cluster, real_kafka
+from tests.kit.registry import needs_registry, running
 from tests.kit.support import card_fraud, read_output, read_stream, run_graph, tiny_scorer
 from transforms.score import Score
 
@@ -38,6 +40,16 @@ FIELDS = [
 ]
 
 
+JSON_TYPES = {
+    "TRANSACTION_ID": "integer",
+    "TX_DATETIME": "string",
+    "CUSTOMER_ID": "integer",
+    "TERMINAL_ID": "integer",
+    "TX_AMOUNT": "number",
+    "TX_FRAUD": ["null", "integer"],
+}
+
+
 def schema(*more):
     return {"type": "record", "name": "transaction", "fields": [*FIELDS, *more]}
 
@@ -46,14 +58,14 @@ def broker_of(servers: Cluster, topic: str, group: str):
     return open_broker(f"kafka://{servers.servers}/{topic}?group={group}", settings=QUICK)
 
 
-def stream(tmp_path, broker, values=None, allowance_us=HOUR):
-    """Score all there is, and go on until nothing has come for two seconds."""
+def stream(tmp_path, broker, values=None, allowance_us=HOUR, silence=2):
+    """Score all there is, and go on until nothing has come for some seconds."""
     project = card_fraud()
     source = read_stream(
         project,
         broker,
         allowance_us,
-        idle_us=2 * SECOND,
+        idle_us=silence * SECOND,
         until_idle=True,
         journal=str(tmp_path / "journal"),
         horizon_us=horizon_us(project, DAY),
@@ -120,6 +132,44 @@ def test_avro_of_two_schema_versions_gives_the_bits_of_batch(cluster, events, ba
     assert again.scores.equals(batch)
 
 
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@needs_registry
+@pytest.mark.parametrize("kind", ["avro", "json"])
+def test_two_versions_by_a_real_registry_give_the_bits_of_batch(registry, events, batch, tmp_path, kind):
+    """As a producer with Confluent's serializer: each message with the id of its schema, which a real registry knows."""
+    kafka = real_kafka()
+    topic = kafka.topic(1)
+    types = {name: {"type": each} for name, each in JSON_TYPES.items()}
+    properties = {"type": "object", "properties": types, "required": list(types)[:-1]}
+    note = {"name": "NOTE", "type": ["null", "string"], "default": None}
+    versions = {
+        "avro": [schema(), schema(note)],
+        "json": [properties, {**properties, "properties": {**types, "NOTE": {"type": "string"}}}],
+    }[kind]
+    ids = [registry.register(f"{topic}-value", version, kind.upper()) for version in versions]
+    encoded = []
+    for number, payload in enumerate(read_payloads([events])):
+        value = io.BytesIO(b"\0" + ids[number % 2].to_bytes(4, "big"))
+        value.seek(5)
+        row = {**json.loads(payload), **({"NOTE": "n"} if number % 2 else {})}
+        if kind == "avro":
+            fastavro.schemaless_writer(value, versions[number % 2], row)
+        else:
+            value.write(json.dumps(row).encode())
+        encoded.append(value.getvalue())
+    kafka.publish(topic, encoded)
+    values = open_values(f"{kind}:{registry.url}", topic)
+    values.check(card_fraud().event_type.read)
+    found = stream(tmp_path, broker_of(kafka, topic, f"{kind}-registry"), values)
+    assert found.scores.select(batch.schema.names).equals(batch)
+    assert found.dead_letters.num_rows == 0
+
+
 def test_a_rebalance_in_the_middle_loses_nothing(cluster, events, batch, tmp_path, monkeypatch):
     """Another member takes half of the partitions for a while, and gives them back without having done anything."""
     payloads = read_payloads([events])
@@ -131,8 +181,8 @@ def test_a_rebalance_in_the_middle_loses_nothing(cluster, events, batch, tmp_pat
     broker = broker_of(cluster, topic, "rebalanced")
     subscribe = type(broker).subscribe
 
-    def subscribe_and_disturb(self):
-        subscription = subscribe(self)
+    def subscribe_and_disturb(self, known=()):
+        subscription = subscribe(self, known)
         receive = subscription.receive
 
         def disturbed(most, seconds):
@@ -154,7 +204,7 @@ def test_a_rebalance_in_the_middle_loses_nothing(cluster, events, batch, tmp_pat
         return subscription
 
     monkeypatch.setattr(type(broker), "subscribe", subscribe_and_disturb)
-    found = stream(tmp_path, broker, allowance_us=10 * DAY)
+    found = stream(tmp_path, broker, allowance_us=10 * DAY, silence=15)  # longer than two rebalances take
     publisher.close()
     assert len(other) > 40
     assert found.scores.select(batch.schema.names).equals(batch)

@@ -1,5 +1,6 @@
 """Bundles for tests: one that only has the form, one whose model scores, and a change by someone who means it."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,6 +22,14 @@ BUNDLE = Bundle(
     golden_scores=np.array([0.1, 0.99999994], dtype=np.float32),
     metadata={"metrics": {"overall": {"roc_auc": 0.86, "rows": 10}}, "training": {"start": "2018-05-20"}},
 )
+
+
+@dataclasses.dataclass
+class AnyBundle:
+    """What a run asks of a bundle whose model a test has at hand."""
+
+    bundle_id: str = "bundle"
+    baseline: bytes | None = None
 
 
 def make_bundle(names: Sequence[str], seed: int = 0) -> Bundle:

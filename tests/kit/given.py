@@ -18,7 +18,7 @@ class Given:
     most: int = 60
     uri: str = "given://messages"
 
-    def subscribe(self):
+    def subscribe(self, known=()):
         return GivenSubscription(self)
 
 

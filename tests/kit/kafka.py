@@ -1,13 +1,21 @@
-"""The mock cluster that librdkafka brings along: its protocol is real, its storage is not."""
+"""Kafka for tests: the mock cluster that librdkafka brings along, whose storage is not real, and a real broker."""
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import itertools
-from collections.abc import Iterator
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import confluent_kafka
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from deploy.kafka import broker
 
 QUICK = {
     "session.timeout.ms": 2000,
@@ -76,3 +84,66 @@ class Cluster:
     def close(self) -> None:
         self._call("cluster_destroy")
         self._c.rd_kafka_destroy(ctypes.c_void_p(self._client))
+
+
+class RealKafka:
+    """A real broker with the mock's interface; what is down was killed with SIGKILL."""
+
+    def __init__(self, folder: Path, **how: object) -> None:
+        self.broker = broker.start(folder, quick=True, **how)
+        self.servers = self.broker.address
+        self.admin = AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
+        self._producer = confluent_kafka.Producer({"bootstrap.servers": self.servers, "log_level": 0})
+        self._names = (f"topic-{number}" for number in itertools.count())
+
+    def topic(self, partitions: int = 1, name: str | None = None, config: Mapping[str, str] | None = None) -> str:
+        made = NewTopic(name or next(self._names), partitions, 1, config=dict(config or {}))
+        self.admin.create_topics([made])[made.topic].result(20)
+        deadline = time.monotonic() + 20
+        while not getattr(self.admin.list_topics(made.topic, 20).topics[made.topic], "partitions", None):
+            assert time.monotonic() < deadline  # the broker knows of it a moment after the controller
+            time.sleep(0.02)
+        return made.topic
+
+    def publish(self, topic: str, payloads: list[bytes | None], partition: int = -1) -> None:
+        for payload in payloads:
+            self._producer.produce(topic, payload, partition=partition)
+        assert self._producer.flush(20) == 0
+
+    def publish_to_each(self, topic: str, payload: bytes) -> None:
+        for partition in range(4):
+            self.publish(topic, [payload], partition)
+
+    def delete(self, topic: str) -> None:
+        self.admin.delete_topics([topic])[topic].result(20)
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        self.broker.kill()
+        try:
+            yield
+        finally:
+            self.broker.launch()
+
+    def close(self) -> None:
+        self.broker.stop()
+
+
+def require_kafka() -> None:
+    """Skip a test where no real broker can be started."""
+    if (why := broker.why_not()) is not None:
+        pytest.skip(f"needs a real Kafka: {why}")
+
+
+@functools.cache
+def _shared() -> RealKafka:
+    folder = Path(tempfile.mkdtemp(prefix="headrace-kafka-"))
+    cluster = RealKafka(folder / "run")
+    atexit.register(lambda: (cluster.close(), shutil.rmtree(folder, ignore_errors=True)))
+    return cluster
+
+
+def real_kafka() -> RealKafka:
+    """The broker that all tests of this process share; skips where none can be started."""
+    require_kafka()
+    return _shared()

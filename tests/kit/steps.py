@@ -12,10 +12,9 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
-from pipelines.config import DIRECT, FN_API, make_pipeline
+from pipelines.runners import DIRECT, make_pipeline
 from transforms.refused import DEAD
 
-ENGINES = [DIRECT, FN_API]
 END = MAX_TIMESTAMP.micros
 
 Step = tuple[list[tuple[int, pa.RecordBatch]], int]

@@ -1,14 +1,18 @@
 """A stream in a process of its own, which a test may kill; started from a process that has all imported already."""
 
+import functools
 import multiprocessing
 import os
+import random
 import signal
+import time
 
 from models.features.row import horizon_us
 from pipelines.brokers import open_broker
 from pipelines.brokers.pubsub import PubsubSubscription
-from pipelines.config import GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
+from pipelines.runners import make_pipeline
 from pipelines.sinks.topics import PublishRows
 from tests.kit.support import card_fraud, read_stream, tiny_scorer
 from transforms.score import Score
@@ -17,25 +21,57 @@ DAY = 86_400_000_000
 
 
 def run(address, journal, allowance_us, hold_seconds, options):
-    """Score p/events until SIGTERM."""
+    """Score p/events of an embedded Pub/Sub until SIGTERM."""
     os.environ["PUBSUB_EMULATOR_HOST"] = address
     PubsubSubscription.redelivery_seconds = hold_seconds
-    project = card_fraud()
-    source = read_stream(
-        project,
-        open_broker("pubsub://p/events"),
-        allowance_us,
-        journal=journal,
-        horizon_us=horizon_us(project, DAY),
-        **options,
-    )
+    uris = [f"pubsub://p/{name}" for name in ("events", "scores", "dead")]
+    run_between([open_broker(uri) for uri in uris], journal, allowance_us, options)
+
+
+def run_between(brokers, journal, allowance_us, options):
+    """Score from a broker to those of scores and dead letters until SIGTERM.
+
+    Of the options, `routed` are brokers of decisions that go elsewhere than the scores, and `stretch_seconds` is how long the moments before a transaction is committed and before a mark is
+    written take at the most, so that kills hit them.
+    """
+    events, scores, dead = brokers
+    project, routed = card_fraud(), options.pop("routed", {})
+    if stretch_seconds := options.pop("stretch_seconds", 0.0):
+        _stretch(stretch_seconds)
+    given = {"journal": journal, "horizon_us": horizon_us(project, DAY), **options}
+    source = read_stream(project, events, allowance_us, **given)
     arrival = source.at_arrival
     score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=arrival)
-    sink = PublishRows(open_broker("pubsub://p/scores"), open_broker("pubsub://p/dead"))
     pipeline = make_pipeline("DirectRunner", [])
+    sink = PublishRows(scores, dead, routed=routed)
     build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY, at_arrival=arrival))
     signal.signal(signal.SIGTERM, lambda *_: pipeline.runner.stop())
     pipeline.run().wait_until_finish()
+
+
+def _stretch(seconds):
+    from pipelines.brokers.kafka_outbox import KafkaOutbox
+    from pipelines.sources.journal_writer import JournalWriter
+
+    def slowed(function):
+        @functools.wraps(function)
+        def wait_first(*arguments, **named):
+            time.sleep(random.uniform(0, seconds))
+            return function(*arguments, **named)
+
+        return wait_first
+
+    class Slow:
+        def __init__(self, producer):
+            self._producer = producer
+            self.commit_transaction = slowed(producer.commit_transaction)
+
+        def __getattr__(self, name):
+            return getattr(self._producer, name)
+
+    connect = KafkaOutbox._connect
+    KafkaOutbox._connect = lambda outbox: Slow(connect(outbox))
+    JournalWriter.mark = slowed(JournalWriter.mark)
 
 
 def context():

@@ -1,11 +1,15 @@
 """A stream from messages at hand, through the whole graph."""
 
+import dataclasses
+
 import apache_beam as beam
 import pyarrow as pa
 
 from models.features.row import horizon_us
-from pipelines.config import GraphConfig, make_pipeline
+from models.predictors.encoders import NO_ENCODERS
+from pipelines.config import GraphConfig
 from pipelines.graph import build
+from pipelines.runners import make_pipeline
 from tests.kit.given import Given
 from tests.kit.support import card_fraud, read_stream, tiny_scorer
 from transforms.metrics import read
@@ -29,13 +33,13 @@ def _keep(batch, kind):
 
 class Collect(beam.PTransform):
     def expand(self, pcolls):
-        for kind in ("scores", "dead_letters"):
+        for kind in [kind for kind in _found if kind in pcolls]:
             pcolls[kind] | kind >> beam.Map(_keep, kind)
 
 
-def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
+def stream(payloads, allowance_us, at_arrival, seed=0, project=None, scorer=None, **options):
     project = project or card_fraud()
-    _found.update(scores=[], dead_letters=[])
+    _found.update(scores=[], dead_letters=[], fallback=[])
     source = read_stream(
         project,
         Given(payloads, seed),
@@ -46,9 +50,16 @@ def stream(payloads, allowance_us, at_arrival, seed=0, project=None, **options):
         at_arrival=at_arrival,
         **options,
     )
-    score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=at_arrival)
+    scorer = scorer or (tiny_scorer(project.model.inputs) if project.has_model else None)
+    score = Score(project, scorer, "bundle", keep_marks=at_arrival)
     pipeline = make_pipeline("DirectRunner", [])
-    build(pipeline, GraphConfig(project, source, score, Collect(), lateness_us=DAY, at_arrival=at_arrival))
+    config = GraphConfig(project, source, score, Collect(), lateness_us=DAY, at_arrival=at_arrival)
+    build(pipeline, dataclasses.replace(config, encoders=scorer.encoders if scorer else NO_ENCODERS))
     METRICS.clear()
     METRICS.update(read(pipeline.run().metrics()))
     return [pa.Table.from_batches(_found[k]) if _found[k] else None for k in ("scores", "dead_letters")]
+
+
+def unscored():
+    """The rows with the fallback decision of the last stream."""
+    return pa.Table.from_batches(_found["fallback"]) if _found["fallback"] else None

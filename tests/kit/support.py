@@ -18,14 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost
 
+from models.partitions import Span
 from models.predictors.booster import Scorer
-from models.project.declarations import Project, RollingFeature
+from models.project.declarations import Project
 from models.project.project import load_project
+from models.project.sections import RollingFeature
 from models.record import EVENTS, LABELS
-from pipelines.brokers import Broker
-from pipelines.config import DIRECT, GraphConfig, make_pipeline
+from pipelines.brokers import Broker, Transactional
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.jobs.identity import identify
+from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import AfterJournal
 from pipelines.sources.feeds import Topic, feeds_of
@@ -83,12 +86,13 @@ def read_stream(
     values: Values | None = None,
     journal: str | None = None,
     horizon_us: int = 1 << 60,
+    sink: Transactional | None = None,
     **options: Any,
 ) -> ReadStream:
     """Events from a broker, and labels if there are, with a journal if there is one."""
     sources = {EVENTS: Topic(broker, values or JsonValues()), **({LABELS: Topic(labels)} if labels else {})}
     if journal is not None:
-        options["acknowledge"] = AfterJournal(journal, horizon_us)
+        options["acknowledge"] = AfterJournal(journal, horizon_us, sink)
     return ReadStream(feeds_of(project, sources), allowance_us, **options)
 
 
@@ -111,26 +115,31 @@ def run_graph(
     project: Project | None = None,
     *,
     runner: str = DIRECT,
+    beam_args: Sequence[str] = (),
     shards: int = 1,
     slice_us: int | None = None,
     score_from_us: int | None = None,
     reason_codes: int = 0,
     replace: bool = False,
+    scorer: Scorer | None = None,
+    routed: dict[str, tuple[str, ...]] | None = None,
 ) -> Output:
     """Run the whole graph over files and read what it wrote."""
     project = project or card_fraud()
     source = read_files(project, sources, **({} if slice_us is None else {"slice_us": slice_us}))
     facts = identify(project, source, {"score_from": score_from_us, "reason_codes": reason_codes})
-    sink = WriteFiles(str(directory), project.event.id, project.event.time, facts=facts, replace=replace)
+    sink = WriteFiles(
+        str(directory), project.event.id, project.event.time, facts=facts, replace=replace, routed=routed or {}
+    )
     config = GraphConfig(
         project,
         source,
-        Score(project, tiny_scorer(project.model.inputs), "bundle", reason_codes),
+        Score(project, scorer or tiny_scorer(project.model.inputs), "bundle", reason_codes),
         sink,
         shards,
-        score_from_us,
+        Span(score_from_us),
     )
-    pipeline = make_pipeline(runner, [])
+    pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
     pipeline.run().wait_until_finish()
     return read_output(directory)
@@ -140,10 +149,15 @@ def read_output(directory: pathlib.Path) -> Output:
     said = json.loads((directory / "_SUCCESS.json").read_text())
     tables = {}
     for kind in ("scores", "dead_letters"):
-        files = sorted((directory / kind).glob("*.parquet"))
-        tables[kind] = pa.concat_tables([pq.read_table(f) for f in files]) if files else pa.table({})
+        files = sorted((directory / kind).rglob("*.parquet"))
+        tables[kind] = pa.concat_tables([pq.read_table(f, partitioning=None) for f in files]) if files else pa.table({})
     digest = hashlib.sha256("".join(f["name"] + f["sha256"] for f in said["files"]).encode()).hexdigest()
     return Output(tables["scores"], tables["dead_letters"], said["events"], digest)
+
+
+def quality_lines(directory: pathlib.Path, kind: str) -> bytes:
+    """The verdicts or statistics that a run left, in their windows' order."""
+    return b"".join(path.read_bytes() for path in sorted((directory / "quality").rglob(f"{kind}.jsonl")))
 
 
 def brute_force(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from models.project.contract import Contract, SchemaError
 from models.project.project import load_project
 from models.schemas import diff_schemas, field_needs
-from models.schemas.columns import SampledColumns
+from models.schemas.sampled import SampledColumns
 from pipelines.cli import schema as schema_cli
 from pipelines.cli.schema import read_sample
 from tests.kit.support import CARD_FRAUD, DATA, ROOT, card_fraud, needs_data, run_graph, transaction, write_rows
@@ -25,7 +25,7 @@ from tests.kit.support import CARD_FRAUD, DATA, ROOT, card_fraud, needs_data, ru
 def infer():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what TensorFlow and TFDV say at import
-        schema_cli._prepare_tfdv()
+        schema_cli.prepare_tfdv()
     from models.schemas.propose import propose_schema
 
     def propose(*sources, project=None, rows=100_000):

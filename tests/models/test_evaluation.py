@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from models.predictors.evaluation import (
     MAX_SLICE_VALUES,
     Metrics,
+    TopOfDay,
     average_precision,
     evaluate,
     precision_at_k,
@@ -76,8 +77,27 @@ def test_row_order_changes_no_bit(rows, random):
     order = list(range(len(rows)))
     random.shuffle(order)
     card, day = np.arange(len(rows)) % 3, np.arange(len(rows)) % 2
-    before = evaluate(label, score, day=day, group=card, k=2)
-    assert before == evaluate(label[order], score[order], day=day[order], group=card[order], k=2)
+    before = evaluate(label, score, declared={"top": TopOfDay(day, card, 2)})
+    top = TopOfDay(day[order], card[order], 2)
+    assert before == evaluate(label[order], score[order], declared={"top": top})
+
+
+@settings(deadline=None)
+@given(card_days, st.integers(1, 5), st.data())
+def test_a_slice_has_the_figures_of_its_rows_alone_to_the_last_bit(rows, k, data):
+    day, card, label, score = columns(rows)
+    part = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows))))
+    sliced = evaluate(label, score, declared={"top": TopOfDay(day, card, k)}, slices={"part": part}).slices["part"]
+    assert list(sliced) == [str(value) for value in np.unique(part)]
+    for value, metrics in sliced.items():
+        chosen = part == int(value)
+        labels, scores = label[chosen], score[chosen]
+        figures = {}
+        if 0 < labels.sum() < len(labels):
+            top = precision_at_k(day[chosen], card[chosen], labels, scores, k)
+            figures = {"roc_auc": roc_auc(labels, scores), "average_precision": average_precision(labels, scores)}
+            assert metrics.declared == {"top": top}
+        assert metrics == Metrics(len(labels), labels.sum(), **figures, declared=metrics.declared)
 
 
 def test_known_figures():
@@ -94,7 +114,7 @@ def test_a_found_card_leaves_the_next_days_and_equal_scores_go_by_card():
 
 
 def test_few_cards_are_still_divided_by_k():
-    assert precision_at_k([0], [7], [1], [0.9]) == 0.01
+    assert precision_at_k([0], [7], [1], [0.9], 100) == 0.01
 
 
 def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
@@ -102,9 +122,7 @@ def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
     result = evaluate(
         label,
         score,
-        day=np.zeros(5, int),
-        group=np.arange(5),
-        k=1,
+        declared={"top": TopOfDay(np.zeros(5, int), np.arange(5), 1)},
         slices={
             "night": np.array([True, True, False, False, False]),
             "hour": np.array([10, 10, 2, 2, 3], dtype=np.int8),
@@ -112,19 +130,19 @@ def test_slices_count_every_row_and_are_none_where_a_class_is_absent():
             "country": np.array(["PT", "PT", None, None, "BE"], dtype=object),
         },
     )
-    assert result.overall == Metrics(5, 2, 5 / 6, average_precision(label, score), 1.0)
+    assert result.overall == Metrics(5, 2, 5 / 6, average_precision(label, score), {"top": 1.0})
     assert list(result.slices["night"]) == ["false", "true"]
-    assert result.slices["night"]["true"] == Metrics(2, 1, 1.0, 1.0, 1.0)
+    assert result.slices["night"]["true"] == Metrics(2, 1, 1.0, 1.0, {"top": 1.0})
     assert list(result.slices["hour"]) == ["2", "3", "10"]
-    assert result.slices["hour"]["3"] == Metrics(1, 0)
+    assert result.slices["hour"]["3"] == Metrics(1, 0, declared={"top": None})
     assert list(result.slices["weekend"]) == ["0", "1", "null"]
-    assert result.slices["country"]["null"] == Metrics(2, 1, 1.0, 1.0, 1.0)
+    assert result.slices["country"]["null"] == Metrics(2, 1, 1.0, 1.0, {"top": 1.0})
     for values in result.slices.values():
         assert sum(metrics.rows for metrics in values.values()) == 5
     assert json.loads(json.dumps(result.as_dict(), allow_nan=False)) == result.as_dict()
 
 
-def test_without_groups_there_is_no_precision_at_k_and_without_rows_no_figure():
+def test_what_is_not_declared_is_not_measured_and_without_rows_there_is_no_figure():
     assert evaluate([0, 1], [0.1, 0.9]).overall == Metrics(2, 1, 1.0, 1.0)
     assert evaluate([], [], slices={"a": np.array([], dtype=int)}).as_dict()["overall"]["rows"] == 0
 
@@ -141,11 +159,11 @@ def test_faults_are_named():
     with pytest.raises(ValueError, match="needs a positive"):
         average_precision([0], [0.5])
     with pytest.raises(ValueError, match="at least one row"):
-        precision_at_k([], [], [], [])
+        precision_at_k([], [], [], [], 1)
     with pytest.raises(ValueError, match="k is 0"):
         precision_at_k([1], [1], [1], [0.5], k=0)
-    with pytest.raises(ValueError, match="group has shape"):
-        evaluate([0, 1], [0.5, 0.5], day=[1, 1], group=[1])
+    with pytest.raises(ValueError, match="top: days have shape"):
+        evaluate([0, 1], [0.5, 0.5], declared={"top": TopOfDay(np.array([1, 1]), np.array([1]), 1)})
     with pytest.raises(ValueError, match="slice amount is float64"):
         evaluate([0, 1], [0.5, 0.5], slices={"amount": [1.5, 2.0]})
     with pytest.raises(ValueError, match="slice mixed"):

@@ -1,15 +1,18 @@
 """Row features: what Python says of the same expression, row by row; and nothing that is not of the language."""
 
 import datetime
+import hashlib
 import math
 import struct
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.project.expressions import MAX_CHARS, MAX_DEPTH, Expression, ExpressionError
+from models.project.expressions import Expression
+from models.project.syntax import MAX_CHARS, MAX_DEPTH, ExpressionError
 
 pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
 
@@ -221,9 +224,10 @@ def test_what_is_missing_for_want_of_a_finite_number_is_told_from_what_an_operan
 REFUSED = [
     "a.b", "a.__class__", "(1).__class__", "a[0]", "a()", "a.b()", "eval(1)", "exec(1)", "__import__(1)", "open(1)", "print(1)",
     "lambda: 1", "(lambda x: x)(1)", "[x for x in a]", "{x for x in a}", "{x: 1 for x in a}", "(x for x in a)", "(a := 1)",
-    "a if b else c", "[1]", "(1, 2)", "{1}", "{}", "()", "'s'", "b's'", "f'{a}'", "f'{__import__(1)}'", "None", "...", "1j",
+    "a if b else c", "[1]", "(1, 2)", "{1}", "{}", "()", "b's'", "f'{a}'", "f'{__import__(1)}'", "None", "...", "1j",
     "a ** b", "2 ** 99999999", "9 ** 9 ** 9 ** 9", "a << 9999999999", "1 >> a", "a @ b", "a | b", "a & b", "a ^ b", "~a",
-    "a in b", "a not in b", "a is b", "abs(*a)", "abs(**a)", "abs(x=1)", "min(1, b=2)", "abs(1)(2)", "await a", "yield",
+    "a in b", "a not in b", "a in []", "a in [1, 'b']", "a in [b]", "a < b in [1]", "a is b", "split(a, '', 1)", "split(a, ',', -1)",
+    "bucket(a, [2, 1])", "bucket(a, ['b'])", "contains(a, b)", "time(a, 'days')", "hash(*a)", "coalesce(a)", "abs(*a)", "abs(**a)", "abs(x=1)", "min(1, b=2)", "abs(1)(2)", "await a", "yield",
     "abs()", "abs(1, 2)", "min(1)", "min(1, 2, 3)", "where(1, 2)", "hour()", "round(1)", "log(1)", "sum(1, 2)",
     "", " ", "1 +", "a b", "a; b", "a = 1", "import os", "a\nb", "\x00", "\ud800", "#", "a:", "1__0", "0777",
     "9223372036854775808", "-9223372036854775808", "1" + "0" * 400, "1" * 5000,
@@ -252,27 +256,103 @@ def test_what_is_nested_too_deep_for_the_stack_is_refused(shape, depth):
 def test_any_text_is_an_expression_or_refused(text):
     try:
         expression = Expression.parse(text)
+        kind = expression.check(dict.fromkeys(expression.names, "int"))
     except ExpressionError:
         return
     found = expression.evaluate({name: np.array([1, 2]) for name in expression.names or {"a"}})
-    assert found.dtype in (np.int64, np.float64)
+    assert len(found) == 2
+    assert found.type == pa.string() if kind == "string" else found.dtype in (np.int64, np.float64)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("hour(f)", "takes the event time field"),
-        ("hour(t + 1)", "takes the event time field"),
+        ("hour(t + 1)", "t is not a number"),
         ("hour(1)", "takes the event time field"),
         ("t + 1", "t is not a number"),
         ("hour(t) + t", "t is not a number"),
         ("s == 1", "s is not a number"),
+        ("s < 'a'", "s is not a number"),
+        ("s + 'a'", "s is not a number"),
+        ("s in [1, 2]", "s is no number"),
+        ("i in ['a']", "i is no string"),
+        ("lower(i)", "i is not a text"),
+        ("where(i, s, 1)", "values of one kind, not string and int"),
+        ("coalesce(t, 1)", "values of one kind, not time and int"),
+        ("time(s, 's')", r"time\(\) takes a text"),
+        ("time(i)", r"a number and its unit"),
         ("abs(s)", "s is not a number"),
     ],
 )
 def test_kinds_that_do_not_fit(text, message):
     with pytest.raises(ExpressionError, match=message):
         Expression.parse(text).check(KINDS)
+
+
+TEXTS = pa.array(["Visa-42", " visa", None, "", "Ümlaut"])
+NUMBERS = pa.array([1, None, 3, 2**60 + 1, -5])
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("s == 'Visa-42'", "bool", [1, 0, 0, 0, 0]),
+        ("s != 'Visa-42'", "bool", [0, 1, 1, 1, 1]),
+        ("'' == s or s == s", "bool", [1, 1, 0, 1, 1]),
+        ("s in ['', ' visa']", "bool", [0, 1, 0, 1, 0]),
+        ("s not in ['', ' visa']", "bool", [1, 0, 1, 0, 1]),
+        ("n in [3, -5]", "bool", [0, 0, 1, 0, 1]),
+        ("startswith(lower(strip(s)), 'visa')", "bool", [1, 1, 0, 0, 0]),
+        ("contains(s, '-') + endswith(s, 't')", "int", [1, 0, 0, 0, 1]),
+        ("len(s)", "int", [7, 5, math.nan, 0, 6]),
+        ("is_missing(s) + 2 * is_missing(n)", "int", [0, 2, 1, 0, 0]),
+        ("coalesce(n, 7) * 2", "int", [2, 14, 6, 2.0**61, -10]),
+        ("bucket(n, [0, 1, 3])", "int", [2, math.nan, 3, 3, 0]),
+        ("int(split(s, '-', 1))", "int", [42, math.nan, math.nan, math.nan, math.nan]),
+        ("float(concat('1.', str(n)))", "float", [1.1, math.nan, 1.3, 1.1152921504606847, math.nan]),
+        ("year(t) * 10 + quarter(t)", "int", [20182, 20184, 19694, 20001, 20003]),
+        ("upper(s)", "string", ["VISA-42", " VISA", None, "", "ÜMLAUT"]),
+        ("where(n > 1, s, 'low')", "string", ["low", "low", None, "", "low"]),
+        ("coalesce(s, concat(n, '!'))", "string", ["Visa-42", " visa", "3!", "", "Ümlaut"]),
+        ("concat(s, '/', str(n))", "string", ["Visa-42/1", None, None, "/1152921504606846977", "Ümlaut/-5"]),
+        ("'one'", "string", ["one"] * 5),
+    ],
+)
+def test_texts_and_what_is_missing(text, kind, expected):
+    days = ["2018-06-08", "2018-10-01", "1969-12-31", "2000-02-29", "2000-07-01"]
+    columns = {"s": TEXTS, "n": NUMBERS, "t": np.array(days, "M8[us]").astype(np.int64)}
+    expression = Expression.parse(text)
+    assert expression.check({"s": "string", "n": "int", "t": "time"}) == kind
+    found = expression.evaluate(columns)
+    shown = found.to_pylist() if kind == "string" else found.tolist()
+    assert [a if isinstance(a, str) or a is None or a == a else "nan" for a in shown] == [
+        b if isinstance(b, str) or b is None or b == b else "nan" for b in expected
+    ]
+    for row in range(5):  # alone as among others
+        alone = expression.evaluate({name: values[row : row + 1] for name, values in columns.items()})
+        assert str(alone[0]) == str(found[row]) if kind == "string" else same(float(alone[0]), float(found[row]))
+        assert "n" in expression.names or kind == "string" or alone.dtype == found.dtype
+
+
+def test_times_of_texts_and_numbers():
+    texts = pa.array(["2018-06-08T12:00:00Z", "2018-06-08 14:00:00+02:00", "2018-06-08", "yesterday", None])
+    at, midnight = 1_528_459_200_000_000, 1_528_416_000_000_000
+    found = Expression.parse("time(s)").evaluate({"s": texts})
+    assert found[:3].tolist() == [at, at, midnight]
+    assert np.isnan(found[3:]).all()
+    for unit, scale in (("s", 1_000_000), ("ms", 1_000), ("us", 1)):
+        numbers = {"n": pa.array([at // scale, None])}
+        assert Expression.parse(f"time(n, '{unit}')").evaluate(numbers)[0] == at
+
+
+def test_a_hash_tells_fields_and_what_is_missing_apart():
+    columns = {"a": pa.array(["x", "xy", "x", None, ""]), "b": pa.array(["yz", "z", None, "x", "xyz"])}
+    found = Expression.parse("hash(a, b)").evaluate(columns).to_pylist()
+    assert len(set(found)) == 5
+    assert found[0] == hashlib.blake2b(b"1:x2:yz", digest_size=16).hexdigest()
+    assert Expression.parse("hash()").evaluate(columns).to_pylist() == found
+    assert Expression.parse("hash(b, a)").evaluate(columns).to_pylist() != found
 
 
 def test_names_are_fields_and_no_functions():

@@ -12,7 +12,7 @@ from models.project.project import parse_project
 from models.record import EVENT_TIME, IS_HISTORY, IS_PROVISIONAL, MARKS, SYSTEM_FIELDS
 from models.sample import generate_transactions
 from models.score import model_inputs
-from tests.kit.steps import END, ENGINES, through
+from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD, brute_force, card_fraud
 from transforms.features import ComputeFeatures
 
@@ -77,7 +77,6 @@ def cut(batch, slice_us, pieces):
     return [item for part in parts for item in partition(part, slice_ends(times_us(part), slice_us))]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("shards", "days", "pieces"), [(1, 100, 1), (3, 10, 4), (8, 40, 2)])
 def test_features_are_those_of_the_definition(transactions, expected, engine, shards, days, pieces):
     order = np.random.default_rng(shards).permutation(ROWS)

@@ -20,15 +20,18 @@ from models.features import label_join
 from models.features.label_join import ALREADY_KNOWN, NO_EVENT
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel
-from models.project.declarations import RollingFeature
 from models.project.project import parse_project
+from models.project.sections import RollingFeature
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
+from pipelines.config import GraphConfig
+from pipelines.graph import join_labels
+from pipelines.runners import DIRECT
 from tests.kit.holds import State, make_worker
-from tests.kit.steps import END, ENGINES, through
+from tests.kit.steps import END, through
 from tests.kit.support import CARD_FRAUD
-from transforms import labels as joining
+from transforms import join as joining
 from transforms import slices as holding
-from transforms.labels import JoinLabels
+from transforms.join import JoinLabels
 
 pytestmark = pytest.mark.slow
 
@@ -270,9 +273,9 @@ class Both(beam.PTransform):
         return {"events": events, "labels": labels} | self.join
 
 
-def join(steps, shards=1, engine=ENGINES[0], **options):
+def join(steps, shards=1, engine=DIRECT, **options):
     options = {"carried": ("CARD",), "horizon_us": HORIZON, **options}
-    found = through(Both(JoinLabels(PROJECT, shards=shards, **options)), steps, engine)
+    found = through(Both(JoinLabels(PROJECT.label_type, "TX_FRAUD", shards=shards, **options)), steps, engine)
     return [table.to_pylist() if table is not None else [] for table in found]
 
 
@@ -337,7 +340,6 @@ def summary(rows, dead, texts=False):
     return set(joined), sorted(said)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("shards", "slice_s", "pieces", "texts"), [(1, 1000, 3, False), (3, 50, 2, False), (2, 20, 5, True)]
 )
@@ -373,12 +375,12 @@ def test_labels_find_their_events_as_the_watermark_moves():
 
 
 def labels_worker():
-    return make_worker(joining._Join(JoinLabels(PROJECT, ("CARD",), HORIZON, 1)))
+    return make_worker(joining._Join(JoinLabels(PROJECT.label_type, "TX_FRAUD", ("CARD",), HORIZON, 1)))
 
 
 def routed(events, labels, slice_us):
     """The items of each slice, as they come to one shard."""
-    route = JoinLabels(PROJECT, ("CARD",), HORIZON, 1)
+    route = JoinLabels(PROJECT.label_type, "TX_FRAUD", ("CARD",), HORIZON, 1)
     items = [(end, part) for end, batch in cut(events, slice_us, 2) for *_, part in route._route_events(batch)]
     items += cut(labels, slice_us, 2)
     ends = sorted({end // slice_us for end, _ in items})
@@ -519,6 +521,6 @@ def test_a_project_without_label_records_has_nothing_to_join():
     project, _ = parse_project(
         (CARD_FRAUD / "project.yaml").read_bytes(), lambda name: (CARD_FRAUD / name).read_bytes()
     )
-    with pytest.raises(ValueError, match=r"card_fraud declares no label\.events"):
-        joining._Join(JoinLabels(project, (), HORIZON, 1))
+    with pytest.raises(ValueError, match=r"the project declares no label\.events"):
+        join_labels(None, None, None, GraphConfig(project, source=None, score=None, sink=None))
     assert FAULTS == []

@@ -4,7 +4,6 @@ import copy
 import datetime
 import functools
 import re
-import time
 
 import pytest
 import yaml
@@ -12,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.project import project as loading
-from models.project.declarations import parse_duration
 from models.project.project import Fault, ProjectError, check_project, load_project, parse_project
+from models.project.sections import parse_duration
 from tests.kit.support import ROOT
 
 pytestmark = pytest.mark.slow
@@ -123,7 +122,7 @@ FAULTS = [
     ("TX_AMOUNT: 2", "TX_TIME_DAYS: 2", MEAN,
      "declare the decimal places of TX_AMOUNT", "CUSTOMER_ID_AVG_AMOUNT_{window}"),
     ("hour(TX_DATETIME) <= 6", "hour(TX_AMOUNT) <= 6", NIGHT, "takes the event time", "TX_DURING_NIGHT:"),
-    ("hour(TX_DATETIME) <= 6", "TX_DATETIME", NIGHT, "TX_DATETIME is not a number", "TX_DURING_NIGHT:"),
+    ("hour(TX_DATETIME) <= 6", "TX_DATETIME", NIGHT, "gives a time, and not a number", "TX_DURING_NIGHT:"),
     ("hour(TX_DATETIME) <= 6", "TX_FRAUD", NIGHT, "reads the label TX_FRAUD", "TX_DURING_NIGHT:"),
     ("hour(TX_DATETIME) <= 6", "NOPE + 1", NIGHT, "'NOPE' is not a field", "TX_DURING_NIGHT:"),
     ("hour(TX_DATETIME) <= 6", "1 +", NIGHT, "is not an expression", "TX_DURING_NIGHT:"),
@@ -157,9 +156,20 @@ FAULTS = [
     ("    - TX_AMOUNT\n", "    - TX_FRAUD\n", "model.inputs[0]", "TX_FRAUD is the label", "- TX_FRAUD"),
     ("    - TX_AMOUNT\n", "    - TX_DATETIME\n", "model.inputs[0]", "is neither a feature nor a field", "- TX_DATETIME"),
     ("    - TX_AMOUNT\n", "    - TX_AMOUNT\n    - TX_AMOUNT\n", "model.inputs[1]", "TX_AMOUNT stands twice", None),
+    # of what is not known yet
+    ("label:", "available: {NOPE: at_event}\nlabel:", "available.NOPE", "'NOPE' is not a field", "available:"),
+    ("label:", "available: {TX_AMOUNT: later}\nlabel:", "available.TX_AMOUNT", "'later' is no such time: write at_event, after 7d",
+     "available:"),
+    ("label:", "available: {TX_AMOUNT: after 7}\nlabel:", "available.TX_AMOUNT", "'7' is not a duration", "available:"),
+    ("label:", "available: {TX_AMOUNT: {at: NOPE}}\nlabel:", "available.TX_AMOUNT.at", "'NOPE' is not a field", "available:"),
     ("slices: [TX_DURING_WEEKEND,", "slices: [NOPE,", "training.slices[0]", "is neither a feature nor a field", "slices:"),
     ("slices: [TX_DURING_WEEKEND,", "slices: [TX_DATETIME,", "training.slices[0]", "is neither a feature", "slices:"),
     ("group: customer", "group: nobody", "training.group", "'nobody' is not an entity", "group:"),
+    ("customer, 100)", "nobody, 100)", "metrics.CP_100", "'nobody' is not an entity; there are customer", "nobody"),
+    ("customer, 100)", "customer)", "metrics.CP_100", "write precision_at_k(ENTITY, K)", "customer)"),
+    ("customer, 100)", "customer, 0)", "metrics.CP_100", "write precision_at_k(ENTITY, K)", "customer, 0)"),
+    ("CP_100:", "roc_auc:", "metrics.roc_auc", "roc_auc is always measured", "roc_auc:"),
+    ("CP_100:", "CP@100:", "metrics.CP@100", "'CP@100' is not a name", "CP@100:"),
     ("train: 7d", "train: 7h", "training.train", "must be whole days", "train:"),
     ("test: 7d", "test: 0d", "training.test", "must be whole days", "test: 0d"),
     ("at_least: 0.3", "at_least: 0.9", "decisions[1].at_least", "bands stand from the highest", "review"),
@@ -445,7 +455,7 @@ def test_bytes_that_are_no_text_are_named_with_their_line():
     ],
 )
 def test_every_parameter_is_checked_with_its_line(param, message):
-    block = changed("  params: {n_estimators: 100, max_depth: 6, learning_rate: 0.3, seed: 0}\n",
+    block = changed("  params: {n_estimators: 100, max_depth: 6, learning_rate: 0.3, base_score: 0.5, max_bin: 65536, seed: 0}\n",
                     "  params:\n    n_estimators: 100\n" + "".join(f"    {p.strip()}\n" for p in param.split(",")))  # fmt: skip
     (fault,) = check(block)
     name = re.search(r"(\w+): ", message if ": " in message and not message.startswith("not") else param)[1]
@@ -457,7 +467,7 @@ def test_every_parameter_is_checked_with_its_line(param, message):
     "param", ["objective: 'reg:logistic'", "tree_method: exact", "tree_method: approx", "gamma: 0"]
 )
 def test_parameters_that_may_be_declared(param):
-    assert check(changed("seed: 0", f"seed: 0, {param}")) == []
+    assert check(changed("max_bin: 65536, seed: 0", f"seed: 0, {param}")) == []
 
 
 # ---- hostile YAML
@@ -488,11 +498,10 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timeout(60)  # of what would take for ever
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_yaml_is_refused_soon(name):
-    started = time.process_time()
     assert check(HOSTILE[name])
-    assert time.process_time() - started < 5
 
 
 def test_no_tag_makes_anything(tmp_path):
@@ -619,3 +628,42 @@ def test_the_definitions_are_those_that_change_a_value():
     }
     assert len(empty | others | {same}) == 10
     assert b'"label":{"delay":604800000000,"field":"TX_FRAUD"}' in same  # as in bundles without label records
+
+
+# ---- what is not known when an event is scored
+
+
+def test_no_input_is_of_what_is_known_later_however_it_is_computed():
+    """An amount that is known a day later: as a field, in derived ones and row features, and in windows without delay."""
+    text = changed("label:", "available: {TX_AMOUNT: after 1d}\nderive: {twice: 2 * TX_AMOUNT}\nlabel:")
+    text = changed("  row:", "  row:\n    thrice: twice + TX_AMOUNT", text)
+    text = changed("    - TX_AMOUNT\n", "    - TX_AMOUNT\n    - twice\n    - thrice\n", text)
+    text = changed("fixed_point:", "fixed_point:\n  twice: 2", text)
+    faults = check(text)
+    known = "is known after 1d of the event"
+    windows = f"{MEAN}: TX_AMOUNT {known}: the delay of its window must be at least as long"
+    inputs = [f"model.inputs[{n}]: {name} {known}" for n, name in enumerate(("TX_AMOUNT", "twice", "thrice"))]
+    told = [fault.partition(": ")[2] for fault in faults]
+    assert [next(start for start in (windows, *inputs) if f.startswith(start)) for f in told] == [windows, *inputs]
+    delayed = changed("entity: customer", "entity: customer\n      delay: 1d", text)
+    assert len(check(delayed)) == 3
+    at = changed("after 1d", "{at: TX_DATETIME}", delayed)
+    assert any("differs from event to event: no delay of a window fits" in fault for fault in check(at))
+    assert check(changed("after 1d", "at_event", text)) == []
+
+
+def test_no_input_is_computed_of_the_label():
+    text = changed("label:", "derive: {told: 1 - TX_FRAUD}\nlabel:")
+    text = changed("    - TX_AMOUNT\n", "    - told\n", text)
+    (fault,) = check(text)
+    assert "model.inputs[0]: told is known as late as a label is" in fault
+
+
+def test_no_window_is_over_what_reads_windows():
+    text = changed("  row:", "  row:\n    DEVIATION: TX_AMOUNT / CUSTOMER_ID_AVG_AMOUNT_7DAY_WINDOW")
+    assert check(text) == []
+    told = "DEVIATION reads the rolling feature CUSTOMER_ID_AVG_AMOUNT_7DAY_WINDOW, so no window can be over it"
+    (fault,) = check(changed("WINDOW: count", "WINDOW: max(DEVIATION)", text))
+    assert fault.endswith(f"{COUNT}: {told}")
+    (fault,) = check(changed("WINDOW: count", "WINDOW: count where DEVIATION > 2", text))
+    assert fault.endswith(f"{COUNT}: {told}")

@@ -9,7 +9,7 @@ import pytest
 from models.predictors import registry
 from models.predictors.bundle import Bundle, BundleError
 from models.predictors.training import fit, golden, model_bytes
-from models.quality.windows import MAX_BASELINE_BYTES
+from models.quality.window_statistics import MAX_BASELINE_BYTES
 from tests.kit.bundles import BUNDLE, rewrite
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
 
 from models.quality import backend
-from models.quality.columns import describe, quantile_cuts
+from models.quality.distributions import describe, quantile_cuts
 from models.quality.records import Distribution
 
 ROWS = 4000
@@ -153,7 +153,7 @@ def test_nothing_here_imports_tensorflow():
 
 def test_where_tfdv_is_not_there_it_says_so(monkeypatch, tmp_path):
     found = backend.importlib.util.find_spec
-    backend._load.cache_clear()
+    backend._load_once.cache_clear()
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert "is not installed" in backend.why_off()
     (tmp_path / "pywrap").mkdir()
@@ -164,7 +164,7 @@ def test_where_tfdv_is_not_there_it_says_so(monkeypatch, tmp_path):
     (tmp_path / "pywrap" / "tensorflow_data_validation_extension.so").write_bytes(b"no library")
     assert "can't be used here" in backend.why_off()
     monkeypatch.undo()
-    backend._load.cache_clear()
+    backend._load_once.cache_clear()
     assert backend.why_off() is None
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from models.features import windows
 from models.features.windows import Events, History, RollingKernel, encode_entities, sort_order
-from models.project.declarations import RollingFeature
+from models.project.sections import RollingFeature
 from tests.kit.support import brute_force
 
 pytestmark = [pytest.mark.both_sets, pytest.mark.core_set, pytest.mark.slow]

@@ -11,6 +11,8 @@ from pipelines.runners import DATAFLOW, FLINK, PRISM
 from tests.kit.support import card_fraud
 
 TOPICS = {"sources": ("pubsub://p/events",), "sink": "pubsub://p/scores"}
+TO_KAFKA = {**TOPICS, "sink": "kafka://a:1/scores"}
+EXACTLY = {**TO_KAFKA, "transactional": True, "journal": "j"}
 
 
 @pytest.fixture
@@ -22,8 +24,25 @@ def spec(tmp_path):
 def test_a_spec_without_fault_passes(spec):
     spec.check()
     dataclasses.replace(spec, **TOPICS).check()
+    dataclasses.replace(spec, **EXACTLY, dead_letters="kafka://a:1/dead").check()
     assert not spec.streams
     assert dataclasses.replace(spec, **TOPICS).streams
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        TOPICS,
+        {"sink": "gs://bucket/scores"},
+        {"labels": ("s3://bucket/labels.csv",)},
+        {"alert_to": ("pubsub://p/alerts",)},
+        {"beam_args": ("--temp_location=gs://bucket/temp",)},
+        {"runner": FLINK},
+    ],
+)
+def test_what_is_not_of_this_machine_alone_is_not_local(spec, change):
+    assert spec.local
+    assert not dataclasses.replace(spec, **change).local
 
 
 def test_all_faults_are_told_at_once(spec):
@@ -60,6 +79,14 @@ def test_all_faults_are_told_at_once(spec):
         ({**TOPICS, "files": 2}, "are for files, not for a stream"),
         ({**TOPICS, "replace": True}, "are for files, not for a stream"),
         ({**TOPICS, "runner": FLINK, "journal": "j"}, "on Flink, checkpoints take the place of --journal"),
+        ({**TOPICS, "transactional": True, "journal": "j"}, "--sink is kafka://HOST:PORT/TOPIC, not pubsub://p/scores"),
+        ({**TO_KAFKA, "transactional": True}, "--transactional needs a --journal"),
+        ({**EXACTLY, "order": "arrival"}, "--transactional is for --order event_time"),
+        ({**EXACTLY, "dead_letters": "kafka://b:2/dead"}, "a topic of kafka://a:1, not kafka://b:2/dead"),
+        ({**EXACTLY, "runner": PRISM}, "--transactional is for the engine of this process"),
+        ({**EXACTLY, "runner": FLINK}, "--transactional is for the engine of this process"),
+        ({"transactional": True}, "--transactional is for a stream"),
+        ({**TOPICS, "values": "pulsar"}, "--values pulsar reads by the schemas that Pulsar keeps"),
         ({**TOPICS, "runner": DATAFLOW, "journal": "j"}, "without --journal"),
         ({**TOPICS, "runner": DATAFLOW, "order": "arrival"}, "without --order arrival"),
         ({**TOPICS, "runner": FLINK}, "FlinkRunner needs a cluster"),
@@ -89,3 +116,20 @@ def test_what_was_told_is_kept_without_secrets_and_without_defaults(spec):
         "score_from": "2018-06-08",
         "kafka_config": "http://***@host",
     }
+
+
+def test_transactions_have_all_topics_of_decisions(spec):
+    def of(place):
+        project = spec.project.model_copy(update={"sinks": {"block": "people", "review": place}})
+        return list(dataclasses.replace(spec, **EXACTLY, project=project).faults())
+
+    assert of("others") == of("kafka://a:1/others") == []
+    for place in ("kafka://b:2/others", "pubsub://p/others"):
+        (line,) = of(place)
+        assert line.startswith("--transactional has all rows in the transactions of kafka://a:1: sinks sends review to")
+
+
+def test_decisions_with_a_name_have_folders_and_those_of_a_topic_none(spec):
+    sinks = {"block": "people", "approve": "kafka://a:1/done", "review": "people"}
+    project = spec.project.model_copy(update={"sinks": sinks})
+    assert dataclasses.replace(spec, project=project).folders == {"people": ("block", "review")}

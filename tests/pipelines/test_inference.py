@@ -7,8 +7,8 @@ from apache_beam.ml.inference.base import ModelMetadata, RunInference
 
 from models.predictors.booster import ModelMismatch, Scorer
 from models.predictors.bundle import BundleError
-from pipelines.config import FN_API, make_pipeline
 from pipelines.inference import BundleHandler
+from pipelines.runners import FN_API, make_pipeline
 from tests.kit.bundles import make_bundle
 
 NAMES = ("a", "b", "c")

@@ -11,9 +11,10 @@ from models.batches import as_batch
 from models.record import CORRECTION, LATE
 from models.sample import write_sample
 from models.score import find_changed
-from pipelines.config import GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.jobs.parity import arrival_order
+from pipelines.runners import make_pipeline
 from pipelines.sources.payloads import read_payloads
 from tests.kit.given import Given
 from tests.kit.streams import DAY, SECOND, Collect, _found, stream

@@ -10,10 +10,10 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.features.windows import RollingKernel
-from models.project.declarations import RollingFeature
+from models.project.sections import RollingFeature
 from models.record import EVENT_TIME, SYSTEM_FIELDS
-from pipelines.config import DIRECT, FN_API, make_pipeline
-from tests.kit.steps import END, ENGINES, through
+from pipelines.runners import DIRECT, FN_API, make_pipeline
+from tests.kit.steps import END, through
 from transforms.rolling import RollingWindows
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,6 @@ def test_fn_api_runner_loses_what_a_timer_hands_to_the_next_stateful_step():
     assert hold_twice(FN_API) == []
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_regrouping_between_them_keeps_it(engine):
     assert hold_twice(engine, beam.Reshuffle()) == list(range(COUNT))
 
@@ -68,7 +67,6 @@ def test_the_in_process_engine_has_no_such_trap():
     assert hold_twice(DIRECT) == list(range(COUNT))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_chained_windows_lose_nothing(engine):
     def feature(name):
         return RollingKernel((RollingFeature(name, "e", "count", None, 50_000_000, 0, True, 0.0),), {})

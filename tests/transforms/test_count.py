@@ -9,9 +9,10 @@ import pytest
 
 from models.counts import count_refused, mismatch
 from models.record import EVENTS as EVENTS_OF
-from pipelines.config import DIRECT, GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.jobs.status import Status
+from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sources.feeds import feeds_of
 from pipelines.sources.listing import Files
 from tests.kit.given import Given

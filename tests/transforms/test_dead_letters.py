@@ -8,7 +8,7 @@ import pytest
 from pipelines.brokers import open_broker
 from pipelines.jobs.dead_letters import Repair, ReplayError, replay
 from pipelines.pubsub_emulator import PubsubEmulator
-from pipelines.sources.listing import SourceError
+from pipelines.sources.listing import SourceError, match_files
 from tests.kit.support import run_graph, transaction, write_rows
 
 pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
@@ -25,7 +25,7 @@ def refused(tmp_path):
         b"{oops",
     ]
     run_graph(tmp_path / "out", [write_rows(tmp_path / "events.jsonl", rows)])
-    return f"{tmp_path}/out/dead_letters/*.parquet"
+    return f"{tmp_path}/out/dead_letters/*/*.parquet"
 
 
 def test_repaired_events_are_scored_as_if_they_had_been_right(refused, tmp_path):
@@ -73,7 +73,7 @@ def test_what_is_no_dead_letter_is_named(tmp_path):
 
 
 def test_from_topic_to_topic(refused, tmp_path, monkeypatch):
-    letters = pa.parquet.read_table(refused.replace("*.parquet", "part-00000-of-00001.parquet")).to_pylist()
+    letters = [row for path in match_files(refused) for row in pa.parquet.ParquetFile(path).read().to_pylist()]
     monkeypatch.setattr("pipelines.jobs.dead_letters.IDLE_SECONDS", 0.5)
     with PubsubEmulator() as server:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)

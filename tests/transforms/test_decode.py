@@ -16,7 +16,7 @@ from models.batches import without
 from models.dead_letters import make_dead_letters
 from models.decode import decode_batch
 from models.record import FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SYSTEM_FIELDS
-from pipelines.config import FN_API
+from pipelines.runners import FN_API
 from tests.kit.raw import BAD_TEXT, raw, reasons, rows
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud, transaction

@@ -10,7 +10,8 @@ import pytest
 
 from models.batches import partition, slice_ends, times_us
 from models.record import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
-from tests.kit.steps import END, ENGINES, through
+from pipelines.runners import DIRECT
+from tests.kit.steps import END, through
 from tests.kit.support import card_fraud
 from transforms.deduplicate import DUPLICATE, Deduplicate
 
@@ -52,7 +53,7 @@ def cut(events, slice_us=3 * DAY, pieces=1, texts=False):
     return [item for batch in batches for item in partition(batch, slice_ends(times_us(batch), slice_us))]
 
 
-def deduplicate(steps, shards=1, engine=ENGINES[0]):
+def deduplicate(steps, shards=1, engine=DIRECT):
     """(rows that go on, dead letters), as lists of dictionaries."""
     rows, dead = through(Deduplicate(PROJECT.event_type, shards), steps, engine)
     return (rows.to_pylist() if rows else []), (dead.to_pylist() if dead else [])
@@ -104,7 +105,6 @@ def test_an_event_goes_on_if_none_with_its_id_came_just_before(seed):
             assert sum((t["TRANSACTION_ID"], t[SOURCE], t[POSITION]) in kept for t in twins) == 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("shards", "slice_us", "pieces", "texts"),
     [(1, 3 * DAY, 4, False), (3, HOUR, 2, False), (8, 100 * DAY, 9, False), (3, DAY, 3, True)],

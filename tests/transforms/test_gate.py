@@ -9,12 +9,12 @@ from apache_beam.utils.timestamp import Timestamp
 from models.quality.gate import QualityStop, Verdicts, apply_verdicts, still_needed
 from models.quality.parts import make_baseline
 from models.quality.records import Verdict
-from models.quality.windows import WindowJudge, read_baseline
-from pipelines.config import DIRECT
+from models.quality.window_statistics import WindowJudge, read_baseline
+from pipelines.runners import DIRECT
 from tests.kit.holds import State, make_worker
 from tests.kit.quality_cuts import DAY, cut
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
-from tests.kit.steps import END, ENGINES, through
+from tests.kit.steps import END, through
 from transforms.batches import LazyBatch
 from transforms.gate import Gate, _Gate
 from transforms.refused import DEAD
@@ -140,7 +140,6 @@ def test_a_job_that_stops_says_why_and_fails():
     assert all("shadow_decision" not in row for row in rows.values())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", list(EXPECTED))
 @pytest.mark.parametrize(("slice_us", "pieces", "shards"), [(DAY, 5, 1), (HOUR // 3, 2, 3)])
 def test_the_rows_are_the_same_in_batch(engine, case, slice_us, pieces, shards):

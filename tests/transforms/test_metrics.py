@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import metrics
-from pipelines.config import DIRECT, FN_API, make_pipeline
+from pipelines.runners import make_pipeline
 from tests.kit.support import ROOT
 from transforms.metrics import count, gauge, observe, read
 
@@ -41,7 +41,6 @@ def _tell(number):
     observe(metrics.LATENCY, np.array([0.02, 0.03, 0.2, 1e6]), stage="scored")
 
 
-@pytest.mark.parametrize("engine", [DIRECT, FN_API])
 def test_all_kinds_come_through_beam(engine):
     pipeline = make_pipeline(engine, [])
     pipeline | beam.Create([3, 4]) | "One" >> beam.Map(_tell) | beam.Map(lambda _: 5) | "Two" >> beam.Map(_tell)

@@ -10,11 +10,12 @@ from apache_beam.utils.timestamp import Timestamp
 from models import steps as segments
 from models.batches import partition, slice_ends, times_us
 from models.features.windows import RollingKernel
-from models.project.declarations import RollingFeature
+from models.project.sections import RollingFeature
 from models.record import EVENT_TIME
 from tests.kit.holds import State, make_worker
-from tests.kit.steps import END, ENGINES, through
+from tests.kit.steps import END, through
 from tests.kit.support import brute_force
+from tests.kit.window_oracle import by_definition
 from transforms.rolling import RollingWindows, _Windows
 
 pytestmark = [pytest.mark.both_sets, pytest.mark.slow]
@@ -90,7 +91,6 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("shards", "slice_s", "pieces", "texts"),
     [(1, 1000, 1, False), (3, 7, 5, False), (8, 50, 2, True), (1, 1, 3, True)],
@@ -206,7 +206,7 @@ def test_several_slices_that_are_due_at_once():
     random.Random(0).shuffle(items)
     state.put(worker, items)
     outputs = list(state.fire(worker, 101 * SECOND))
-    assert [o.timestamp.micros for o in outputs] == [end * SECOND + 1000 for end in range(0, 105, 5)]
+    assert [o.timestamp.micros for o in outputs] == [end * SECOND + 1000 for end in range(5, 105, 5)]
     assert state.timer.at == Timestamp(micros=105 * SECOND + 1000)
     outputs += list(state.fire(worker, END))
     assert state.timer.at is None
@@ -248,3 +248,40 @@ def test_a_segment_holds_only_what_windows_read():
     (segment,) = state.cells["recent"].read()
     assert segment.schema.names == ["card", EVENT_TIME, "amount", "fraud"]
     assert segment.num_rows == 3
+
+
+def test_events_of_one_time_keep_their_order_in_a_history_that_is_read_again():
+    """Of last(), which sees the last of them, whichever worker goes on, whatever order they came in."""
+    feature = RollingFeature("last", "card", "last", "amount", 50 * SECOND, 0, False, -1.0)
+    kernel = RollingKernel((feature,), {"amount": 2})
+    rows = [{**row, "time": row["time"] // (5 * SECOND) * 5 * SECOND} for row in make_rows(400, seed=4)]
+    random.Random(4).shuffle(rows)
+    state, found = State(), {}
+    for items in slices(rows):
+        for batch in state.run(make_worker(_Windows("card", "id", kernel)), items):
+            found |= dict(zip(batch["id"].to_pylist(), batch["last"].to_pylist(), strict=True))
+    plain = [{**row, "entity": row["card"]} for row in rows]
+    wanted = [value for (value,) in by_definition([feature], plain, {"amount": 2})]
+    assert found == {row["id"]: value for row, value in zip(rows, wanted, strict=True)}
+    assert len({row["time"] for row in rows}) < len(rows) / 5
+
+
+@pytest.mark.parametrize("entity", [("card", "shop"), ("shop",), ()])
+def test_a_row_without_a_key_has_no_features_and_is_in_no_window(engine, entity):
+    feature = RollingFeature("n", "both", "count", None, 40 * SECOND, 0, True, 0.0)
+    mean = RollingFeature("mean", "both", "mean", "amount", 40 * SECOND, 0, True, 0.0)
+    kernel = RollingKernel((feature, mean), {"amount": 2})
+    shops = [random.Random(n).choice([None, "a", "b:1", "b"]) for n in range(len(ROWS))]
+    rows = list(zip(ROWS, shops, strict=True))
+    random.Random(7).shuffle(rows)
+    batch = to_batch([row for row, _ in rows], texts=True).append_column("shop", pa.array([shop for _, shop in rows]))
+    items = list(partition(batch, slice_ends(times_us(batch), 30 * SECOND)))
+    found, _ = through(RollingWindows(entity, "id", kernel, 3), [(items, END)], engine)
+    there = [{**r, "shop": s, "entity": tuple({**r, "shop": s}[e] for e in entity)} for r, s in rows if s or not entity]
+    values = by_definition(kernel.features, there, {"amount": 2})
+    wanted = {row["id"]: value for row, value in zip(there, values, strict=True)}
+    assert len(found) == len(ROWS)
+    for row in found.to_pylist():
+        both = [row["n"], row["mean"]]
+        assert both == wanted[row["id"]] if row["id"] in wanted else repr(both) == "[None, nan]"
+    assert found.schema.field("n").type == pa.int64()

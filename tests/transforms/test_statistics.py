@@ -17,12 +17,12 @@ from models.quality.parts import (
     window_end,
 )
 from models.quality.records import Verdict, WindowStatistics
-from models.quality.windows import WindowJudge, read_baseline
+from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import BUNDLE_ID, IS_PROVISIONAL, MARKS
-from pipelines.config import DIRECT
+from pipelines.runners import DIRECT
 from tests.kit.quality_cuts import DAY, cut
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
-from tests.kit.steps import END, ENGINES, through
+from tests.kit.steps import END, through
 from transforms import statistics
 from transforms.batches import RecordBatchCoder
 from transforms.statistics import WatchQuality
@@ -97,7 +97,6 @@ def test_each_window_with_rows_has_statistics_and_a_verdict():
     assert set(said.nulls) == {*PROJECT.watched_columns, "score"}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("slice_us", "pieces", "seed"), [(DAY, 1, 1), (DAY, 7, 2), (HOUR, 3, 3), (HOUR // 4, 2, 4)])
 def test_the_records_are_the_same_in_batch(engine, slice_us, pieces, seed):
     boundary = max(slice_us, HOUR)

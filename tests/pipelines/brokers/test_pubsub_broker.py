@@ -538,23 +538,6 @@ def test_the_bound_holds_for_a_new_stream_too(own: Bench, monkeypatch: pytest.Mo
 # Outages ---------------------------------------------------------------------------------------------------
 
 
-def test_reading_goes_on_after_an_outage_without_loss(own: Bench) -> None:
-    publisher = own.publisher()
-    publisher.publish(numbers(2000))
-    subscription = own.subscribe()
-    before = take(subscription, 500, ack=False)
-    own.emulator.stop()
-    for messages in before:
-        subscription.acknowledge(messages.receipt)  # cannot be sent yet
-    time.sleep(2.0)
-    own.emulator.start()
-    publisher.publish(numbers(2000, 2000))
-    rest = take(subscription, 4000 - sum(map(len, before)))
-    assert set(payloads(before + rest)) == set(numbers(4000))
-    assert set(ids(before)).isdisjoint(ids(rest))
-    eventually(lambda: own.backlog() == (0, 0))
-
-
 def test_seconds_of_outage_lose_nothing_and_keep_memory_bounded(own: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, pubsub.__name__)
     publisher, subscription = own.publisher(), own.subscribe(max_outstanding_messages=200)

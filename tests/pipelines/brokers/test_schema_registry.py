@@ -254,3 +254,55 @@ def test_a_contract_is_checked_against_the_registry(registry):
         reader.check(contract)
     with pytest.raises(UnknownSchema, match="no-such-value"):
         open_values(f"avro:{registry.url}", "no-such").check(contract)
+
+
+JSON_ORDER = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "amount": {"oneOf": [{"type": "null"}, {"$ref": "#/definitions/money"}]},
+        "note": {},
+    },
+    "definitions": {"money": {"type": "integer"}},
+}
+
+
+def test_json_by_way_of_the_registry(registry):
+    registry.answer("/schemas/ids/7", (200, {"schema": json.dumps(JSON_ORDER), "schemaType": "JSON"}))
+    registry.answer("/schemas/ids/8", (200, {"schema": json.dumps(ORDER)}))
+    reader = pickle.loads(pickle.dumps(open_values(f"json:{registry.url}", "orders")))
+    found = reader.split([b'\0\0\0\0\7{"id": 1}', b"\0\0\0\0\x08x", b"{}", b"\0\0\0\0\7{}"])
+    groups = {group.metadata[FORMAT]: group for group in found}
+    assert groups[b"json"].payloads.to_pylist() == [b'{"id": 1}', b"{}"]
+    assert groups[b"json"].rows.tolist() == [0, 3]
+    reasons = sorted(group.metadata[COLUMNS] for group in found if group.metadata[FORMAT] == b"unreadable")
+    assert [b"no schema id" in reasons[0], b"of the kind AVRO, not JSON" in reasons[1]] == [True, True]
+
+
+def test_a_contract_is_checked_against_json_schemas(registry):
+    path = "/subjects/orders-value/versions"
+    properties = JSON_ORDER["properties"]
+    changed = [
+        JSON_ORDER,
+        {**JSON_ORDER, "properties": {**properties, "amount": {"type": ["null", "number"]}}},
+        {**JSON_ORDER, "properties": {"id": {"type": "string"}, "note": {}}},
+        {"type": "array", "items": JSON_ORDER},
+    ]
+    for number, schema in enumerate(changed, 1):
+        answer = {"id": number, "version": number, "schema": json.dumps(schema), "schemaType": "JSON"}
+        registry.answer(f"{path}/{number}", (200, answer))
+    text = b'feature { name: "amount" type: INT } feature { name: "note" type: BYTES }'
+    reader, contract = open_values(f"json:{registry.url}", "orders"), Contract.parse(text)
+    for versions, message in [
+        ([1], None),
+        ([1, 2], "version 2, field amount: is number, which is not read as the contract's int"),
+        ([1, 3], "version 3, field amount: is gone; subject orders-value, version 1 has it"),
+        ([3], None),
+        ([4], "version 4: not the schema of an object"),
+    ]:
+        registry.answer(path, (200, versions))
+        if message is None:
+            reader.check(contract)
+        else:
+            with pytest.raises(BrokerError, match=message):
+                reader.check(contract)

@@ -99,7 +99,7 @@ def test_jsonl_output_and_a_second_version(trained, tmp_path):
     sink = tmp_path / "out"
     args = ["run", "card_fraud", "--source", "data/*.parquet", "--sink", str(sink), "--sink-format", "jsonl"]
     headrace(*args, cwd=trained)
-    lines = [line for path in sorted((sink / "scores").iterdir()) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted((sink / "scores").rglob("*.jsonl")) for line in path.read_text().splitlines()]
     assert len(lines) == 40_000
     headrace("train", "card_fraud", "--source", "data/*.parquet", "--start", "2018-05-10", "--promote", cwd=trained)
     assert "version 2" in headrace("models", "card_fraud", cwd=trained).stdout
@@ -112,7 +112,7 @@ def test_a_sink_of_another_run_is_refused_and_a_run_of_nothing_says_so(trained, 
     assert "no event was scored" in headrace(*args, str(tmp_path / "none.jsonl"), cwd=trained).stdout
     said = json.loads((tmp_path / "out" / "_SUCCESS.json").read_text())
     listed = {f"{file['kind']}/{file['name']}" for file in said["files"]}
-    assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/*")} == listed
+    assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/**/*") if p.is_file()} == listed
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     (tmp_path / "broken.jsonl").write_text("{broken\n")
     refused = headrace(*args, str(tmp_path / "broken.jsonl"), cwd=trained, code=1).stderr

@@ -10,7 +10,7 @@ from models.predictors import registry
 from models.predictors.booster import Scorer
 from models.predictors.training import TrainingError
 from models.project.project import load_project
-from models.quality.windows import read_baseline
+from models.quality.window_statistics import read_baseline
 from pipelines import results
 from pipelines.cli.display import outcome_table, version_lines
 from pipelines.config import RunSpec
@@ -50,6 +50,7 @@ model:
   inputs: [speed, distance, N_D, FAR_D]
   params: {n_estimators: 5, max_depth: 2}
 training: {train: 3d, delay: 2d, test: 3d, group: car, slices: [hours]}
+metrics: {top_cars: "precision_at_k(car, 2)"}
 output: [y, hours]
 decisions: [{action: stop, at_least: 0.5}, {action: go, at_least: 0.0}]
 quality: {window: 1d, min_rows: 30, sample: 100}
@@ -248,6 +249,10 @@ def test_the_version_that_fits_a_changed_project_is_named(folder):
     lines = version_lines(two)
     assert lines[0] == f"version 2  {second.bundle.bundle_id}  challenger, champion"
     assert f"AUC {second.evaluation.overall.roc_auc:.3f}" in lines[1]
+    top = second.evaluation.overall.declared["top_cars"]
+    assert top is not None
+    assert lines[1].endswith(f", top_cars {top:.3f}")
+    assert second.bundle.metadata["metrics"]["test"]["top_cars"] == top
     train_split = second.splits[0]
     assert lines[2] == (
         f"  trained on {train_split.rows:,} events, {train_split.positives:,} positive, "

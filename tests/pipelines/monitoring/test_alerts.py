@@ -19,7 +19,6 @@ from apache_beam.utils.timestamp import Timestamp
 
 from models.quality.incidents import Alert, Incidents, Policy, advance, raise_alerts
 from models.quality.records import Finding, Verdict
-from pipelines.config import DIRECT, FN_API, make_pipeline
 from pipelines.monitoring.alerts import (
     AlertError,
     Alerting,
@@ -31,6 +30,7 @@ from pipelines.monitoring.alerts import (
     line_of,
     open_sink,
 )
+from pipelines.runners import make_pipeline
 from transforms.incidents import RaiseAlerts
 
 HOUR = 3_600_000_000
@@ -152,13 +152,12 @@ def test_every_incident_is_told_once_and_cleared_once():
             assert re.fullmatch("open (reminder )*clear", " ".join(events))
 
 
-@pytest.mark.parametrize("runner", [DIRECT, FN_API])
-def test_the_graph_raises_the_same_alerts(runner, tmp_path):
+def test_the_graph_raises_the_same_alerts(engine, tmp_path):
     verdicts = random_verdicts(3)
     _, expected = raise_alerts(verdicts, POLICY, "cards")
     random.Random(0).shuffle(verdicts)
     path = tmp_path / "alerts.jsonl"
-    with make_pipeline(runner, []) as pipeline:
+    with make_pipeline(engine, []) as pipeline:
         raised = pipeline | beam.Create(verdicts) | "Times" >> beam.Map(at_end_of_window) | RaiseAlerts("cards", POLICY)
         raised | SendAlerts((f"file:{path}",))
     assert path.read_bytes().splitlines() == [alert.to_json() for alert in expected]
@@ -258,6 +257,7 @@ def test_a_webhook_that_hangs_or_is_not_there_times_out():
 
 @pytest.mark.parametrize("answer", [None, 500])
 def test_a_failing_webhook_costs_nothing_but_its_own_alerts_and_shows_no_secret(answer, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
     path = tmp_path / "new" / "alerts.jsonl"
     alerts = [an_alert(number) for number in range(1, 6)]
     with endpoint(answer) as (url, _):
@@ -274,6 +274,30 @@ def test_a_failing_webhook_costs_nothing_but_its_own_alerts_and_shows_no_secret(
     assert errors
     assert all(re.match(r"webhook http://127.0.0.1:\d+(:| is behind| failed)", message) for message in errors)
     assert "s3cret" not in caplog.text
+
+
+def test_an_error_leads_to_no_secret():
+    with endpoint(404) as (url, _), pytest.raises(AlertError) as caught:
+        WebhookSink(url).send(an_alert())
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_a_sink_that_closes_does_not_wait_for_its_next_try():
+    with endpoint(500) as (url, received):
+        webhook = WebhookSink(url, tries=9, backoff_seconds=1000)
+        thread = threading.Thread(target=send_in_vain, args=(webhook,))
+        thread.start()
+        while not received:
+            time.sleep(0.01)
+        webhook.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(received) <= 2
+
+
+def send_in_vain(webhook):
+    with pytest.raises(AlertError, match="answered 500"):
+        webhook.send(an_alert())
 
 
 class StuckSink:

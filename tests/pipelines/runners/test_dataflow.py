@@ -19,9 +19,10 @@ from apache_beam.transforms.userstate import BagStateSpec
 
 from models.record import FORMAT, MARKS, RECORD_SCHEMA, SLICE
 from pipelines.brokers import BrokerError, open_broker
-from pipelines.config import DATAFLOW, GraphConfig, make_pipeline
+from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.results import read_success
+from pipelines.runners import DATAFLOW, make_pipeline
 from pipelines.runners.dataflow import DataflowError, describe_steps, dry_run, dry_run_options
 from pipelines.runners.profile import SELF_CONTAINED
 from pipelines.sinks.files import WriteFiles
@@ -71,7 +72,6 @@ def make_job(mode, args=ARGS, shards=8, options=dry_run_options):
     return pipeline
 
 
-@pytest.mark.parametrize("mode", ["batch", "stream"])
 def test_a_job_is_made_and_checked_without_a_network(mode):
     summary = dry_run(make_job(mode))
     assert summary.streaming == (mode == "stream")
@@ -90,13 +90,11 @@ def test_a_job_is_made_and_checked_without_a_network(mode):
     assert ("image", IMAGE) in summary.facts()
 
 
-@pytest.mark.parametrize("mode", ["batch", "stream"])
 def test_the_steps_that_an_update_goes_by_are_as_committed(mode):
     committed = (DEPLOY / f"steps.{mode}.tsv").read_text().splitlines()
     assert list(dry_run(make_job(mode)).steps) == committed
 
 
-@pytest.mark.parametrize("mode", ["batch", "stream"])
 def test_neither_shards_nor_a_second_build_change_a_step(mode):
     assert dry_run(make_job(mode, shards=2)).steps == dry_run(make_job(mode, shards=64)).steps
 

@@ -95,9 +95,9 @@ def run(graph: Graph, runner: Any = None, *options: str) -> Any:
     return ended
 
 
-def outcome(graph: Graph, runner: Any) -> list[Any]:
+def outcome(graph: Graph, runner: Any, *options: str) -> list[Any]:
     SEEN.clear()
-    run(graph, runner)
+    run(graph, runner, *options)
     return sorted(SEEN, key=repr)
 
 
@@ -436,7 +436,9 @@ GRAPHS: dict[str, Graph] = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_gives_what_fn_api_runner_gives(name: str) -> None:
     expected = outcome(GRAPHS[name], FnApiRunner())
-    assert repr(outcome(GRAPHS[name], InProcessRunner())) == repr(expected)
+    for workers in (1, 2, 4):
+        found = outcome(GRAPHS[name], InProcessRunner(), f"--direct_num_workers={workers}")
+        assert repr(found) == repr(expected), f"with {workers} workers"
     assert expected or name in ("nothing", "flatten nothing", "combine without default")
 
 

@@ -123,7 +123,7 @@ def test_the_engine_of_this_process_has_two_names(name):
 
 def test_options_that_the_engine_of_this_process_does_not_read_are_refused():
     make_pipeline(IN_PROCESS, ["--s3_region_name=eu", "--no_pipeline_type_check"])
-    for args in (["--direct_num_workers=4"], ["--streaming"], ["--temp_location", "x"], ["--nonsense"]):
+    for args in (["--direct_running_mode=in_memory"], ["--streaming"], ["--temp_location", "x"], ["--nonsense"]):
         name = args[0].partition("=")[0]
         with pytest.raises(RunnerError, match=f"{name} is none of headrace's options, and InProcessRunner does not"):
             make_pipeline(IN_PROCESS, args)

@@ -1,5 +1,6 @@
 """A sink's folder: what is another's stays, two runs do not meet in it, and a run that was cut off is done again."""
 
+import collections
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import sys
 import uuid
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import rich.console
@@ -18,7 +20,7 @@ from pipelines.cli.display import outcome_table
 from pipelines.jobs.quarantine import QuarantineError, settle_run
 from pipelines.report import report
 from pipelines.results import RunError
-from pipelines.sinks.files import count_reasons
+from pipelines.sinks.accounting import CountMismatch, check_counts, count_reasons
 from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
 from pipelines.sinks.publish import Written, check_sink, look_at, publish, sweep
 from tests.kit.support import ROOT, card_fraud, run_graph, transaction, write_rows
@@ -65,6 +67,47 @@ def check_listed(directory):
 
 FIRST = {"scores/a": b"1", "scores/b": b"2", "dead_letters/c": b"3", "quarantine/d": b"4"}
 SECOND = {"scores/a": b"5", "quality/e": b"6"}
+
+
+def test_rows_of_decisions_are_copied_to_their_folders(tmp_path):
+    rows = [transaction(n, TX_AMOUNT=10.25 + 7 * (n % 13)) for n in range(1500)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    routed = {"people": ("block", "review"), "nobody": ("none",)}
+    output = run_graph(tmp_path / "out", [source], routed=routed, shards=2, slice_us=86_400_000_000)
+    scores = output.scores.sort_by("TRANSACTION_ID")
+    wanted = scores.filter(pc.is_in(scores["decision"], pa.array(["block", "review"])))
+    assert 0 < len(wanted) < len(scores) == 1500
+    found = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "out" / "people").iterdir()))
+    assert found.sort_by("TRANSACTION_ID").equals(wanted)
+    assert not (tmp_path / "out" / "nobody").exists()
+    assert output.outcomes["routed to people"] == output.outcomes["due in people"] == len(wanted)
+    check_listed(tmp_path / "out")
+    again = run_graph(tmp_path / "other", [write_rows(tmp_path / "other.jsonl", rows[::-1])], routed=routed)
+    assert again.digest == output.digest
+    plain = run_graph(tmp_path / "plain", [source])
+    assert plain.scores.equals(output.scores)
+    assert not {name for name in plain.outcomes if "people" in name}
+
+
+def test_a_row_that_is_due_in_a_folder_and_not_there_is_told():
+    with pytest.raises(CountMismatch, match="3 rows are due in people, but 2 are there"):
+        check_counts(collections.Counter({"due in people": 3, "routed to people": 2}))
+
+
+def test_a_folder_of_decisions_is_a_runs_own_as_the_others_are(tmp_path):
+    (tmp_path / "people").mkdir()
+    (tmp_path / "people" / "mine").write_text("mine")
+    run(tmp_path, FIRST)  # its decisions have no folder, and this one is none of its business
+    with pytest.raises(SinkError, match="people/mine: was not written by a run"):
+        look_at(str(tmp_path), True, ["people"])
+    with pytest.raises(SinkError, match="people/mine: was not written by a run"):
+        run(tmp_path, {**FIRST, "people/a": b"1"}, replace=True)
+    (tmp_path / "people" / "mine").unlink()
+    run(tmp_path, {**FIRST, "people/a": b"1"}, OTHER, replace=True)
+    check_listed(tmp_path)
+    run(tmp_path, FIRST, SPEC, replace=True)
+    assert not list((tmp_path / "people").iterdir())
+    check_listed(tmp_path)
 
 
 def test_the_same_run_replaces_its_files_and_another_is_refused(tmp_path):
@@ -398,11 +441,11 @@ def test_files_are_the_same_written_in_one_part_or_in_many(tmp_path, monkeypatch
     rows = [transaction(n) for n in range(30)] + [b"{broken"] * 30
     source = write_rows(tmp_path / "e.jsonl", rows)
     whole = run_graph(tmp_path / "whole", [source])
-    monkeypatch.setattr("pipelines.sinks.files.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pipelines.sinks.encode.ROWS_AT_ONCE", 7)
     parts = run_graph(tmp_path / "parts", [source])
     assert parts.scores.equals(whole.scores)
     assert parts.dead_letters.equals(whole.dead_letters)
     assert parts.outcomes == whole.outcomes
-    (file,) = (tmp_path / "parts" / "scores").iterdir()
-    assert pq.read_metadata(file).num_row_groups == 5
+    files = sorted((tmp_path / "parts" / "scores").rglob("*.parquet"))
+    assert [pq.read_metadata(file).num_row_groups for file in files] == [4, 1]  # of 24 hours and of 6
     check_listed(tmp_path / "parts")

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from pipelines.config import DIRECT, GraphConfig
+from pipelines.config import GraphConfig
 from pipelines.jobs.score import run_graph as run_job
 from pipelines.results import RunError, read_success
+from pipelines.runners import DIRECT
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
 from pipelines.sinks.publish import Written, check_sink, publish

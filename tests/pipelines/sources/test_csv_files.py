@@ -21,7 +21,7 @@ from models.faults import RowFaults
 from models.project.contract import Contract, Field
 from models.project.project import load_project
 from models.record import COLUMNS, FORMAT, PAYLOAD, POSITION
-from pipelines.config import FN_API
+from pipelines.runners import FN_API
 from pipelines.sources import files, lines
 from pipelines.sources.files import read_split, split_file
 from tests.kit.support import DATA, run_graph

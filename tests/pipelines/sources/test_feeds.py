@@ -13,7 +13,7 @@ from models.batches import column, take_rows, without
 from models.decode import decode_once
 from models.project.contract import Contract
 from models.record import FAULTS, FORMAT, IS_HISTORY, MARKS, PAYLOAD, RECORDS, RecordType
-from pipelines.config import make_pipeline
+from pipelines.runners import make_pipeline
 from pipelines.sources.acknowledge import AfterJournal
 from pipelines.sources.feeds import Feed, Topic, feeds_of
 from pipelines.sources.files import ReadFiles, read_all

@@ -173,7 +173,7 @@ def test_marks_that_are_not_whole_are_refused(folder, damage, place):
         in_batch(folder)
 
 
-def test_segments_without_any_marks_are_a_source_of_a_batch(folder):
+def test_slices_without_any_marks_are_a_source_of_a_batch(folder):
     right = told(folder)[0]
     for path in folder.glob("*.marks"):
         path.unlink()

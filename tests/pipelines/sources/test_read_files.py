@@ -28,7 +28,7 @@ from models.decode import decode_batch
 from models.faults import RowFaults
 from models.project.contract import Contract, Field
 from models.record import COLUMNS, FORMAT, MARKS, PAYLOAD, POSITION, SLICE, SOURCE
-from pipelines.config import FN_API, make_pipeline
+from pipelines.runners import FN_API, make_pipeline
 from pipelines.sources import avro_blocks, files, lines
 from pipelines.sources import parquet as parquet_source
 from pipelines.sources.files import read_split, split_file

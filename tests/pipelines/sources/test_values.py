@@ -20,6 +20,7 @@ from pipelines.brokers.schema_registry import RegisteredSchema, RegistryDown, Sc
 from pipelines.sources import values
 from pipelines.sources.values import (
     AvroValues,
+    BrokerValues,
     JsonValues,
     RegistryValues,
     attribute_times_us,
@@ -140,6 +141,28 @@ def test_the_wire_format_is_split_by_schema():
     reader.split([wire(7, b"x"), wire(300, b"x"), wire(8, b"x")])
     assert registry.asked == asked
     assert reader.split([]) == []
+
+
+def test_what_a_broker_keeps_of_each_message_is_split_by_schema():
+    versions = [RegisteredSchema(0, FIRST, 0), RegisteredSchema(1, SECOND, 1), RegisteredSchema(2, FIRST, 2, "JSON")]
+    reader = BrokerValues(lambda: versions)
+    row = {"id": "a", "at": 1000, "amount": 2.5}
+    recursive = RegisteredSchema(3, record(("self", ["null", "Order"])), 3)
+    schemas = [versions[0], versions[2], None, versions[0], recursive]
+    payloads = [datum(FIRST, row), json.dumps(row).encode(), b"x", b"\xff", b"x"]
+    groups = {tuple(group.rows.tolist()): group for group in reader.split(payloads, schemas)}
+    assert groups.keys() == {(0, 3), (1,), (2,), (4,)}
+    assert groups[0, 3].metadata == {FORMAT: b"avro", COLUMNS: json.dumps(FIRST).encode()}
+    assert groups[1,].metadata == {FORMAT: b"json"}
+    assert b"no schema of Avro or JSON" in groups[2,].metadata[COLUMNS]
+    assert b"schema 3: a recursive" in groups[4,].metadata[COLUMNS]
+    assert decode(groups[0, 3])[1].bad.tolist() == [False, True]
+    assert [group.metadata[FORMAT] for group in reader.split(payloads)] == [b"unreadable"]  # none is told
+    assert reader.split([], []) == []
+    with pytest.raises(ContractMismatch, match="schema version 0, field amount: is not there"):
+        BrokerValues(lambda: [RegisteredSchema(0, record(("id", "string"), ("at", "long")), 0)]).check(CONTRACT)
+    timed = record(("id", "string"), ("at", {"type": "long", "logicalType": "timestamp-millis"}), ("amount", "double"))
+    BrokerValues(lambda: [RegisteredSchema(0, timed, 0, "JSON")]).check(CONTRACT)  # JSON has the number alone
 
 
 @given(st.lists(st.one_of(st.binary(max_size=12), st.builds(wire, st.sampled_from([0, 1, 2**31 - 1]), st.binary()))))

@@ -1,0 +1,404 @@
+"""Nights: runs of a day each, one from the state of the other, leave what one run over all leaves, bit for bit."""
+
+import io
+import json
+import pathlib
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.config import RunSpec
+from pipelines.jobs import nightly
+from pipelines.jobs.nightly import find_missing, name_of, run_nights
+from pipelines.jobs.score import score_files
+from pipelines.results import RunError, read_success
+from pipelines.runners import DIRECT
+from pipelines.sinks.folder import Folder, SinkError
+from pipelines.sinks.state import StateError
+from tests.kit.bundles import AnyBundle
+from tests.kit.declared import declared
+from tests.kit.support import tiny_scorer, write_rows
+
+pytestmark = pytest.mark.slow
+
+SCHEMA = """
+feature { name: "id" type: INT presence { min_fraction: 1.0 } }
+feature { name: "at" type: INT presence { min_fraction: 1.0 } time_domain { integer_format: UNIX_SECONDS } }
+feature { name: "card" type: INT presence { min_fraction: 1.0 } }
+feature { name: "shop" type: BYTES presence { min_fraction: 1.0 } }
+feature { name: "amount" type: FLOAT }
+feature { name: "fraud" type: INT int_domain { min: 0 max: 1 } }
+"""
+TEXT = """
+name: shops
+schema: schema.pbtxt
+event: {id: id, time: at, deduplicate_within: 3d}
+entities: {card: card, shop: shop}
+label: {field: fraud, delay: 1d, events: {time: seen}}
+fixed_point: {amount: 2}
+features:
+  row: {large: amount > 50}
+  rolling:
+    - entity: card
+      windows: {3D: 3d}
+      features: {"card_n_{window}": count, "card_mean_{window}": mean(amount), "card_last_{window}": last(amount)}
+    - entity: shop
+      delay: 1d
+      windows: {5D: 5d}
+      features: {"shop_n_{window}": count, "risk_{window}": rate(fraud)}
+aggregates:
+  daily: {period: day, by: [shop], columns: {events: count, spent: sum(amount)}}
+  weekly: {period: week, columns: {events: count, cards: distinct(card)}}
+model: {inputs: [amount, large, card_n_3D, card_mean_3D, card_last_3D, shop_n_5D, risk_5D]}
+decisions:
+  - {action: block, at_least: 0.6}
+  - {action: approve, at_least: 0.0}
+quality: {window: 2d, min_rows: 30, gate: warn, alert_cool_down: 1d}
+"""
+PROJECT = declared(TEXT, SCHEMA)
+SCORER = tiny_scorer(PROJECT.model.inputs)
+START = 1_543_622_400  # 1 December 2018
+DAY = 86_400
+DAYS = 6
+
+
+def day(number):
+    return f"2018-12-{1 + number:02d}"
+
+
+def make_days(seed=0, events=60):
+    """By day, what its files hold: events, some twice, some broken, and labels that are known up to three days later."""
+    chosen = random.Random(seed)
+    rows, labels = [[] for _ in range(DAYS)], [[] for _ in range(DAYS)]
+    for number in range(DAYS * events):
+        of = number // events
+        at = START + of * DAY + chosen.choice([0, DAY - 1, *(chosen.randrange(DAY) for _ in range(20))])
+        shop = f"shop {chosen.randrange(4)}"
+        row = {
+            "id": number,
+            "at": at,
+            "card": chosen.randrange(7),
+            "shop": shop,
+            "amount": chosen.randrange(9999) / 100,
+        }
+        rows[of].append(row)
+        if chosen.random() < 0.05:
+            rows[min(DAYS - 1, of + chosen.randrange(2))].append({**row, "at": at + chosen.randrange(2) * DAY})
+        if chosen.random() < 0.05:
+            rows[of].append({**row, "id": 10_000 + number, "shop": None})
+        if chosen.random() < 0.02:
+            rows[of].append(b"{not json")
+        if chosen.random() < 0.6:
+            seen = at + chosen.randrange(3 * DAY)
+            if (known := (seen - START) // DAY) < DAYS:
+                labels[known].append({"id": number, "fraud": int(chosen.random() < 0.2), "seen": seen})
+    # A message of the next day is in the file of the day before.
+    rows[2].append(rows[3].pop())
+    return rows, labels
+
+
+class Shop:
+    """Folders of files, of sinks and of states."""
+
+    def __init__(self, folder, days=None):
+        self.folder = folder
+        self.rows, self.labels = days or make_days()
+
+    def write(self, numbers, name=""):
+        for number in numbers:
+            for kind, days in (("events", self.rows), ("labels", self.labels)):
+                (self.folder / kind).mkdir(parents=True, exist_ok=True)
+                write_rows(self.folder / kind / f"{day(number)}{name}.jsonl", days[number])
+
+    def spec(self, sink, **options):
+        return RunSpec(
+            PROJECT,
+            (str(self.folder / "events" / "*.jsonl"),),
+            str(self.folder / sink),
+            labels=(str(self.folder / "labels" / "*.jsonl"),),
+            **{"lateness": "2d", **options},
+        )
+
+    def run(self, sink, **options):
+        return score_files(self.spec(sink, **options), AnyBundle(), SCORER)
+
+    def night(self, number, sink="nights", state="state", **options):
+        return self.run(sink, day=day(number), state=str(self.folder / state), **options)
+
+    def whole(self, sink="whole", **options):
+        return self.run(sink, score_from=day(0), score_to=day(DAYS), **options)
+
+
+def contents(folder):
+    """What a sink holds: files by their places, dead letters without a time as rows, and no baseline."""
+    found, untimed = {}, []
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        place = str(path.relative_to(folder))
+        if not path.is_file() or place.startswith((".", "_")):
+            continue
+        if "HIVE_DEFAULT" in place:
+            untimed += [sorted(row.items(), key=str) for row in pq.ParquetFile(path).read().to_pylist()]
+        else:
+            found[place] = path.read_bytes()
+    return found, sorted(untimed, key=str)
+
+
+def assert_same(one, other):
+    (files, untimed), (others, others_untimed) = contents(one), contents(other)
+    assert sorted(files) == sorted(others)
+    for place, content in files.items():
+        assert content == others[place], place
+    assert untimed == others_untimed
+    assert any(place.startswith("quality/") for place in files)
+    assert any(place.startswith("aggregates/weekly/") for place in files)
+
+
+def events_read(sink):
+    return json.loads((sink / "_SUCCESS.json").read_text())["events"]["read"]
+
+
+@pytest.mark.parametrize(("runner", "shards"), [(DIRECT, [1]), (DIRECT, [1, 3, 2])])
+def test_nights_equal_one_run(tmp_path, runner, shards):
+    shop = Shop(tmp_path)
+    for number in range(DAYS):
+        shop.write([number])
+        shop.night(number, runner=runner, shards=shards[number % len(shards)])
+    shop.whole()
+    assert_same(tmp_path / "nights", tmp_path / "whole")
+    assert events_read(tmp_path / "nights") < events_read(tmp_path / "whole") / 2
+
+
+def test_a_run_over_days_before_equals_nights(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write(range(4))
+    shop.run("nights", score_from=day(0), score_to=day(4), state=str(tmp_path / "state"))
+    for number in range(4, DAYS):
+        shop.write([number])
+        shop.night(number)
+    shop.whole()
+    assert_same(tmp_path / "nights", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_late_files_and_labels_change_the_days_that_they_touch(tmp_path, seed):
+    rows, labels = make_days(seed)
+    chosen = random.Random(seed)
+    late = [[] for _ in range(DAYS)], [[] for _ in range(DAYS)]
+    shop = Shop(tmp_path, (rows, labels))
+    for days, left in zip((shop.rows, shop.labels), late, strict=True):
+        for number in range(DAYS):
+            left[number] += [row for row in days[number] if chosen.random() < 0.1]
+            days[number] = [row for row in days[number] if row not in left[number]]
+    for number in range(DAYS):
+        shop.write([number])
+        if number and number != 2:  # what is of the day before, or of two before
+            for kind, left in zip(("events", "labels"), late, strict=True):
+                found = [*left[number - 1], *(left[number - 2] if number == 3 else [])]
+                write_rows(tmp_path / kind / f"{day(number)}-late.jsonl", found)
+        shop.night(number)
+    for kind, left in zip(("events", "labels"), late, strict=True):
+        write_rows(tmp_path / kind / "last-late.jsonl", left[DAYS - 1])
+    shop.night(DAYS - 1)
+    shop.whole()
+    assert_same(tmp_path / "nights", tmp_path / "whole")
+
+
+def test_a_night_that_is_run_again_changes_nothing(tmp_path):
+    shop = Shop(tmp_path)
+    for number in range(4):
+        shop.write([number])
+        shop.night(number)
+    before = contents(tmp_path / "nights")
+    said = (tmp_path / "nights" / "_SUCCESS.json").read_bytes()
+    states = {path: path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()}
+    shop.night(3)
+    assert contents(tmp_path / "nights") == before
+    assert (tmp_path / "nights" / "_SUCCESS.json").read_bytes() == said
+    assert {path: path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()} == states
+
+
+def test_states_that_no_late_file_needs_are_forgotten(tmp_path):
+    shop = Shop(tmp_path)
+    for number in range(4):
+        shop.write([number])
+        shop.night(number)
+    foreign = tmp_path / "state" / "until=2018-12-01T000000Z"
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        f"until={day(number)}T000000Z" for number in (2, 3, 4)
+    ]
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("mine")
+    shop.write([4])
+    shop.night(4)
+    assert (foreign / "mine.txt").read_text() == "mine"
+
+
+def test_what_is_later_than_the_lateness_is_a_dead_letter(tmp_path):
+    shop = Shop(tmp_path)
+    for number in range(5):
+        shop.write([number])
+        shop.night(number)
+    row = {"id": 77_777, "at": START + DAY, "card": 1, "shop": "shop 1", "amount": 1.0}
+    write_rows(tmp_path / "events" / "too-late.jsonl", [row])
+    before, _ = contents(tmp_path / "nights")
+    shop.write([5])
+    shop.night(5)
+    after, untimed = contents(tmp_path / "nights")
+    assert {place: after[place] for place in before if "baseline" not in place} == before
+    assert any("later than --lateness allows" in str(letter) and "77777" in str(letter) for letter in untimed)
+
+
+def test_a_day_replaces_itself_alone(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write(range(DAYS))
+    shop.run("out", day=day(2))
+    before, _ = contents(tmp_path / "out")
+    shop.run("out", day=day(4))
+    shop.run("out", day=day(3))
+    after, _ = contents(tmp_path / "out")
+    assert {place: after[place] for place in before if "baseline" not in place} == {
+        place: content for place, content in before.items() if "baseline" not in place
+    }
+    days = {path.name for path in (tmp_path / "out" / "scores").iterdir()}
+    assert days == {f"event_day={day(number)}" for number in (2, 3, 4)}
+    shop.whole()
+    whole, _ = contents(tmp_path / "whole")
+    for place, content in after.items():
+        if place.startswith("scores"):  # no window was judged before
+            rows, others = (pq.read_table(io.BytesIO(each)).drop(["verdict_id"]) for each in (content, whole[place]))
+            assert rows.equals(others)
+        elif place.startswith("dead_letters"):
+            assert content == whole[place], place
+    scores = pq.read_table(tmp_path / "out" / "scores")
+    assert set(scores["event_day"].to_pylist()) == {day(number) for number in (2, 3, 4)}
+
+
+def test_a_file_of_another_in_the_way_is_an_error_before_anything_runs(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write(range(DAYS))
+    shop.run("out", day=day(2))
+    mine = tmp_path / "out" / "scores" / f"event_day={day(2)}" / "mine.parquet"
+    mine.write_bytes(b"mine")
+    for options in ({"day": day(2)}, {"day": day(3)}, {"replace": True}):
+        with pytest.raises(SinkError, match="mine.parquet: was not written by a run"):
+            shop.run("out", **options)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_a_state_of_other_features_is_refused(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write([0])
+    shop.night(0)
+    shop.write([1])
+    other = declared(TEXT.replace("3D: 3d", "3D: 4d"), SCHEMA)
+    spec = RunSpec(
+        other,
+        (str(tmp_path / "events" / "*.jsonl"),),
+        str(tmp_path / "nights"),
+        labels=(str(tmp_path / "labels" / "*.jsonl"),),
+        day=day(1),
+        state=str(tmp_path / "state"),
+    )
+    with pytest.raises(StateError, match="other features.*name an empty folder"):
+        score_files(spec, AnyBundle(), SCORER)
+
+
+def test_a_file_that_changed_since_is_an_error(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write([0])
+    shop.night(0)
+    shop.rows[0].append(shop.rows[0][0])
+    shop.write([0, 1])
+    with pytest.raises(StateError, match="has changed since it was read"):
+        shop.night(1)
+
+
+def test_a_state_that_was_changed_is_an_error(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write([0])
+    shop.night(0)
+    for file in (tmp_path / "state").rglob("windows-of-card*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    shop.write([1])
+    with pytest.raises(StateError, match="was changed since a run wrote it"):
+        shop.night(1)
+
+
+def test_spans_tell_of_which_time_a_sink_has_all(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write(range(DAYS))
+
+    def spans():
+        return [[text and text[:10] for text in span] for span in read_success(str(tmp_path / "out"))["spans"]]
+
+    shop.run("out", day=day(1))
+    shop.run("out", day=day(4))
+    assert spans() == [[day(1), day(2)], [day(4), day(5)]]
+    shop.run("out", score_from=day(2), score_to=day(4))
+    assert spans() == [[day(1), day(5)]]
+    shop.run("out", score_from=day(0), score_to=day(2), replace=True)
+    assert spans() == [[day(0), day(2)]]
+    shop.run("out", replace=True)
+    assert spans() == [[None, None]]
+
+
+def test_missing_days_are_scored_and_one_that_fails_keeps_no_other_from_it(tmp_path, monkeypatch):
+    shop = Shop(tmp_path)
+    shop.write(range(DAYS))
+    spec = shop.spec("nights", state=str(tmp_path / "state"))
+    whole = time_us(0), time_us(DAYS)
+    with pytest.raises(RunError, match="say with --from"):
+        find_missing(spec, None, whole[1])
+    broken = nightly.score_files
+    monkeypatch.setattr(nightly, "score_files", lambda spec, *rest: fail_on(day(2), spec) or broken(spec, *rest))
+    nights = list(run_nights(spec, find_missing(spec, *whole), AnyBundle(), SCORER))
+    assert [night.name for night in nights if night.error] == [day(2)]
+    monkeypatch.undo()
+    missing = find_missing(spec, None, whole[1])
+    assert [name_of(span, PROJECT.partitions) for span in missing] == [f"{day(2)} to {day(DAYS - 1)}"]
+    assert all(night.result for night in run_nights(spec, missing, AnyBundle(), SCORER))
+    assert find_missing(spec, *whole) == []
+    shop.whole()
+    assert_same(tmp_path / "nights", tmp_path / "whole")
+
+
+def fail_on(name, spec):
+    if spec.score_from.startswith(name):
+        raise SinkError(f"{name}: no space left")
+
+
+def time_us(number):
+    return (START + number * DAY) * 1_000_000
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+@pytest.mark.parametrize("where", ["sink", "state"])
+def test_a_night_that_is_cut_off_as_it_publishes_is_run_again(tmp_path, monkeypatch, where, moves):
+    shop = Shop(tmp_path, make_days(events=30))
+    left = []
+    move = Folder.move
+
+    def cut_off(folder, pairs):
+        if folder.path.endswith("nights" if where == "sink" else "state") and left:
+            left.pop()
+            if not left:
+                raise ZeroDivisionError("cut off")
+        for pair in pairs:
+            move(folder, [pair])
+
+    monkeypatch.setattr(Folder, "move", cut_off)
+    for number in range(3):
+        shop.write([number])
+        if number == 1:
+            left[:] = [None] * (moves + 1)
+            with pytest.raises(Exception, match="cut off"):
+                shop.night(number)
+            left.clear()
+        shop.night(number)
+    shop.run("whole", score_from=day(0), score_to=day(3))
+    files, untimed = contents(tmp_path / "nights")
+    assert (files, untimed) == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob("*/.staging-*"))
