@@ -1,6 +1,7 @@
 """Benchmarks of a running stream as a black box; each sub-command prints one Markdown table.
 
-    python benchmarks/stream.py sustained | latency | catchup | state | soak | peers  [-- options of headrace run]
+    python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions
+        [-- options of headrace run]
 
 A broker, `headrace run`, a publisher and a reader run in a process each, on this machine. The model is trained
 first on the card transactions. Events are published by a schedule that does not wait for the stream. Latency is
@@ -22,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from stream import beside as comparing_brokers
 from stream import catchup as catching_up
 from stream import peers as comparing
 from stream.events import Defects, write_history
@@ -34,6 +36,7 @@ HERE = pathlib.Path(__file__).parent
 RATES = (2000, 4000, 8000, 10_000, 12_000, 16_000, 20_000, 24_000, 32_000)
 MOST_SECONDS = 1.0  # of p99, for a rate to count as sustained
 LATENCIES = ("p50", "p90", "p99", "p99.9", "max")
+CLIENTS = {"pubsub": "grpcio", "pulsar": "pulsar-client"}
 CORES = ("stream", "broker", "publisher", "reader")
 
 
@@ -153,6 +156,16 @@ def peers(asked: argparse.Namespace, setting: Setting) -> None:
     comparing.compare(setting, asked.rows, asked.venv, asked.sides, say)
 
 
+def beside(asked: argparse.Namespace, setting: Setting) -> None:
+    """Pub/Sub, Kafka with and without transactions, Pulsar and Quix on Kafka, in turns of one run."""
+    comparing_brokers.compare(setting, asked.rows, asked.times, asked.venv, say)
+
+
+def transactions(asked: argparse.Namespace, setting: Setting) -> None:
+    """What --transactional costs at a steady rate."""
+    comparing_brokers.transactions(setting, asked.rate, asked.seconds, asked.times, say)
+
+
 def peak(found: Measured) -> float:
     return max(mib for _, mib in found.memory if mib == mib)
 
@@ -176,8 +189,8 @@ def parse() -> argparse.Namespace:
         made = commands.add_parser(run.__name__, help=(run.__doc__ or "").partition("\n")[0], description=run.__doc__)
         made.set_defaults(run=run)
         made.add_argument("--data", type=pathlib.Path, default=HERE.parents[1] / "shared/data/card_transactions")
-        made.add_argument("--broker", choices=("pubsub", "kafka"), default="pubsub")
-        made.add_argument("--partitions", type=int, default=4, help="of the events, in Kafka")
+        made.add_argument("--broker", choices=("pubsub", "kafka", "kafka-mock", "pulsar"), default="pubsub")
+        made.add_argument("--partitions", type=int, default=4, help="of the topics, in Kafka and Pulsar")
         made.add_argument("--allowance", type=float, default=allowance, help="seconds of disorder that are waited for")
         made.add_argument("--journal", action="store_true", help="keep a journal, as a stream in earnest does")
         return made
@@ -203,6 +216,14 @@ def parse() -> argparse.Namespace:
     one.add_argument("--rows", type=int, default=200_000)
     one.add_argument("--venv", type=pathlib.Path, help="environment of the peers; made where it is not")
     one.add_argument("--sides", nargs="+", choices=comparing.SIDES, default=list(comparing.SIDES))
+    one = command(beside)
+    one.add_argument("--rows", type=int, default=50_000)
+    one.add_argument("--times", type=int, default=3)
+    one.add_argument("--venv", type=pathlib.Path, help="environment with Quix Streams; without, it is left out")
+    one = command(transactions)
+    one.add_argument("--rate", type=float, default=1000)
+    one.add_argument("--seconds", type=float, default=20)
+    one.add_argument("--times", type=int, default=3)
     asked = parser.parse_args(line[:cut])
     asked.rest = line[cut + 1 :]
     return asked
@@ -226,7 +247,7 @@ def prepared(asked: argparse.Namespace) -> Iterator[Setting]:
 
 def about(asked: argparse.Namespace) -> str:
     """The command and the versions that a figure needs to be understood."""
-    names = ["apache-beam", "pyarrow", "numpy", "xgboost", "confluent-kafka" if asked.broker == "kafka" else "grpcio"]
+    names = ["apache-beam", "pyarrow", "numpy", "xgboost", CLIENTS.get(asked.broker, "confluent-kafka")]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     load = os.getloadavg()[0]
     return (

@@ -34,8 +34,8 @@ class Drained:
 
 def drain(setting: Setting, rows: int) -> Drained:
     """Publish the file's first rows with their own times, then start the stream and wait for all scores."""
-    if setting.broker == "kafka":
-        raise Failed("the Kafka mock keeps 5 MB of a partition only, so it holds no backlog: use --broker pubsub")
+    if setting.broker == "kafka-mock":
+        raise Failed("the Kafka mock keeps 5 MB of a partition only, so it holds no backlog: use another --broker")
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-stream-")))
         topics = stack.enter_context(serving(setting.broker, folder, setting.partitions))

@@ -24,7 +24,7 @@ from .catchup import drain, read_rate
 from .events import write_json
 from .figures import markdown
 from .measure import Setting
-from .processes import PROJECT, Failed, headrace, started, usage
+from .processes import PROJECT, Failed, headrace, kafka, started, usage
 
 SIDES = ("bytewax", "bytewax-batch", "quix")
 REQUIREMENTS = ("bytewax==0.21.1", "quixstreams==3.28.1", "xgboost==3.2.0", "numpy==1.26.4", "orjson==3.13.0")
@@ -61,14 +61,15 @@ def compare(setting: Setting, rows: int, venv: pathlib.Path | None, sides: Seque
         drained = drain(setting, rows)
         ours = drained.rate
         table: list[list[Any]] = [
-            ["headrace, a backlog, Pub/Sub to Pub/Sub", rows, ours, 1.0, drained.peak, "-"],
+            [f"headrace, a backlog, {BROKERS[setting.broker]}", rows, ours, 1.0, drained.peak, "-"],
             ["headrace, batch, file to file", rows, batch, ours / batch, "-", "-"],
         ]
         for side in sides:
             say(f"{side}, {rows:,} events")
-            ran = run(side, python, folder, model, events)
+            ran = run(side, setting.broker, python, folder, model, events)
             agreement = agree(wanted, ran.rows)
-            table.append([NAMES[side], rows, rows / ran.seconds, ours * ran.seconds / rows, ran.peak, agreement])
+            name = NAMES[side].format(BROKERS[kafka_of(setting.broker)])
+            table.append([name, rows, rows / ran.seconds, ours * ran.seconds / rows, ran.peak, agreement])
         header = ["side", "events", "events/s", "headrace is … times as fast", "peak MiB", "features and scores"]
         print(markdown(header, table))
         print(f"\n{', '.join(REQUIREMENTS)}; one worker each; start-up is left out.")
@@ -77,8 +78,14 @@ def compare(setting: Setting, rows: int, venv: pathlib.Path | None, sides: Seque
 NAMES = {
     "bytewax": "Bytewax, file to file, each event scored alone",
     "bytewax-batch": "Bytewax, file to file, batches of the source scored",
-    "quix": "Quix Streams, Kafka mock to Kafka mock, RocksDB state",
+    "quix": "Quix Streams, {}, RocksDB state",
 }
+BROKERS = {"pubsub": "Pub/Sub to Pub/Sub", "kafka": "Kafka to Kafka", "kafka-mock": "Kafka mock to Kafka mock"}
+
+
+def kafka_of(broker: str) -> str:
+    """Which Kafka Quix runs on: the stream's own, or the mock beside another broker."""
+    return "kafka" if broker == "kafka" else "kafka-mock"
 
 
 def environment(venv: pathlib.Path, say: Say) -> pathlib.Path:
@@ -91,8 +98,12 @@ def environment(venv: pathlib.Path, say: Say) -> pathlib.Path:
     return python
 
 
-def run(side: str, python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, events: pathlib.Path) -> Ran:
-    return quix(python, folder, model, events) if side == "quix" else bytewax(python, folder, model, events, side)
+def run(
+    side: str, broker: str, python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, events: pathlib.Path
+) -> Ran:
+    if side == "quix":
+        return quix(kafka_of(broker), python, folder, model, events)
+    return bytewax(python, folder, model, events, side)
 
 
 def bytewax(python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, events: pathlib.Path, side: str) -> Ran:
@@ -107,13 +118,9 @@ def bytewax(python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, eve
         return Ran(said["seconds"], said["peak_mib"], by_id(lines))
 
 
-def quix(python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, events: pathlib.Path) -> Ran:
-    """Feed the topic as fast as the scores come, but no further ahead than the mock keeps."""
-    mock = pathlib.Path(__file__).with_name("kafka_mock.py")
-    command = [sys.executable, str(mock), "events:1", "scores:1"]
-    with started(command, folder / "mock.log", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cluster:
-        assert cluster.stdout is not None
-        address = cluster.stdout.readline().strip()
+def quix(kind: str, python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, events: pathlib.Path) -> Ran:
+    """Feed the topic as fast as the scores come, with a mock no further ahead than it keeps."""
+    with kafka(kind, folder, {"events": 1, "scores": 1}) as (_, address):
         command = [str(python), str(PEERS / "quix_fraud.py"), address, str(model), str(folder / "state")]
         log = folder / "quix.log"
         with started(command, log, cwd=folder, stdout=subprocess.DEVNULL) as app:
@@ -122,12 +129,13 @@ def quix(python: pathlib.Path, folder: pathlib.Path, model: pathlib.Path, events
             reader = confluent_kafka.Consumer({**settings, "group.id": "reader", "auto.offset.reset": "earliest"})
             reader.subscribe(["scores"])
             lines = events.read_bytes().splitlines()
+            ahead = AHEAD if kind == "kafka-mock" else len(lines)
             customers = [re.search(rb'"CUSTOMER_ID":(\d+)', line) for line in lines]
             payloads: list[bytes] = []
             sent, peak, first, last = 0, 0.0, 0.0, time.monotonic()
             before = 0
             while len(payloads) < len(lines):
-                for place in range(sent, min(len(lines), len(payloads) + AHEAD)):
+                for place in range(sent, min(len(lines), len(payloads) + ahead)):
                     match = customers[place]
                     producer.produce("events", lines[place], key=match[1] if match else None)
                     sent += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import pathlib
@@ -18,12 +19,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from . import load
 from .events import Bool, Int64
 
 HEADRACE = pathlib.Path(sys.executable).with_name("headrace")
-PROJECT = pathlib.Path(__file__).parents[2] / "examples" / "card_fraud"
+ROOT = pathlib.Path(__file__).parents[2]
+PROJECT = ROOT / "examples" / "card_fraud"
+BROKER = ROOT / "deploy" / "kafka" / "broker.py"
+PULSAR = ROOT / "deploy" / "pulsar" / "broker.py"
 ADDRESS = re.compile(r"\b127\.0\.0\.1:\d+")
 TICKS = os.sysconf("SC_CLK_TCK")
 OUT_PARTITIONS = 64  # the mock keeps 5 MB of each
@@ -105,32 +110,85 @@ class Topics:
 
 @contextlib.contextmanager
 def serving(kind: str, folder: pathlib.Path, partitions: int) -> Iterator[Topics]:
-    """A fresh broker on a random port: the embedded Pub/Sub, or a Kafka mock cluster."""
+    """A fresh broker on a random port: the embedded Pub/Sub, a real Kafka or Pulsar, or librdkafka's mock."""
     names = ("events", "scores", "dead")
     if kind == "pubsub":
         command = [str(HEADRACE), "pubsub", "--port", "0"]
         command += [part for name in names for part in ("--topic", f"demo/{name}:{name}")]
         command += [part for name in QUALITY for part in ("--topic", f"demo/{name}")]
-    else:
-        command = [sys.executable, str(pathlib.Path(__file__).with_name("kafka_mock.py"))]
-        command += [f"events:{partitions}", f"scores:{OUT_PARTITIONS}", f"dead:{OUT_PARTITIONS}"]
-        command += [f"{name}:1" for name in QUALITY]
+        with child(command, folder) as (pid, address):
+            os.environ["PUBSUB_EMULATOR_HOST"] = address
+            yield Topics(pid, *[uri for name in names for uri in [f"pubsub://demo/{name}"] * 2])
+        return
+    if kind == "pulsar":
+        topics = {name: partitions for name in names} | dict.fromkeys(QUALITY, 1)
+        with pulsar(folder, topics) as (pid, address):
+            place = f"pulsar://{address}/public/default"
+            uris = [f"{place}/{name}{end}" for name in names for end in ("", f"?subscription={name}-reader")]
+            yield Topics(pid, *uris)
+        return
+    out = OUT_PARTITIONS if kind == "kafka-mock" else partitions
+    topics = {"events": partitions, "scores": out, "dead": out, **dict.fromkeys(QUALITY, 1)}
+    config = folder / "kafka.properties"
+    # The mock lets a fetch that finds nothing wait to its end, even if something comes meanwhile.
+    config.write_text("fetch.wait.max.ms=10\n" if kind == "kafka-mock" else "")
+    os.environ["HEADRACE_KAFKA_CONFIG"] = str(config)
+    with kafka(kind, folder, topics) as (pid, address):
+        uris = [f"kafka://{address}/{name}{end}" for name in names for end in ("", f"?group={name}-reader")]
+        try:
+            yield Topics(pid, *uris)
+        finally:
+            del os.environ["HEADRACE_KAFKA_CONFIG"]
+
+
+@contextlib.contextmanager
+def kafka(kind: str, folder: pathlib.Path, topics: dict[str, int]) -> Iterator[tuple[int, str]]:
+    """The process id and address of a fresh Kafka with topics of so many partitions, a real one or the mock."""
+    if kind == "kafka-mock":
+        mock = str(pathlib.Path(__file__).with_name("kafka_mock.py"))
+        with child([sys.executable, mock, *(f"{name}:{each}" for name, each in topics.items())], folder) as running:
+            yield running
+        return
+    command = [sys.executable, str(BROKER), "--folder", str(folder / "kafka"), "--port", "0"]
+    done = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"the broker did not start:\n{done.stderr[-3000:]}")
+    try:
+        address = done.stdout.strip()
+        admin = AdminClient({"bootstrap.servers": address})  # its answers come as long as it is held
+        made = admin.create_topics([NewTopic(name, each, 1) for name, each in topics.items()])
+        for each in made.values():
+            each.result(30)
+        yield json.loads((folder / "kafka" / "broker.json").read_text())["pid"], address
+    finally:
+        subprocess.run([*command, "stop"], check=True)
+
+
+@contextlib.contextmanager
+def pulsar(folder: pathlib.Path, topics: dict[str, int]) -> Iterator[tuple[int, str]]:
+    """The process id and address of a fresh Pulsar with topics of so many partitions."""
+    command = [sys.executable, str(PULSAR)]
+    made = [part for name, each in topics.items() for part in ("--topic", f"public/default/{name}:{each}")]
+    run = folder / "pulsar"
+    done = subprocess.run([*command, "start", "--folder", str(run), *made], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"the broker did not start:\n{done.stderr[-3000:]}")
+    try:
+        yield json.loads((run / "broker.json").read_text())["pid"], done.stdout.split()[0].removeprefix("pulsar://")
+    finally:
+        subprocess.run([*command, "stop", "--folder", str(run)], check=True)
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], folder: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """A broker that ends with its standard input, and prints its address."""
     log = folder / "broker.log"
     with started(command, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         match = ADDRESS.search(process.stdout.readline())
         if match is None:
             raise Failed(f"the broker did not start:\n{log.read_text()[-3000:]}")
-        if kind == "pubsub":
-            os.environ["PUBSUB_EMULATOR_HOST"] = match[0]
-            uris = [uri for name in names for uri in [f"pubsub://demo/{name}"] * 2]
-        else:
-            uris = [f"kafka://{match[0]}/{name}{end}" for name in names for end in ("", f"?group={name}-reader")]
-            # The mock lets a fetch that finds nothing wait to its end, even if something comes meanwhile.
-            config = folder / "kafka.properties"
-            config.write_text("fetch.wait.max.ms=10\n")
-            os.environ["HEADRACE_KAFKA_CONFIG"] = str(config)
-        yield Topics(process.pid, *uris)
+        yield process.pid, match[0]
 
 
 @contextlib.contextmanager
