@@ -21,6 +21,8 @@ $(VENV)/.installed: $(LOCK) setup.py $(VENV)/uv/bin/uv
 	test -x $(BIN)/python || $(VENV)/uv/bin/uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	$(VENV)/uv/bin/uv pip sync --quiet --require-hashes --python $(BIN)/python $(LOCK)
 	$(VENV)/uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python requirements/compile.py runs & runs=$$!; \
+	  $(BIN)/python requirements/compile.py streams && wait $$runs
 	touch $@
 
 # A file's tests run in one process, as they share what is slow to make; WORKERS=0 runs all in one.
@@ -66,7 +68,7 @@ k8s-schemas: setup
 
 COMPILE = $(VENV)/uv/bin/uv pip compile --override requirements/overrides.txt --generate-hashes --no-emit-index-url \
   --no-emit-find-links --upgrade --quiet --custom-compile-command "make lock"
-ALL_IN = requirements/core.in requirements/tfdv.in requirements/dev.in
+ALL_IN = requirements/core.in requirements/models.in requirements/tfdv.in requirements/dev.in
 
 lock: $(VENV)/uv/bin/uv
 	$(COMPILE) $(ALL_IN) --override requirements/overrides-py311.txt --python-version 3.11 \
@@ -79,3 +81,6 @@ clean:
 	rm -rf $(VENV) build demo-output *.egg-info
 
 include deploy/flink.mk
+include deploy/kafka.mk
+include deploy/pulsar.mk
+include deploy/registry.mk
