@@ -113,7 +113,7 @@ class Pulsar:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and _alive(self.pid):
             with contextlib.suppress(OSError, urllib.error.URLError):
-                if "public/default" in self.ask("GET", "namespaces/public"):
+                if "public/default" in self.ask("GET", "namespaces/public") and self.ask("GET", "bookies/all")["bookies"]:
                     self.ask("GET", "brokers/health")
                     return
             time.sleep(0.2)
@@ -184,6 +184,11 @@ def start(
         "numHttpServerThreads": "8",
         "maxConcurrentHttpRequests": "64",
         "httpServerEnabled": "false",  # the bookie's own
+        # There is one bookie: it is never to be left alone for half an hour, nor asked again only after 15 to 60 s, as
+        # it is by default where a first read fails right after a start.
+        "bookkeeperClientHealthCheckEnabled": "false",
+        "dispatcherReadFailureBackoffInitialTimeInMs": "500",
+        "dispatcherReadFailureBackoffMaxTimeInMs": "2000",
         "diskUsageThreshold": "0.99",
         "diskUsageWarnThreshold": "0.99",
         **({"brokerServicePortTls": str(pulsar.tls_port)} if tls else {}),
