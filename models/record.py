@@ -157,6 +157,11 @@ class RecordType:
         fields = {name: field for name, field in self.contract.fields.items() if name not in self.derived}
         return dataclasses.replace(self.contract, fields=fields)
 
+    @property
+    def read_time(self) -> str | None:
+        """The field of the record's own time, as it stands in a record; None if it is derived."""
+        return None if self.time in self.derived else self.time
+
 
 class Outcome(enum.StrEnum):
     """What became of records, as a run counts them: each that was READ has one of ENDS."""

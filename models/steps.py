@@ -104,23 +104,23 @@ class Log(Generic[S]):
         self.shard.recent += 1
         # A mark of this very state: one that was restored and went on otherwise has another.
         self.shard.token = os.urandom(16).hex()
-        if self.shard.recent <= MAX_RECENT_SEGMENTS:
+        last = int(times_us(segment).max())
+        is_due = self.shard.tidy_us is not None and last >= self.shard.tidy_us
+        if self.shard.tidy_us is None or is_due:
+            self.shard.tidy_us = last + self.step.horizon_us
+        if self.shard.recent <= MAX_RECENT_SEGMENTS and not is_due:
             return
         joined = _concat_kinds(list(self.recent.read()))
         self.recent.clear()
         self.shard.recent = 0
         for segment in joined:
             self.base.add(segment)
-        last = max(int(times_us(segment).max()) for segment in joined)
-        if self.shard.tidy_us is not None and last >= self.shard.tidy_us:
+        if is_due:
             needed = self._still_needed(list(self.base.read()))
             self.base.clear()
             for part in needed:
                 for piece in pieces(part, SEGMENT_ROWS):
                     self.base.add(piece)
-            self.shard.tidy_us = None
-        if self.shard.tidy_us is None:
-            self.shard.tidy_us = last + self.step.horizon_us
 
     def _still_needed(self, segments: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
         if not (parts := _concat_kinds(segments)):

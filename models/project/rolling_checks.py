@@ -59,8 +59,8 @@ def _faults_of_aggregate(project: Project, rolling: Rolling) -> Iterator[str]:
         return
     if feature.aggregate in OF_PERIODS_ALONE:
         yield (
-            f"there is {feature.aggregate} in aggregates alone: each event asks a window for the number at its own time, "
-            "a late one too, and a sketch knows only its last. Write distinct, which is exact"
+            f"there is {feature.aggregate} in aggregates alone: each event, also a late one, asks a window for the "
+            "number at its own time, and a sketch knows only its last. Write distinct, which is exact"
         )
         return
     yield from faults_of_reads(project, feature)

@@ -33,10 +33,11 @@ from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
-from pipelines.sinks.files import WriteFiles
+from pipelines.sinks.files import Closes, WriteFiles
 from pipelines.sinks.state import LateInputError
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
+from pipelines.sources.in_order import DisorderError, slice_of
 from pipelines.sources.listing import Files
 from pipelines.sources.parquet import start_early
 from pipelines.terminal import console, working
@@ -62,10 +63,13 @@ class RunResult:
     seconds: float
 
 
-def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) -> RunResult | None:
+def score(
+    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, in_order: bool = True
+) -> RunResult | None:
     """Run the graph to its end, or a stream until SIGINT or SIGTERM; `scorer` is the bundle's, if not given.
 
-    Without a bundle, as of a project without a model, rows have features and no score.
+    Files are read `in_order` where the engine can; where their statistics are wrong, all at once. Without a bundle, as
+    of a project without a model, rows have features and no score.
 
     None if the run leaves no folder, or nothing was to run, but to be checked or made a template.
     """
@@ -77,7 +81,7 @@ def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) ->
         scorer = scorer or Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
         if spec.reason_codes and not scorer.explains:
             raise RunError("--reason-codes are of trees, and the bundle's model is none of xgboost's: leave them out")
-    config = assemble(spec, bundle, scorer, look=not only_made)
+    config = assemble(spec, bundle, scorer, look=not only_made, in_order=in_order)
     build(pipeline, config)
     if only_made and profile.make_job:
         profile.make_job(pipeline)
@@ -88,7 +92,10 @@ def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) ->
         except LateInputError as late:
             earlier = from_earlier(spec, late.first_us)
             console.print(f"{late.source} holds late events: scoring from {earlier.score_from} on", soft_wrap=True)
-            return score(earlier, bundle, scorer)
+            return score(earlier, bundle, scorer, in_order)
+        except DisorderError as disorder:
+            console.print(f"{disorder}; reading all files at once", soft_wrap=True)
+            return score(spec, bundle, scorer, in_order=False)
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
     with working("scoring", status.rows), say_status(status), stopped, profile.failures():
@@ -104,12 +111,14 @@ def score_files(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = No
     return result
 
 
-def assemble(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, look: bool = True) -> GraphConfig:
+def assemble(
+    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, look: bool = True, in_order: bool = True
+) -> GraphConfig:
     """What the graph of a run is built from. With `look`, files must be there; see `open_files`."""
     project = spec.project
     window_us = project.quality.window if project.quality else 0
-    slice_us = math.gcd(window_us or DAY_US, DAY_US) if spec.state else SLICE_US
-    source = _open_stream(spec) if spec.streams else open_files(spec, look, slice_us)
+    source = _open_stream(spec) if spec.streams else open_files(spec, look, in_order)
+    slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None
     if spec.state and isinstance(source, ReadFiles):
         start = find_start(spec, {feed.name: feed.source for feed in source.feeds if feed.name in (EVENTS, LABELS)})
@@ -135,8 +144,8 @@ def assemble(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, look: 
     )
 
 
-def open_files(spec: RunSpec, look: bool = True, slice_us: int = SLICE_US) -> ReadFiles:
-    """The files of a run, and those of its labels and tables if there are.
+def open_files(spec: RunSpec, look: bool = True, in_order: bool = True) -> ReadFiles:
+    """The files of a run, and those of its labels and tables if there are; `in_order` if the engine can.
 
     With `look`, SourceError if one of them matches nothing or has no known format, JournalError if one is a journal
     that is not whole.
@@ -149,7 +158,11 @@ def open_files(spec: RunSpec, look: bool = True, slice_us: int = SLICE_US) -> Re
         check_files(files)
         if any(files.format_of(path) == "parquet" for path in files.paths):
             start_early()
-    return ReadFiles(feeds_of(spec.project, sources), slice_us)
+    feeds, in_order = feeds_of(spec.project, sources), in_order and spec.profile.in_order
+    if spec.state:
+        window_us = spec.project.quality.window if spec.project.quality else DAY_US
+        return ReadFiles(feeds, math.gcd(window_us, DAY_US), in_order)
+    return ReadFiles(feeds, slice_of(feeds) if in_order and look else SLICE_US, in_order)
 
 
 def _open_stream(spec: RunSpec) -> beam.PTransform:
@@ -258,6 +271,7 @@ def _open_folder(
         span=spec.span,
         times=_times_of(project, start),
         keep=start.keep if start else None,
+        closes=_closes(project, source),
         baseline=bundle.baseline if bundle and project.quality else None,
         routed=spec.folders,
     )
@@ -267,6 +281,14 @@ def _times_of(project: Project, start: Start | None) -> Span:
     """The times that an event can have, as far as a state is old enough for them."""
     oldest_us = (start and start.states.resume.oldest_us) or project.event_type.earliest_us
     return Span(max(oldest_us, project.event_type.earliest_us), project.event_type.latest_us)
+
+
+def _closes(project: Project, source: Any) -> Closes | None:
+    """When a partition's rows are all there; None where they come in no order."""
+    if not isinstance(source, ReadFiles) or not source.in_order:
+        return None
+    held_back = project.quality is not None and project.quality.gate == "quarantine"
+    return Closes(source.slice_us, project.quality.window if held_back and project.quality else 0)
 
 
 def describe(spec: RunSpec) -> dict[str, Any]:

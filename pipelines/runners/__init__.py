@@ -112,6 +112,7 @@ RUNNERS = {
             make=_make_in_process,
             check=_check_in_process,
             workers=_workers_in_process,
+            in_order=True,
             ends_here=True,
             stops=True,
             failures=contextlib.nullcontext,  # it raises what a step raised

@@ -52,7 +52,9 @@ from pipelines.sinks.publish import (
 )
 from pipelines.sinks.state import KeepStates, StateFile, WriteParts
 from pipelines.sinks.whole_rows import CompleteRows
+from transforms.batches import timestamp_of
 from transforms.metrics import count
+from transforms.slices import MAX_PHASE, PHASE_US
 
 STATE, SOURCE_SPANS = "state", "source_spans"  # parts of states, and the spans of event times by source
 __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]
@@ -60,6 +62,21 @@ __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteF
 _SECOND_US = 1_000_000
 POSITION = "position"  # of dead letters alone
 _NO_TIME = -(1 << 50)  # the start, in seconds, of the partition of dead letters without a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Closes:
+    """When all rows of a partition have come: with the slice that it ends in, as far as they need not wait longer.
+
+    `wait_us` is for how long after its time a row may wait for what is said of its window.
+    """
+
+    slice_us: int
+    wait_us: int = 0
+
+    def at_us(self, end_us: int) -> int:
+        """The time, by the end of a partition, in microseconds since 1970 UTC."""
+        return -(-(end_us + self.wait_us) // self.slice_us) * self.slice_us + (MAX_PHASE + 1) * PHASE_US
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,7 +88,8 @@ class WriteFiles(beam.PTransform):
     `routed` are in the folders named, too. `facts` stand in `_SUCCESS.json`; by those that `publish` names, a run knows
     its own output again, and with `replace` it replaces all that other runs left. A run over a `span` of event time
     replaces the partitions of that span and no others; dead letters of other times are counted as history, and those
-    without one of the `times` have a partition of their own.
+    without one of the `times` have a partition of their own. Where it is known when a partition `closes`, its scores
+    are written then, and not kept until the end.
     """
 
     directory: str
@@ -88,6 +106,7 @@ class WriteFiles(beam.PTransform):
     span: Span = EVER
     times: Span = EVER  # that events can have
     keep: KeepStates | None = None
+    closes: Closes | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
@@ -133,12 +152,16 @@ class WriteFiles(beam.PTransform):
         timed = rows in (SCORES, QUARANTINE)
         spread = beam.FlatMap(self._by_time) if timed else beam.FlatMap(self._by_time_if_any, *spans)
         label = f"{rows} of {folder}" if folder else rows
-        return (
-            pcoll
-            | f"Spread {label}" >> spread.with_output_types(tuple[int, pa.RecordBatch])
+        spreaded = pcoll | f"Spread {label}" >> spread.with_output_types(tuple[int, pa.RecordBatch])
+        closing = timed and self.closes is not None
+        if closing:
+            spreaded |= f"Until closed {label}" >> beam.WindowInto(beam.window.FixedWindows(1))
+        written = (
+            spreaded
             | f"Gather {label}" >> beam.GroupByKey()
             | f"Write {label}" >> beam.Map(self._write_file, rows, folder or rows).with_output_types(Written)
         )
+        return written | f"Together {label}" >> beam.WindowInto(beam.window.GlobalWindows()) if closing else written
 
     def _of_span(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """Dead letters that are of the span or of no time, and how many are of another."""
@@ -151,10 +174,16 @@ class WriteFiles(beam.PTransform):
         if batch.num_rows:
             yield batch
 
-    def _by_time(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _by_time(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """Scores by partition, and within it by a hash of the id if there are several files."""
         starts = self.partitions.starts_us(as_int64(column(batch, self.event_time))) // _SECOND_US
-        yield from partition(batch, starts * self.files + shard_of(column(batch, self.event_id), self.files))
+        shards = shard_of(column(batch, self.event_id), self.files)
+        for number, rows in partition(batch, starts * self.files + shards):
+            if self.closes is None:
+                yield number, rows
+            else:
+                end_us = self.partitions.next_us(number // self.files * _SECOND_US)
+                yield beam.window.TimestampedValue((number, rows), timestamp_of(self.closes.at_us(end_us)))
 
     def _by_time_if_any(
         self, batch: pa.RecordBatch, spans: Mapping[str, tuple[int, int]] | None = None

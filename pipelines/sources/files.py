@@ -17,7 +17,9 @@ from models.batches import column, same_text, with_column
 from models.metrics import ROWS
 from models.record import (
     COLUMNS,
+    EVENTS,
     IS_HISTORY,
+    LABELS,
     MARKS,
     PAYLOAD,
     POSITION,
@@ -28,13 +30,15 @@ from models.record import (
 from pipelines.sources import SLICE_US
 from pipelines.sources.avro_blocks import read_avro
 from pipelines.sources.feeds import Feed
+from pipelines.sources.in_order import InOrder, check_order
 from pipelines.sources.journal import read_segment_file
 from pipelines.sources.journal_check import check_segments, needed_row
 from pipelines.sources.lines import compression_of, has_quotes, read_header, read_lines, read_records
-from pipelines.sources.listing import Files
+from pipelines.sources.listing import Files, size_of
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import KEPT_BYTES, BrokenFile, rows_batch, unreadable
 from pipelines.sources.records import about, type_number
+from pipelines.sources.split import Split
 from transforms.metrics import count
 
 __all__ = [
@@ -52,28 +56,16 @@ __all__ = [
 SPLIT_BYTES = 32 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A part of a file: a Parquet row group, a range of bytes that lines start in, or all from `start` on.
-
-    `header` names its columns, or tells why it can't be read; the file's bytes up to `stop` are kept then. The whole
-    segment of a journal stops at the record that it has to reach at least.
-    """
-
-    path: str
-    format: str
-    start: int = 0
-    stop: int | None = None
-    header: tuple[str, ...] = ()
-    first_row: int = 0
-
-
 @dataclasses.dataclass(eq=False)
 class ReadFiles(beam.PTransform):
-    """All records of the files of each feed, as batches of raw records; a journal may hold those of several."""
+    """All records of the files of each feed, as batches of raw records; a journal may hold those of several.
+
+    `in_order`, events and labels are read slice by slice; see pipelines.sources.in_order.
+    """
 
     feeds: tuple[Feed[Files], ...]
     slice_us: int = SLICE_US
+    in_order: bool = False
 
     def with_files(self, files: Mapping[str, Files]) -> ReadFiles:
         """The same with other files of some feeds, by their names."""
@@ -87,23 +79,29 @@ class ReadFiles(beam.PTransform):
 
     def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
         """{name of a feed: its batches}; their metadata names their format, see transforms.decode."""
-        return {feed.name: pbegin | feed.name.capitalize() >> _ReadFeed(feed, self.slice_us) for feed in self.feeds}
+        return {feed.name: pbegin | feed.name.capitalize() >> self._read(feed) for feed in self.feeds}
+
+    def _read(self, feed: Feed[Files]) -> _ReadFeed:
+        return _ReadFeed(feed, self.slice_us, self.in_order and feed.name in (EVENTS, LABELS))
 
 
 @dataclasses.dataclass(eq=False)
 class _ReadFeed(beam.PTransform):
     feed: Feed[Files]
     slice_us: int
+    in_order: bool
 
     def expand(self, pbegin: Any) -> beam.PCollection:
-        return (
+        splits = (
             pbegin
             | "Start" >> beam.Impulse()
             | "List" >> beam.FlatMap(self._list).with_output_types(str)
-            | "Split" >> beam.FlatMap(self._split)
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(self._read).with_output_types(pa.RecordBatch)
+            | "Split" >> beam.FlatMap(self._split).with_output_types(Split)
         )
+        if self.in_order:
+            splits |= "In order" >> InOrder(self.slice_us)
+        spread = splits | "Spread" >> beam.Reshuffle()
+        return spread | "Read" >> beam.FlatMap(self._read).with_output_types(pa.RecordBatch)
 
     def _list(self, _: bytes) -> tuple[str, ...]:
         return self.feed.source.paths
@@ -113,6 +111,7 @@ class _ReadFeed(beam.PTransform):
 
     def _read(self, split: Split) -> Iterator[pa.RecordBatch]:
         for batch in read_of(self.feed, split):
+            check_order(batch, split, self.feed.record_type.time)
             count(ROWS, batch.num_rows, step="read")
             yield _with_origin(batch, split.path, self.feed, 0, self.slice_us)
 
@@ -122,10 +121,13 @@ def check_files(files: Files) -> None:
     check_segments([path for path in files.paths if files.format_of(path) == "journal"])
 
 
-def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> Iterator[Split]:
-    """The parts of a file that can be read on their own; only `fields`, or all, must be columns of one name each."""
+def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None, time: str | None = None) -> Iterator[Split]:
+    """The parts of a file that can be read on their own; only `fields`, or all, must be columns of one name each.
+
+    With the column `time` they are told the first time in them, where the file's own statistics say it.
+    """
     if kind == "parquet":
-        yield from _split_parquet(path, fields)
+        yield from _split_parquet(path, fields, time)
     elif kind == "avro":
         yield Split(path, kind)
     elif kind == "journal":
@@ -134,9 +136,9 @@ def split_file(path: str, kind: str, fields: tuple[str, ...] | None = None) -> I
         yield from _split_lines(path, kind, fields)
 
 
-def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
+def _split_parquet(path: str, fields: tuple[str, ...] | None, time: str | None) -> Iterator[Split]:
     try:
-        names, groups = row_groups(path, fields)
+        names, groups = row_groups(path, fields, time)
     except BrokenFile as error:
         yield Split(path, "unreadable", stop=KEPT_BYTES, header=(str(error),))
         return
@@ -144,7 +146,8 @@ def _split_parquet(path: str, fields: tuple[str, ...] | None) -> Iterator[Split]
         if group.why_not:
             yield Split(path, "unreadable", header=(group.why_not,), first_row=group.first_row)
         elif group.rows:
-            yield Split(path, "parquet", group.number, group.number + 1, tuple(names), group.first_row)
+            first_us = None if group.span is None else group.span[0]
+            yield Split(path, "parquet", group.number, group.number + 1, tuple(names), group.first_row, first_us)
 
 
 def _split_lines(path: str, kind: str, fields: tuple[str, ...] | None) -> Iterator[Split]:
@@ -163,16 +166,12 @@ def _split_lines(path: str, kind: str, fields: tuple[str, ...] | None) -> Iterat
     if compression_of(path):
         yield Split(path, kind, first, header=header)
         return
-    size = _size(path)
+    size = size_of(path)
     if kind == "csv" and (size - first <= SPLIT_BYTES or has_quotes(path, first)):
         yield Split(path, kind, first, header=header)
         return
     for start in range(first, size, SPLIT_BYTES):
         yield Split(path, kind, start, min(start + SPLIT_BYTES, size), header)
-
-
-def _size(path: str) -> int:
-    return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)
 
 
 def _first_bytes(path: str, count: int) -> bytes:
@@ -225,7 +224,8 @@ def _read_journal(split: Split, number: int) -> Iterator[pa.RecordBatch]:
 
 def split_of(feed: Feed[Files], path: str) -> Iterator[Split]:
     """The parts of a feed's file."""
-    return split_file(path, feed.source.format_of(path), tuple(feed.record_type.read.fields))
+    records = feed.record_type
+    return split_file(path, feed.source.format_of(path), tuple(records.read.fields), records.read_time)
 
 
 def read_of(feed: Feed[Files], split: Split) -> Iterator[pa.RecordBatch]:

@@ -69,6 +69,11 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
+def size_of(path: str) -> int:
+    """The bytes of a file that is there."""
+    return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)
+
+
 def format_of(path: str) -> str:
     """The format that a file's name tells, compression aside."""
     name = path.lower()

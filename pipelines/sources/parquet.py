@@ -42,18 +42,27 @@ Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class RowGroup(NamedTuple):
-    """A row group by its number, where its rows begin, and what speaks against reading it."""
+    """A row group by its number, where its rows begin, and what speaks against reading it.
+
+    `span` is from the first to the last time in it, in microseconds since 1970 UTC, as far as the file says.
+    """
 
     number: int
     first_row: int
     rows: int
     why_not: str = ""
+    span: tuple[int, int] | None = None
 
 
-def row_groups(path: str, fields: Sequence[str] | None = None) -> tuple[list[str], list[RowGroup]]:
-    """The names of a file's columns, made `distinct`, and its row groups, for `fields`; BrokenFile if it is none."""
+def row_groups(
+    path: str, fields: Sequence[str] | None = None, time: str | None = None
+) -> tuple[list[str], list[RowGroup]]:
+    """The names of a file's columns, made `distinct`, and its row groups, for `fields`; BrokenFile if it is none.
+
+    Their spans are those of the column `time`.
+    """
     try:
-        (text,) = _ask(path, {})
+        (text,) = _ask(path, {"time": time})
     except BrokenFile as error:
         raise BrokenFile(f"not a Parquet file: {error}") from None
     about = json.loads(text.to_pybytes())
@@ -64,6 +73,7 @@ def row_groups(path: str, fields: Sequence[str] | None = None) -> tuple[list[str
         raise BrokenFile(str(error)) from None
     if (rows < 0).any() or (sizes < 0).any() or rows.sum(dtype=float) > 2**62:
         raise BrokenFile("not a Parquet file: its row groups are of impossible sizes")
+    spans = about["spans"] or [None] * len(rows)
     dense = rows > sizes * ROWS_A_BYTE
     if rows[dense].sum() <= REPEATED_ROWS:
         dense[:] = False
@@ -71,9 +81,8 @@ def row_groups(path: str, fields: Sequence[str] | None = None) -> tuple[list[str
     groups = []
     for number, (first, count, size) in enumerate(zip(firsts.tolist(), rows.tolist(), sizes.tolist(), strict=True)):
         why_not = f"row group {number} claims {count} events in {size} bytes, and they are all alike"
-        groups.append(
-            RowGroup(number, first, count, why_not if dense[number] and _repeats(path, number, fields) else "")
-        )
+        why_not = why_not if dense[number] and _repeats(path, number, fields) else ""
+        groups.append(RowGroup(number, first, count, why_not, spans[number] and tuple(spans[number])))
     return names, groups
 
 

@@ -78,7 +78,7 @@ class _Server:
                 self._send_batch(batch if rows is None else _take(batch, rows))
                 _limit_time()
         else:
-            self._send(TEXT, json.dumps(file.describe()).encode("utf-8", "surrogatepass"))
+            self._send(TEXT, json.dumps(file.describe(request["time"])).encode("utf-8", "surrogatepass"))
         self._send(END)
 
     def _send_batch(self, batch: pa.RecordBatch) -> None:
@@ -152,12 +152,23 @@ class _File:
         if self._starts[-1] != len(self._leaves):
             raise ValueError("its columns are not those of its schema")
 
-    def describe(self) -> dict[str, Any]:
-        """The names of the columns, and of each row group the rows and the bytes as they lie in the file."""
+    def describe(self, time: str | None) -> dict[str, Any]:
+        """The names of the columns, and of each row group the rows, the bytes as they lie in the file, and the least
+        and greatest value of the column `time`, in microseconds, or None where it is not known to have such.
+        """
         metadata = self._file.metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
-        return {"names": self._schema.names, "rows": [group.num_rows for group in groups], "bytes": sizes}
+        spans = None if time is None else self._spans(groups, time)
+        rows = [group.num_rows for group in groups]
+        return {"names": self._schema.names, "rows": rows, "bytes": sizes, "spans": spans}
+
+    def _spans(self, groups: list[Any], time: str) -> list[tuple[int, int] | None] | None:
+        """The least and greatest times of row groups; None if a column of that name is none of times."""
+        places = self._schema.get_all_field_indices(time)
+        if len(places) != 1 or not pa.types.is_timestamp(kind := self._schema.field(places[0]).type):
+            return None
+        return [_span(group.column(self._starts[places[0]]).statistics, kind) for group in groups]
 
     def read(self, number: int, names: list[str] | None, batch_rows: int, start: int) -> Iterator[pa.RecordBatch]:
         """The rows of a row group from `start` on: the columns `names` as far as they are there, and POSITION."""
@@ -214,6 +225,15 @@ class _File:
 def _open(path: str, *_: int) -> _File:
     """A local file; the other arguments tell one file of its name from another."""
     return _File(pa.memory_map(path))
+
+
+def _span(statistics: Any, kind: pa.DataType) -> tuple[int, int] | None:
+    if statistics is None or not statistics.has_min_max or statistics.physical_type != "INT64":
+        return None
+    ends = pa.array([statistics.min, statistics.max], kind).cast(pa.int64()).to_numpy()
+    per_second = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}[kind.unit]
+    least, most = ends // (per_second // 1_000_000) if per_second > 1_000_000 else ends * (1_000_000 // per_second)
+    return int(least), int(most)
 
 
 def _without_arrow_types(source: Any) -> pq.FileMetaData | None:
