@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import datetime
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from models.codecs.times import micros_of
 from models.errors import HeadraceError
 from models.partitions import Span
 from models.predictors.bundle import Bundle
-from models.predictors.evaluation import Evaluation, TopOfDay, evaluate
+from models.predictors.evaluation import Evaluation, Evaluator, TopOfDay, evaluate
 from models.predictors.measures import Numbers, evaluate_target, label_numbers
 from models.project.declarations import Project
 from models.quality.records import Verdict
@@ -78,15 +78,16 @@ def paths_of(directory: str, kind: str, endings: tuple[str, ...] = (".parquet",)
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A run's scores or dead letters, in the files' order, as written to Parquet; of `columns` those there are."""
-    tables = []
+    tables = list(read_files(directory, kind, columns))
+    return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def read_files(directory: str, kind: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """`read_kind`, a file at a time."""
     for path in paths_of(directory, kind):
         there = pq.read_schema(path).names
-        tables.append(
-            pq.read_table(
-                path, columns=there if columns is None else [n for n in columns if n in there], partitioning=None
-            )
-        )
-    return pa.concat_tables(tables) if tables else pa.table({})
+        chosen = there if columns is None else [name for name in columns if name in there]
+        yield pq.read_table(path, columns=chosen, partitioning=None)
 
 
 def read_aggregates(directory: str) -> dict[str, pa.Table]:
@@ -123,29 +124,47 @@ def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ())
 
     The label is in the column of its name: as an output field, or by the records of `labels`.
     """
+    tables = list(read_evaluated_files(directory, project, labels))
+    return pa.concat_tables(tables) if tables else None
+
+
+def read_evaluated_files(directory: str, project: Project, labels: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """`read_evaluated`, a file at a time that has such rows; with `labels`, all at once."""
     if project.label is None or not (labels or project.label.field in project.output):
-        return None
+        return
     ranked = [project.entities[metric.entity] for metric in project.declared_metrics.values()]
-    wanted = [*project.score_columns, DECISION, project.event.id, project.event.time]
-    wanted += [] if labels else [project.label.field]
-    table = read_kind(directory, SCORES, list(dict.fromkeys([*wanted, *ranked, *project.training.slices])))
-    if not {*project.score_columns, project.event.id, project.event.time} <= set(table.schema.names):
-        return None
-    if labels:
-        from pipelines.jobs.known_labels import with_labels  # it imports Beam
+    needed = {*project.score_columns, project.event.time, *([project.event.id] if labels else [])}
+    wanted = [*needed, DECISION, *ranked, *project.training.slices, *([] if labels else [project.label.field])]
+    names = list(dict.fromkeys(wanted))
+    for table in [read_kind(directory, SCORES, names)] if labels else read_files(directory, SCORES, names):
+        if not needed <= set(table.schema.names):
+            continue
+        if labels:
+            from pipelines.jobs.known_labels import with_labels  # it imports Beam
 
-        table = with_labels(table, labels, project)
-    if project.label.field not in table.schema.names:
-        return None
-    table = table.filter(pc.is_valid(table.column(project.label.field)))
-    return table if table.num_rows else None
+            table = with_labels(table, labels, project)
+        if project.label.field in table.schema.names:
+            table = table.filter(pc.is_valid(table.column(project.label.field)))
+            if table.num_rows:
+                yield table
 
 
-def evaluate_table(table: pa.Table, project: Project) -> Evaluation:
-    """How good the scores of `read_evaluated` were; EvaluationError if a declared slice is none."""
-    label, outputs = evaluated_columns(table, project)
-    days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
-    return evaluate_columns(label, outputs, table, days, project)
+def evaluate_tables(tables: Iterable[pa.Table], project: Project) -> Evaluation | None:
+    """How good the scores of `read_evaluated_files` were, None without rows; EvaluationError if a slice is none.
+
+    Of a target with positives no more than a table is held at once.
+    """
+    if not project.has_positives:
+        tables = [pa.concat_tables(held)] if (held := list(tables)) else []
+    evaluator = Evaluator()
+    for table in tables:
+        label, outputs = evaluated_columns(table, project)
+        days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
+        if not project.has_positives:
+            return evaluate_columns(label, outputs, table, days, project)
+        tops, slices = _measured(table, days, project)
+        evaluator.add(label, outputs, declared=tops, slices=slices)
+    return evaluator.evaluation() if evaluator.has_rows else None
 
 
 def evaluated_columns(table: pa.Table, project: Project) -> tuple[Numbers, Numbers]:
@@ -161,31 +180,33 @@ def evaluate_columns(
     label: Numbers, outputs: Numbers, rows: pa.Table | pa.RecordBatch, days: Numbers, project: Project
 ) -> Evaluation:
     """How good outputs are, overall and by those slices that `rows` has columns for; EvaluationError if one is none."""
+    tops, slices = _measured(rows, days, project)
+    if not project.has_positives:
+        return evaluate_target(label, outputs, project.target, slices)
+    return evaluate(label, outputs, declared=tops, slices=slices)
+
+
+def _measured(
+    rows: pa.Table | pa.RecordBatch, days: Numbers, project: Project
+) -> tuple[dict[str, TopOfDay], dict[str, Numbers]]:
+    """What is measured beside the standard figures, and the columns of slices, as far as `rows` has them."""
 
     def values(name: str) -> Numbers:
         found = rows.column(name)
         return np.asarray(found.to_numpy() if isinstance(rows, pa.Table) else found.to_numpy(zero_copy_only=False))
 
-    slices = {name: values(name) for name in project.training.slices if name in rows.schema.names}
-    if not project.has_positives:
-        return evaluate_target(label, outputs, project.target, slices)
     ranked = {name: (project.entities[m.entity], m.k) for name, m in project.declared_metrics.items()}
     tops = {name: TopOfDay(days, values(of), k) for name, (of, k) in ranked.items() if of in rows.schema.names}
-    return evaluate(label, outputs, declared=tops, slices=slices)
+    return tops, {name: values(name) for name in project.training.slices if name in rows.schema.names}
 
 
 def evaluate_scores(directory: str, project: Project, labels: Sequence[str] = ()) -> Evaluation | None:
     """How good the scores of a run were, where labels are known; else None."""
-    table = read_evaluated(directory, project, labels)
-    return None if table is None else evaluate_table(table, project)
+    return evaluate_tables(read_evaluated_files(directory, project, labels), project)
 
 
 def find_seen(directory: str, project: Project, bundle: Bundle) -> Iterator[str]:
     """A sentence for each part of a run's score rows that the bundle knows: what it learned from, or its baseline."""
-    times = read_kind(directory, SCORES, [project.event.time])
-    if not times.num_rows:
-        return
-    time_us = times.column(project.event.time).cast(pa.int64()).to_numpy()
     facts = bundle.metadata
     spans = {}
     if "train_from" in facts and "train_to" in facts:
@@ -197,9 +218,13 @@ def find_seen(directory: str, project: Project, bundle: Bundle) -> Iterator[str]
         baseline = read_baseline(bundle.baseline, project)
         what = "that the baseline was made of: skew and PSI compare them with themselves"
         spans[what] = (baseline.window_start_us, baseline.window_end_us)
+    seen: collections.Counter[str] = collections.Counter()
+    for table in read_files(directory, SCORES, [project.event.time]) if spans else ():
+        time_us = table.column(0).cast(pa.int64()).to_numpy()
+        for what, (start, end) in spans.items():
+            seen[what] += int(np.count_nonzero((time_us >= start) & (time_us < end)))
     for what, (start, end) in spans.items():
-        events = int(np.count_nonzero((time_us >= start) & (time_us < end)))
-        if events:
+        if events := seen[what]:
             first, last = (np.datetime64(us, "us").astype("M8[s]") for us in (start, end - 1))
             yield f"{events:,} of the scored events are of the time, {first} to {last}, {what}"
 

@@ -7,7 +7,7 @@ order), so neither the order of the rows nor the machine changes a bit of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from models.errors import HeadraceError
+from models.predictors.score_counts import ScoreCounts
+from models.predictors.top_of_day import DailyTop, Groups, by_day_and_group, check_binary, sorted_by
 
 MAX_SLICE_VALUES = 1000
 STANDARD = {"roc_auc": "AUC", "average_precision": "AP"}  # what is always measured, and its heading
@@ -104,11 +106,10 @@ def roc_auc(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
     Raises:
         ValueError: on NaN scores, other labels, unequal lengths, or if one class is absent.
     """
-    labels, scores = _check(label, score)
-    true, alerts = _by_threshold(labels, scores, _descending(scores))
-    if not len(labels) or true[-1] in (0, alerts[-1]):
+    counts = _counts_of(label, score)
+    if counts.positives in (0, counts.rows):
         raise ValueError("ROC AUC needs both classes among the labels")
-    return _area(true, alerts)
+    return counts.roc_auc()
 
 
 def average_precision(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
@@ -123,45 +124,18 @@ def average_precision(label: npt.ArrayLike, score: npt.ArrayLike) -> float:
     Raises:
         ValueError: on NaN scores, other labels, unequal lengths, or if there is no positive.
     """
-    labels, scores = _check(label, score)
-    true, alerts = _by_threshold(labels, scores, _descending(scores))
-    if not len(labels) or not true[-1]:
+    counts = _counts_of(label, score)
+    if not counts.positives:
         raise ValueError("average precision needs a positive among the labels")
-    return _mean_precision(true, alerts)
+    return counts.average_precision()
 
 
-def precision_at_k(
-    day: npt.ArrayLike, group: npt.ArrayLike, label: npt.ArrayLike, score: npt.ArrayLike, k: int
-) -> float:
-    """Return the mean over days of (positive groups among the day's k with the highest scores) / k.
-
-    A group is an entity's rows, such as a card's. Its score and label on a day are the largest of its rows that day;
-    equal scores go by group, ascending. A positive one found on one day is known, and leaves the days after. The
-    divisor is k even on a day with fewer groups.
-
-    Source: `card_precision_top_k` of the Fraud Detection Handbook (Le Borgne et al., 2022, chapter 4.4)
-    with remove_detected_compromised_cards=True, whose order among equal scores is left to pandas.
-
-    Args:
-        day: [n] integers, days in any numbering.
-        group: [n] integers or strings.
-        label: [n] bool, or integers 0 and 1.
-        score: [n] real numbers; higher is more likely positive.
-        k: groups that can be checked in a day, at least 1.
-
-    Raises:
-        ValueError: on NaN scores, other labels, unequal lengths, no rows, or k below 1.
-    """
-    labels, scores = _check(label, score)
-    (_, days), (_, groups) = _codes(np.asarray(day)), _codes(np.asarray(group))
-    if not len(labels) == len(days) == len(groups):
-        raise ValueError(f"day, group and label differ in length: {len(days)}, {len(groups)}, {len(labels)}")
-    if not len(labels):
-        raise ValueError("precision at k needs at least one row")
-    if k < 1:
-        raise ValueError(f"k is {k}, at least 1 is needed")
-    rows = _by_day_and_group(days, groups)
-    return _precision_at_k(days[rows], groups[rows], labels[rows], scores[rows], k)
+def _counts_of(label: npt.ArrayLike, score: npt.ArrayLike) -> ScoreCounts:
+    labels, scores = check_binary(label, score)
+    descending = np.argsort(-scores, kind="stable")
+    counts = ScoreCounts()
+    counts.add(labels[descending], scores[descending])
+    return counts
 
 
 def evaluate(
@@ -185,130 +159,126 @@ def evaluate(
         EvaluationError: on a slice column of another type or of more than MAX_SLICE_VALUES values.
         ValueError: on NaN scores, other labels, or unequal lengths.
     """
-    labels, scores = _check(label, score)
-    tops = {}
-    for name, top in (declared or {}).items():
-        if not top.days.shape == top.groups.shape == labels.shape:
-            shapes = f"days have shape {top.days.shape}, groups {top.groups.shape}, label {labels.shape}"
-            raise ValueError(f"{name}: {shapes}")
-        tops[name] = TopOfDay(_codes(top.days)[1], _codes(top.groups)[1], top.k)
-    everything = [_descending(scores), *(_by_day_and_group(top.days, top.groups) for top in tops.values())]
-
-    def measure(descending: _Rows, *daily: _Rows) -> Metrics:
-        """The figures of some rows: their positions by score, and by day and group of each declared metric."""
-        true, alerts = _by_threshold(labels, scores, descending)
-        some, positives = len(descending), int(true[-1]) if len(true) else 0
-        if positives in (0, some):
-            return Metrics(some, positives, declared=dict.fromkeys(tops))
-        return Metrics(
-            some,
-            positives,
-            _area(true, alerts),
-            _mean_precision(true, alerts),
-            {
-                name: _precision_at_k(top.days[rows], top.groups[rows], labels[rows], scores[rows], top.k)
-                for (name, top), rows in zip(tops.items(), daily, strict=True)
-            },
-        )
-
-    by_column: dict[str, dict[str, Metrics]] = {}
-    for name, values in (slices or {}).items():
-        names, codes = slice_values(name, np.asarray(values), labels.shape)
-        split = zip(*(_split(rows, codes, len(names)) for rows in everything), strict=True)
-        by_column[name] = {value: measure(*rows) for value, rows in zip(names, split, strict=True)}
-    return Evaluation(measure(*everything), by_column)
+    evaluator = Evaluator()
+    evaluator.add(label, score, declared=declared, slices=slices)
+    return evaluator.evaluation()
 
 
-def _check(label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    labels = np.asarray(label)
-    scores = np.asarray(score, dtype=np.float64)  # float32 fits exactly: no tie is made or broken
-    if labels.ndim != 1 or labels.shape != scores.shape:
-        raise ValueError(f"label has shape {labels.shape}, score {scores.shape}: one dimension, same length")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels must be 0 or 1, without nulls")
-    if np.isnan(scores).any():
-        raise ValueError(f"{np.count_nonzero(np.isnan(scores))} of {len(scores)} scores are NaN")
-    return labels.astype(np.int64), scores
+class Evaluator:
+    """`evaluate`, of rows that come part by part; a part has no day before the first one of the part before it."""
+
+    def __init__(self) -> None:
+        self._overall: _Measure | None = None
+        self._slices: dict[str, dict[Any, _Measure]] = {}  # by column and value, None for null
+
+    def add(
+        self,
+        label: npt.ArrayLike,
+        score: npt.ArrayLike,
+        *,
+        declared: Mapping[str, TopOfDay] | None = None,
+        slices: Mapping[str, npt.ArrayLike] | None = None,
+    ) -> None:
+        """See `evaluate`, of which arguments and errors are; the same metrics and slices each time."""
+        labels, scores = check_binary(label, score)
+        tops = dict(declared or {})
+        for name, top in tops.items():
+            if not top.days.shape == top.groups.shape == labels.shape:
+                shapes = f"days have shape {top.days.shape}, groups {top.groups.shape}, label {labels.shape}"
+                raise ValueError(f"{name}: {shapes}")
+        part = _Part(labels, scores, tops, {name: Groups.of(top.groups) for name, top in tops.items()})
+        everything = part.orders()
+        self._overall = self._overall or _Measure.of(tops)
+        self._overall.add(part, everything)
+        for name, values in (slices or {}).items():
+            found, codes = slice_values(name, np.asarray(values), labels.shape)
+            measures = self._slices.setdefault(name, {})
+            split = zip(*(_split(rows, codes, len(found)) for rows in everything), strict=True)
+            for value, rows in zip(found, split, strict=True):
+                measures.setdefault(value, _Measure.of(tops)).add(part, rows)
+            if len(measures) - (None in measures) > MAX_SLICE_VALUES:
+                raise _too_many(name, len(measures))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there was a row."""
+        return self._overall is not None and self._overall.counts.rows > 0
+
+    def evaluation(self) -> Evaluation:
+        """The figures of all rows so far."""
+        overall = (self._overall or _Measure.of({})).metrics()
+        slices = {
+            column: {slice_name(value): measures[value].metrics() for value in sorted(measures, key=_in_order)}
+            for column, measures in self._slices.items()
+        }
+        return Evaluation(overall, slices)
 
 
-def _codes(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Return the distinct values, ascending, and the place of each value among them."""
-    encoded = pa.array(values).dictionary_encode("encode")  # by hashing; what is sorted are the distinct ones
-    found, place = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False), return_inverse=True)
-    return found, place[encoded.indices.to_numpy()]
+@dataclass(frozen=True)
+class _Part:
+    """Some rows."""
+
+    labels: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.floating[Any]]
+    tops: Mapping[str, TopOfDay]
+    groups: Mapping[str, Groups]
+
+    def orders(self) -> list[_Rows]:
+        """The rows by score, descending, and for each metric of days by day and group."""
+        daily = (by_day_and_group(top.days, self.groups[name].codes) for name, top in self.tops.items())
+        return [np.argsort(-self.scores, kind="stable"), *daily]
 
 
-def _sorted_by(codes: npt.NDArray[np.int64], rows: _Rows) -> _Rows:
-    """Return rows by their codes, and in the order given where these are equal."""
-    some = codes[rows]
-    small = len(some) and some.max() < 1 << 16  # numpy sorts integers of 16 bits by radix, several times as fast
-    return rows[np.argsort(some.astype(np.uint16) if small else some, kind="stable")]
+@dataclass(frozen=True)
+class _Measure:
+    """The figures of some rows as they add up."""
+
+    counts: ScoreCounts
+    tops: Mapping[str, DailyTop]
+
+    @staticmethod
+    def of(tops: Mapping[str, TopOfDay]) -> _Measure:
+        return _Measure(ScoreCounts(), {name: DailyTop(top.k) for name, top in tops.items()})
+
+    def add(self, part: _Part, orders: Sequence[_Rows]) -> None:
+        """Some of a part's rows, in the orders of `_Part.orders`."""
+        descending, *daily = orders
+        self.counts.add(part.labels[descending], part.scores[descending])
+        for (name, top), rows in zip(self.tops.items(), daily, strict=True):
+            top.add(part.tops[name].days[rows], part.groups[name].take(rows), part.labels[rows], part.scores[rows])
+
+    def metrics(self) -> Metrics:
+        rows, positives = self.counts.rows, self.counts.positives
+        if positives in (0, rows):
+            return Metrics(rows, positives, declared=dict.fromkeys(self.tops))
+        precisions = {name: top.precision() for name, top in self.tops.items()}
+        return Metrics(rows, positives, self.counts.roc_auc(), self.counts.average_precision(), precisions)
 
 
 def _split(rows: _Rows, codes: npt.NDArray[np.int64], count: int) -> Iterator[_Rows]:
     """Yield the rows of each code from 0 to below `count`, in the order given."""
-    ordered, ends = _sorted_by(codes, rows), np.cumsum(np.bincount(codes, minlength=count)).tolist()
+    ordered, ends = sorted_by(codes, rows), np.cumsum(np.bincount(codes, minlength=count)).tolist()
     for first, last in itertools.pairwise([0, *ends]):
         yield ordered[first:last]
 
 
-def _descending(score: npt.NDArray[np.float64]) -> _Rows:
-    return np.argsort(-score, kind="stable")
+def slice_name(value: Any) -> str:
+    """The name of a slice by its value: `7`, `true`, `text`, or `null` for None."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _by_day_and_group(days: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]) -> _Rows:
-    return _sorted_by(days, _sorted_by(groups, np.arange(len(days))))
+def _in_order(value: Any) -> tuple[bool, Any]:
+    return value is None, 0 if value is None else value
 
 
-def _by_threshold(
-    label: npt.NDArray[np.int64], score: npt.NDArray[np.float64], descending: _Rows
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return, for each distinct score of some rows, descending, the positives and the rows at or above it."""
-    scores = score[descending]
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
-    return np.cumsum(label[descending])[last], last + 1
-
-
-def _area(true: npt.NDArray[np.int64], alerts: npt.NDArray[np.int64]) -> float:
-    false = alerts - true
-    twice_area = np.sum(np.diff(false, prepend=0) * (true + np.concatenate(([0], true[:-1]))))
-    return float(twice_area) / float(2 * true[-1] * false[-1])
-
-
-def _mean_precision(true: npt.NDArray[np.int64], alerts: npt.NDArray[np.int64]) -> float:
-    return float(np.sum(np.diff(true, prepend=0) * (true / alerts)) / true[-1])
-
-
-def _precision_at_k(
-    day: npt.NDArray[np.int64],
-    group: npt.NDArray[np.int64],
-    label: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float64],
-    k: int,
-) -> float:
-    """The figure of rows that are sorted by day and group."""
-    starts = np.flatnonzero((np.diff(day, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0))
-    day_of, group_of = day[starts], group[starts]
-    top_score = np.maximum.reduceat(score, starts)
-    positive = np.maximum.reduceat(label, starts) == 1
-    bounds = np.append(np.flatnonzero(np.diff(day_of, prepend=-1)), len(day_of))
-    known = np.zeros(group_of.max() + 1, dtype=bool)
-    found = 0
-    for first, last in itertools.pairwise(bounds):
-        today = np.arange(first, last)[~known[group_of[first:last]]]
-        if len(today) > k:  # what is below the k-th highest score need not be sorted
-            today = today[top_score[today] >= np.partition(top_score[today], -k)[-k]]
-        checked = today[np.argsort(-top_score[today], kind="stable")][:k]  # of equal scores the first group
-        caught = checked[positive[checked]]
-        known[group_of[caught]] = True
-        found += len(caught)
-    return found / (k * (len(bounds) - 1))
+def _too_many(name: str, count: int) -> EvaluationError:
+    return EvaluationError(f"slice {name} has {count} values, at most {MAX_SLICE_VALUES} are allowed")
 
 
 def slice_values(
     name: str, values: npt.NDArray[Any], shape: tuple[int, ...]
-) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The names of a slice column's values, ascending, and the place of each row's; raises as `evaluate` does."""
+) -> tuple[list[Any], npt.NDArray[np.int64]]:
+    """A slice column's values, ascending, None last, and the place of each row's; raises as `evaluate` does."""
     if values.shape != shape:
         raise EvaluationError(f"slice {name} has shape {values.shape}, label {shape}")
     null = np.zeros(shape, dtype=bool)
@@ -325,13 +295,13 @@ def slice_values(
             values = whole.astype(np.int64)
     if values.dtype.kind not in "biuUO":
         raise EvaluationError(f"slice {name} is {values.dtype}: whole numbers, booleans or strings are needed")
-    found, places = _codes(values[~null])
+    there = Groups.of(values[~null])
+    found = there.found.tolist()
     if len(found) > MAX_SLICE_VALUES:
-        raise EvaluationError(f"slice {name} has {len(found)} values, at most {MAX_SLICE_VALUES} are allowed")
-    names = [str(value).lower() if values.dtype.kind == "b" else str(value) for value in found]
-    codes = np.full(shape, len(names), dtype=np.int64)
-    codes[~null] = places
-    return ([*names, "null"] if null.any() else names), codes
+        raise _too_many(name, len(found))
+    codes = np.full(shape, len(found), dtype=np.int64)
+    codes[~null] = there.codes
+    return ([*found, None] if null.any() else found), codes
 
 
 def _texts(name: str, values: npt.NDArray[Any]) -> Any:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_float64, as_int64
-from models.predictors.evaluation import STANDARD, Evaluation, slice_values
+from models.predictors.evaluation import STANDARD, Evaluation, slice_name, slice_values
 from models.project.declarations import Project
 from models.project.targets import Target
 
@@ -113,7 +113,8 @@ def evaluate_target(
         names, codes = slice_values(name, np.asarray(values), label.shape)
         ends = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
         rows = np.split(np.argsort(codes, kind="stable"), ends)
-        by_column[name] = {value: measure(label[some], outputs[some]) for value, some in zip(names, rows, strict=True)}
+        measured = (measure(label[some], outputs[some]) for some in rows)
+        by_column[name] = dict(zip(map(slice_name, names), measured, strict=True))
     return Evaluation(measure(label, outputs), by_column)
 
 

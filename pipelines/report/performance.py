@@ -16,7 +16,7 @@ from models.project.targets import Target
 from models.record import DECISION, SCORE
 from pipelines.report.quality import Floats, Times
 from pipelines.report.scores import choose_step
-from pipelines.results import evaluate_table, evaluated_columns, read_evaluated
+from pipelines.results import evaluate_tables, evaluated_columns, read_evaluated
 
 Measured = Callable[[Numbers, Numbers], dict[str, float | None]]
 
@@ -59,7 +59,7 @@ def measure(run: str, project: Project, labels: Sequence[str] = ()) -> Performan
     score = table.column(SCORE).to_numpy()
     evaluation, fault = None, ""
     try:
-        evaluation = evaluate_table(table, project)
+        evaluation = evaluate_tables([table], project)
     except EvaluationError as error:
         fault = str(error)
     caught: list[Caught] = []

@@ -33,7 +33,7 @@ from transforms.batches import timestamp_of
 
 # Files that are smaller together are not looked at before: whatever their times are, they fit into memory.
 SMALL_BYTES = 48 << 20
-SLICE_ROWS = 250_000
+SLICE_ROWS = 500_000
 _HOUR_US = 3_600_000_000
 _SLICES_US = (SLICE_US, *(n * _HOUR_US for n in (15 * 24, 10 * 24, 5 * 24, 3 * 24, 2 * 24, 24, 12, 6, 2, 1)))
 

@@ -15,9 +15,9 @@ from models.predictors.evaluation import (
     TopOfDay,
     average_precision,
     evaluate,
-    precision_at_k,
     roc_auc,
 )
+from models.predictors.top_of_day import precision_at_k
 
 scores = st.one_of(
     st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0]), st.floats(-(2.0**99), 2.0**99, width=32)
