@@ -37,9 +37,10 @@ from pipelines.sinks.files import Closes, WriteFiles
 from pipelines.sinks.state import LateInputError
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
-from pipelines.sources.in_order import DisorderError, slice_of
+from pipelines.sources.in_order import DisorderError, order_of
 from pipelines.sources.listing import Files
 from pipelines.sources.parquet import start_early
+from pipelines.sources.runs import Runs
 from pipelines.terminal import console, working
 from transforms.gate import WatchScores
 from transforms.score import Score
@@ -63,13 +64,11 @@ class RunResult:
     seconds: float
 
 
-def score(
-    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, in_order: bool = True
-) -> RunResult | None:
+def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, sort: bool = False) -> RunResult | None:
     """Run the graph to its end, or a stream until SIGINT or SIGTERM; `scorer` is the bundle's, if not given.
 
-    Files are read `in_order` where the engine can; where their statistics are wrong, all at once. Without a bundle, as
-    of a project without a model, rows have features and no score.
+    Without a bundle, as of a project without a model, rows have features and no score. Files are sorted first if they
+    need it, or if `sort` says so, as it does where their statistics were wrong.
 
     None if the run leaves no folder, or nothing was to run, but to be checked or made a template.
     """
@@ -81,7 +80,7 @@ def score(
         scorer = scorer or Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
         if spec.reason_codes and not scorer.explains:
             raise RunError("--reason-codes are of trees, and the bundle's model is none of xgboost's: leave them out")
-    config = assemble(spec, bundle, scorer, look=not only_made, in_order=in_order)
+    config = assemble(spec, bundle, scorer, look=not only_made, sort=sort)
     build(pipeline, config)
     if only_made and profile.make_job:
         profile.make_job(pipeline)
@@ -92,10 +91,10 @@ def score(
         except LateInputError as late:
             earlier = from_earlier(spec, late.first_us)
             console.print(f"{late.source} holds late events: scoring from {earlier.score_from} on", soft_wrap=True)
-            return score(earlier, bundle, scorer, in_order)
+            return score(earlier, bundle, scorer, sort)
         except DisorderError as disorder:
-            console.print(f"{disorder}; reading all files at once", soft_wrap=True)
-            return score(spec, bundle, scorer, in_order=False)
+            console.print(str(disorder), soft_wrap=True)
+            return score(spec, bundle, scorer, sort=True)
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
     with working("scoring", status.rows), say_status(status), stopped, profile.failures():
@@ -112,12 +111,12 @@ def score_files(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = No
 
 
 def assemble(
-    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, look: bool = True, in_order: bool = True
+    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, look: bool = True, sort: bool = False
 ) -> GraphConfig:
     """What the graph of a run is built from. With `look`, files must be there; see `open_files`."""
     project = spec.project
     window_us = project.quality.window if project.quality else 0
-    source = _open_stream(spec) if spec.streams else open_files(spec, look, in_order)
+    source = _open_stream(spec) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None
     if spec.state and isinstance(source, ReadFiles):
@@ -144,8 +143,8 @@ def assemble(
     )
 
 
-def open_files(spec: RunSpec, look: bool = True, in_order: bool = True) -> ReadFiles:
-    """The files of a run, and those of its labels and tables if there are; `in_order` if the engine can.
+def open_files(spec: RunSpec, look: bool = True, sort: bool = False) -> ReadFiles:
+    """The files of a run, and those of its labels and tables if there are, sorted if need be, or told by `sort`.
 
     With `look`, SourceError if one of them matches nothing or has no known format, JournalError if one is a journal
     that is not whole.
@@ -158,11 +157,19 @@ def open_files(spec: RunSpec, look: bool = True, in_order: bool = True) -> ReadF
         check_files(files)
         if any(files.format_of(path) == "parquet" for path in files.paths):
             start_early()
-    feeds, in_order = feeds_of(spec.project, sources), in_order and spec.profile.in_order
-    if spec.state:
-        window_us = spec.project.quality.window if spec.project.quality else DAY_US
-        return ReadFiles(feeds, math.gcd(window_us, DAY_US), in_order)
-    return ReadFiles(feeds, slice_of(feeds) if in_order and look else SLICE_US, in_order)
+    feeds = feeds_of(spec.project, sources)
+    if not spec.profile.in_order or not look:
+        return ReadFiles(feeds, _state_slice_us(spec) if spec.state else SLICE_US)
+    order = order_of(feeds[0])
+    if sort or order.sort:
+        console.print("events are in no order of time, or do not tell it: sorting them on disk first", soft_wrap=True)
+    slice_us = _state_slice_us(spec) if spec.state else order.slice_us
+    return ReadFiles(feeds, slice_us, in_order=True, runs=Runs() if sort or order.sort else None)
+
+
+def _state_slice_us(spec: RunSpec) -> int:
+    """Slices of which each that ends with a partition may be the last one."""
+    return math.gcd(spec.project.quality.window if spec.project.quality else DAY_US, DAY_US)
 
 
 def _open_stream(spec: RunSpec) -> beam.PTransform:

@@ -22,7 +22,6 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from models.batches import column
 from models.errors import HeadraceError
-from models.record import EVENTS
 from pipelines.sources import SLICE_US
 from pipelines.sources.feeds import Feed
 from pipelines.sources.listing import Files, size_of
@@ -34,8 +33,13 @@ from transforms.batches import timestamp_of
 # Files that are smaller together are not looked at before: whatever their times are, they fit into memory.
 SMALL_BYTES = 48 << 20
 SLICE_ROWS = 500_000
+MAX_ROWS_AT_ONCE = 2_000_000
 _HOUR_US = 3_600_000_000
+UNTOLD_SLICE_US = 24 * _HOUR_US  # where nothing is known of times
 _SLICES_US = (SLICE_US, *(n * _HOUR_US for n in (15 * 24, 10 * 24, 5 * 24, 3 * 24, 2 * 24, 24, 12, 6, 2, 1)))
+
+
+Int64 = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class DisorderError(HeadraceError, ValueError):
@@ -117,28 +121,46 @@ def check_order(batch: pa.RecordBatch, split: Split, time: str) -> None:
     times = column(batch, time)
     there = times.drop_null().cast(pa.timestamp("us", times.type.tz), safe=False).cast(pa.int64()).to_numpy()
     if len(there) and there.min() < split.first_us:
-        raise DisorderError(
-            f"{split.path}: row group {split.start} holds earlier times than its statistics say: write the file anew"
-        )
+        raise DisorderError(f"{split.path}: row group {split.start} holds earlier times than its statistics say")
 
 
-def slice_of(feeds: Sequence[Feed[Files]]) -> int:
-    """How long slices of event time are, in microseconds, so that one has no more than some millions of rows.
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """How long slices of event time are, in microseconds, and whether records have to be sorted by them first."""
 
-    It changes no result. Nothing is known of files without statistics.
+    slice_us: int = SLICE_US
+    sort: bool = False
+
+
+def order_of(feed: Feed[Files]) -> Order:
+    """Slices of no more than some hundred thousand events of files that are large; it changes no result.
+
+    They have to be sorted if more than some millions may be there at once, or if their files do not tell their times.
     """
-    paths = [path for feed in feeds if feed.name == EVENTS for path in feed.source.paths]
-    if sum(map(size_of, paths)) <= SMALL_BYTES:
-        return SLICE_US
+    paths, records = feed.source.paths, feed.record_type
+    sizes = {path: size_of(path) for path in paths}
+    if sum(sizes.values()) <= SMALL_BYTES:
+        return Order()
     groups: list[RowGroup] = []
-    for feed in feeds:
-        for path in feed.source.paths if feed.name == EVENTS else ():
-            if feed.source.format_of(path) == "parquet":
-                with contextlib.suppress(BrokenFile):  # it is a dead letter when it is read
-                    groups += row_groups(path, tuple(feed.record_type.read.fields), feed.record_type.read_time)[1]
+    for path in paths:
+        if feed.source.format_of(path) == "parquet":
+            with contextlib.suppress(BrokenFile):  # it is a dead letter when it is read
+                found = row_groups(path, tuple(records.read.fields), records.read_time)[1]
+                groups += found
+                if all(group.span is not None for group in found):
+                    del sizes[path]
+    is_untold = sum(sizes.values()) > SMALL_BYTES
     timed = [(group.rows, *group.span) for group in groups if group.span is not None]
     if not timed:
-        return SLICE_US
+        return Order(UNTOLD_SLICE_US, is_untold)
     rows, firsts, lasts = (np.array(each) for each in zip(*timed, strict=True))
     share = SLICE_ROWS / max(int(rows.sum()), 1) * max(int(lasts.max() - firsts.min()), 1)
-    return next((slice_us for slice_us in _SLICES_US if slice_us <= share), _SLICES_US[-1])
+    slice_us = next((slice_us for slice_us in _SLICES_US if slice_us <= share), _SLICES_US[-1])
+    return Order(slice_us, is_untold or _most_at_once(rows, firsts, lasts) > MAX_ROWS_AT_ONCE)
+
+
+def _most_at_once(rows: Int64, firsts: Int64, lasts: Int64) -> int:
+    """The most rows of groups whose times overlap at one time."""
+    begun, over = np.argsort(firsts), np.argsort(lasts)
+    done = np.concatenate([[0], np.cumsum(rows[over])])[np.searchsorted(lasts[over], firsts[begun])]
+    return int((np.cumsum(rows[begun]) - done).max())
