@@ -51,7 +51,9 @@ class Runs:
         with self._lock:
             start = self._size
             try:
-                self._file = self._file or tempfile.TemporaryFile(prefix="headrace-", buffering=0)  # noqa: SIM115, it ends with this
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(prefix="headrace-", buffering=0)  # noqa: SIM115
+                    weakref.finalize(self, self._file.close)
                 for data in encoded:
                     view = memoryview(data)
                     while view:

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models.predictors.evaluation import (
     MAX_SLICE_VALUES,
+    Evaluator,
     Metrics,
     TopOfDay,
     average_precision,
@@ -171,3 +172,34 @@ def test_faults_are_named():
     many = np.arange(MAX_SLICE_VALUES + 1)
     with pytest.raises(ValueError, match="1001 values"):
         evaluate(many % 2, many, slices={"id": many})
+
+
+@settings(deadline=None)
+@given(card_days, st.integers(1, 4))
+def test_parts_add_up_to_the_whole(rows, size):
+    rows = sorted(rows, key=lambda row: row[0])
+    whole, in_parts = Evaluator(), Evaluator()
+    for evaluator, step in ((whole, len(rows)), (in_parts, size)):
+        for start in range(0, len(rows), step):
+            day, card, label, score = columns(rows[start : start + step])
+            tops = {"top": TopOfDay(day, card.astype(str).astype(object), 2)}
+            evaluator.add(label, score.astype(np.float32), declared=tops, slices={"card": card, "odd": card % 2 == 1})
+    assert in_parts.evaluation() == whole.evaluation()
+
+
+def test_distinct_scores_are_merged_as_they_come(monkeypatch):
+    monkeypatch.setattr("models.predictors.score_counts._MERGE_AFTER", 3)
+    chosen = np.random.default_rng(1)
+    label, score = chosen.integers(0, 2, 500), (chosen.integers(0, 90, 500) / 90).astype(np.float32)
+    parts = Evaluator()
+    for start in range(0, 500, 7):
+        parts.add(label[start : start + 7], score[start : start + 7])
+    assert parts.evaluation() == evaluate(label, score)
+
+
+def test_a_day_that_is_over_takes_no_more_rows():
+    parts, top = Evaluator(), {"top": TopOfDay(np.array([3, 5]), np.array([1, 2]), 1)}
+    parts.add([0, 1], [0.1, 0.9], declared=top)
+    parts.add([0, 1], [0.1, 0.9], declared={"top": TopOfDay(np.array([5, 6]), np.array([1, 2]), 1)})
+    with pytest.raises(ValueError, match="rows of the day 3 come after day 3 was over"):
+        parts.add([0, 1], [0.1, 0.9], declared=top)
