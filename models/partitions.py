@@ -23,6 +23,7 @@ DAY, HOUR = "event_day", "event_hour"
 # Hive's name for the partition of rows without a value.
 NO_TIME = f"{DAY}=__HIVE_DEFAULT_PARTITION__"
 UTC = "UTC"
+STATE_NAME = re.compile(r"until=(\d{4}-\d\d-\d\dT\d{6}Z)")  # of the state of a time
 _LENGTHS_US = {"day": 86_400_000_000, "hour": 3_600_000_000}
 _NAME = re.compile(rf"(?:^|/){DAY}=(\d{{4}}-\d\d-\d\d)(?:/{HOUR}=(\d\d))?/")
 

@@ -24,6 +24,7 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 # A source, and the first and the last event time in it, in microseconds since 1970 UTC.
 SourceSpan = tuple[str, tuple[int, int]]
 TOO_LATE = "later than --lateness allows"
+BEFORE_STATE = "earlier than the state that the stream started from"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,14 @@ class Resume:
     """How a run over files goes on from a state of `from_us`, None if there is none, in microseconds since 1970 UTC.
 
     Of the sources `known`, what is earlier than that is in the state, and of those that are `told` what has no time was
-    written by earlier runs. Others may be as early as `oldest_us`.
+    written by earlier runs. Others may be as early as `oldest_us`; `why_late` says what is wrong with those before it.
     """
 
     from_us: int | None = None
     known: frozenset[str] = frozenset()
     told: frozenset[str] = frozenset()
     oldest_us: int | None = None
+    why_late: str = TOO_LATE
 
     def is_known(self, sources: pa.Array, times_us: Int64) -> Bools:
         """Which rows are in the state, by their sources, a column of texts, and times int64[n], bool[n]."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.errors import HeadraceError
-from models.partitions import EVER, Span
+from models.partitions import EVER, STATE_NAME, Span, time_of
 from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
 from models.redact import redact
@@ -68,7 +68,7 @@ class GraphConfig:
 
     @property
     def resume(self) -> Resume | None:
-        """How the run goes on from a state, if states are kept."""
+        """How the run goes on from a state, if it starts from one or keeps some."""
         return self.states.resume if self.states else None
 
     @property
@@ -121,6 +121,15 @@ class RunSpec:
     def streams(self) -> bool:
         """Whether events come from a broker."""
         return any(map(is_broker, self.sources))
+
+    @property
+    def history_state(self) -> tuple[str, int] | None:
+        """The folder of states and the time of the one that a stream's history names; None if it names files."""
+        found = [each for each in self.history if STATE_NAME.fullmatch(each.rstrip("/").rpartition("/")[2])]
+        if not found:
+            return None
+        folder, _, name = found[0].rstrip("/").rpartition("/")
+        return folder or ".", time_of(name.removeprefix("until="))
 
     @property
     def table_uris(self) -> dict[str, tuple[str, ...]]:
@@ -219,7 +228,7 @@ class RunSpec:
         """Where files must be, or at least could be."""
         tables = [uri for uris in self.table_uris.values() for uri in uris]
         here = () if self.dry_run else (*self.sources, *self.labels, *tables)
-        return [*here, *self.history]
+        return [*here, *([] if self.history_state else self.history)]
 
     def _check_formats(self) -> None:
         require(
@@ -310,6 +319,7 @@ class RunSpec:
         if not brokers:
             require(not self.history, "--history is for streams: give a batch all files as --source, and --score-from")
             return
+        require(self.history_state is None or len(self.history) == 1, "--history is files, or one state, not both")
         require(len(brokers) == len(self.sources) + 1 == 2, "a stream has one broker's --source and a broker's --sink")
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         require(

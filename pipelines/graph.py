@@ -106,7 +106,7 @@ def keep_states(
     checked: beam.pvalue.DoOutputsTuple, labels: Labels | None, letters: beam.PCollection, config: GraphConfig
 ) -> dict[str, beam.PCollection]:
     """What holds keep of their states, and the spans of event time by source, where states are kept."""
-    if config.states is None or config.resume is None:
+    if config.states is None or config.resume is None or not config.states.at_us:
         return {}
     of_letters = letters | "Spans" >> LetterSpans(config.resume)
     spans = [checked.spans, of_letters, *([labels.spans] if labels else [])] | "All spans" >> beam.Flatten()

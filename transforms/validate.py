@@ -17,7 +17,7 @@ from models.derive import is_wanted
 from models.faults import RowFaults
 from models.partitions import EVER, Span
 from models.record import MARKS, SOURCE, RecordType
-from models.state import TOO_LATE, Resume, SourceSpan, spans_of
+from models.state import Resume, SourceSpan, spans_of
 from models.validate import carry, validate_batch
 from transforms.batches import timestamp_of
 from transforms.refused import DEAD
@@ -67,7 +67,8 @@ class Validate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.DoO
                 yield TaggedOutput(KNOWN, split_good(good, ~known).select([MARKS]))
             if late.any():
                 faults = RowFaults(good.num_rows)
-                faults.add(np.flatnonzero(late), self.records.time, TOO_LATE, column(good, self.records.time))
+                when = column(good, self.records.time)
+                faults.add(np.flatnonzero(late), self.records.time, self.resume.why_late, when)
                 yield TaggedOutput(DEAD, self._letters(good, faults))
             good = split_good(good, known | late)
         valid = carry(good, self.records, self.span.start_us)

@@ -65,7 +65,10 @@ def run(
         ),
     ] = False,
     history: Annotated[
-        list[str] | None, typer.Option(help="Files of earlier events that fill a stream's windows; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Files of earlier events that fill a stream's windows (may be repeated), or a state of --state."
+        ),
     ] = None,
     labels: Labels = None,
     table: Tables = None,

@@ -9,12 +9,12 @@ from models.partitions import Span, joined
 from models.project.declarations import Project
 from models.project.sections import parse_duration
 from models.schemas import schema_digest
-from models.state import Resume
+from models.state import BEFORE_STATE, Resume
 from pipelines.config import RunSpec
 from pipelines.jobs.identity import checksum_of, size_of
 from pipelines.results import read_spans
 from pipelines.sinks.publish import PARTITION, PROJECT
-from pipelines.sinks.state import Input, KeepStates, State, StateError, StateFolder, absolute
+from pipelines.sinks.state import Input, KeepStates, State, StateError, StateFolder, absolute, name_of
 from pipelines.sources.listing import Files
 from transforms.state import States
 
@@ -39,12 +39,7 @@ def find_start(spec: RunSpec, files: Mapping[str, Files]) -> Start:
     assert spec.state is not None
     folder, project, span = StateFolder(spec.state), spec.project, spec.span
     lateness_us = parse_duration(spec.lateness)
-    facts = {
-        PROJECT: project.name,
-        PARTITION: project.partitions.facts(),
-        DEFINITIONS: project.state_definitions,
-        "schema_digest": schema_digest(project.contract.text),
-    }
+    facts = _facts_of(project)
     times = [us for us in folder.times_us() if span.start_us is not None and us <= span.start_us]
     state = folder.read(times[-1]) if times else None
     if state is not None:
@@ -65,6 +60,35 @@ def find_start(spec: RunSpec, files: Mapping[str, Files]) -> Start:
         folder, at_us, resume, facts, state.inputs if state else {}, checksums, at_us[-1] - lateness_us, gaps
     )
     return Start(States(at_us, resume, folder.restored(state) if state else {}), keep, chosen)
+
+
+def restore(spec: RunSpec) -> States:
+    """What a stream starts from: the state that it is given as history. What is earlier is refused.
+
+    StateError if it is not there, or of other features.
+    """
+    assert spec.history_state is not None
+    path, until_us = spec.history_state
+    folder = StateFolder(absolute(path))
+    if until_us not in folder.times_us():
+        raise StateError(f"{spec.history[0]}: no such state; there are {_named(folder)}")
+    state = folder.read(until_us)
+    _check_same(folder, state, _facts_of(spec.project))
+    resume = Resume(until_us, oldest_us=until_us, why_late=BEFORE_STATE)
+    return States(resume=resume, restored=folder.restored(state))
+
+
+def _named(folder: StateFolder) -> str:
+    return ", ".join(map(name_of, folder.times_us()[-3:])) or "none"
+
+
+def _facts_of(project: Project) -> dict[str, object]:
+    return {
+        PROJECT: project.name,
+        PARTITION: project.partitions.facts(),
+        DEFINITIONS: project.state_definitions,
+        "schema_digest": schema_digest(project.contract.text),
+    }
 
 
 def _check_same(folder: StateFolder, state: State, facts: Mapping[str, object]) -> None:

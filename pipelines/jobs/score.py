@@ -28,7 +28,7 @@ from pipelines.brokers import Broker, is_broker, open_broker
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.graph import build
 from pipelines.jobs.identity import identify
-from pipelines.jobs.resume import Start, find_start, from_earlier
+from pipelines.jobs.resume import Start, find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
@@ -44,6 +44,7 @@ from pipelines.sources.runs import Runs
 from pipelines.terminal import console, working
 from transforms.gate import WatchScores
 from transforms.score import Score
+from transforms.state import States
 
 if TYPE_CHECKING:  # streams import the brokers' clients, which files do without
     from pipelines.sinks.topics import PublishRows
@@ -122,6 +123,7 @@ def assemble(
     if spec.state and isinstance(source, ReadFiles):
         start = find_start(spec, {feed.name: feed.source for feed in source.feeds if feed.name in (EVENTS, LABELS)})
         source = source.with_files(start.files)
+    states = start.states if start else restore(spec) if spec.history_state else None
     sink = _open_topics(spec) if is_broker(spec.sink) else _open_folder(spec, bundle, source, look, start)
     # What was published can't be taken back, and what both ways are compared by must go on in both.
     on_stop: OnStop = "fallback" if spec.streams or spec.until_idle else "fail"
@@ -135,11 +137,11 @@ def assemble(
         lateness_us=parse_duration(spec.lateness) if spec.streams else 0,
         at_arrival=spec.at_arrival,
         check_slices=spec.streams and spec.profile.reading is not Reading.NATIVE,
-        watch=watch_scores(project, bundle, window_us if spec.streams else slice_us, on_stop, spec.shard_count, start),
+        watch=watch_scores(project, bundle, window_us if spec.streams else slice_us, on_stop, spec.shard_count, states),
         alert_sinks=spec.alert_to,
         encoders=scorer.encoders if scorer else NO_ENCODERS,
         boundary_us=DAY_US if spec.streams else slice_us,
-        states=start.states if start else None,
+        states=states,
     )
 
 
@@ -187,7 +189,7 @@ def _open_feeds(spec: RunSpec, tables: Sequence[str]) -> ReadStream | ReadNative
     from pipelines.sources.values import BrokerValues, Values, open_values
 
     project = spec.project
-    history = Files(spec.history)
+    history = Files(() if spec.history_state else spec.history)
     check_files(history)
     broker: Any = _broker(spec, spec.sources[0])
     if spec.values == "pulsar":
@@ -212,7 +214,7 @@ def _open_feeds(spec: RunSpec, tables: Sequence[str]) -> ReadStream | ReadNative
         feeds,
         parse_duration(spec.allowance),
         acknowledge=acknowledge(spec),
-        history=feeds_of(project, {EVENTS: history}) if spec.history else (),
+        history=feeds_of(project, {EVENTS: history}) if history.patterns else (),
         at_arrival=spec.at_arrival,
         cut_us=cut_us,
         held_us=window_us if held_back else None,
@@ -325,13 +327,13 @@ def watch_scores(
     boundary_us: int,
     on_stop: OnStop,
     shards: int,
-    start: Start | None = None,
+    states: States | None = None,
 ) -> WatchScores | None:
     """What watches windows of score rows, where the project declares `quality`; windows end at multiples of a slice."""
     if project.quality is None:
         return None
     baseline = read_baseline(bundle.baseline, project) if bundle and bundle.baseline else None
-    return WatchScores(WindowJudge(project, baseline), boundary_us, on_stop, shards, start.states if start else None)
+    return WatchScores(WindowJudge(project, baseline), boundary_us, on_stop, shards, states)
 
 
 def run_graph(config: GraphConfig, runner: str, beam_args: Sequence[str], title: str) -> RunResult:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.errors import HeadraceError
-from models.partitions import stamp_of, time_of
+from models.partitions import STATE_NAME, stamp_of, time_of
 from models.state import Resume, part_of
 from pipelines.sinks.folder import Folder, claim, open_file, staging_of
 from transforms.batches import RecordBatchCoder
@@ -31,7 +31,6 @@ from transforms.batches import RecordBatchCoder
 FACTS = "state.json"
 MAX_FACTS_BYTES = 256 << 20
 VERSION = 1
-_NAME = re.compile(r"until=(\d{4}-\d\d-\d\dT\d{6}Z)")
 _CODER = RecordBatchCoder()
 # The time of a state; a step, the name of its file and the SHA-256.
 StateFile = tuple[int, tuple[str, str, str]]
@@ -100,7 +99,7 @@ class StateFolder:
         if self.folder.is_local and os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise StateError(f"{self.path}: is a file; --state is a folder")
         names = [name.split("/") for name in self.folder.names("")]
-        found = [_NAME.fullmatch(name[0]) for name in names if len(name) == 2 and name[1] == FACTS]
+        found = [STATE_NAME.fullmatch(name[0]) for name in names if len(name) == 2 and name[1] == FACTS]
         return sorted(time_of(match[1]) for match in found if match)
 
     def read(self, until_us: int) -> State:

@@ -4,21 +4,30 @@ import io
 import json
 import pathlib
 import random
+from typing import ClassVar
 
+import apache_beam as beam
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import RunSpec
+from models.quality.window_statistics import WindowJudge
+from models.state import BEFORE_STATE
+from pipelines.config import GraphConfig, RunSpec
+from pipelines.graph import build
 from pipelines.jobs import nightly
 from pipelines.jobs.nightly import find_missing, name_of, run_nights
+from pipelines.jobs.resume import restore
 from pipelines.jobs.score import score_files
 from pipelines.results import RunError, read_success
-from pipelines.runners import DIRECT
+from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.folder import Folder, SinkError
 from pipelines.sinks.state import StateError
 from tests.kit.bundles import AnyBundle
 from tests.kit.declared import declared
-from tests.kit.support import tiny_scorer, write_rows
+from tests.kit.given import Given
+from tests.kit.support import read_stream, tiny_scorer, write_rows
+from transforms.gate import WatchScores
+from transforms.score import Score
 
 pytestmark = pytest.mark.slow
 
@@ -343,6 +352,82 @@ def test_spans_tell_of_which_time_a_sink_has_all(tmp_path):
     assert spans() == [[day(0), day(2)]]
     shop.run("out", replace=True)
     assert spans() == [[None, None]]
+
+
+class Found(beam.PTransform):
+    """Keeps what a graph in this process gives, by kind."""
+
+    kept: ClassVar = {}
+
+    def expand(self, pcolls):
+        for kind in ("scores", "dead_letters", "verdicts", "statistics", "aggregates"):
+            pcolls[kind] | kind >> beam.Map(self._keep, kind)
+
+    @classmethod
+    def _keep(cls, element, kind):
+        cls.kept.setdefault(kind, []).append(element)
+
+
+def as_json(rows):
+    return [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_stream_that_starts_from_a_state_goes_on_as_a_night_does(tmp_path, shards):
+    shop = Shop(tmp_path)
+    # What is earlier than the state is refused, and is to be none of what batch scores.
+    early = [row for row in shop.rows[3] if isinstance(row, dict) and row["at"] < START + 3 * DAY]
+    shop.rows[3] = [row for row in shop.rows[3] if row not in early]
+    for number in range(3):
+        shop.write([number])
+        shop.night(number)
+    state = str(tmp_path / "state" / f"until={day(3)}T000000Z")
+    states = restore(RunSpec(PROJECT, ("pubsub://s",), "pubsub://t", history=(state,)))
+    ahead = [row for row in shop.rows[2] if isinstance(row, dict) and row["at"] >= START + 3 * DAY]
+    events = as_json([*ahead, *(row for rows in shop.rows[3:] for row in rows)])
+    labels = as_json(row for rows in shop.labels[3:] for row in rows)
+    source = read_stream(
+        PROJECT, Given([*events, *as_json(shop.rows[1][:3])], 1), 2 * DAY * 1_000_000, labels=Given(labels, 1, most=9999),
+        idle_us=300_000, until_idle=True, cut_us=DAY * 1_000_000, periods=("day", "week"),
+    )  # fmt: skip
+    watch = WatchScores(WindowJudge(PROJECT, None), PROJECT.quality.window, "fallback", shards, states)
+    config = GraphConfig(
+        PROJECT, source, Score(PROJECT, SCORER, AnyBundle.bundle_id), Found(), shards, lateness_us=DAY * 1_000_000,
+        watch=watch, states=states, boundary_us=DAY * 1_000_000,
+    )  # fmt: skip
+    Found.kept.clear()
+    pipeline = make_pipeline(DIRECT, [])
+    build(pipeline, config)
+    pipeline.run().wait_until_finish()
+    shop.write(range(3, DAYS))
+    shop.whole()
+    found = {row["id"]: row for batch in Found.kept["scores"] for row in batch.to_pylist()}
+    paths = [path for n in range(3, DAYS) for path in (tmp_path / "whole" / "scores").glob(f"event_day={day(n)}/*")]
+    expected = {row["id"]: row for path in paths for row in pq.ParquetFile(path).read().to_pylist()}
+    assert len(expected) > 150
+    assert sorted(found) == sorted(expected)
+    names = {"id", "at", "score", "decision", "verdict_id", *PROJECT.model.inputs} & set(next(iter(expected.values())))
+    for number, row in expected.items():
+        assert {name: found[number][name] for name in names} == {name: row[name] for name in names}
+    files = sorted((tmp_path / "whole" / "quality").rglob("verdicts.jsonl"))
+    whole = [line for file in files for line in file.read_text().splitlines()]
+    assert [verdict.to_json() for verdict in Found.kept["verdicts"]] == whole[1:]
+    reasons = [r for batch in Found.kept["dead_letters"] for r in batch.column("reasons").to_pylist()]
+    assert sum(BEFORE_STATE in reason for reason in reasons) == 3
+
+
+def test_a_state_that_is_not_there_or_of_other_features_starts_no_stream(tmp_path):
+    shop = Shop(tmp_path)
+    shop.write([0])
+    shop.night(0)
+    state = str(tmp_path / "state" / f"until={day(1)}T000000Z")
+    other = declared(TEXT.replace("3D: 3d", "3D: 2d"), SCHEMA)
+    for project, path, message in (
+        (PROJECT, state.replace(day(1), day(2)), f"no such state; there are .*, until={day(1)}T000000Z"),
+        (other, state, "its states are of other features"),
+    ):
+        with pytest.raises(StateError, match=message):
+            restore(RunSpec(project, ("pubsub://s",), "pubsub://t", history=(path,)))
 
 
 def test_missing_days_are_scored_and_one_that_fails_keeps_no_other_from_it(tmp_path, monkeypatch):
