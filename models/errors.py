@@ -21,6 +21,7 @@ HeadraceError
 ├── BaselineError           a baseline that can't be made or read
 ├── SampleError             a sample that would take the place of other files
 ├── SourceError             a source that can't be read at all
+├── DisorderError           a row group holds earlier times than its statistics say
 ├── JournalError            a journal that is damaged or in use
 ├── BrokerError             a broker that refuses what is asked of it
 │   ├── BrokerOptionError   a URI or setting that can't be
