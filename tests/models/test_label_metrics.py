@@ -1,5 +1,6 @@
 """Label metrics: the records of a window are those of its rows, whatever the parts that they come in."""
 
+import itertools
 import random
 
 import numpy as np
@@ -18,39 +19,16 @@ from models.quality.label_metrics import (
 )
 from models.record import LABEL_TIME, TIMESTAMP
 from models.score import columns_of_outputs
-from tests.kit.declared import assert_fault, declared
+from tests.kit.declared import assert_fault
+from tests.kit.labelled import DAY, PROJECT, SCHEMA, SECOND, START, TEXT
 
-DAY, SECOND = 86_400, 1_000_000
-START = 1_543_622_400 * SECOND  # 1 December 2018
-SCHEMA = """
-feature { name: "id" type: INT presence { min_fraction: 1.0 } }
-feature { name: "at" type: INT presence { min_fraction: 1.0 } time_domain { integer_format: UNIX_SECONDS } }
-feature { name: "card" type: INT presence { min_fraction: 1.0 } }
-feature { name: "shop" type: BYTES }
-feature { name: "amount" type: FLOAT }
-feature { name: "fraud" type: INT int_domain { min: 0 max: 1 } }
-"""
-TEXT = """
-name: shops
-schema: schema.pbtxt
-event: {id: id, time: at}
-entities: {card: card}
-label: {field: fraud, delay: 1d, events: {time: seen}}
-features: {row: {large: amount > 50}}
-model: {inputs: [amount, large]}
-training: {slices: [shop, large]}
-metrics: {top2: "precision_at_k(card, 2)"}
-output: [shop]
-decisions: [{action: block, at_least: 0.6}, {action: approve, at_least: 0.0}]
-label_metrics: {window: 2d}
-"""
-PROJECT = declared(TEXT, SCHEMA)
+FIRST = START * SECOND
 
 
 def make_rows(number=400, seed=0):
     """Score rows of one window of two days, with the label, null of a third of them, and the time it was known."""
     chosen = np.random.default_rng(seed)
-    at = START + chosen.integers(0, 2 * DAY, number) * SECOND
+    at = FIRST + chosen.integers(0, 2 * DAY, number) * SECOND
     scores = chosen.integers(0, 20, number).astype(np.float32) / np.float32(20)  # many are equal
     label = (chosen.random(number) < scores).astype(np.int64)
     columns = {
@@ -75,7 +53,7 @@ def parts_of(rows):
 
 
 def measure(parts):
-    return measure_window(concat_batches(parts), START + 9 * DAY * SECOND, 0, PROJECT)
+    return measure_window(concat_batches(parts), FIRST + 9 * DAY * SECOND, 0, PROJECT)
 
 
 def record(records, name="", value=""):
@@ -123,17 +101,19 @@ def test_neither_order_nor_parts_change_a_bit(seed):
     chosen = random.Random(seed)
     rows = take_rows(ROWS, np.array(chosen.sample(range(400), 400)))
     cuts = sorted([0, 400, *chosen.sample(range(400), 6)])
-    parts = [part for a, b in zip(cuts, cuts[1:], strict=False) for part in parts_of(rows.slice(a, b - a))]
+    parts = [part for a, b in itertools.pairwise(cuts) for part in parts_of(rows.slice(a, b - a))]
     chosen.shuffle(parts)
     assert sort_records(measure(parts)).equals(sort_records(measure(parts_of(ROWS))))
 
 
 def test_a_row_counts_from_the_midnight_after_its_label_and_not_before_its_window_ends():
-    assert {due for due, _ in count_rows(ROWS, PROJECT)} == {START + 2 * DAY * SECOND}
+    assert {due for due, _ in count_rows(ROWS, PROJECT)} == {FIRST + 2 * DAY * SECOND}
     for due, part in take_labelled(ROWS, PROJECT):
         known = column(part, "__event_time").cast(pa.int64()).to_numpy() + column(part, "__delay").to_numpy()
         ends = column(part, "__window_end").to_numpy()
-        assert (due % (DAY * SECOND) == 0) and (known < due).all() and (ends <= due).all()
+        assert due % (DAY * SECOND) == 0
+        assert (known < due).all()
+        assert (ends <= due).all()
         assert ((due - known <= DAY * SECOND) | (ends == due)).all()
 
 
@@ -153,7 +133,7 @@ def test_bundles_are_apart():
 
 def test_the_last_revision_of_a_window_counts():
     parts = parts_of(ROWS)
-    first, last = (measure_window(concat_batches(some), START, n, PROJECT) for n, some in enumerate((parts[:1], parts)))
+    first, last = (measure_window(concat_batches(some), FIRST, n, PROJECT) for n, some in enumerate((parts[:1], parts)))
     found = last_revisions(sort_records(concat_batches([last, first])))
     assert found.equals(sort_records(last))
 
