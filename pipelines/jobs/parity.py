@@ -182,9 +182,9 @@ def _compare(
         one, other = (found.get(name, pa.table({})) for found in tables)
         yield compare_tables(f"aggregates {name}", one, other, one.schema.names)
     if project.label_metrics:
-        measured = [read_label_metrics(result.directory) for result in (batch, stream)]
-        names = [name for name in measured[0].schema.names if name not in (AS_OF, REVISION)]
-        yield compare_tables("label metrics", *measured, names)
+        one, other = (read_label_metrics(result.directory) for result in (batch, stream))
+        names = [name for name in one.schema.names if name not in (AS_OF, REVISION)]
+        yield compare_tables("label metrics", one, other, names)
     dead, others = (_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream))
     rows = dead.total()
     for letter in dead:
