@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from pipelines.cli.parameters import (
     own_options,
 )
 from pipelines.runners import IN_PROCESS
+
+if TYPE_CHECKING:
+    from pipelines.jobs.nightly import Night
 
 
 def nightly(
@@ -103,21 +106,21 @@ def nightly(
         retrainer = Retrainer(spec, project, str(registry), model) if spec.project.retrain else None
         failed = 0
         for night in run_nights(spec, missing, bundle, scorer, retrainer):
-            if night.error is not None:
-                failed += 1
-                typer.echo(f"{night.name}  not done: {night.error}", err=True)
-            elif night.retraining is not None:
-                typer.echo(f"{night.name}  {night.retraining}")
-            elif night.result is not None:
-                typer.echo(f"{night.name}  {_said(night.result.outcomes)}, {night.result.seconds:.1f} s")
+            failed += night.error is not None
+            typer.echo(describe(night), err=night.error is not None)
         if failed:
             typer.echo(f"{failed} nights were not done: call this again once it is mended", err=True)
             raise typer.Exit(1)
 
 
-def _said(counts: dict[str, int]) -> str:
+def describe(night: Night) -> str:
+    """What became of a night, in a line."""
+    if night.result is None:
+        return f"{night.name}  {night.retraining or f'not done: {night.error}'}"
+    counts = night.result.outcomes
     others = [f"{counts[name]:,} {name}" for name in ("dead-lettered", "duplicate", "late") if counts.get(name)]
-    return ", ".join([f"{counts.get('scored', 0):,} scored", *others])
+    said = ", ".join([f"{counts.get('scored', 0):,} scored", *others])
+    return f"{night.name}  {said}, {night.result.seconds:.1f} s"
 
 
 def _named(first: str | None, until: str | None) -> list[tuple[str, str | None]]:
