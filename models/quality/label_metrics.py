@@ -8,8 +8,7 @@ became known: a row without a label is counted as such, and never as a negative 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_batch, as_int64, column, partition, times_us
-from models.predictors.evaluation import TopOfDay, evaluate, slice_values
-from models.predictors.measures import CALIBRATION_BINS, calibration_error, label_numbers, log_loss, measure_of
+from models.predictors.evaluation import MAX_SLICE_VALUES, Evaluation, TopOfDay, evaluate, slice_values
+from models.predictors.measures import (
+    CALIBRATION_BINS,
+    Numbers,
+    calibration_error,
+    evaluate_target,
+    exact_sum,
+    label_numbers,
+    log_loss,
+)
 from models.project.declarations import Project
 from models.project.targets import output_name
 from models.record import BUNDLE_ID, DECISION, EVENT_TIME, LABEL_TIME, PREDICTED, SCORE, TIMESTAMP
@@ -35,8 +42,13 @@ _KINDS = [
     *((name, pa.int64()) for name in ("rows", "labelled")),
     *((name, pa.float64()) for name in ("coverage", "delay_median_s", "delay_max_s")),
 ]
-_OF_PROBABILITIES = ("log_loss", "calibration_error", "mean_score")
-COLUMNS = {*dict(_KINDS), "positives", *_OF_PROBABILITIES}  # beside those that are named by what is declared
+COLUMNS = {
+    *dict(_KINDS),
+    "positives",
+    "log_loss",
+    "calibration_error",
+    "mean_score",
+}  # beside those that are named by what is declared
 _SECOND_US = 1_000_000
 
 
@@ -103,15 +115,20 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
         labelled = pc.equal(column(rows, ROWS), 0)
         counts, known = rows.filter(pc.invert(labelled)), rows.filter(labelled)
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
-        for name, value, number, some in _sliced(counts, known, project):
+        names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
+        measured = _evaluate(known, [name for name in names if name != SCORE], project)
+        for name, value, number, some in _sliced(counts, known, names):
+            figures = measured.slices.get(name, {}).get(value) if name else measured.overall
             said = {**times, REVISION: revision, BUNDLE_ID: bundle, "slice": name, "value": value}
-            records.append({**said, **_measure(number, some, project)})
+            records.append({**said, **_coverage(number, some), **_label_counts(some, project)})
+            records[-1] |= {**(figures.figures() if figures else {}), **_of_probabilities(some, project)}
     return as_batch(pa.Table.from_pylist(records, _record_schema(project)))
 
 
 def figure_names(project: Project) -> tuple[str, ...]:
     """What is measured of rows with a label."""
-    return tuple(_figures(_no_rows(project), project))
+    none = _no_rows(project)
+    return tuple({**_evaluate(none, [], project).overall.figures(), **_of_probabilities(none, project)})
 
 
 def sort_records(records: pa.RecordBatch) -> pa.RecordBatch:
@@ -187,7 +204,7 @@ def _part_schema(project: Project) -> pa.Schema:
 def _record_schema(project: Project) -> pa.Schema:
     none = _no_rows(project)
     kinds = [*_KINDS, *((name, pa.int64()) for name in _label_counts(none, project))]
-    return pa.schema([*kinds, *((name, pa.float64()) for name in _figures(none, project))])
+    return pa.schema([*kinds, *((name, pa.float64()) for name in figure_names(project))])
 
 
 def _no_rows(project: Project) -> pa.RecordBatch:
@@ -202,12 +219,12 @@ def _parts(columns: dict[str, Any], project: Project) -> Iterator[tuple[int, pa.
 
 
 def _sliced(
-    counts: pa.RecordBatch, known: pa.RecordBatch, project: Project
+    counts: pa.RecordBatch, known: pa.RecordBatch, slices: Sequence[str]
 ) -> Iterator[tuple[str, str, int, pa.RecordBatch]]:
     """(slice, value, number of score rows, those of them with a label), all of them first."""
     numbers = as_int64(column(counts, ROWS))
     yield "", "", int(numbers.sum()), known
-    for name in _slices(project):
+    for name in slices:
         values = column(counts, _SLICE + name)
         codes = values.dictionary_encode()
         of_value = np.zeros(len(codes.dictionary), np.int64)
@@ -218,8 +235,8 @@ def _sliced(
             yield name, value, int(of_value[place]), parts.get(place, known.slice(0, 0))
 
 
-def _measure(rows: int, known: pa.RecordBatch, project: Project) -> dict[str, Any]:
-    """What a record says of `rows` score rows, of which those with a label are given."""
+def _coverage(rows: int, known: pa.RecordBatch) -> dict[str, Any]:
+    """Of `rows` score rows those with a label, which are given, and when it was known."""
     delays = np.sort(as_int64(column(known, DELAY)))
     return {
         "rows": rows,
@@ -227,8 +244,6 @@ def _measure(rows: int, known: pa.RecordBatch, project: Project) -> dict[str, An
         "coverage": known.num_rows / rows if rows else None,
         "delay_median_s": float(delays[(len(delays) - 1) // 2]) / _SECOND_US if len(delays) else None,
         "delay_max_s": float(delays[-1]) / _SECOND_US if len(delays) else None,
-        **_label_counts(known, project),
-        **_figures(known, project),
     }
 
 
@@ -243,30 +258,35 @@ def _label_counts(known: pa.RecordBatch, project: Project) -> dict[str, int]:
     return dict(zip(names, counts, strict=True))
 
 
-def _figures(known: pa.RecordBatch, project: Project) -> dict[str, float | None]:
-    """Figures of rows with a label, in the order of event time and id; None where they have no value."""
+def _labels_and_outputs(known: pa.RecordBatch, project: Project) -> tuple[Numbers, Numbers]:
     assert project.label is not None
     label, _ = label_numbers(column(known, project.label.field), project)
     columns = [column(known, name).to_numpy(zero_copy_only=False) for name in _outputs(project)]
-    outputs = np.column_stack(columns) if project.outputs else columns[0]
+    return label, np.column_stack(columns) if project.outputs else columns[0]
+
+
+def _evaluate(known: pa.RecordBatch, slices: Sequence[str], project: Project) -> Evaluation:
+    """The figures of a test of rows with a label, in the order of event time and id."""
+    label, outputs = _labels_and_outputs(known, project)
+    values = {name: column(known, _SLICE + name).to_numpy(zero_copy_only=False) for name in slices}
     if not project.has_positives:
-        figures = measure_of(project.target)(label, outputs).figures()
-        if project.classes:
-            figures["mean_score"] = _mean(outputs.max(axis=1)) if len(label) else None
-        return figures
+        return evaluate_target(label, outputs, project.target, values)
     days = times_us(known) // DAY_US
     tops = {
         name: TopOfDay(days, column(known, project.entities[m.entity]).to_numpy(zero_copy_only=False), m.k)
         for name, m in project.declared_metrics.items()
     }
-    figures = evaluate(label, outputs, declared=tops).overall.figures()
-    if project.target.kind == "binary":
-        figures |= dict.fromkeys(_OF_PROBABILITIES)
-        if len(label):
-            measured = log_loss(label, outputs), calibration_error(label, outputs), _mean(outputs)
-            figures |= zip(_OF_PROBABILITIES, measured, strict=True)
-    return figures
+    return evaluate(label, outputs, declared=tops, slices=values)
 
 
-def _mean(scores: npt.NDArray[np.float32]) -> float:
-    return math.fsum(scores.astype(np.float64)) / len(scores)
+def _of_probabilities(known: pa.RecordBatch, project: Project) -> dict[str, float | None]:
+    """How true they are; of classes the mean alone, as the rest is among the figures of a test."""
+    if not _has_bins(project):
+        return {}
+    label, outputs = _labels_and_outputs(known, project)
+    scores = outputs.max(axis=1, initial=0) if project.classes else outputs
+    said = {"mean_score": exact_sum(scores.astype(np.float64)) / len(scores) if len(scores) else None}
+    if project.classes:
+        return said
+    measures = {"log_loss": log_loss, "calibration_error": calibration_error}
+    return {**{name: measure(label, scores) if len(label) else None for name, measure in measures.items()}, **said}
