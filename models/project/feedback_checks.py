@@ -35,7 +35,10 @@ def _check_label_metrics(project: Project) -> Iterator[Fault]:
 
 def _check_retrain(project: Project) -> Iterator[Fault]:
     retrain = project.retrain
-    if retrain is None or project.label is None or not project.has_model:
+    if retrain is None or not project.has_model:
+        return
+    if project.label is None:
+        yield ("retrain",), "needs a label to be better by: declare label"
         return
     known = [*STANDARD, *project.metrics] if project.has_positives else figure_names(project)
     known = [name for name in known if not _NO_BETTER.fullmatch(name)]

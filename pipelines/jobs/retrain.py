@@ -7,7 +7,6 @@ import datetime
 import json
 import pathlib
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 from models.codecs.times import micros_of
@@ -23,7 +22,7 @@ from models.score import model_inputs
 from pipelines.config import RunSpec
 from pipelines.jobs.fitting import load_bundle
 from pipelines.jobs.train import Trained, to_iso, train
-from pipelines.results import read_label_metrics, read_verdicts
+from pipelines.results import RunError, read_label_metrics, read_verdicts
 from pipelines.sinks.folder import Folder, claim, staging_of
 
 RETRAINING = "retraining"  # the folder of records in a sink
@@ -72,18 +71,29 @@ class Retrainer:
         """
         folder = Folder(self.spec.sink)
         with claim(folder, uuid.uuid4().hex):
-            names = sorted(name for name in folder.names(RETRAINING) if name.endswith(".json"))
-            last = json.loads(folder.read(f"{RETRAINING}/{names[-1]}") or b"") if names else None
+            last = self._last_record(folder)
             if last and _micros(last["until"]) >= until_us:
                 unfinished = last["promote"] and not last["promoted"]
                 return self._promote(last) if unfinished else None
             champion = self.champion()
-            tested = last["test_to"] if last else champion.metadata.get("test_to")
-            why = self._why(until_us, _micros(tested) if tested else None, champion)
+            why = self._why(until_us, last, champion)
             if why is None:
                 return None
             trained = train(self._training_spec(until_us), self.folder, start=self._start(until_us))
             return self._decide(until_us, why, champion, trained)
+
+    def _last_record(self, folder: Folder) -> dict[str, Any] | None:
+        names = sorted(name for name in folder.names(RETRAINING) if name.endswith(".json"))
+        if not names:
+            return None
+        place = f"{RETRAINING}/{names[-1]}"
+        try:
+            record: dict[str, Any] = json.loads(folder.read(place) or b"")
+            if not {"until", "test_to", "promote", "promoted", "version"} <= record.keys():
+                raise ValueError("it lacks what a record says")
+        except (ValueError, AttributeError) as error:
+            raise RunError(f"{folder.join(place)}: is not what a night writes ({error}): move it away") from None
+        return record
 
     def champion(self) -> Bundle:
         """What nights score with now."""
@@ -95,37 +105,45 @@ class Retrainer:
         assert declared is not None
         return declared
 
-    def _why(self, until_us: int, tested_us: int | None, champion: Bundle) -> str | None:
+    def _why(self, until_us: int, last: dict[str, Any] | None, champion: Bundle) -> str | None:
         """What asks for a training; nothing does where no day is labelled that no training was tested on."""
-        test_to_us = self._test_to_us(until_us)
-        if tested_us is None:
+        tests = [last["test_to"] if last else None, champion.metadata.get("test_to")]
+        tested = [_micros(text) for text in tests if text]
+        if not tested:
             return "the champion says no time of its test"
-        if test_to_us - tested_us >= self._declared.every:
-            return f"{(test_to_us - tested_us) // DAY_US} days since the last test"
-        if test_to_us <= tested_us:
-            return None
-        asks = {"drift": self._drifts, "label_metrics": self._falls}
-        reasons = (why for name in self._declared.or_on for why in asks[name](until_us, tested_us, champion))
-        return next(reasons, None)
+        days_us = self._test_to_us(until_us) - max(tested)
+        if days_us >= self._declared.every:
+            return f"{days_us // DAY_US} days since the last test"
+        since_us = max([*tested, *([_micros(last["until"])] if last else [])])
+        asks = {"drift": self._find_drift, "label_metrics": self._find_fall}
+        for name in self._declared.or_on if days_us > 0 else ():
+            if found := asks[name](Span(since_us, until_us), champion):
+                return found
+        return None
 
-    def _drifts(self, until_us: int, tested_us: int, champion: Bundle) -> Iterator[str]:
+    def _find_drift(self, span: Span, champion: Bundle) -> str | None:
+        """The first window that ends in the span with an alarm of it."""
         for verdict in read_verdicts(self.spec.sink):
-            if tested_us < verdict.window_end_us <= until_us and verdict.status == "alarm":
-                kinds = sorted({found.kind for found in verdict.findings if found.kind in _DRIFTS})
-                if kinds:
-                    yield f"{', '.join(kinds)} in the window to {to_iso(verdict.window_end_us)}"
+            kinds = sorted({found.kind for found in verdict.findings if found.kind in _DRIFTS})
+            if verdict.window_end_us - 1 in span and verdict.status == "alarm" and kinds:
+                return f"{', '.join(kinds)} in the window to {to_iso(verdict.window_end_us)}"
+        return None
 
-    def _falls(self, until_us: int, tested_us: int, champion: Bundle) -> Iterator[str]:
+    def _find_fall(self, span: Span, champion: Bundle) -> str | None:
+        """The newest window with labels, if it ends in the span and the champion was worse there than in its test."""
         metric = self._declared.gate.metric
         before = champion.metadata.get("metrics", {}).get("test", {}).get(metric)
-        for row in reversed(read_label_metrics(self.spec.sink, until_us).to_pylist()):
-            own = row["slice"] == "" and row["bundle_id"] == champion.bundle_id
-            if before is None or not own or row[metric] is None or micros_of(row["window_end"]) <= tested_us:
-                continue
-            if has_fallen(metric, before, row[metric], self._declared.fall):
-                end = to_iso(micros_of(row["window_end"]))
-                yield f"{metric} {_shown(row[metric])} in the window to {end}, {_shown(before)} in the test"
-            return  # the newest window with labels decides
+        known = [
+            row
+            for row in read_label_metrics(self.spec.sink, span.stop_us).to_pylist()
+            if row["slice"] == "" and row["bundle_id"] == champion.bundle_id and row[metric] is not None
+        ]
+        if before is None or not known:
+            return None
+        now, end_us = known[-1][metric], micros_of(known[-1]["window_end"])
+        if end_us - 1 not in span or not has_fallen(metric, before, now, self._declared.fall):
+            return None
+        return f"{metric} {_shown(now)} in the window to {to_iso(end_us)}, {_shown(before)} in the test"
 
     def _test_to_us(self, until_us: int) -> int:
         delay_us = self.spec.project.label.delay if self.spec.project.label else 0

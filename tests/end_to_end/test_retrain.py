@@ -7,14 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from models.predictors import registry
+from models.predictors.booster import Scorer
 from models.project.project import load_project
 from pipelines.cli.main import app
 from pipelines.config import RunSpec
 from pipelines.jobs import retrain as retraining
 from pipelines.jobs import train as training
+from pipelines.jobs.fitting import load_bundle
 from pipelines.jobs.nightly import find_missing, run_nights
 from pipelines.jobs.retrain import RETRAINING, Retrainer
-from pipelines.results import read_kind
+from pipelines.results import RunError, read_kind
 from tests.kit.labelled import DAY, SCHEMA, SECOND, START, TEXT
 from tests.kit.support import write_rows
 
@@ -89,8 +91,6 @@ class Shop:
         return done
 
     def night(self, number):
-        from models.predictors.booster import Scorer
-        from pipelines.jobs.fitting import load_bundle
 
         spec = RunSpec(
             self.project,
@@ -191,6 +191,16 @@ def test_a_champion_that_was_rolled_back_stays(shop):
     assert shop.champion() == shop.first
     number = next(number for number, bundle in shop.versions().items() if bundle == champion)
     registry.set_alias("shops", "champion", number, shop.uri)
+
+
+def test_a_record_that_is_none_is_an_error(shop, tmp_path):
+    place = shop.sink / RETRAINING / "until=2018-12-13T000000Z.json"
+    content = place.read_bytes()
+    for wrong in (b"{", b"[]", b'{"until": "2018-12-13"}'):
+        place.write_bytes(wrong)
+        with pytest.raises(RunError, match=r"T000000Z.json: is not what a night writes .*: move it away"):
+            Retrainer(RunSpec(shop.project, (), str(shop.sink)), shop.home, shop.uri, "champion").run(0)
+    place.write_bytes(content)
 
 
 def test_a_refused_challenger_is_said_and_is_no_failure(tmp_path):
