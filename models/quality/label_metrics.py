@@ -42,13 +42,8 @@ _KINDS = [
     *((name, pa.int64()) for name in ("rows", "labelled")),
     *((name, pa.float64()) for name in ("coverage", "delay_median_s", "delay_max_s")),
 ]
-COLUMNS = {
-    *dict(_KINDS),
-    "positives",
-    "log_loss",
-    "calibration_error",
-    "mean_score",
-}  # beside those that are named by what is declared
+# Of a record, beside those that are named by what is declared.
+COLUMNS = {*dict(_KINDS), "positives", "log_loss", "calibration_error", "mean_score"}
 _SECOND_US = 1_000_000
 
 
@@ -229,8 +224,8 @@ def _sliced(
         codes = values.dictionary_encode()
         of_value = np.zeros(len(codes.dictionary), np.int64)
         np.add.at(of_value, codes.indices.to_numpy(), numbers)
-        places = pc.index_in(column(known, _SLICE + name), value_set=codes.dictionary).to_numpy(zero_copy_only=False)
-        parts = dict(partition(known, places.astype(np.int64))) if known.num_rows else {}
+        places = pc.index_in(column(known, _SLICE + name), value_set=codes.dictionary).fill_null(-1)
+        parts = dict(partition(known, as_int64(places)))
         for value, place in sorted((value, place) for place, value in enumerate(codes.dictionary.to_pylist())):
             yield name, value, int(of_value[place]), parts.get(place, known.slice(0, 0))
 

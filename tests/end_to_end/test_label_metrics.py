@@ -10,6 +10,7 @@ import pytest
 from models.batches import as_batch
 from models.metrics import TOO_LATE, by_label
 from models.quality.label_metrics import AS_OF, REVISION, last_revisions, sort_records
+from pipelines.cli.display import label_line
 from pipelines.config import GraphConfig
 from pipelines.graph import build
 from pipelines.results import read_kind, read_label_metrics
@@ -108,8 +109,12 @@ def test_records_of_files_are_corrected_as_labels_become_known(tmp_path):
         for row in rows:
             known = [n for n in LABELS if n["seen"] < row["as_of"].timestamp() and n["id"] in {e["id"] for e in inside}]
             assert (row["labelled"], row["positives"]) == (len(known), sum(n["fraud"] for n in known))
-    last = read_label_metrics(str(tmp_path / "out"))
-    assert last.to_pylist() == final(records)
+    last = read_label_metrics(str(tmp_path / "out")).to_pylist()
+    assert last == final(records)
+    most = max(label["seen"] - event["at"] for label, event in known_with(EVENTS)) / DAY
+    said = f"labels: known of {len(LABELS)} of 600 rows in 3 windows, up to {most:.1f} days after their events"
+    assert label_line(last) == said
+    assert label_line([]) == "labels: known of 0 of 0 rows in 0 windows"
 
 
 def test_slices_and_order_of_files_change_no_bit(tmp_path):
