@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_batch, as_int64, column, partition, times_us
-from models.predictors.evaluation import MAX_SLICE_VALUES, Evaluation, TopOfDay, evaluate, slice_values
+from models.predictors.evaluation import MAX_SLICE_VALUES, Evaluation, TopOfDay, evaluate, slice_name, slice_values
 from models.predictors.measures import (
     CALIBRATION_BINS,
     Numbers,
@@ -184,7 +184,7 @@ def _texts(rows: pa.RecordBatch, name: str) -> pa.Array:
         return pa.array([f"{place / CALIBRATION_BINS:g}" for place in range(CALIBRATION_BINS)]).take(pa.array(places))
     if pa.types.is_floating(values.type):
         names, codes = slice_values(name, values.to_numpy(zero_copy_only=False), (len(values),))
-        return pa.array(names, pa.string()).take(pa.array(codes))
+        return pa.array(list(map(slice_name, names)), pa.string()).take(pa.array(codes))
     return values.cast(pa.string()).fill_null("null")
 
 

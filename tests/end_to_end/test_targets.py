@@ -116,7 +116,7 @@ def check_label_metrics(folder, project, rows):
     assert sum(row["labelled"] for row in said) == rows
     for row in said:
         inside = [row["window_start"] <= time < row["window_end"] for time in table[project.event.time].to_pylist()]
-        figures = results.evaluate_table(table.filter(pa.array(inside)), project).overall.figures()
+        figures = results.evaluate_tables([table.filter(pa.array(inside))], project).overall.figures()
         assert figures == {name: row[name] for name in figures}
 
 
