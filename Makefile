@@ -83,4 +83,5 @@ clean:
 include deploy/flink.mk
 include deploy/kafka.mk
 include deploy/pulsar.mk
+include deploy/nightly.mk
 include deploy/registry.mk

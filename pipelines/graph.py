@@ -13,8 +13,9 @@ from models.counts import count_events, count_refused
 from models.features.row import feedback_horizon_us
 from models.partitions import Span
 from models.quality.incidents import Policy
+from models.quality.label_metrics import as_of_us
 from models.record import EVENTS, LABELS, Outcome
-from models.routes import FALLBACK
+from models.routes import FALLBACK, LABEL_METRICS
 from models.totals import period_end_us
 from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
@@ -28,6 +29,7 @@ from transforms.features import ComputeFeatures, CountImpossible
 from transforms.feedback import CountFeedback
 from transforms.incidents import RaiseAlerts
 from transforms.join import JoinLabels
+from transforms.label_metrics import MeasureLabels
 from transforms.refused import DropKnown, Refused
 from transforms.score import Score
 from transforms.state import CombineSpans, LetterSpans
@@ -60,9 +62,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
     featured, unexpected = compute_features(unique, labels, refused, config)
     scored = rows = featured | "Score" >> config.score
-    if labels and config.project.has_model and isinstance(config.score, Score):
-        feedback = CountFeedback(config.project, config.shards, config.lateness_us)
-        {"events": rows, "labels": labels.records} | "Feedback" >> feedback
+    measured = measure_labels(scored, labels, config) if isinstance(config.score, Score) else {}
     if config.at_arrival:
         rows = scored | "Correct" >> Correct(config.project, config.shards)
     letters = refused.letters()
@@ -74,7 +74,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     counts = (read, history, impossible, *others) | "Counts" >> beam.Flatten()
     news = letters | "News" >> DropKnown()
     watched = {"scored": scored, "rows": rows} | "Watch" >> config.watch if config.watch else {"scores": rows}
-    watched = leave_open(watched | add_up(featured, config), config.span)
+    watched = leave_open(watched | add_up(featured, config) | measured, config.span)
     if "verdicts" in watched:
         send_alerts(watched["verdicts"], config)
     if config.check_slices:
@@ -136,6 +136,21 @@ def add_up(featured: beam.PCollection, config: GraphConfig) -> dict[str, beam.PC
     return {"aggregates": tables | "Aggregates" >> beam.Flatten()} if tables else {}
 
 
+def measure_labels(scored: beam.PCollection, labels: Labels | None, config: GraphConfig) -> dict[str, beam.PCollection]:
+    """Counts of labels that came for score rows, and the records of label metrics, if the project declares them."""
+    project, rows = config.project, {"scores": scored}
+    if not project.has_model:
+        return {}
+    if labels:
+        states = config.states if project.label_metrics else None
+        feedback = CountFeedback(project, config.shards, config.lateness_us, states)
+        rows["labelled"] = {"events": scored, "labels": labels.records} | "Feedback" >> feedback
+    if project.label_metrics is None:
+        return {}
+    measure = MeasureLabels(project, config.boundary_us, config.lateness_us, config.states)
+    return {LABEL_METRICS: rows | "Measure labels" >> measure}
+
+
 def decide_unscored(refused: Refused, config: GraphConfig) -> dict[str, beam.PCollection]:
     """The rows with the fallback decision, if the project declares one and events are scored."""
     if config.project.fallback is None or not isinstance(config.score, Score):
@@ -185,13 +200,14 @@ def join_labels(raw: beam.PCollection, events: beam.PCollection, refused: Refuse
 
 
 def leave_open(watched: dict[str, beam.PCollection], span: Span) -> dict[str, beam.PCollection]:
-    """What is written, without records of windows and periods that end after the span, or before it."""
+    """What is written, without records of windows and periods that end, or of labels known, outside of the span."""
     if span.is_all:
         return watched
     ends: dict[str, Callable[[Any], int]] = {
         "statistics": lambda record: record.window_end_us,
         "verdicts": lambda record: record.window_end_us,
         "aggregates": period_end_us,
+        LABEL_METRICS: as_of_us,
     }
     return {
         name: pcoll | f"Closed {name}" >> beam.Filter(_ends_in, ends[name], span) if name in ends else pcoll

@@ -21,9 +21,11 @@ from models.predictors.bundle import Bundle
 from models.predictors.evaluation import Evaluation, Evaluator, TopOfDay, evaluate
 from models.predictors.measures import Numbers, evaluate_target, label_numbers
 from models.project.declarations import Project
+from models.quality.label_metrics import AS_OF, last_revisions, sort_records
 from models.quality.records import Verdict
 from models.quality.window_statistics import read_baseline
 from models.record import DECISION
+from models.routes import LABEL_METRICS
 from pipelines.sinks.folder import Folder, SinkError
 from pipelines.sinks.publish import AGGREGATES, QUALITY, SCORES, SPANS, SUCCESS
 
@@ -97,6 +99,17 @@ def read_aggregates(directory: str) -> dict[str, pa.Table]:
     for path in paths_of(directory, AGGREGATES):
         tables.setdefault(path[start:].split("/", 1)[0], []).append(pq.read_table(path, partitioning=None))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
+
+
+def read_label_metrics(directory: str, until_us: int | None = None) -> pa.Table:
+    """A run's records of label metrics, of each window the last, as written to Parquet; none is fine.
+
+    With `until_us`, microseconds since 1970 UTC, the last of those that know labels up to then.
+    """
+    records = read_kind(directory, LABEL_METRICS)
+    if len(records) and until_us is not None:
+        records = records.filter(pc.less_equal(records[AS_OF].cast(pa.int64()), until_us))
+    return pa.Table.from_batches([last_revisions(sort_records(as_batch(records)))]) if len(records) else records
 
 
 def read_verdicts(directory: str) -> list[Verdict]:

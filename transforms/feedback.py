@@ -8,34 +8,38 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import as_float64, column
+from models.batches import column
 from models.features.row import feedback_horizon_us
 from models.metrics import FEEDBACK
-from models.predictors.measures import label_numbers
 from models.project.declarations import Project
-from models.record import DECISION, SCORE
+from models.quality.label_metrics import carried_columns
+from models.record import DECISION
 from transforms.join import JoinLabels
 from transforms.metrics import count
+from transforms.state import States
 
 
 @dataclasses.dataclass(eq=False)
 class CountFeedback(beam.PTransform):
-    """{"events": score rows, "labels": valid label records} → counters of labels by decision and class.
+    """{"events": score rows, "labels": valid label records} → score rows whose label became known, counted.
 
     The counters are those of models.metrics.FEEDBACK. Where labels are no classes, they are counted by decision alone.
-    Labels of events that were not scored here, such as history, are not counted.
+    Labels of events that were not scored here, such as history, are not counted. With label metrics, the rows have what
+    these are of.
     """
 
     project: Project
     shards: int
     lateness_us: int = 0
+    states: States | None = None  # rows that wait for a label are kept as `feedback`
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
-        """(score, label) of each label that came, float64[n, 2]."""
+        """See JoinLabels."""
         label, records = self.project.label, self.project.label_type
         assert label is not None
         assert records is not None
-        carried = (SCORE, DECISION) if self.project.decisions else (SCORE,)
+        decided = (DECISION,) if self.project.decisions else ()
+        carried = carried_columns(self.project) if self.project.label_metrics else decided
         join = JoinLabels(
             records,
             label.field,
@@ -44,13 +48,16 @@ class CountFeedback(beam.PTransform):
             self.shards,
             self.lateness_us,
             event_time=self.project.event.time,
+            states=self.states,
+            name="feedback",
             refuse=False,
         )
         joined = inputs | "Join scores" >> join
-        return joined | "Count" >> beam.Map(_count, self.project)
+        joined | "Count" >> beam.Map(_count, self.project)
+        return joined
 
 
-def _count(batch: pa.RecordBatch, project: Project) -> np.ndarray:  # type: ignore[type-arg]
+def _count(batch: pa.RecordBatch, project: Project) -> None:
     assert project.label is not None
     labels = column(batch, project.label.field)
     names = ["0", "1"] if project.has_positives else list(project.outputs if project.classes else [""])
@@ -63,5 +70,3 @@ def _count(batch: pa.RecordBatch, project: Project) -> np.ndarray:  # type: igno
             number = int(np.count_nonzero((decisions == decision) & (texts == name)))
             if number:
                 count(FEEDBACK, number, decision=decision, label=name)
-    known, _ = label_numbers(labels, project)
-    return np.column_stack([as_float64(column(batch, SCORE)), known])

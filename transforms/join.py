@@ -55,14 +55,15 @@ class JoinLabels(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], be
     lateness_us: int = 0
     event_time: str = EVENT_TIME
     label_time: str = LABEL_TIME
-    states: States | None = None  # events and labels are kept as `labels`
+    states: States | None = None  # events and labels are kept under `name`
+    name: str = "labels"
     refuse: bool = True  # without it, labels that belong to no event here are left out, and there are no dead letters
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> Any:
         """Main output: batches of labels; output `dead`: dead letters, where there are any."""
         routes = {"events": self._route_events, "labels": self._route_labels}
         tagged = {DEAD: pa.RecordBatch} if self.refuse else {}
-        hold = Hold(_Join(self), routes, tagged=tagged, states=self.states, name="labels", shards=self.shards)
+        hold = Hold(_Join(self), routes, tagged=tagged, states=self.states, name=self.name, shards=self.shards)
         return inputs | "Hold" >> hold
 
     def _route_events(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:

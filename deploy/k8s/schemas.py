@@ -19,6 +19,7 @@ KINDS = {
     "service-v1": "io.k8s.api.core.v1.Service",
     "deployment-apps-v1": "io.k8s.api.apps.v1.Deployment",
     "job-batch-v1": "io.k8s.api.batch.v1.Job",
+    "cronjob-batch-v1": "io.k8s.api.batch.v1.CronJob",
     "networkpolicy-networking-v1": "io.k8s.api.networking.v1.NetworkPolicy",
 }
 DEFINITION = "META-INF/fabric8/flinkdeployments.flink.apache.org-v1.yml"

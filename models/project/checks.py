@@ -15,6 +15,7 @@ from models.project.declarations import Project
 from models.project.documents import Path
 from models.project.expect_checks import check_expect
 from models.project.expressions import Expression
+from models.project.feedback_checks import check_feedback
 from models.project.learned import parse_metric
 from models.project.parameters import find_parameter_faults
 from models.project.places import Fault, place_of, unknown_field
@@ -60,6 +61,7 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from check_fallback(project)
     yield from check_sinks(project)
     yield from _check_quality(project)
+    yield from check_feedback(project)
     yield from _check_partitions(project)
 
 

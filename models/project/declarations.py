@@ -19,6 +19,7 @@ from models.project.contract import Contract, Field, field_of_kind
 from models.project.expressions import Expression
 from models.project.functions import ISO_8601
 from models.project.learned import Category, Decision, Fallback, Model, PrecisionAtK, Training, parse_metric
+from models.project.retraining import LabelMetrics, Retrain
 from models.project.sections import CYCLES, Declaration, Event, Expect, Features, Label, Quality, RollingFeature, beside
 from models.project.syntax import ExpressionError
 from models.project.tables import Table, Totals
@@ -28,7 +29,7 @@ from models.record import EVENTS, LABELS, PREDICTED, RESERVED, SCORE, RecordType
 # What decides what a feature's value is, beside what models read and decide.
 _OF_FEATURES = {"event", "entities", "label", "fixed_point", "more_places", "tables", "features", "expect"}
 # What beside that decides what steps keep.
-_OF_STATE = ("derive", "where", "quality", "aggregates")
+_OF_STATE = ("derive", "where", "quality", "aggregates", "label_metrics")
 _EARLIEST_US = -2_208_988_800_000_000  # 1900: rows of tables may be known long before the first event
 
 
@@ -61,12 +62,14 @@ class Project(Declaration):
     fallback: Fallback | None = None
     sinks: dict[str, str] = pydantic.Field(default_factory=dict)
     quality: Quality | None = None
+    label_metrics: LabelMetrics | None = None
+    retrain: Retrain | None = None
     output: list[str] = pydantic.Field(default_factory=list)
     partition: Literal["day", "hour"] = "day"
     timezone: str = UTC
     newer: ClassVar[tuple[str, ...]] = (
         *("target", "tables", "available", "aggregates", "more_places", "expect", "fallback", "sinks", "partition"),
-        "timezone",
+        *("timezone", "label_metrics", "retrain"),
     )
     _contract: Contract = pydantic.PrivateAttr()
     _own_fields: frozenset[str] = pydantic.PrivateAttr()

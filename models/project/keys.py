@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from models.project.availability import KnownAt
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
+from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, duration_text
 from models.project.tables import Table, Totals
 from models.project.targets import Target
@@ -38,9 +39,12 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("decisions", "*"): Decision,
     ("fallback",): Fallback,
     ("quality",): Quality,
+    ("label_metrics",): LabelMetrics,
+    ("retrain",): Retrain,
+    ("retrain", "gate"): Gate,
 }
 _DURATIONS = {
-    "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down"
+    "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every"
 }  # fmt: skip
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
@@ -65,6 +69,8 @@ WHAT = {
     "fallback": "What is decided of events that can't be scored.",
     "sinks": "Decision → the topic, or in batch the folder, that its rows go to, in place of the run's `--sink`.",
     "quality": "How score rows are watched.",
+    "label_metrics": "How good scores are, as labels become known.",
+    "retrain": "When `headrace nightly` trains anew, and what becomes of the bundle.",
     "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
     "timezone": "Of days and hours, such as `Europe/Berlin`.",
     "output": "Fields that go into the output beside id, time, entities, features and score.",
@@ -145,6 +151,16 @@ WHAT = {
     "quality.hold_off": "So many good windows in a row close the circuit.",
     "quality.alert_cool_down": "An open incident is told again after this long.",
     "quality.alert_clear_after": "So many windows without its alarm end an incident.",
+    "label_metrics.window": "The length of a window of score rows, in event time: whole days.",
+    "retrain.every": "So long after the test of the last training: whole days.",
+    "retrain.or_on": "What else asks for it: `drift`, an alarm of it; `label_metrics`, the gate's metric has fallen.",
+    "retrain.fall": "How far it may fall below that of the champion's test.",
+    "retrain.gate": "What the new bundle must be better in than the champion, to be registered.",
+    "retrain.promote": "Whether a bundle that passes the gate is the champion of later nights.",
+    "retrain.gate.metric": "A figure of the test, such as `roc_auc`.",
+    "retrain.gate.margin": "By so much it must be better, over all rows.",
+    "retrain.gate.loss": "By so much it may be worse on a value of any slice of `training.slices`; none is any.",
+    "retrain.gate.slices": "The same, by slice.",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,8 +13,10 @@ from pipelines.cli.errors import clear_errors
 if TYPE_CHECKING:
     from models.predictors.bundle import Bundle
     from models.project.declarations import Project
+    from pipelines.jobs.train import Trained
 
 STREAMED = 20_000  # events, as many as take some seconds
+NIGHTS = 2
 
 
 def demo(
@@ -24,7 +27,7 @@ def demo(
     rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
     project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
 ) -> None:
-    """Make a sample, train and register a model, score the days that follow, and stream the last events."""
+    """Make a sample, train and register a model, score the days that follow, two by nights, and stream the last."""
     with clear_errors():
         from models.project.project import load_project
         from pipelines.prechecks import require_files, require_model
@@ -56,7 +59,36 @@ def demo(
         print_scores(sink, declared, trained.bundle)
         console.print(f"scores in {sink}/scores, dead letters in {sink}/dead_letters", soft_wrap=True)
         console.print(f"report in {report(declared, sink)}", soft_wrap=True)
+        score_nights(declared, trained, data, pathlib.Path(sink))
         prove(declared, trained.bundle, data)
+
+
+def score_nights(declared: Project, trained: Trained, data: str, run: pathlib.Path) -> None:
+    """Score the run's first days once more, night by night, as `headrace nightly` does, and compare; or fail."""
+    from models.predictors.booster import Scorer
+    from pipelines.cli.nightly import describe
+    from pipelines.config import RunSpec
+    from pipelines.jobs.nightly import find_missing, run_nights
+    from pipelines.terminal import console
+
+    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+        nights = pathlib.Path(scratch, "nights")
+        spec = RunSpec(declared, (data,), str(nights), score_to="2100-01-01", state=f"{scratch}/state")
+        days = declared.partitions
+        first_us = until_us = days.next_us(days.start_us(trained.test_from_us - 1))
+        for _ in range(NIGHTS):
+            until_us = days.next_us(until_us)
+        missing = find_missing(spec, first_us, until_us)
+        for night in run_nights(spec, missing, trained.bundle, Scorer.from_bundle(trained.bundle)):
+            console.print(describe(night))
+        found = sorted(path.relative_to(nights) for path in (nights / "scores").rglob("*.parquet"))
+        if any((nights / each).read_bytes() != (run / each).read_bytes() for each in found):
+            console.print("the nights are not what the run left")
+            raise typer.Exit(1)
+        console.print(
+            f"{len(missing)} nights, each from the state of the one before: their scores are the bytes of the run",
+            soft_wrap=True,
+        )
 
 
 def prove(declared: Project, bundle: Bundle, data: str) -> None:

@@ -121,6 +121,16 @@ def quality_line(verdicts: Sequence[Verdict]) -> str:
     return f"quality: {len(judged)} windows judged, {bad} with alarms{': ' + most if most else ''}"
 
 
+def label_line(records: Sequence[Mapping[str, Any]]) -> str:
+    """Of how many rows in the windows of label metrics a label is known, and how long after its event one was."""
+    overall = [record for record in records if not record["slice"]]
+    rows, labelled = (sum(record[name] for record in overall) for name in ("rows", "labelled"))
+    windows = len({record["window_end"] for record in overall})
+    line = f"labels: known of {labelled:,} of {rows:,} rows in {windows} windows"
+    delays = [record["delay_max_s"] for record in overall if record["delay_max_s"]]
+    return f"{line}, up to {max(delays) / 86_400:.1f} days after their events" if delays else line
+
+
 _TEST = "metrics.test."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from pipelines.cli.parameters import (
     own_options,
 )
 from pipelines.runners import IN_PROCESS
+
+if TYPE_CHECKING:
+    from pipelines.jobs.nightly import Night
 
 
 def nightly(
@@ -46,8 +49,9 @@ def nightly(
 ) -> None:
     """Score each day (hour) that the sink lacks; again, it does nothing. It is no scheduler: let cron call it.
 
-    A day that can't be scored is said, and does not keep the next from it; the command then ends with 1. Options that
-    are not listed go to Beam.
+    Where the project declares retrain, it then trains, and registers a bundle that passes the gate. A day that can't
+    be scored is said, and does not keep the next from it; the command then ends with 1. Options that are not listed go
+    to Beam.
     """
     with clear_errors():
         from models.project.project import load_project
@@ -89,27 +93,34 @@ def nightly(
         from pipelines.cli.run import check_quality
         from pipelines.jobs.fitting import load_bundle
         from pipelines.jobs.nightly import find_missing, run_nights
+        from pipelines.jobs.retrain import Retrainer
 
         check_quality(spec.project, spec.alert_to)
         missing = find_missing(spec, *bounds)
         if not missing:
             typer.echo(f"{sink}: no day is missing")
-            return
+            if spec.project.retrain is None:
+                return
         bundle = load_bundle(spec.project, project, model, str(registry)) if spec.project.has_model else None
         scorer = Scorer.from_bundle(bundle, nthread=spec.threads_of_call) if bundle else None
+        retrainer = Retrainer(spec, project, str(registry), model) if spec.project.retrain else None
         failed = 0
-        for night in run_nights(spec, missing, bundle, scorer):
-            if night.result is None:
-                failed += 1
-                typer.echo(f"{night.name}  not scored: {night.error}", err=True)
-                continue
-            counts = night.result.outcomes
-            others = [f"{counts[name]:,} {name}" for name in ("dead-lettered", "duplicate", "late") if counts.get(name)]
-            said = ", ".join([f"{counts.get('scored', 0):,} scored", *others])
-            typer.echo(f"{night.name}  {said}, {night.result.seconds:.1f} s")
+        for night in run_nights(spec, missing, bundle, scorer, retrainer):
+            failed += night.error is not None
+            typer.echo(describe(night), err=night.error is not None)
         if failed:
-            typer.echo(f"{failed} of {len(missing)} days were not scored: call this again once it is mended", err=True)
+            typer.echo(f"{failed} nights were not done: call this again once it is mended", err=True)
             raise typer.Exit(1)
+
+
+def describe(night: Night) -> str:
+    """What became of a night, in a line."""
+    if night.result is None:
+        return f"{night.name}  {night.retraining or f'not done: {night.error}'}"
+    counts = night.result.outcomes
+    others = [f"{counts[name]:,} {name}" for name in ("dead-lettered", "duplicate", "late") if counts.get(name)]
+    said = ", ".join([f"{counts.get('scored', 0):,} scored", *others])
+    return f"{night.name}  {said}, {night.result.seconds:.1f} s"
 
 
 def _named(first: str | None, until: str | None) -> list[tuple[str, str | None]]:

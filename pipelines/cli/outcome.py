@@ -15,6 +15,7 @@ from pipelines.cli.display import (
     confusion_table,
     decision_table,
     evaluation_table,
+    label_line,
     outcome_table,
     quality_line,
     split_table,
@@ -59,6 +60,8 @@ def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence
         console.print(decision_table(decisions))
     if project.quality:
         console.print(quality_line(results.read_verdicts(directory)))
+    if project.label_metrics:
+        console.print(label_line(results.read_label_metrics(directory).to_pylist()))
     for sentence in results.find_seen(directory, project, bundle):
         console.print(sentence)
     try:

@@ -38,7 +38,7 @@ def run(
         typer.Option(
             help="Folder, or broker's topic, that the scores go to. A topic needs others beside it: "
             "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that; "
-            "SINK-aggregates, if it declares aggregates."
+            "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics."
         ),
     ],
     dead_letters: Annotated[

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from models.batches import as_int64, column, ranks_of, take_rows
 from models.decode import decode_once
+from models.partitions import Span
 from models.project.declarations import Project
 from models.validate import validate_batch
 from pipelines.sources.feeds import Feed
@@ -17,9 +18,10 @@ from pipelines.sources.files import read_all
 from pipelines.sources.listing import Files
 
 
-def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> pa.Table:
+def with_labels(table: pa.Table, patterns: Sequence[str], project: Project, until_us: int | None = None) -> pa.Table:
     """The rows with the label of their event's first record in the column of that name; null where there is none.
 
+    Of records at or after `until_us`, microseconds since 1970 UTC, none counts.
     Of two records of one time the smaller label counts, as in the graph; records that it refuses count nowhere.
     """
     records, label = project.label_type, project.label
@@ -32,6 +34,7 @@ def with_labels(table: pa.Table, patterns: Sequence[str], project: Project) -> p
         rows, faults = decode_once(batch, records)
         rows = take_rows(rows, np.flatnonzero(~faults.bad))
         rows = take_rows(rows, np.flatnonzero(~validate_batch(rows, records).bad))
+        rows = take_rows(rows, np.flatnonzero(Span(None, until_us).holds(as_int64(column(rows, records.time)))))
         ids.append(column(rows, records.id))
         times.append(as_int64(column(rows, records.time)))
         values.append(column(rows, label.field))

@@ -11,17 +11,19 @@ from models.partitions import Partitions, Span
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from pipelines.config import RunSpec
+from pipelines.jobs.retrain import Retrainer, Retraining
 from pipelines.jobs.score import RunResult, score_files
 from pipelines.results import RunError, read_spans
 
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """A day, or hour, that was scored, or what was in the way."""
+    """A day, or hour, that was scored, or a training after it, or what was in the way of either."""
 
     name: str
-    result: RunResult | None
+    result: RunResult | None = None
     error: HeadraceError | None = None
+    retraining: Retraining | None = None
 
 
 def find_missing(spec: RunSpec, first_us: int | None, until_us: int | None) -> list[Span]:
@@ -50,16 +52,57 @@ def find_missing(spec: RunSpec, first_us: int | None, until_us: int | None) -> l
     return found
 
 
-def run_nights(spec: RunSpec, missing: list[Span], bundle: Bundle | None, scorer: Scorer | None) -> Iterator[Night]:
-    """Score each; one that can't be scored does not keep those after it from it."""
-    for span in missing:
-        start, stop = span.facts()
-        name = name_of(span, spec.project.partitions)
-        try:
-            result = score_files(dataclasses.replace(spec, score_from=start, score_to=stop), bundle, scorer)
-            yield Night(name, result)
-        except HeadraceError as error:
-            yield Night(name, None, error)
+def run_nights(
+    spec: RunSpec,
+    missing: list[Span],
+    bundle: Bundle | None,
+    scorer: Scorer | None,
+    retrainer: Retrainer | None = None,
+) -> Iterator[Night]:
+    """Score each, and train anew where that is due; one that can't be done does not keep those after it from it.
+
+    A bundle that is promoted is that of the nights after it.
+    """
+    for span in (None, *missing):  # a training of the day before may have been cut off
+        until_us = span.stop_us if span else _done_until(spec, missing)
+        if span is not None:
+            night = _score(spec, span, bundle, scorer)
+            yield night
+            if night.error:
+                continue
+        if retrainer is None or until_us is None:
+            continue
+        for night in _retrain(spec, until_us, retrainer):
+            yield night
+            if night.retraining and night.retraining.promoted:
+                bundle = retrainer.champion()
+                scorer = Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
+
+
+def _score(spec: RunSpec, span: Span, bundle: Bundle | None, scorer: Scorer | None) -> Night:
+    start, stop = span.facts()
+    name = name_of(span, spec.project.partitions)
+    try:
+        return Night(name, score_files(dataclasses.replace(spec, score_from=start, score_to=stop), bundle, scorer))
+    except HeadraceError as error:
+        return Night(name, error=error)
+
+
+def _retrain(spec: RunSpec, until_us: int, retrainer: Retrainer) -> Iterator[Night]:
+    partitions = spec.project.partitions
+    name = name_of(Span(partitions.start_us(until_us - 1), until_us), partitions)
+    try:
+        if retraining := retrainer.run(until_us):
+            yield Night(name, retraining=retraining)
+    except HeadraceError as error:
+        yield Night(name, error=error)
+
+
+def _done_until(spec: RunSpec, missing: list[Span]) -> int | None:
+    """The end of the last day that the sink has of those before the first that is missing."""
+    stops = [span.stop_us for span in read_spans(spec.sink) if span.stop_us is not None]
+    first_us = missing[0].start_us if missing else None
+    return max((stop for stop in stops if first_us is None or stop <= first_us), default=None)
 
 
 def name_of(span: Span, partitions: Partitions) -> str:

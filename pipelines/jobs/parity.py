@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
 from models.project.sections import parse_duration
+from models.quality.label_metrics import AS_OF, REVISION
 from models.record import DECISION, OUTCOME, UNEXPECTED
 from models.routes import FALLBACK
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import RunSpec
 from pipelines.jobs.score import RunResult, score_files
-from pipelines.results import read_aggregates, read_kind, read_verdicts
+from pipelines.results import read_aggregates, read_kind, read_label_metrics, read_verdicts
 from pipelines.sinks.publish import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import event_times, read_payloads
 from transforms.expect import CHECK
@@ -180,6 +181,10 @@ def _compare(
     for name in project.aggregates:
         one, other = (found.get(name, pa.table({})) for found in tables)
         yield compare_tables(f"aggregates {name}", one, other, one.schema.names)
+    if project.label_metrics:
+        one, other = (read_label_metrics(result.directory) for result in (batch, stream))
+        names = [name for name in one.schema.names if name not in (AS_OF, REVISION)]
+        yield compare_tables("label metrics", one, other, names)
     dead, others = (_comparable(read_kind(result.directory, DEAD_LETTERS)) for result in (batch, stream))
     rows = dead.total()
     for letter in dead:

@@ -95,7 +95,7 @@ def _check_same(folder: StateFolder, state: State, facts: Mapping[str, object]) 
     what = {
         PROJECT: "of another project",
         PARTITION: "of other partitions",
-        DEFINITIONS: "of other features, quality or aggregates",
+        DEFINITIONS: "of other features, quality, aggregates or label metrics",
         "schema_digest": "of another schema",
     }
     for name, said in what.items():

@@ -22,7 +22,7 @@ from models.predictors.bundle import Bundle, library_versions
 from models.predictors.evaluation import Evaluation
 from models.predictors.leaks import Leak, find_leaks
 from models.predictors.learning import Learned
-from models.predictors.measures import label_numbers
+from models.predictors.measures import Numbers, label_numbers
 from models.predictors.training import DAY_US, TrainingError
 from models.project.declarations import Project
 from models.project.project import PROJECT_FILE
@@ -57,6 +57,19 @@ class Span:
     positives: int | None  # of a binary target
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Test:
+    """The events that a model is tested on, their labels [n] and days [n]."""
+
+    rows: pa.RecordBatch
+    label: Numbers
+    days: Numbers
+
+    def evaluate(self, outputs: Numbers, project: Project) -> Evaluation:
+        """How good what a model says of them is."""
+        return evaluate_columns(self.label, outputs, self.rows, self.days, project)
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A bundle with the figures of its test, and the time from which it may score without having seen it."""
@@ -65,6 +78,7 @@ class Trained:
     evaluation: Evaluation
     examples: RunResult
     splits: tuple[Span, ...]  # train, baseline, test
+    test: Test
     dead_letters: str | None  # the folder that they are kept in, if there are any
     leaks: tuple[Leak, ...] = ()  # inputs that alone tell the label of the events to train on
 
@@ -81,7 +95,7 @@ def train(
     start: datetime.datetime | None = None,
     dead_letters: pathlib.Path | None = None,
 ) -> Trained:
-    """Train and evaluate on the spec's events.
+    """Train and evaluate on the spec's events, and of its span on what was known at its end.
 
     The examples stay in the spec's sink, if it names one, where the output of another run is refused, or replaced with
     `replace`. With them stay the dead letters, which else go to the sink `dead_letters`, in place of those of the
@@ -102,14 +116,14 @@ def train(
             source_format=source.format,
             replace=spec.replace,
         )
-        config = GraphConfig(project, source, CollectExamples(project), sink, spec.shard_count)
+        config = GraphConfig(project, source, CollectExamples(project), sink, spec.shard_count, spec.span)
         result = run_graph(config, spec.runner, spec.beam_args, "computing features")
         kept = f"{examples.rstrip('/')}/{DEAD_LETTERS}" if examples else _keep(scratch, dead_letters)
         kept = kept if result.outcomes.get("dead-lettered") or result.outcomes.get("duplicate") else None
         _check_dead_letters(project, result, kept)
         table = _ordered(_read_examples(directory, project), project)
         if spec.labels:
-            table = with_labels(table, spec.labels, project)
+            table = with_labels(table, spec.labels, project, spec.span.stop_us)
     with working("training"):
         return _fit(project, folder, table, result, kept, start, spec.threads or THREADS)
 
@@ -219,14 +233,9 @@ def _fit(
     early = project.model.early_stopping
     held_back = time_us[train_rows] >= train_to_us - (early.on_last if early else 0)
     learned = learning.learn(table, time_us, label, train_rows[~held_back], train_rows[held_back], project, threads)
-    test = as_batch(table.take(pa.array(test_rows)))
-    evaluation = evaluate_columns(
-        label[test_rows],
-        learned.predict(test, project.model.inputs),
-        test,
-        (time_us[test_rows] - start_us) // DAY_US,
-        project,
-    )
+    days = (time_us[test_rows] - start_us) // DAY_US
+    test = Test(as_batch(table.take(pa.array(test_rows))), label[test_rows], days)
+    evaluation = test.evaluate(learned.predict(test.rows, project.model.inputs), project)
     bundle = Bundle(
         schema=project.contract.text,
         project=(folder / PROJECT_FILE).read_bytes(),
@@ -255,9 +264,8 @@ def _fit(
         },
     )
     inputs = as_batch(table.select(project.model.inputs).take(pa.array(train_rows)))
-    return Trained(
-        bundle, evaluation, result, splits, dead_letters, tuple(find_leaks(inputs, label[train_rows], project))
-    )
+    leaks = tuple(find_leaks(inputs, label[train_rows], project))
+    return Trained(bundle, evaluation, result, splits, test, dead_letters, leaks)
 
 
 class Registered(NamedTuple):

@@ -23,9 +23,10 @@ import pyarrow as pa
 from models.batches import as_int64, column, partition, shard_of, take_rows, without
 from models.metrics import EVENTS, ROWS
 from models.partitions import EVER, Partitions, Span, joined
+from models.quality.label_metrics import as_of_us, sort_records
 from models.quality.records import Verdict, WindowStatistics
 from models.record import DECISION, SOURCE, Outcome
-from models.routes import DUE, FALLBACK, ROUTED, UNSCORED
+from models.routes import DUE, FALLBACK, LABEL_METRICS, ROUTED, UNSCORED
 from models.score import take_decided
 from models.totals import TABLE, last_revisions, period_end_us
 from pipelines.sinks.accounting import OTHER_DAYS, check_counts, count_reasons
@@ -129,6 +130,10 @@ class WriteFiles(beam.PTransform):
                 tuple[str, pa.RecordBatch]
             )
             kinds.append(named | "Gather tables" >> beam.GroupByKey() | "Write tables" >> beam.Map(self._write_table))
+        if LABEL_METRICS in pcolls:
+            known = beam.WithKeys(self._known_in).with_output_types(tuple[str, pa.RecordBatch])
+            gathered = pcolls[LABEL_METRICS] | "By day" >> known | "Gather label metrics" >> beam.GroupByKey()
+            kinds.append(gathered | "Write label metrics" >> beam.Map(self._write_label_metrics))
         if FALLBACK in pcolls:
             kinds.append(self._write(pcolls[FALLBACK], FALLBACK, spans=spans))
         for rows in (SCORES, FALLBACK) if self.routed else ():
@@ -263,6 +268,16 @@ class WriteFiles(beam.PTransform):
     def _table_of(self, batch: pa.RecordBatch) -> str:
         start_us = self.partitions.start_us(period_end_us(batch) - 1)
         return f"{column(batch, TABLE)[0].as_py()}/{self.partitions.name(start_us)}"
+
+    def _write_label_metrics(self, element: tuple[str, Iterable[pa.RecordBatch]]) -> Written:
+        """Write what became known in one partition, in the order of windows and revisions."""
+        name, records = f"{element[0]}/part.{self.format}", sort_records(gather(list(element[1])))
+        with self._create(LABEL_METRICS, name) as file:
+            encode(iter([records]), records.schema, self.format, file)
+        return Written(LABEL_METRICS, name, records.num_rows, file.hexdigest(), {})
+
+    def _known_in(self, records: pa.RecordBatch) -> str:
+        return self.partitions.name(self.partitions.start_us(as_of_us(records) - 1))
 
     def _as_line(self, record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
         kind = "verdicts" if isinstance(record, Verdict) else "statistics"

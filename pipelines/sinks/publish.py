@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from models.partitions import EVER, NO_TIME, Partitions, Span, stamp_of, time_of
-from models.routes import FALLBACK, is_name
+from models.routes import FALLBACK, LABEL_METRICS, is_name
 from pipelines.sinks.folder import Folder, SinkError, check_unclaimed, claim, staging_of
 
 SUCCESS = "_SUCCESS.json"
@@ -26,7 +26,7 @@ DEAD_LETTERS = "dead_letters"
 QUARANTINE = "quarantine"
 QUALITY = "quality"
 AGGREGATES = "aggregates"
-KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY, AGGREGATES, FALLBACK)
+KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY, AGGREGATES, LABEL_METRICS, FALLBACK)
 BASELINE = "baseline.json"
 RELEASED = "released-"
 # Of dead letters without a time, with the time of the first state that knows all of the file they are of.

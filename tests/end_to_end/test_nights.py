@@ -64,6 +64,8 @@ decisions:
   - {action: block, at_least: 0.6}
   - {action: approve, at_least: 0.0}
 quality: {window: 2d, min_rows: 30, gate: warn, alert_cool_down: 1d}
+label_metrics: {window: 2d}
+training: {slices: [shop]}
 """
 PROJECT = declared(TEXT, SCHEMA)
 SCORER = tiny_scorer(PROJECT.model.inputs)
@@ -161,6 +163,7 @@ def assert_same(one, other):
     assert untimed == others_untimed
     assert any(place.startswith("quality/") for place in files)
     assert any(place.startswith("aggregates/weekly/") for place in files)
+    assert any(place.startswith("label_metrics/") for place in files)
 
 
 def events_read(sink):

@@ -109,6 +109,17 @@ def test_a_stream_gives_the_bits_of_batch(trained, batch, kind):
     assert by_label(METRICS, UNKNOWN_VALUES) == {name: said[f"unknown: {name}"] for name in ("country", "shop")}
 
 
+def check_label_metrics(folder, project, rows):
+    """Those of a window are the figures of its rows."""
+    table = results.read_evaluated(str(folder), project)
+    said = [row for row in results.read_label_metrics(str(folder)).to_pylist() if not row["slice"]]
+    assert sum(row["labelled"] for row in said) == rows
+    for row in said:
+        inside = [row["window_start"] <= time < row["window_end"] for time in table[project.event.time].to_pylist()]
+        figures = results.evaluate_tables([table.filter(pa.array(inside))], project).overall.figures()
+        assert figures == {name: row[name] for name in figures}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_has_the_figures_of_the_test(trained, kind, tmp_path):
     """The graph's codes and scores are those of training: the same events give the same figures."""
@@ -122,6 +133,7 @@ def test_a_run_has_the_figures_of_the_test(trained, kind, tmp_path):
         assert set(made.evaluation.overall.figures()) == {"mean_score", "score_50th", "score_99th"}
     else:
         assert found.as_dict() == made.evaluation.as_dict()
+        check_label_metrics(folder / "tested", project, found.overall.rows)
     assert made.bundle.metadata["metrics"]["test"]["rows"] == made.splits[-1].rows
     baseline = read_baseline(made.bundle.baseline, project)
     assert set(project.said_columns) <= baseline.distributions.keys()

@@ -91,7 +91,7 @@ def declarations(kind: str, categories: str = CATEGORIES) -> str:
         )
     text = YAML.format(label=label, target=target, params=params, decisions=decisions, categories=categories)
     return (
-        text
+        f"{text}label_metrics: {{window: 2d}}\n"
         if label
         else text.replace("label: {field: , delay: 1d}\n", "").replace("output: [, code]", "output: [code]")
     )

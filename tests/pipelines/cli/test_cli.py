@@ -27,6 +27,7 @@ def test_the_demo_ends_with_figures(tmp_path):
     assert "60,000 transactions" in done.stdout
     assert re.search(r"scored +│ +\d,\d{3}", done.stdout)
     assert "AUC" in done.stdout
+    assert re.search(r"2018-06-08  \d+ scored, .* s\n2018-06-09  \d+ scored, .* s\n2 nights, each from", done.stdout)
     assert "\x1b" not in done.stdout  # no progress display where there is no terminal
 
 

@@ -1,0 +1,57 @@
+"""What can be wrong with declared label metrics, and with declared retraining."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from models.predictors.evaluation import STANDARD
+from models.project.declarations import Project
+from models.project.places import Fault
+from models.quality.label_metrics import COLUMNS, figure_names
+
+_NO_BETTER = re.compile("mean_score|coverage_.*|score_[0-9]+th")  # figures that are neither better nor worse
+
+
+def check_feedback(project: Project) -> Iterator[Fault]:
+    """Each fault of `label_metrics` and `retrain`."""
+    for key in ("label_metrics", "retrain"):
+        if getattr(project, key) is not None and not project.has_model:
+            yield (key,), "needs a model: declare model"
+    yield from _check_label_metrics(project)
+    yield from _check_retrain(project)
+
+
+def _check_label_metrics(project: Project) -> Iterator[Fault]:
+    label = project.label
+    if project.label_metrics is None:
+        return
+    if label is None or not (label.events or label.field in project.output):
+        yield ("label_metrics",), "needs labels: declare label.events, or name the label among output"
+        return
+    for name in sorted(project.metrics.keys() & COLUMNS):
+        yield ("metrics", name), f"{name} is a column of label metrics: give another name"
+
+
+def _check_retrain(project: Project) -> Iterator[Fault]:
+    retrain = project.retrain
+    if retrain is None or not project.has_model:
+        return
+    if project.label is None:
+        yield ("retrain",), "needs a label to be better by: declare label"
+        return
+    known = [*STANDARD, *project.metrics] if project.has_positives else figure_names(project)
+    known = [name for name in known if not _NO_BETTER.fullmatch(name)]
+    if retrain.gate.metric not in known:
+        yield ("retrain", "gate", "metric"), f"{retrain.gate.metric!r} is no figure; there are {', '.join(known)}"
+    for name in retrain.gate.slices:
+        if name not in project.training.slices:
+            yield (
+                ("retrain", "gate", "slices", name),
+                f"{name} is not among training.slices, by which figures are given",
+            )
+    for i, name in enumerate(retrain.or_on):
+        needed = {"drift": project.quality, "label_metrics": project.label_metrics}[name]
+        if needed is None:
+            what = {"drift": "quality", "label_metrics": "label_metrics"}[name]
+            yield ("retrain", "or_on", i), f"{name} needs what it is seen by: declare {what}"
