@@ -317,6 +317,6 @@ def test_the_small_state_is_json_of_few_numbers():
     state.run(make_worker(Past()), [(5 * SECOND, to_batch([1], [1]))])
     said = json.loads(state.cells["shard_state"].data)
     assert sorted(said) == ["kept_us", "later_us", "recent", "tidy_us", "timer_us", "token"]
-    assert (said["recent"], said["tidy_us"], said["timer_us"]) == (1, None, None)
+    assert (said["recent"], said["tidy_us"], said["timer_us"]) == (1, 1 + Past().horizon_us, None)
     assert Shard.from_bytes(Shard(3, 4, "x", 1, 2).to_bytes()) == Shard(3, 4, "x", 1, 2)
     assert Shard.from_bytes(None) == Shard()
