@@ -15,6 +15,7 @@ HeadraceError
 │   └── ModelMismatch       its features or golden scores are not the expected ones
 ├── EncoderError            values that can't be coded as declared
 ├── WindowSumError          a sum in a window that 64 bits can't hold
+├── SpineError              rows that features can't be given as of
 ├── GuessError              data that no project can be guessed for
 ├── TrainingError           events or parameters that no model can be trained with
 ├── EvaluationError         a column that rows can't be sliced by

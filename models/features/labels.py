@@ -87,9 +87,7 @@ class LabelledKernel(RollingKernel):
         columns = self._of_events.answer(history, asked)
         return self._with_labels(columns, history, asked) if len(asked) else columns
 
-    def _with_labels(
-        self, columns: list[Int64 | Float64], history: History, events: Events
-    ) -> list[Int64 | Float64]:
+    def _with_labels(self, columns: list[Int64 | Float64], history: History, events: Events) -> list[Int64 | Float64]:
         """The features of events with those over labels in place of the counts of events."""
         at = Run(events.entity, events.time, {})
         passed = self._passed(history) if history.runs else at.first

@@ -1,0 +1,107 @@
+"""`headrace features`: a spine's rows with the features of their keys as of their times."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+import tempfile
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from models.features.spine import Answerable, SpineError, find_answerable, to_asked
+from models.project.declarations import Project
+from pipelines.config import GraphConfig, RunSpec
+from pipelines.graph import answer
+from pipelines.jobs.score import open_files
+from pipelines.jobs.status import Status
+from pipelines.runners import IN_PROCESS, make_pipeline
+from pipelines.sinks.answers import KeepAnswers, read_answers
+from pipelines.sources import SLICE_US
+from pipelines.sources.spine import ReadSpine
+from pipelines.terminal import working
+from transforms.as_of import AnswerFeatures
+
+FEATURE_SET = "headrace.feature_set"  # in the metadata of a Parquet file
+_FORMATS = (".parquet", ".csv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """How many rows of a spine have what, and the events by outcome."""
+
+    rows: int
+    answerable: Answerable
+    outcomes: collections.Counter[str]
+
+
+def answer_spine(spec: RunSpec, spine: pathlib.Path, out: pathlib.Path) -> Answered:
+    """Write the spine's rows, in their order, with the features that can be had of the spec's events."""
+    check_formats(spine, out)
+    project, source = spec.project, open_files(spec)
+    table = read_spine(spine, project)
+    answerable = find_answerable(project, table.schema.names)
+    asked = to_asked(table, answerable)
+    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+        rows = pathlib.Path(scratch, "spine")
+        with pa.OSFile(str(rows), "wb") as file, pa.ipc.new_file(file, asked.schema) as writer:
+            writer.write_batch(asked)
+        # A row is no later than the newest event of its slice by more than that.
+        score = AnswerFeatures(answerable, spec.shard_count, SLICE_US)
+        config = GraphConfig(project, source, score, KeepAnswers(scratch), spec.shard_count, lateness_us=SLICE_US)
+        pipeline = make_pipeline(IN_PROCESS, [], spec.job)
+        answer(pipeline, config, ReadSpine(str(rows)), answerable.tables)
+        with working("computing features", Status(pipeline.runner).rows), spec.profile.failures():
+            pipeline.run().wait_until_finish()
+        answers, outcomes = read_answers(scratch)
+    for field, values in zip(answers.schema, answers.columns, strict=True):
+        table = table.append_column(field, values)
+    _write(table, out, project)
+    return Answered(table.num_rows, answerable, outcomes)
+
+
+def check_formats(spine: pathlib.Path, out: pathlib.Path) -> None:
+    """SpineError unless the spine can be read, and there is nothing yet where it goes with its features."""
+    for path in (spine, out):
+        if path.suffix not in _FORMATS:
+            raise SpineError(f"{path}: a spine is a file {' or '.join(f'*{each}' for each in _FORMATS)}")
+    if not spine.is_file():
+        raise SpineError(f"{spine}: no such file")
+    if out.exists():
+        raise SpineError(f"{out}: is there already: name another file, or move it away")
+    if not out.parent.is_dir():
+        raise SpineError(f"{out.parent}: no such folder")
+
+
+def read_spine(path: pathlib.Path, project: Project) -> pa.Table:
+    """A spine with at least one row; of CSV the types of columns are what they look like, texts where declared so."""
+    texts = {name: pa.string() for name, field in project.contract.fields.items() if field.kind == "string"}
+    try:
+        if path.suffix == ".csv":
+            options = pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        else:
+            table = pq.read_table(path, partitioning=None)
+    except pa.ArrowException as error:
+        raise SpineError(f"{path}: can't be read: {error}") from None
+    if repeated := [name for name, count in collections.Counter(table.schema.names).items() if count > 1]:
+        raise SpineError(f"{path}: has several columns {repeated[0]}: each needs a name of its own")
+    if not table.num_rows:
+        raise SpineError(f"{path}: has no rows")
+    return table
+
+
+def _write(table: pa.Table, out: pathlib.Path, project: Project) -> None:
+    """The whole file, or none."""
+    staged = out.with_name(f".{out.name}.headrace")
+    try:
+        if out.suffix == ".csv":
+            pyarrow.csv.write_csv(table, staged)
+        else:
+            told = {**(table.schema.metadata or {}), FEATURE_SET: project.feature_set}
+            pq.write_table(table.replace_schema_metadata(told), staged)
+        staged.rename(out)
+    finally:
+        staged.unlink(missing_ok=True)
