@@ -84,3 +84,4 @@ include deploy/flink.mk
 include deploy/kafka.mk
 include deploy/pulsar.mk
 include deploy/registry.mk
+include deploy/feast.mk

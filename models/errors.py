@@ -30,6 +30,7 @@ HeadraceError
 │       ├── UnknownSchema   it has no such schema or subject
 │       ├── UnusableSchema  a schema that is not Avro, or is made of several
 │       └── RegistryDown    it does not answer
+├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── CountMismatch           not every event that was read has one outcome
 ├── StateError              a state that can't be started from, or kept

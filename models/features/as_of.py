@@ -29,6 +29,13 @@ def look_up(
     return [aggregate(f, seen) for f in features]
 
 
+def put_back(columns: list[Int64 | Float64], order: Int64) -> list[Int64 | Float64]:
+    """Columns of rows that were taken in `order` in the rows' own one."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return [column[place] for column in columns]
+
+
 def _opened(edge: Edge) -> Edge:
     """The upper edge of a window without the current event a microsecond earlier; all others as they are."""
     return edge._replace(age_us=1) if edge.age_us == 0 and not edge.current and edge.period is None else edge

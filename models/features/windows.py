@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
-from models.features.as_of import look_up
+from models.features.as_of import look_up, put_back
 from models.fixed_point import to_units
 from models.project.aggregates import AGGREGATES
 from models.project.sections import RollingFeature
@@ -250,7 +250,7 @@ class RollingKernel:
             return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features], history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
-        return _put_back(self._compute(history, new), order), self._append(history, new)
+        return put_back(self._compute(history, new), order), self._append(history, new)
 
     def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
         """Features as of the times of `asked`, which are no events: neither their ids nor their values are looked at.
@@ -263,7 +263,7 @@ class RollingKernel:
         order = np.lexsort((asked.time, asked.entity))
         passed = self._oldest_needed(*history.runs)
         found = look_up(self.features, history.runs, Run.of(asked, order), passed, self.decimals)
-        return _put_back(found, order)
+        return put_back(found, order)
 
     def extend(self, history: History, events: Events) -> History:
         """The history after `events`, without computing their features; their ids are not looked at."""
@@ -337,13 +337,6 @@ def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
         by_id = pc.array_sort_indices(ids.take(pa.array(rows))).to_numpy()
         order[places] = rows[by_id[np.argsort(group[by_id], kind="stable")]]
     return order
-
-
-def _put_back(columns: list[Int64 | Float64], order: Int64) -> list[Int64 | Float64]:
-    """Columns of rows that were taken in `order` in the rows' own one."""
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return [column[place] for column in columns]
 
 
 def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:

@@ -71,3 +71,19 @@ def answer(
             typer.echo(f"events {name}: {count:,}")
         given = len(answered.answerable.names)
         typer.echo(f"{answered.rows:,} rows with {given} columns of feature set {spec.project.feature_set} in {out}")
+
+
+@app.command()
+def export(
+    project: ProjectFolder,
+    sink: Annotated[str, typer.Option(help="Folder that runs have written features to.")],
+    feast: Annotated[pathlib.Path, typer.Option(help="Folder to make a Feast repository in.")],
+) -> None:
+    """Write a Feast repository over the features of a sink: entities, and a view for each key of rolling features."""
+    with clear_errors():
+        from models.project.project import load_project
+        from pipelines.jobs.feast_export import export_feast
+
+        declared = load_project(project)
+        export_feast(declared, sink, feast)
+        typer.echo(f"feature set {declared.feature_set} of {sink} in {feast}: go on there with `feast apply`")
