@@ -48,18 +48,16 @@ class Answerable:
     def records(self) -> RecordType:
         """The spine's rows, as far as they are read."""
         event, contract = self.project.event_type, self.project.contract
-        fields = {name: contract.fields[name] for name in (*self.own, event.time)}
+        fields = {name: contract.fields[name] for name in self.own}
         derived = {name: how for name, how in event.derived.items() if name in self.own and name not in self.given}
         return dataclasses.replace(event, contract=dataclasses.replace(contract, fields=fields), derived=derived)
 
 
 def find_answerable(project: Project, given: Collection[str]) -> Answerable:
     """What a spine with the columns `given` can have; SpineError if that is nothing, or it has it already."""
-    if project.event.time not in given:
-        raise SpineError(
-            f"the spine has no column {project.event.time}, the time as of which its rows ask for features"
-        )
-    needs = _Needs(project, given)
+    needs, time = _Needs(project, given), project.event.time
+    if time not in needs.fields:
+        raise SpineError(f"the spine has no column {time}, the time as of which its rows ask for features")
     read = {*project.model.inputs, *project.output}
     added = (name for name in (*project.derived_fields, *project.joined_fields) if name in read)
     beside = tuple(name for name in added if name in needs.fields and name not in given)
@@ -69,7 +67,7 @@ def find_answerable(project: Project, given: Collection[str]) -> Answerable:
         raise SpineError(f"the spine has no key of any feature: give it a column of {columns}")
     if there := [name for name in features if name in given]:
         raise SpineError(f"the spine has a column {there[0]} already, which it is to get: rename it, or leave it out")
-    wanted = frozenset[str]().union(*(needs.fields[name] for name in (*beside, *features)))
+    wanted = frozenset[str]().union(*(needs.fields[name] for name in (time, *beside, *features)))
     keys = {name: project.entities[table.entity] for name, table in project.tables.items()}
     return Answerable(
         project,
@@ -87,14 +85,10 @@ class _Needs:
     """By the name of each field or feature that can be had the spine's fields that it takes; and what is lacking."""
 
     def __init__(self, project: Project, given: Collection[str]) -> None:
-        time = project.event.time
         self.lacking: dict[str, tuple[str, ...]] = {}
-        self.fields: dict[str, frozenset[str]] = {
-            name: frozenset([name]) for name in project.event_fields if name in given and name != time
-        }
-        self.fields[time] = frozenset()
+        self.fields = {name: frozenset([name]) for name in project.event_fields if name in given}
         for name, derived in project.derived_fields.items():
-            if name not in given:
+            if name not in given and not derived.reads_all:
                 self._add(name, derived.names, name)
         for table in project.tables.values():
             for name in table.fields:
@@ -121,28 +115,26 @@ def to_asked(spine: pa.Table, answerable: Answerable) -> pa.RecordBatch:
     records, project = answerable.records, answerable.project
     batch = as_batch(spine.select([name for name in spine.schema.names if name in records.read.fields]))
     faults = RowFaults(batch.num_rows)
-    columns = decode_rows(batch, records.read, False, faults)
-    check_event_time(columns[records.time], records.time, records.earliest_us, records.latest_us, faults)
-    read = {name for row in answerable.row for name in project.row_features[row].names} | {records.time}
-    for name in sorted(read & columns.keys()):
+    read = decode_rows(batch, records.read, False, faults)
+    fields = derive(pa.RecordBatch.from_arrays(list(read.values()), names=list(read)), records)
+    times = column(fields, records.time)
+    check_event_time(times, records.time, records.earliest_us, records.latest_us, faults)
+    needed = {records.time, *(name for row in answerable.row for name in project.row_features[row].names)}
+    for name in sorted(needed.intersection(records.contract.fields)):
         if name == records.time or records.contract.fields[name].required:
-            missing = np.asarray(columns[name].is_null()) & ~faults.bad
-            faults.add(np.flatnonzero(missing), name, "missing")
+            faults.add(np.flatnonzero(column(fields, name).is_null()), name, "missing")
     if faults.bad.any():
         reason = json.loads(faults.reasons()[0])[0]
+        value = f": {reason['value']}" if reason["value"] else ""
         raise SpineError(
-            f"{np.count_nonzero(faults.bad):,} rows of the spine can't be read, the first of them row "
-            f"{faults.rows[0]} (of 0 to {batch.num_rows - 1}): {reason['field']}: {reason['rule']}"
-            + (f": {reason['value']}" if reason["value"] else "")
+            f"{np.count_nonzero(faults.bad):,} of {batch.num_rows:,} rows of the spine can't be read; the first is row "
+            f"{faults.rows[0]}, counted from 0: {reason['field']}: {reason['rule']}{value}"
         )
-    fields = derive(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), records)
+    own = [name for name in answerable.own if name != records.time]
+    system = [SYSTEM_FIELDS[EVENT_TIME], SYSTEM_FIELDS[MARKS], pa.field(ASKED, pa.int64())]
     marks = np.full(batch.num_rows, IS_HISTORY, np.int8)
-    system = {EVENT_TIME: columns[records.time], MARKS: marks, ASKED: np.arange(batch.num_rows)}
-    arrays = [*(column(fields, name) for name in answerable.own), *map(pa.array, system.values())]
-    schema = pa.schema(
-        [*(fields.schema.field(name) for name in answerable.own), SYSTEM_FIELDS[EVENT_TIME], SYSTEM_FIELDS[MARKS]]
-    ).append(pa.field(ASKED, pa.int64()))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    arrays = [*(column(fields, name) for name in own), times, pa.array(marks), pa.array(np.arange(batch.num_rows))]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([*(fields.schema.field(name) for name in own), *system]))
 
 
 def complete(batch: pa.RecordBatch, answerable: Answerable) -> pa.RecordBatch:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
+import uuid
 
 import pyarrow as pa
 import pyarrow.csv
@@ -56,6 +58,8 @@ def answer_spine(spec: RunSpec, spine: pathlib.Path, out: pathlib.Path) -> Answe
         with working("computing features", Status(pipeline.runner).rows), spec.profile.failures():
             pipeline.run().wait_until_finish()
         answers, outcomes = read_answers(scratch)
+    if outcomes["dead-lettered"] + outcomes["duplicate"] == outcomes["read"]:
+        raise SpineError(f"no event of {', '.join(spec.sources)} can be used: {dict(outcomes)}")
     for field, values in zip(answers.schema, answers.columns, strict=True):
         table = table.append_column(field, values)
     _write(table, out, project)
@@ -95,13 +99,14 @@ def read_spine(path: pathlib.Path, project: Project) -> pa.Table:
 
 def _write(table: pa.Table, out: pathlib.Path, project: Project) -> None:
     """The whole file, or none."""
-    staged = out.with_name(f".{out.name}.headrace")
-    try:
+    staged = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
+    with open(staged, "xb") as file, contextlib.ExitStack() as failed:
+        failed.callback(staged.unlink)
         if out.suffix == ".csv":
-            pyarrow.csv.write_csv(table, staged)
+            pyarrow.csv.write_csv(table, file)
         else:
             told = {**(table.schema.metadata or {}), FEATURE_SET: project.feature_set}
-            pq.write_table(table.replace_schema_metadata(told), staged)
+            pq.write_table(table.replace_schema_metadata(told), file)
+        file.close()
         staged.rename(out)
-    finally:
-        staged.unlink(missing_ok=True)
+        failed.pop_all()

@@ -276,8 +276,8 @@ ROW = {"at": [START], "card": ["anna"], "shop": [1], "amount": [1.0], "units": [
     [
         ({"card": ["anna"]}, "the spine has no column at, the time as of which"),
         ({"at": [START], "mean_D": [1.0], "card": ["anna"]}, "the spine has a column mean_D already"),
-        ({"at": [START, None], "card": ["anna", "ben"]}, "1 rows of the spine can't be read, the first of them row 1 (of 0 to 1): at: missing"),
-        ({"at": [START], "card": [7]}, "row 0 (of 0 to 0): card: not UTF-8 text: 7"),
+        ({"at": [START, None], "card": ["anna", "ben"]}, "1 of 2 rows of the spine can't be read; the first is row 1, counted from 0: at: missing"),
+        ({"at": [START], "card": [7]}, "row 0, counted from 0: card: not UTF-8 text: 7"),
         ({"at": [-5], "card": ["anna"]}, "at: before event.earliest"),
         ({**ROW, "units": pa.array([None], pa.int64())}, "units: missing"),
         ({"at": pa.array([], pa.int64()), "card": pa.array([], pa.string())}, "has no rows"),
@@ -330,3 +330,42 @@ def test_a_spine_without_any_key(tmp_path, folder, options):
     )
     assert code == 1
     assert "the spine has no key of any feature: give it a column of " in said
+
+
+RAW = """
+name: raw
+schema: schema.pbtxt
+derive: {at: "time(seconds, 's')", id: hash(), place: "coalesce(str(area), 'none')", code: "hash(area)"}
+event: {id: id, time: at}
+entities: {place: place}
+features:
+  row: {hour: hour(at), is_known: place != 'none'}
+  rolling: [{entity: place, windows: {D: 1d}, features: {trips: count, others: distinct(id)}}]
+output: [code]
+"""
+
+
+def test_what_is_derived_of_events_is_derived_of_rows(tmp_path):
+    """Of raw records without a time, and without the hash of a whole record, which rows are not."""
+    (tmp_path / "project.yaml").write_text(RAW)
+    (tmp_path / "schema.pbtxt").write_text(
+        'feature { name: "seconds" type: INT presence { min_fraction: 1.0 } } feature { name: "area" type: INT }'
+    )
+    chosen = random.Random(2)
+    seconds = chosen.sample(range(START // 1_000_000, START // 1_000_000 + 5 * 86_400), 100)
+    records = [{"seconds": at, "area": chosen.choice([None, 1, 2])} for at in sorted(seconds)]
+    options = ["--source", write_rows(tmp_path / "events.jsonl", records)]
+    code, said = invoke("run", tmp_path, *options, "--sink", tmp_path / "run")
+    assert code == 0, said
+    rows = pq.read_table(tmp_path / "run" / "scores", partitioning=None).sort_by("at")
+    table, said = answer(tmp_path, options, spine_of(records, "seconds", "area"), tmp_path / "out.parquet")
+    assert table.schema.names == ["seconds", "area", "code", "hour", "is_known", "trips", "others"]
+    for name in table.schema.names[2:]:
+        assert texts(table[name]) == texts(rows[name]), name
+    assert "the spine has no" not in said
+    write_rows(tmp_path / "events.jsonl", [{"area": 1}])
+    code, said = invoke(
+        "features", tmp_path, "--spine", tmp_path / "spine-of-out.parquet", *options, "--out", tmp_path / "x.csv"
+    )
+    assert code == 1
+    assert "can be used: " in said
