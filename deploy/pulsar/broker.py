@@ -113,7 +113,10 @@ class Pulsar:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and _alive(self.pid):
             with contextlib.suppress(OSError, urllib.error.URLError):
-                if "public/default" in self.ask("GET", "namespaces/public") and self.ask("GET", "bookies/all")["bookies"]:
+                if (
+                    "public/default" in self.ask("GET", "namespaces/public")
+                    and self.ask("GET", "bookies/all")["bookies"]
+                ):
                     self.ask("GET", "brokers/health")
                     return
             time.sleep(0.2)

@@ -21,9 +21,9 @@ from pipelines.jobs.score import open_files
 from pipelines.jobs.status import Status
 from pipelines.runners import IN_PROCESS, make_pipeline
 from pipelines.sinks.answers import KeepAnswers, read_answers
-from pipelines.sources import SLICE_US
+from pipelines.sources.in_order import DisorderError
 from pipelines.sources.spine import ReadSpine
-from pipelines.terminal import working
+from pipelines.terminal import console, working
 from transforms.as_of import AnswerFeatures
 
 FEATURE_SET = "headrace.feature_set"  # in the metadata of a Parquet file
@@ -42,28 +42,39 @@ class Answered:
 def answer_spine(spec: RunSpec, spine: pathlib.Path, out: pathlib.Path) -> Answered:
     """Write the spine's rows, in their order, with the features that can be had of the spec's events."""
     check_formats(spine, out)
-    project, source = spec.project, open_files(spec)
-    table = read_spine(spine, project)
-    answerable = find_answerable(project, table.schema.names)
+    table = read_spine(spine, spec.project)
+    answerable = find_answerable(spec.project, table.schema.names)
     asked = to_asked(table, answerable)
-    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
-        rows = pathlib.Path(scratch, "spine")
-        with pa.OSFile(str(rows), "wb") as file, pa.ipc.new_file(file, asked.schema) as writer:
-            writer.write_batch(asked)
-        # A row is no later than the newest event of its slice by more than that.
-        score = AnswerFeatures(answerable, spec.shard_count, SLICE_US)
-        config = GraphConfig(project, source, score, KeepAnswers(scratch), spec.shard_count, lateness_us=SLICE_US)
-        pipeline = make_pipeline(IN_PROCESS, [], spec.job)
-        answer(pipeline, config, ReadSpine(str(rows)), answerable.tables)
-        with working("computing features", Status(pipeline.runner).rows), spec.profile.failures():
-            pipeline.run().wait_until_finish()
-        answers, outcomes = read_answers(scratch)
+    try:
+        answers, outcomes = _answer(spec, answerable, asked)
+    except DisorderError as disorder:
+        console.print(str(disorder), soft_wrap=True)
+        answers, outcomes = _answer(spec, answerable, asked, sort=True)
     if outcomes["dead-lettered"] + outcomes["duplicate"] == outcomes["read"]:
         raise SpineError(f"no event of {', '.join(spec.sources)} can be used: {dict(outcomes)}")
     for field, values in zip(answers.schema, answers.columns, strict=True):
         table = table.append_column(field, values)
-    _write(table, out, project)
+    _write(table, out, spec.project)
     return Answered(table.num_rows, answerable, outcomes)
+
+
+def _answer(
+    spec: RunSpec, answerable: Answerable, asked: pa.RecordBatch, sort: bool = False
+) -> tuple[pa.Table, collections.Counter[str]]:
+    """The answers to the rows of a spine in their order, and events by outcome; see `score` for `sort`."""
+    source = open_files(spec, sort=sort)
+    with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
+        rows = pathlib.Path(scratch, "spine")
+        with pa.OSFile(str(rows), "wb") as file, pa.ipc.new_file(file, asked.schema) as writer:
+            writer.write_batch(asked)
+        # Rows come after the events of their slice, so that they are late by no more than its length.
+        score, sink = AnswerFeatures(answerable, spec.shard_count, source.slice_us), KeepAnswers(scratch)
+        config = GraphConfig(spec.project, source, score, sink, spec.shard_count, lateness_us=source.slice_us)
+        pipeline = make_pipeline(IN_PROCESS, [], spec.job)
+        answer(pipeline, config, ReadSpine(str(rows), source.slice_us), answerable.tables)
+        with working("computing features", Status(pipeline.runner).rows), spec.profile.failures():
+            pipeline.run().wait_until_finish()
+        return read_answers(scratch)
 
 
 def check_formats(spine: pathlib.Path, out: pathlib.Path) -> None:

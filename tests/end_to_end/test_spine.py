@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from models.project.project import load_project
 from pipelines.cli.main import app
+from pipelines.sources import in_order
 from tests.kit.support import write_rows
 from tests.kit.window_oracle import as_of_definition
 
@@ -230,6 +231,25 @@ def test_order_files_and_shards_change_no_bit(tmp_path, folder, found, options):
         assert [repr(v) for v in table[name].take(order).to_pylist()] == [repr(v) for v in other[name].to_pylist()], (
             name
         )
+
+
+@pytest.mark.parametrize("slice_rows", [2, 60])
+def test_the_length_of_slices_changes_no_bit(tmp_path, monkeypatch, folder, found, options, slice_rows):
+    """Of events in the order of time, slices of some hours or days in place of 30 days."""
+    spine = spine_of(found["events"])
+    table, _ = answer(folder, options, spine, tmp_path / "out.parquet")
+    monkeypatch.setattr(in_order, "SMALL_BYTES", 0)
+    monkeypatch.setattr(in_order, "SLICE_ROWS", slice_rows)
+    ordered = pa.Table.from_pylist(sorted(found["events"], key=lambda event: event["at"]))
+    times = ordered["at"].cast(pa.timestamp("us", tz="UTC"))
+    ordered = ordered.set_column(ordered.schema.get_field_index("at"), "at", times)
+    pq.write_table(ordered, tmp_path / "events.parquet", row_group_size=50)
+    other, said = answer(
+        folder, ["--source", tmp_path / "events.parquet", *options[2:]], spine, tmp_path / "other.parquet"
+    )
+    assert "sorting them" not in said
+    for name in table.schema.names:
+        assert texts(table[name]) == texts(other[name]), name
 
 
 def test_a_spine_is_no_event_and_events_that_are_refused_are_none(tmp_path, folder, found, options):
