@@ -91,14 +91,17 @@ def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform,
     feeds = pipeline | "Read" >> config.source
     raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline)
     decoded = refused.rows_of(raw | "Decode" >> Decode(records))
-    valid = refused.rows_of(decoded | "Validate" >> Validate(records))
+    checked = decoded | "Validate" >> Validate(records)
+    valid = refused.rows_of(checked)
     unique = refused.rows_of(valid | "Deduplicate" >> Deduplicate(records, config.shards, config.lateness_us))
     rows, _ = read_tables(feeds, refused, config)
     events = join_tables(unique, rows, config)
     asked = join_tables(pipeline | "Spine" >> spine, {name: rows[name] for name in tables}, config, "spine to ")
     labels = join_labels(feeds[LABELS], events, refused, config).joined if LABELS in feeds else None
     inputs = {"events": events, "asked": asked} | ({} if labels is None else {"labels": labels})
-    counts = raw | "Count read" >> CountEvents(Outcome.READ)
+    read = raw | "Count read" >> CountEvents(Outcome.READ)
+    history = unique | "Count history" >> CountEvents(Outcome.HISTORY)
+    counts = (read, history, *left_out(checked, config)) | "Counts" >> beam.Flatten()
     written = {"answers": inputs | "Answer" >> config.score, "dead_letters": refused.letters(), "counts": counts}
     written | "Write" >> config.sink
     refused.check()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from models.features.spine import Answerable, SpineError, find_answerable, to_asked
 from models.project.declarations import Project
+from models.record import Outcome
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.graph import answer
 from pipelines.jobs.score import open_files
@@ -50,7 +51,7 @@ def answer_spine(spec: RunSpec, spine: pathlib.Path, out: pathlib.Path) -> Answe
     except DisorderError as disorder:
         console.print(str(disorder), soft_wrap=True)
         answers, outcomes = _answer(spec, answerable, asked, sort=True)
-    if outcomes["dead-lettered"] + outcomes["duplicate"] == outcomes["read"]:
+    if not outcomes[Outcome.HISTORY]:
         raise SpineError(f"no event of {', '.join(spec.sources)} can be used: {dict(outcomes)}")
     for field, values in zip(answers.schema, answers.columns, strict=True):
         table = table.append_column(field, values)

@@ -262,6 +262,7 @@ def test_a_spine_is_no_event_and_events_that_are_refused_are_none(tmp_path, fold
     )
     assert many.slice(0, 5).to_pandas().equals(table.to_pandas())
     assert "events read: 602" in said
+    assert "events history: 600" in said
     assert "events duplicate: 1" in said
     assert "events dead-lettered: 1" in said
 
