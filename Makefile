@@ -85,3 +85,4 @@ include deploy/kafka.mk
 include deploy/pulsar.mk
 include deploy/nightly.mk
 include deploy/registry.mk
+include deploy/feast.mk

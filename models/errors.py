@@ -15,6 +15,7 @@ HeadraceError
 │   └── ModelMismatch       its features or golden scores are not the expected ones
 ├── EncoderError            values that can't be coded as declared
 ├── WindowSumError          a sum in a window that 64 bits can't hold
+├── SpineError              rows that features can't be given as of
 ├── GuessError              data that no project can be guessed for
 ├── TrainingError           events or parameters that no model can be trained with
 ├── EvaluationError         a column that rows can't be sliced by
@@ -30,6 +31,7 @@ HeadraceError
 │       ├── UnknownSchema   it has no such schema or subject
 │       ├── UnusableSchema  a schema that is not Avro, or is made of several
 │       └── RegistryDown    it does not answer
+├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── CountMismatch           not every event that was read has one outcome
 ├── StateError              a state that can't be started from, or kept

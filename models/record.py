@@ -47,6 +47,7 @@ PAYLOAD_FORMAT = "__format"
 EARLIER = "__earlier"
 CONTENT = "__content"
 LABEL_TIME = "__label_time"
+ASKED = "__asked"  # the number of a row of a spine, which asks for features and is no event
 
 IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
 # Of history, that the period of a length in which an event is was not over when the process before ended.

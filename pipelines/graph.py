@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -58,7 +58,8 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     repeated = config.project.refuses_features
     deduplicate = Deduplicate(records, config.shards, config.lateness_us, repeated, config.states)
     unique = refused.rows_of(valid | "Deduplicate" >> deduplicate)
-    unique, referred = join_tables(feeds, unique, refused, config)
+    tables, referred = read_tables(feeds, refused, config)
+    unique = join_tables(unique, tables, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
     featured, unexpected = compute_features(unique, labels, refused, config)
     scored = rows = featured | "Score" >> config.score
@@ -83,6 +84,27 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     written = {"dead_letters": news, "counts": counts, **watched, **beside} | "Write" >> config.sink
     refused.check()
     return written
+
+
+def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform, tables: Sequence[str]) -> None:
+    """The same up to Deduplicate; then all events for the rows of a spine, whose keys are looked up in `tables`."""
+    feeds = pipeline | "Read" >> config.source
+    raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline)
+    decoded = refused.rows_of(raw | "Decode" >> Decode(records))
+    checked = decoded | "Validate" >> Validate(records)
+    valid = refused.rows_of(checked)
+    unique = refused.rows_of(valid | "Deduplicate" >> Deduplicate(records, config.shards, config.lateness_us))
+    rows, _ = read_tables(feeds, refused, config)
+    events = join_tables(unique, rows, config)
+    asked = join_tables(pipeline | "Spine" >> spine, {name: rows[name] for name in tables}, config, "spine to ")
+    labels = join_labels(feeds[LABELS], events, refused, config).joined if LABELS in feeds else None
+    inputs = {"events": events, "asked": asked} | ({} if labels is None else {"labels": labels})
+    read = raw | "Count read" >> CountEvents(Outcome.READ)
+    history = unique | "Count history" >> CountEvents(Outcome.HISTORY)
+    counts = (read, history, *left_out(checked, config)) | "Counts" >> beam.Flatten()
+    written = {"answers": inputs | "Answer" >> config.score, "dead_letters": refused.letters(), "counts": counts}
+    written | "Write" >> config.sink
+    refused.check()
 
 
 def left_out(checked: beam.pvalue.DoOutputsTuple, config: GraphConfig, of: str = "") -> list[beam.PCollection]:
@@ -159,21 +181,31 @@ def decide_unscored(refused: Refused, config: GraphConfig) -> dict[str, beam.PCo
     return {FALLBACK: news | "Fallback" >> Fallback(config.project, config.span)}
 
 
-def join_tables(
-    feeds: Mapping[str, beam.PCollection], events: beam.PCollection, refused: Refused, config: GraphConfig
-) -> tuple[beam.PCollection, list[beam.PCollection]]:
-    """Decode → Validate → Join of each table; the events with its fields, and how many rows there were."""
-    project, counts = config.project, []
-    for name, table in project.tables.items():
-        records, raw = project.table_type(name), feeds[name]
+def read_tables(
+    feeds: Mapping[str, beam.PCollection], refused: Refused, config: GraphConfig
+) -> tuple[dict[str, beam.PCollection], list[beam.PCollection]]:
+    """Decode → Validate of each table; its rows by its name, and how many rows there were."""
+    tables, counts = {}, []
+    for name in config.project.tables:
+        records, raw = config.project.table_type(name), feeds[name]
         decoded = refused.rows_of(raw | f"Decode {name}" >> Decode(records), in_slices=False)
-        valid = refused.rows_of(decoded | f"Validate {name}" >> Validate(records), in_slices=False)
-        key, fields = project.entities[table.entity], tuple(table.fields)
-        join = JoinTable(records, key, fields, table.until, config.shards, config.lateness_us, table.deleted)
-        events = {"events": events, "rows": valid} | f"Join {name}" >> join
+        tables[name] = refused.rows_of(decoded | f"Validate {name}" >> Validate(records), in_slices=False)
         counts += [raw | f"Count {name} read" >> CountEvents(Outcome.READ)]
-        counts += [valid | f"Count {name}" >> CountEvents(Outcome.REFERENCE)]
-    return events, counts
+        counts += [tables[name] | f"Count {name}" >> CountEvents(Outcome.REFERENCE)]
+    return tables, counts
+
+
+def join_tables(
+    events: beam.PCollection, tables: Mapping[str, beam.PCollection], config: GraphConfig, of: str = ""
+) -> beam.PCollection:
+    """Join of each table; the events with its fields."""
+    for name, rows in tables.items():
+        table = config.project.tables[name]
+        key, fields = config.project.entities[table.entity], tuple(table.fields)
+        records, ends = config.project.table_type(name), (config.shards, config.lateness_us, table.deleted)
+        join = JoinTable(records, key, fields, table.until, *ends)
+        events = {"events": events, "rows": rows} | f"Join {of}{name}" >> join
+    return events
 
 
 def join_labels(raw: beam.PCollection, events: beam.PCollection, refused: Refused, config: GraphConfig) -> Labels:

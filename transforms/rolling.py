@@ -33,7 +33,7 @@ from models.features.aggregates import code_name
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel, encode_entities, encode_values, sort_order
 from models.metrics import ROWS
-from models.record import EVENT_TIME, LABEL_TIME
+from models.record import ASKED, EVENT_TIME, LABEL_TIME
 from models.steps import Log, Shard, Step, has_labels, spread
 from transforms.metrics import count
 from transforms.slices import Hold
@@ -54,7 +54,8 @@ class RollingWindows(
 
     With `states`, the windows' history is kept, and starts from what was kept, under `name`.
 
-    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.join.JoinLabels}.
+    With a `LabelledKernel`, the input is {"events": batches, "labels": batches of transforms.join.JoinLabels}. With
+    "asked" in it, batches of rows that are no events, these come out with their features, and events do not.
     """
 
     entity: str | tuple[str, ...]
@@ -67,7 +68,7 @@ class RollingWindows(
     def expand(self, inputs: beam.PCollection | dict[str, beam.PCollection]) -> beam.PCollection:
         """Batches of one slice in, and those of events out."""
         inputs = inputs if isinstance(inputs, dict) else {"events": inputs}
-        step = _Windows(self._names, self.tie_breaker, self.kernel)
+        step = (_Answers if "asked" in inputs else _Windows)(self._names, self.tie_breaker, self.kernel)
         routes = dict.fromkeys(inputs, self._route)
         return inputs | "Hold" >> Hold(step, routes, states=self.states, name=self.name, shards=self.shards)
 
@@ -178,6 +179,34 @@ class _Windows(Step[Shard]):
             ids=ids,
             values=values,
         )
+
+
+class _Answers(_Windows):
+    """What the kernel has for rows that are asked for; events are but kept."""
+
+    def kind_of(self, batch: pa.RecordBatch) -> int:
+        """Of one slice labels first, then events."""
+        return 2 if ASKED in batch.schema.names else super().kind_of(batch)
+
+    def advance(self, batch: pa.RecordBatch, due_us: int, memory: _Memory, log: Log[Shard]) -> Iterator[pa.RecordBatch]:
+        """Rows that are asked for with their features; of events and labels nothing."""
+        known, rows = _with_keys(batch, self._entity)
+        if ASKED in batch.schema.names:
+            entity = encode_entities(key_column(known, self._entity), memory.codes)
+            asked = Events(entity, times_us(known), pa.nulls(known.num_rows), {})
+            yield _with_columns(batch, self._kernel, self._kernel.answer(memory.history, asked), rows)
+        elif has_labels(batch):
+            yield from super().advance(batch, due_us, memory, log)
+        elif known.num_rows:
+            count(ROWS, known.num_rows, step="windowed")
+            ids, entity = (
+                column(known, self._tie_breaker),
+                encode_entities(key_column(known, self._entity), memory.codes),
+            )
+            known = take_rows(known, sort_order(ids, entity, times_us(known)))
+            events = self._events(known, memory, column(known, self._tie_breaker))
+            memory.history = self._kernel.extend(memory.history, events)
+            self._keep(known, events, memory, log)
 
 
 def _with_keys(batch: pa.RecordBatch, entity: tuple[str, ...]) -> tuple[pa.RecordBatch, Keys | None]:

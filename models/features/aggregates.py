@@ -95,8 +95,8 @@ class Seen:
     def of(plan: Plan, new: Run, history: Sequence[Run], passed: int, decimals: Mapping[str, int]) -> Seen:
         """What the windows of `new` see of it and of history; rows of history up to `passed` are in none."""
         at_event = np.arange(len(new))
-        rows = [_rows_until(new, new, plan.edges, new.first - 1, at_event)]
-        rows += [_rows_until(run, new, plan.edges, passed, None) for run in history]
+        rows = [rows_below(new, new, plan.edges, new.first - 1, at_event)]
+        rows += [rows_below(run, new, plan.edges, passed, None) for run in history]
         return Seen(new, plan, [new, *history], rows, decimals)
 
     def gather(self, plan: Plan) -> Seen:
@@ -111,7 +111,7 @@ class Seen:
         run = type(self.new)(entity[order], time[order], values)
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        rows = _rows_until(run, self.new, plan.edges, run.first - 1, place[-len(self.new) :])
+        rows = rows_below(run, self.new, plan.edges, run.first - 1, place[-len(self.new) :])
         return Seen(self.new, plan, [run], [rows], self.decimals)
 
     def _needed(self, features: Sequence[RollingFeature], run: Run, rows: Int64) -> tuple[Run, Int64]:
@@ -222,7 +222,7 @@ def end_of(period: str, times: Int64) -> Int64:
     return start_of(period, start_of(period, times) + PERIODS[period])
 
 
-def _rows_until(run: Run, new: Run, edges: Sequence[Edge], passed: int, places: Int64 | None) -> Int64:
+def rows_below(run: Run, new: Run, edges: Sequence[Edge], passed: int, places: Int64 | None) -> Int64:
     """How many rows of a run stand below each edge of each new event; `places` are their rows, where it has them.
 
     An edge with a gap can only be told in the one run that has all events; elsewhere it is as if there were none.

@@ -80,6 +80,15 @@ class LabelledKernel(RollingKernel):
         if not len(events):
             return super().advance(history, events)
         columns, after = self._of_events.advance(history, events)
+        return self._with_labels(columns, history, events), after
+
+    def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
+        """Features as of the times of `asked`, which are no events; see `RollingKernel.answer`."""
+        columns = self._of_events.answer(history, asked)
+        return self._with_labels(columns, history, asked) if len(asked) else columns
+
+    def _with_labels(self, columns: list[Int64 | Float64], history: History, events: Events) -> list[Int64 | Float64]:
+        """The features of events with those over labels in place of the counts of events."""
         at = Run(events.entity, events.time, {})
         passed = self._passed(history) if history.runs else at.first
         runs = dict(zip(self._spans, history.labels, strict=False))
@@ -90,7 +99,7 @@ class LabelledKernel(RollingKernel):
                 divisor = 10 ** self.decimals.get(self.label, 0) * (1 if f.aggregate == "sum" else count)
                 column = np.full(len(events), f.empty)
                 columns[place] = np.divide(total, divisor, out=column, where=count > 0)
-        return columns, after
+        return columns
 
     def _in_window(self, runs: tuple[Run, ...], at: Run, passed: int) -> tuple[Int64, Int64]:
         """How many labels the window holds at each event, and their sum: what will leave less what will enter.

@@ -122,12 +122,12 @@ def _is_bounded(field: Field) -> bool:
 def with_row_features(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
     """The batch with its row features added: int64 or float64; without what only windows read."""
     batch = without(batch, *project.windows_only) if project.windows_only else batch
-    return _with_features(batch, [n for n in project.row_features if n not in project.before_windows], project)
+    return with_features(batch, [n for n in project.row_features if n not in project.before_windows], project)
 
 
 def before_windows(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
     """The batch with what windows read of it beside fields: row features, and fields where conditions hold."""
-    batch = _with_features(batch, project.before_windows, project)
+    batch = with_features(batch, project.before_windows, project)
     return with_conditions(batch, project.windows_only.values(), project)
 
 
@@ -145,7 +145,8 @@ def with_conditions(batch: pa.RecordBatch, features: Iterable[RollingFeature], p
     return batch
 
 
-def _with_features(batch: pa.RecordBatch, names: Sequence[str], project: Project) -> pa.RecordBatch:
+def with_features(batch: pa.RecordBatch, names: Sequence[str], project: Project) -> pa.RecordBatch:
+    """The batch with some of the row features added."""
     added: dict[str, pa.Array] = {}
     for name in names:
         expression = project.row_features[name]

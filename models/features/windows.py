@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
+from models.features.as_of import look_up, put_back
 from models.fixed_point import to_units
 from models.project.aggregates import AGGREGATES
 from models.project.sections import RollingFeature
@@ -245,18 +246,24 @@ class RollingKernel:
 
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
-        columns: list[Int64 | Float64] = []
         if not len(events):
-            for f in self.features:
-                columns.append(np.empty(0, np.int64) if f.is_count else np.empty(0))
-            return columns, history
+            return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features], history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
-        for in_order in self._compute(history, new):
-            column = np.empty_like(in_order)
-            column[order] = in_order
-            columns.append(column)
-        return columns, self._append(history, new)
+        return put_back(self._compute(history, new), order), self._append(history, new)
+
+    def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
+        """Features as of the times of `asked`, which are no events: neither their ids nor their values are looked at.
+
+        They are late if history has later events. A window that holds the current event ends with the events of the
+        time itself, and one that does not before them.
+        """
+        if not history.runs or not len(asked):
+            return [np.full(len(asked), 0 if f.is_count else f.empty) for f in self.features]
+        order = np.lexsort((asked.time, asked.entity))
+        passed = self._oldest_needed(*history.runs)
+        found = look_up(self.features, history.runs, Run.of(asked, order), passed, self.decimals)
+        return put_back(found, order)
 
     def extend(self, history: History, events: Events) -> History:
         """The history after `events`, without computing their features; their ids are not looked at."""

@@ -368,8 +368,16 @@ class Project(Declaration):
     @property
     def state_definitions(self) -> str:
         """SHA-256 of all that decides what the state of a run's steps is."""
+        return self._digest_of(*_OF_FEATURES, *_OF_STATE)
+
+    @property
+    def feature_set(self) -> str:
+        """The id of all that decides what the values of features are, whatever models read of them: 16 digits."""
+        return self._digest_of(*_OF_FEATURES, "derive", "where")[:16]
+
+    def _digest_of(self, *names: str) -> str:
         dumped = self.model_dump(mode="json")
-        parts = {name: dumped[name] for name in (*_OF_FEATURES, *_OF_STATE) if name in dumped}
+        parts = {name: dumped[name] for name in names if name in dumped}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def feature_definitions(self) -> bytes:

@@ -89,6 +89,12 @@ class Expression:
         """The fields it reads."""
         return frozenset(names_of(self._tree))
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether it has a `hash()` of all fields that there are."""
+        calls = [node for node in ast.walk(self._tree) if isinstance(node, ast.Call) and not node.args]
+        return any(getattr(call.func, "id", "") == "hash" for call in calls)
+
     @functools.cached_property
     def unasked(self) -> frozenset[str]:
         """The fields it reads without asking, by `is_missing` or `coalesce`, whether they are there."""

@@ -10,7 +10,21 @@ from collections.abc import Callable
 import typer
 
 from models.redact import guard_output
-from pipelines.cli import demo, journal, models, nightly, parity, project, refused, report, run, schema, topics, train
+from pipelines.cli import (
+    demo,
+    features,
+    journal,
+    models,
+    nightly,
+    parity,
+    project,
+    refused,
+    report,
+    run,
+    schema,
+    topics,
+    train,
+)
 from pipelines.cli.parameters import BEAM
 
 app = typer.Typer(
@@ -42,6 +56,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for _command in _COMMANDS:
     _takes_more = _command in (run.run, nightly.nightly, train.train)
     app.command(context_settings=BEAM if _takes_more else None)(_command)
+app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 app.add_typer(schema.app, name="schema")
 app.add_typer(journal.app, name="journal")

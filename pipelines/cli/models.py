@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import typer.core
 
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.parameters import ProjectFolder, Registry
+from pipelines.cli.parameters import DefaultGroup, ProjectFolder, Registry
 
 _LIST = "list"
 
 
-class _ListByDefault(typer.core.TyperGroup):
+class _ListByDefault(DefaultGroup):
     """`headrace models PROJECT` is `headrace models list PROJECT`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """What is no command is the project to list."""
-        if args and args[0] not in self.commands and args[0] not in ("--help",):
-            args = [_LIST, *args]
-        return list(super().parse_args(ctx, args))
+    default = _LIST
 
 
 app = typer.Typer(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from pipelines.runners import DIRECT, IN_PROCESS, RUNNERS
 
@@ -56,6 +57,18 @@ ScoreThreads = Annotated[
 Replace = Annotated[
     bool, typer.Option("--replace", help="Replace all that other runs left; what no run wrote is never removed.")
 ]
+
+
+class DefaultGroup(typer.core.TyperGroup):
+    """Commands of which one may be left out: what is no command is its first argument."""
+
+    default: str
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """With the default's name in front where there is none."""
+        if args and args[0] not in self.commands and args[0] not in ("--help",):
+            args = [self.default, *args]
+        return list(super().parse_args(ctx, args))
 
 
 def own_options(context: typer.Context) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
 from pipelines.sinks.files import Closes, WriteFiles
+from pipelines.sinks.publish import FEATURE_SET
 from pipelines.sinks.state import LateInputError
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
@@ -270,6 +271,7 @@ def _open_folder(
             "project": project.name,
             "bundle_id": bundle_id,
             "schema_digest": schema_digest(project.contract.text),
+            FEATURE_SET: project.feature_set,
             **describe(spec),
             **(identify(project, source, options) if known else {}),
             **(start.keep.began if start else {}),

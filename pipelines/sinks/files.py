@@ -36,6 +36,7 @@ from pipelines.sinks.publish import (
     AGGREGATES,
     BASELINE,
     DEAD_LETTERS,
+    FEATURE_SET,
     MANIFEST,
     PARTITION,
     QUALITY,
@@ -241,7 +242,8 @@ class WriteFiles(beam.PTransform):
             encode(in_order(batch, *order), batch.schema, self.format, file)
         count(ROWS, batch.num_rows, step="written")
         outcomes = {ROUTED + folder: batch.num_rows} if folder in self.routed else self._outcomes(rows, batch)
-        return Written(folder, name, batch.num_rows, file.hexdigest(), outcomes)
+        features = self.facts.get(FEATURE_SET) if rows in (SCORES, QUARANTINE) else None
+        return Written(folder, name, batch.num_rows, file.hexdigest(), outcomes, features)
 
     def _outcomes(self, rows: str, batch: pa.RecordBatch) -> dict[str, int]:
         """How many of a file's rows had which outcome; of those decided also how many are due in which other folder."""

@@ -35,17 +35,19 @@ UNKNOWN = ""  # a digest that nothing tells
 SPEC, INPUTS = "spec", "inputs"  # facts: digests of how a run is done, and of what it reads
 PROJECT, PARTITION = "project", "partition"  # facts that all runs into one sink have in common
 SPANS = "spans"  # the event time of which the sink has all
+FEATURE_SET = "feature_set"  # a fact, and of each file with features which they are
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A file of a run, and how many of its rows had which outcome."""
+    """A file of a run, how many of its rows had which outcome, and the set of the features that are in it."""
 
     kind: str
     name: str
     rows: int
     sha256: str
     outcomes: dict[str, int]
+    feature_set: str | None = None
 
     @property
     def place(self) -> str:

@@ -21,6 +21,35 @@ def by_definition(
     return [[_value(f, row, _inside(f, row, rows), decimals) for f in features] for row in rows]
 
 
+def as_of_definition(
+    features: Sequence[RollingFeature],
+    asked: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    decimals: dict[str, int],
+) -> list[list[float]]:
+    """The features at each {entity, time}, which is no event itself."""
+    return [[_value(f, row, _known_at(f, row, rows), decimals) for f in features] for row in asked]
+
+
+def _known_at(f: RollingFeature, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    mine = sorted((r for r in rows if r["entity"] == row["entity"]), key=lambda r: (r["time"], r["id"]))
+    end = row["time"] - f.delay_us
+    found = [other for other in mine if other["time"] <= end]
+    if f.gap_us is not None:
+        session, now = [], row["time"]
+        for other in reversed(found):
+            if now - other["time"] > f.gap_us:
+                break
+            session.insert(0, other)
+            now = other["time"]
+        found = session
+    if not f.delay_us and (not f.include_current or f.aggregate == "since_last"):
+        found = [other for other in found if other["time"] < end]
+    if f.period is not None:
+        return [other for other in found if other["time"] >= start_of(f.period, end)]
+    return [other for other in found if other["time"] > end - f.window_us]
+
+
 def start_of(period: str, time_us: int) -> int:
     time = EPOCH + time_us * MICROSECOND
     day = time.replace(hour=0, minute=0, second=0, microsecond=0)

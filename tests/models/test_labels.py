@@ -181,6 +181,17 @@ def test_late_events_find_the_labels_of_their_own_time(declared, calls):
                 assert all(same_bits(c, [v[i] for v in expected]) for i, c in enumerate(columns))
 
 
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(features(), rows, st.integers(-5, 120))
+def test_a_time_that_is_no_events_sees_the_labels_that_an_event_there_would(declared, found, time):
+    """All windows have a delay, and none would hold that event itself."""
+    kernel = LabelledKernel(declared, DECIMALS, 200, "fraud")
+    asked = {"entity": 0, "time": time, "id": 10**6, "amount": None, "fraud": 0, "known": None}
+    expected = by_definition(declared, [*found, asked])[-1]
+    _, history = at_once(kernel, found)
+    assert same_bits([column[0] for column in kernel.answer(history, to_events([asked]))], expected)
+
+
 def test_a_label_that_comes_late_changes_only_what_is_after_it():
     kernel = LabelledKernel((RollingFeature("f", "e", "sum", "fraud", 100, 5, True, 0.0),), {}, 0, "fraud")
     row = {"entity": 0, "time": 0, "id": 0, "amount": 1, "fraud": 1, "known": 7}
