@@ -7,11 +7,12 @@ import datetime
 import tempfile
 
 from models.codecs.times import micros_of
+from models.partitions import Span
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from models.quality.parts import make_baseline
 from pipelines.config import GraphConfig, RunSpec
-from pipelines.jobs.score import open_files, run_graph
+from pipelines.jobs.score import in_any_order, open_files, run_graph
 from pipelines.results import RunError, read_kind
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.publish import SCORES
@@ -28,8 +29,13 @@ def compute_baseline(spec: RunSpec, bundle: Bundle) -> tuple[bytes, int]:
         span = dataclasses.replace(span, start_us=micros_of(datetime.datetime.fromisoformat(known)))
     if project.quality is None:
         raise RunError(f"{project.name} declares no quality")
+    return in_any_order(lambda sort: _compute(spec, span, bundle, sort))
+
+
+def _compute(spec: RunSpec, span: Span, bundle: Bundle, sort: bool) -> tuple[bytes, int]:
+    project = spec.project
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
-        source = open_files(spec)
+        source = open_files(spec, sort=sort)
         score = Score(project, Scorer.from_bundle(bundle, nthread=spec.threads_of_call), bundle.bundle_id)
         sink = WriteFiles(scratch, project.event.id, project.event.time, source_format=source.format)
         run_graph(GraphConfig(project, source, score, sink, span=span), spec.runner, (), "scoring the baseline")

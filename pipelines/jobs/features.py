@@ -18,13 +18,12 @@ from models.project.declarations import Project
 from models.record import Outcome
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.graph import answer
-from pipelines.jobs.score import open_files
+from pipelines.jobs.score import in_any_order, open_files
 from pipelines.jobs.status import Status
 from pipelines.runners import IN_PROCESS, make_pipeline
 from pipelines.sinks.answers import KeepAnswers, read_answers
-from pipelines.sources.in_order import DisorderError
 from pipelines.sources.spine import ReadSpine
-from pipelines.terminal import console, working
+from pipelines.terminal import working
 from transforms.as_of import AnswerFeatures
 
 FEATURE_SET = "headrace.feature_set"  # in the metadata of a Parquet file
@@ -46,11 +45,7 @@ def answer_spine(spec: RunSpec, spine: pathlib.Path, out: pathlib.Path) -> Answe
     table = read_spine(spine, spec.project)
     answerable = find_answerable(spec.project, table.schema.names)
     asked = to_asked(table, answerable)
-    try:
-        answers, outcomes = _answer(spec, answerable, asked)
-    except DisorderError as disorder:
-        console.print(str(disorder), soft_wrap=True)
-        answers, outcomes = _answer(spec, answerable, asked, sort=True)
+    answers, outcomes = in_any_order(lambda sort: _answer(spec, answerable, asked, sort))
     if not outcomes[Outcome.HISTORY]:
         raise SpineError(f"no event of {', '.join(spec.sources)} can be used: {dict(outcomes)}")
     for field, values in zip(answers.schema, answers.columns, strict=True):
@@ -60,9 +55,9 @@ def answer_spine(spec: RunSpec, spine: pathlib.Path, out: pathlib.Path) -> Answe
 
 
 def _answer(
-    spec: RunSpec, answerable: Answerable, asked: pa.RecordBatch, sort: bool = False
+    spec: RunSpec, answerable: Answerable, asked: pa.RecordBatch, sort: bool
 ) -> tuple[pa.Table, collections.Counter[str]]:
-    """The answers to the rows of a spine in their order, and events by outcome; see `score` for `sort`."""
+    """The answers to the rows of a spine in their order, and events by outcome; see `open_files` for `sort`."""
     source = open_files(spec, sort=sort)
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         rows = pathlib.Path(scratch, "spine")

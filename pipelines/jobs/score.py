@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import apache_beam as beam
 
@@ -57,6 +57,9 @@ if TYPE_CHECKING:  # streams import the brokers' clients, which files do without
 DAY_US = 86_400_000_000  # all periods of aggregates end at the end of a day
 
 
+T = TypeVar("T")
+
+
 @dataclasses.dataclass(frozen=True)
 class RunResult:
     """What a finished run left: where, how many events of which outcome, and how long the graph ran."""
@@ -66,14 +69,17 @@ class RunResult:
     seconds: float
 
 
-def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, sort: bool = False) -> RunResult | None:
+def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) -> RunResult | None:
     """Run the graph to its end, or a stream until SIGINT or SIGTERM; `scorer` is the bundle's, if not given.
 
-    Without a bundle, as of a project without a model, rows have features and no score. Files are sorted first if they
-    need it, or if `sort` says so, as it does where their statistics were wrong.
+    Without a bundle, as of a project without a model, rows have features and no score.
 
     None if the run leaves no folder, or nothing was to run, but to be checked or made a template.
     """
+    return in_any_order(lambda sort: _score(spec, bundle, scorer, sort))
+
+
+def _score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, sort: bool) -> RunResult | None:
     profile = spec.profile
     args = profile.dry_run(spec.beam_args) if spec.dry_run and profile.dry_run else spec.beam_args
     pipeline = make_pipeline(spec.runner, args, spec.job)
@@ -93,15 +99,21 @@ def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, so
         except LateInputError as late:
             earlier = from_earlier(spec, late.first_us)
             console.print(f"{late.source} holds late events: scoring from {earlier.score_from} on", soft_wrap=True)
-            return score(earlier, bundle, scorer, sort)
-        except DisorderError as disorder:
-            console.print(str(disorder), soft_wrap=True)
-            return score(spec, bundle, scorer, sort=True)
+            return _score(earlier, bundle, scorer, sort)
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
     with working("scoring", status.rows), say_status(status), stopped, profile.failures():
         pipeline.run().wait_until_finish()
     return None
+
+
+def in_any_order(run: Callable[[bool], T]) -> T:
+    """Do what reads files, and again with them sorted first where their statistics turn out to be wrong."""
+    try:
+        return run(False)
+    except DisorderError as disorder:
+        console.print(str(disorder), soft_wrap=True)
+        return run(True)
 
 
 def score_files(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) -> RunResult:

@@ -31,7 +31,7 @@ from models.score import columns_of_outputs, with_columns
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
-from pipelines.jobs.score import RunResult, describe, open_files, run_graph
+from pipelines.jobs.score import RunResult, describe, in_any_order, open_files, run_graph
 from pipelines.results import evaluate_columns, read_kind, read_success
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import Folder, staging_of
@@ -101,10 +101,18 @@ def train(
     `replace`. With them stay the dead letters, which else go to the sink `dead_letters`, in place of those of the
     training before.
     """
-    project, examples = spec.project, spec.sink
+    project = spec.project
     if project.label is None and project.target.kind != "anomaly":
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
-    source = open_files(spec)
+    table, result, kept = in_any_order(lambda sort: _collect(spec, dead_letters, sort))
+    with working("training"):
+        return _fit(project, folder, table, result, kept, start, spec.threads or THREADS)
+
+
+def _collect(spec: RunSpec, dead_letters: pathlib.Path | None, sort: bool) -> tuple[pa.Table, RunResult, str | None]:
+    """The examples, and where the dead letters are, if there are any; see `open_files` for `sort`."""
+    project, examples = spec.project, spec.sink
+    source = open_files(spec, sort=sort)
     with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
         directory = examples or scratch
         facts = {"project": project.name, **describe(spec), **identify(project, source, {})}
@@ -124,8 +132,7 @@ def train(
         table = _ordered(_read_examples(directory, project), project)
         if spec.labels:
             table = with_labels(table, spec.labels, project, spec.span.stop_us)
-    with working("training"):
-        return _fit(project, folder, table, result, kept, start, spec.threads or THREADS)
+        return table, result, kept
 
 
 def _keep(scratch: str, folder: pathlib.Path | None) -> str | None:
