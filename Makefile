@@ -68,7 +68,7 @@ k8s-schemas: setup
 
 COMPILE = $(VENV)/uv/bin/uv pip compile --override requirements/overrides.txt --generate-hashes --no-emit-index-url \
   --no-emit-find-links --upgrade --quiet --custom-compile-command "make lock"
-ALL_IN = requirements/core.in requirements/models.in requirements/tfdv.in requirements/dev.in
+ALL_IN = requirements/core.in requirements/models.in requirements/tables.in requirements/tfdv.in requirements/dev.in
 
 lock: $(VENV)/uv/bin/uv
 	$(COMPILE) $(ALL_IN) --override requirements/overrides-py311.txt --python-version 3.11 \
