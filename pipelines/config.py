@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 SOURCE_FORMATS = ("parquet", "csv", "json", "avro")
-SINK_FORMATS = ("parquet", "jsonl")
+SINK_FORMATS = ("parquet", "jsonl", "delta")
 ORDERS = ("event_time", "arrival")
 _OF_FILES = (*BOUNDS, "state", "sink_format", "files", "replace")  # fields that a stream has no use for
 
@@ -90,7 +90,7 @@ class RunSpec:
     labels: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()  # NAME=URI
     source_format: str | None = None
-    sink_format: Literal["parquet", "jsonl"] = "parquet"
+    sink_format: Literal["parquet", "jsonl", "delta"] = "parquet"
     files: int = 1
     replace: bool = False
     score_from: str | None = None  # ISO 8601
@@ -235,7 +235,7 @@ class RunSpec:
             self.source_format in (None, *SOURCE_FORMATS),
             f"--source-format is parquet, csv, json or avro, not {self.source_format}",
         )
-        require(self.sink_format in SINK_FORMATS, f"--sink-format is parquet or jsonl, not {self.sink_format}")
+        require(self.sink_format in SINK_FORMATS, f"--sink-format is parquet, jsonl or delta, not {self.sink_format}")
 
     def _check_order(self) -> None:
         require(self.order in ORDERS, f"--order is event_time or arrival, not {self.order}")

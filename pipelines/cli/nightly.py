@@ -40,7 +40,7 @@ def nightly(
     table: Tables = None,
     alert_to: Annotated[list[str] | None, typer.Option(help="Where alerts go, as in headrace run.")] = None,
     source_format: SourceFormat = None,
-    sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    sink_format: Annotated[str, typer.Option(help="parquet, jsonl, or delta: score rows as a Delta table.")] = "parquet",
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     runner: Runner = IN_PROCESS,
     registry: Registry = None,

@@ -87,7 +87,7 @@ def run(
     ] = "json",
     kafka_config: KafkaConfig = None,
     source_format: SourceFormat = None,
-    sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    sink_format: Annotated[str, typer.Option(help="parquet, jsonl, or delta: score rows as a Delta table.")] = "parquet",
     files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a day.")] = 1,
     replace: Replace = False,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
@@ -185,7 +185,7 @@ def run(
         if bundle is None:
             console.print(f"no model: features alone; output in {sink}", soft_wrap=True)
             return
-        if sink_format == "parquet":
+        if sink_format != "jsonl":
             print_scores(sink, spec.project, bundle, spec.labels)
         console.print(f"bundle {bundle.bundle_id}, output in {sink}", soft_wrap=True)
 

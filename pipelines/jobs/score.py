@@ -35,6 +35,7 @@ from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
 from pipelines.sinks.files import Closes, WriteFiles
 from pipelines.sinks.publish import FEATURE_SET
+from pipelines.sinks.delta import Delta
 from pipelines.sinks.state import LateInputError
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
@@ -265,7 +266,7 @@ def _open_folder(
         spec.sink,
         event_id=project.event.id,
         event_time=project.event.time,
-        format=spec.sink_format,
+        format="jsonl" if spec.sink_format == "jsonl" else "parquet",
         files=spec.files,
         facts={
             "project": project.name,
@@ -283,6 +284,8 @@ def _open_folder(
         times=_times_of(project, start),
         keep=start.keep if start else None,
         closes=_closes(project, source),
+        tables=(Delta(project.partitions),) if spec.sink_format == "delta" else (),
+        versioned=spec.sink_format == "delta",
         baseline=bundle.baseline if bundle and project.quality else None,
         routed=spec.folders,
     )

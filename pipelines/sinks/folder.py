@@ -83,6 +83,13 @@ class Folder:
             raise SinkError(f"{self.join(name)}: is larger than {limit} bytes: no file that headrace wrote")
         return bytes(content)
 
+    def size(self, name: str) -> int:
+        """How many bytes a file has."""
+        with clear_errors(self.join(name), "read"):
+            if self.is_local:
+                return os.path.getsize(self.join(name))
+            return int(_filesystems().match([self.join(name)])[0].metadata_list[0].size_in_bytes)
+
     def sha256(self, name: str) -> str:
         """The digest of a file."""
         with clear_errors(self.join(name), "read"), open_file(self.join(name)) as file:
