@@ -22,6 +22,7 @@ from pipelines.prechecks import (
     require_file_system,
     require_files,
     require_one_cluster,
+    require_package,
     require_span,
     require_transactional,
     require_values,
@@ -32,6 +33,7 @@ from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
 from pipelines.runners.profile import cores
 from pipelines.sources import SLICE_US
+from pipelines.sources.delta import place_of
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -236,6 +238,13 @@ class RunSpec:
             f"--source-format is parquet, csv, json or avro, not {self.source_format}",
         )
         require(self.sink_format in SINK_FORMATS, f"--sink-format is parquet, jsonl or delta, not {self.sink_format}")
+        if self.sink_format == "delta":
+            require_package("deltalake", "--sink-format delta")
+        quality = self.project.quality
+        require(
+            self.sink_format != "delta" or quality is None or quality.gate != "quarantine",
+            "--sink-format delta: rows that the gate quarantine releases would not be in the table: write files",
+        )
 
     def _check_order(self) -> None:
         require(self.order in ORDERS, f"--order is event_time or arrival, not {self.order}")
@@ -349,7 +358,7 @@ class RunSpec:
         elif profile.apart(self.beam_args):
             tables = [uri for uris in self.table_uris.values() for uri in uris]
             given = (*self.sources, *self.labels, *tables, self.sink)
-            inside = [uri for uri in given if "://" not in uri and uri[:1] != "/"]
+            inside = [uri for uri in map(place_of, given) if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""
                 engine = profile.name.removesuffix("Runner")

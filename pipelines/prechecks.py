@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import glob
+import importlib.util
 import os
 import pathlib
 import socket
@@ -17,6 +18,7 @@ from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
 from models.project.sections import parse_duration
 from pipelines.brokers import is_broker
+from pipelines.sources.delta import PREFIX, place_of
 
 if TYPE_CHECKING:
     from models.project.declarations import Project
@@ -35,6 +37,13 @@ def require(condition: bool, message: str) -> None:
     """UsageError with the message, unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_package(name: str, what: str) -> None:
+    """UsageError if a package that is not always there is needed, and isn't."""
+    require(
+        importlib.util.find_spec(name) is not None, f"{what} needs {name}, which is not installed: pip install {name}"
+    )
 
 
 def require_model(project: Project, what: str) -> None:
@@ -69,6 +78,9 @@ def find_registry(project: pathlib.Path, given: str | None, *, create: bool = Fa
 def require_files(patterns: Iterable[str]) -> None:
     """UsageError for a path or glob of this machine that matches nothing; what else there is to say, Beam says."""
     for pattern in patterns:
+        if pattern.startswith(PREFIX):
+            require_package("deltalake", f"--source {PREFIX}")
+            pattern = place_of(pattern)
         require_file_system(pattern)
         # Beam's globs are those of Python, but for these.
         if "://" in pattern or "**" in pattern or "\\" in pattern:

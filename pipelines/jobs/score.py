@@ -37,6 +37,7 @@ from pipelines.sinks.files import Closes, WriteFiles
 from pipelines.sinks.publish import FEATURE_SET
 from pipelines.sinks.delta import Delta
 from pipelines.sinks.state import LateInputError
+from pipelines.sources.delta import check_partitions
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
 from pipelines.sources.in_order import DisorderError, order_of
@@ -162,6 +163,8 @@ def open_files(spec: RunSpec, look: bool = True, sort: bool = False) -> ReadFile
         if any(files.format_of(path) == "parquet" for path in files.paths):
             start_early()
     feeds = feeds_of(spec.project, sources)
+    for feed in feeds if look else ():
+        check_partitions(feed.source.patterns, feed.record_type.read.fields)
     if not spec.profile.in_order or not look:
         return ReadFiles(feeds, _state_slice_us(spec) if spec.state else SLICE_US)
     order = order_of(feeds[0])

@@ -10,6 +10,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from models.errors import HeadraceError
+from pipelines.sources.delta import PREFIX, list_delta
 
 FORMATS = {
     ".parquet": "parquet",
@@ -50,7 +51,12 @@ class Files:
 
 
 def match_files(pattern: str) -> list[str]:
-    """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file."""
+    """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file.
+
+    Of a Delta table they are those of its version.
+    """
+    if pattern.startswith(PREFIX):
+        return list_delta(pattern)
     try:
         found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
     except (BeamIOError, OSError, ValueError) as error:
