@@ -13,6 +13,7 @@ from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
 from models.redact import redact
 from pipelines.brokers import is_broker
+from pipelines.databases import check_database
 from pipelines.prechecks import (
     BOUNDS,
     UsageError,
@@ -89,6 +90,7 @@ class RunSpec:
     project: Project
     sources: tuple[str, ...]
     sink: str
+    databases: tuple[str, ...] = ()  # whose tables take score rows, too
     labels: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()  # NAME=URI
     source_format: str | None = None
@@ -220,7 +222,7 @@ class RunSpec:
             self._check_engine,
         ]
         checks += [self._check_model, self._check_alerts, self._check_values, self._check_kafka, self._check_stream]
-        checks += [self._check_transactional]
+        checks += [self._check_transactional, self._check_databases]
         for check in [*checks, *([self._check_whole_partitions, self._check_sink] if keeps else ())]:
             yield from _fault_of(check)
         for path in self._paths():
@@ -240,10 +242,20 @@ class RunSpec:
         require(self.sink_format in SINK_FORMATS, f"--sink-format is parquet, jsonl or delta, not {self.sink_format}")
         if self.sink_format == "delta":
             require_package("deltalake", "--sink-format delta")
-        quality = self.project.quality
+
+    def _check_databases(self) -> None:
+        for uri in self.databases:
+            check_database(uri)
+        require(not self.databases or not self.streams, "a database is for the rows of files: name a topic as --sink")
         require(
-            self.sink_format != "delta" or quality is None or quality.gate != "quarantine",
-            "--sink-format delta: rows that the gate quarantine releases would not be in the table: write files",
+            not self.databases or not self.profile.apart(self.beam_args),
+            f"a database is for engines of this process, not for {self.profile.name}: name a folder as --sink",
+        )
+        quality, tables = self.project.quality, self.databases or self.sink_format == "delta"
+        require(
+            not tables or quality is None or quality.gate != "quarantine",
+            "rows that the gate quarantine releases would not be in a table: name a folder as --sink, of Parquet or "
+            "JSON lines",
         )
 
     def _check_order(self) -> None:

@@ -18,6 +18,7 @@ from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
 from models.project.sections import parse_duration
 from pipelines.brokers import is_broker
+from pipelines.databases import is_database
 from pipelines.sources.delta import PREFIX, place_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")
 # The options that say which event time is scored.
 BOUNDS = ("score_from", "score_to", "day", "hour")
 _REGISTRY = pathlib.Path(".headrace", "registry.db")
+_SINK = pathlib.Path(".headrace", "sink")
 
 
 class UsageError(HeadraceError, ValueError):
@@ -87,6 +89,17 @@ def require_files(patterns: Iterable[str]) -> None:
             continue
         found = os.path.lexists(pattern) or any(True for _ in glob.iglob(pattern, include_hidden=True))
         require(found, f"{pattern or 'an empty path'}: no such file")
+
+
+def split_sinks(sinks: Iterable[str], project: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+    """The folder or topic that is named as --sink, and the databases; UsageError unless there is one of the first.
+
+    Beside databases alone, the run's own files are in the project's folder.
+    """
+    databases = tuple(sink for sink in sinks if is_database(sink))
+    others = [sink for sink in sinks if not is_database(sink)] or ([str(project / _SINK)] if databases else [])
+    require(len(others) == 1, f"--sink is one folder or topic, and databases: not {', '.join(others)}")
+    return others[0], databases
 
 
 def require_file_system(place: str) -> None:

@@ -35,8 +35,10 @@ from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
 from pipelines.sinks.files import Closes, WriteFiles
 from pipelines.sinks.publish import FEATURE_SET
+from pipelines.sinks.database import DatabaseTable
 from pipelines.sinks.delta import Delta
 from pipelines.sinks.state import LateInputError
+from pipelines.sinks.tables import Table
 from pipelines.sources.delta import check_partitions
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
@@ -287,11 +289,18 @@ def _open_folder(
         times=_times_of(project, start),
         keep=start.keep if start else None,
         closes=_closes(project, source),
-        tables=(Delta(project.partitions),) if spec.sink_format == "delta" else (),
+        tables=_tables_of(spec),
         versioned=spec.sink_format == "delta",
         baseline=bundle.baseline if bundle and project.quality else None,
         routed=spec.folders,
     )
+
+
+def _tables_of(spec: RunSpec) -> tuple[Table, ...]:
+    """The tables that score rows are in, beside their files."""
+    event = spec.project.event
+    delta = (Delta(spec.project.partitions),) if spec.sink_format == "delta" else ()
+    return (*delta, *(DatabaseTable(uri, spec.project.name, event.id, event.time) for uri in spec.databases))
 
 
 def _times_of(project: Project, start: Start | None) -> Span:

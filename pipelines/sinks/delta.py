@@ -35,7 +35,7 @@ class Delta:
     def check(self, folder: Folder, schema: pa.Schema | None, scope: Scope) -> None:
         """SinkError if the table has other columns, and not all of it is replaced, or can't be where it is to be."""
         if "%" in folder.path:
-            raise SinkError(f"{folder.path}: a Delta table can't be in a folder with a % in its path: name another sink")
+            raise SinkError(f"{folder.path}: its path has a %, with which no Delta table can be: name another sink")
         table = open_delta(folder) if schema is not None and not scope.span.is_all else None
         if table is not None and table.schema() != self._columns(schema):
             raise SinkError(
@@ -102,8 +102,8 @@ class Delta:
 
         found = {}
         for row in pa.table(table.get_add_actions()).select(["path", "size_bytes", "partition"]).to_pylist():
-            values = {name: str(value) for name, value in row["partition"].items()}
-            start_us = self.partitions.parse(f"{values[DAY]}T{int(values.get(HOUR, 0)):02d}:00")
+            values: dict[str, str | None] = {name: str(value) for name, value in row["partition"].items()}
+            start_us = self.partitions.parse(f"{values[DAY]}T{int(values.get(HOUR) or 0):02d}:00")
             if scope.span.is_all or start_us in scope.span:
                 found[row["path"]] = RemoveAction(row["path"], True, _now_ms(), row["size_bytes"], values)
         return found

@@ -248,7 +248,8 @@ class WriteFiles(beam.PTransform):
             encode(in_order(batch, *order), batch.schema, self.format, file)
         if self.versioned and folder == SCORES:
             staged, name = name, name.replace(part, f"part-{shard:05d}-{file.hexdigest()[:32]}.{self.format}")
-            self._folder.move([(f"{staging_of(self.run_id)}/{folder}/{each}" for each in (staged, name))])
+            place = f"{staging_of(self.run_id)}/{folder}"
+            self._folder.move([(f"{place}/{staged}", f"{place}/{name}")])
         count(ROWS, batch.num_rows, step="written")
         outcomes = {ROUTED + folder: batch.num_rows} if folder in self.routed else self._outcomes(rows, batch)
         features = self.facts.get(FEATURE_SET) if rows in (SCORES, QUARANTINE) else None

@@ -41,8 +41,8 @@ def check_partitions(uris: Iterable[str], fields: Iterable[str]) -> None:
     for uri in uris:
         if uri.startswith(PREFIX) and (both := set(_open(uri)[1].metadata().partition_columns).intersection(fields)):
             raise DeltaSourceError(
-                f"{uri}: is partitioned by {', '.join(sorted(both))}, which its files do not hold: derive it of others, "
-                "or give the table a copy of that column"
+                f"{uri}: is partitioned by {', '.join(sorted(both))}, which its files do not hold: derive it of "
+                "others, or give the table a copy of that column"
             )
 
 
@@ -60,6 +60,6 @@ def _open(uri: str) -> tuple[str, DeltaTable]:
     if found is None:
         raise DeltaSourceError(f"{uri}: name the table's folder, as in delta:PATH or delta:PATH?version=3")
     try:
-        return found["path"], DeltaTable(found["path"], found["version"] and int(found["version"]))
+        return found["path"], DeltaTable(found["path"], int(found["version"]) if found["version"] else None)
     except (DeltaError, OSError) as error:
         raise DeltaSourceError(f"{uri}: no Delta table that can be read: {' '.join(str(error).split())}") from None
