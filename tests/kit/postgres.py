@@ -7,40 +7,39 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
-_FOUND = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
-BIN = pathlib.Path(_FOUND).resolve().parent if _FOUND else None
+from deploy.kafka.broker import free_ports
 
+_FOUND = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)), shutil.which("initdb"))
 needs_postgres = pytest.mark.skipif(
-    BIN is None or importlib.util.find_spec("psycopg") is None,
+    _FOUND is None or importlib.util.find_spec("psycopg") is None,
     reason="no PostgreSQL: apt-get install postgresql; or no psycopg: pip install 'psycopg[binary]'",
 )
 PASSWORD = "pw-4711-of-tests"
 
 
 @contextlib.contextmanager
-def running(folder):
-    """The URL of a server with a database `shop` of the user `headrace`, whose password is that of the variable HR_PW."""
+def running():
+    """The URL of a server for as long as the block runs; the password of its user is that of the variable HR_PW."""
+    # A server refuses to run as root.
     user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
-    folder.mkdir()
-    for path in [folder, *folder.parents][:4] if user else []:
-        path.chmod(path.stat().st_mode | 0o711)
-    if user:
-        shutil.chown(folder, "nobody", "nogroup")
-    (folder / "pw").write_text(PASSWORD)
-    if user:
-        shutil.chown(folder / "pw", "nobody", "nogroup")
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "password").write_text(PASSWORD)
+        for path in (folder, f"{folder}/password") if user else ():
+            shutil.chown(path, "nobody", "nogroup")
 
-    def call(program, *args):
-        subprocess.run([*user, str(BIN / program), *args], cwd=folder, check=True, capture_output=True, timeout=120)
+        def call(program, *args):
+            path = str(pathlib.Path(_FOUND).with_name(program))
+            subprocess.run([*user, path, *args], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=120)
 
-    call("initdb", "-D", "data", "-U", "headrace", "--pwfile=pw", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C")
-    port = 21_432
-    options = f"-p {port} -k '' -h 127.0.0.1 -c fsync=off"
-    call("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
-    try:
-        yield f"postgresql://headrace:$HR_PW@127.0.0.1:{port}/postgres"
-    finally:
-        call("pg_ctl", "-D", "data", "-m", "immediate", "stop")
+        call("initdb", "-D", "data", "-U", "headrace", "--pwfile=password", "-A", "scram-sha-256", "-E", "UTF8")
+        options = f"-p {port} -k '' -h 127.0.0.1 -c fsync=off"
+        call("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
+        try:
+            yield f"postgresql://headrace:$HR_PW@127.0.0.1:{port}/postgres"
+        finally:
+            call("pg_ctl", "-D", "data", "-m", "immediate", "stop")
