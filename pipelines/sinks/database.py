@@ -153,7 +153,7 @@ def _sql_type(kind: pa.DataType) -> Any:
     if pa.types.is_integer(kind):
         return sa.BigInteger()
     if pa.types.is_floating(kind):
-        return sa.REAL() if kind.bit_width == 32 else sa.Double()
+        return sa.Double()  # of a float32, too: REAL is shown rounded
     if pa.types.is_timestamp(kind):
         return sa.DateTime(timezone=True)
     if pa.types.is_string(kind):
