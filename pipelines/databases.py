@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
 _SCHEMES = ("postgresql", "sqlite")
+_READ_ONLY = {"postgresql": "SET TRANSACTION READ ONLY", "sqlite": "PRAGMA query_only = ON"}
 _SECRET = ("pass", "secret", "token")  # in the names of a query's parameters
 
 
@@ -37,6 +39,15 @@ def check_database(uri: str) -> None:
         raise DatabaseError(f"{redact(uri)}: names no database: {_FORMS}")
 
 
+def query_of(uri: str) -> tuple[str, str]:
+    """The URL of a database and the file of a query, which a source names both; DatabaseError if it doesn't."""
+    found = re.fullmatch(r"(.*)[?&]query=(.+)", uri)
+    if found is None:
+        raise DatabaseError(f"{redact(uri)}: name the file of a query, too, as in sqlite:///shop.db?query=events.sql")
+    check_database(found[1])
+    return found[1], found[2]
+
+
 @contextlib.contextmanager
 def transaction(uri: str, read_only: bool = False) -> Iterator[Connection]:
     """A connection with one transaction, which counts if the block ends well; DatabaseError if the database refuses."""
@@ -52,6 +63,8 @@ def transaction(uri: str, read_only: bool = False) -> Iterator[Connection]:
         event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE"))
     try:
         with engine.begin() as connection:
+            if read_only:
+                connection.exec_driver_sql(_READ_ONLY[url.get_backend_name()])
             yield connection
     except SQLAlchemyError as error:
         why = " ".join(str(getattr(error, "orig", None) or error).split())

@@ -18,7 +18,7 @@ from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
 from models.project.sections import parse_duration
 from pipelines.brokers import is_broker
-from pipelines.databases import is_database
+from pipelines.databases import is_database, query_of
 from pipelines.sources.delta import PREFIX, place_of
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def require_files(patterns: Iterable[str]) -> None:
         if pattern.startswith(PREFIX):
             require_package("deltalake", f"--source {PREFIX}")
             pattern = place_of(pattern)
+        if is_database(pattern):
+            pattern = query_of(pattern)[1]
         require_file_system(pattern)
         # Beam's globs are those of Python, but for these.
         if "://" in pattern or "**" in pattern or "\\" in pattern:

@@ -10,7 +10,9 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from models.errors import HeadraceError
+from pipelines.databases import is_database
 from pipelines.sources.delta import PREFIX, list_delta
+from pipelines.sources.query import list_query
 
 FORMATS = {
     ".parquet": "parquet",
@@ -53,10 +55,12 @@ class Files:
 def match_files(pattern: str) -> list[str]:
     """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file.
 
-    Of a Delta table they are those of its version.
+    Of a Delta table they are those of its version, of a query those of its rows.
     """
     if pattern.startswith(PREFIX):
         return list_delta(pattern)
+    if is_database(pattern):
+        return list(list_query(pattern))
     try:
         found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
     except (BeamIOError, OSError, ValueError) as error:

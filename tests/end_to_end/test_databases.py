@@ -13,6 +13,7 @@ from pipelines.config import RunSpec
 from pipelines.databases import DatabaseError, check_database, transaction
 from pipelines.jobs.score import score_files
 from pipelines.prechecks import UsageError, split_sinks
+from pipelines.results import read_success
 from pipelines.sinks.database import DatabaseTable
 from pipelines.sinks.folder import SinkError
 from tests.kit import postgres
@@ -288,3 +289,80 @@ def test_sinks_are_one_folder_and_databases(tmp_path):
     assert split_sinks(["sqlite:///x.db"], tmp_path) == (str(tmp_path / ".headrace" / "sink"), ("sqlite:///x.db",))
     with pytest.raises(UsageError, match="not a, b"):
         split_sinks(["a", "b"], tmp_path)
+
+
+def fill(url, shop):
+    """The shop's events of all days in a table `events`; of the broken ones those that are rows."""
+    events = [row for rows in shop.rows for row in rows if isinstance(row, dict)]
+    kinds = {"id": sa.BigInteger, "at": sa.BigInteger, "card": sa.BigInteger, "shop": sa.Text, "amount": sa.Double}
+    with transaction(url) as connection:
+        table = sa.Table("events", sa.MetaData(), *(sa.Column(name, kind) for name, kind in kinds.items()))
+        table.create(connection)
+        connection.execute(sa.insert(table), [{name: row.get(name) for name in kinds} for row in events])
+    write_rows(shop.folder / "all.jsonl", events)
+
+
+def test_a_query_is_a_source_as_files_are(shop, url, monkeypatch):
+    from pipelines.sources import query
+
+    fill(url, shop)
+    (shop.folder / "events.sql").write_text("SELECT *, ':x %s' AS more FROM events -- 100% at 12:30\nORDER BY id")
+    uri = f"{url}?query={shop.folder}/events.sql"
+    monkeypatch.setattr(query, "ROWS_AT_ONCE", 100)
+    query.list_query.cache_clear()
+    for sink, source in (("out", uri), ("files", str(shop.folder / "all.jsonl"))):
+        spec = dataclasses.replace(shop.spec(sink), sources=(source,))
+        spec.check()
+        score_files(spec, AnyBundle(), SCORER)
+    assert of_files(shop, "out") == of_files(shop, "files")
+    one, other = (read_success(str(shop.folder / sink))["events"] for sink in ("out", "files"))
+    assert one["dead-lettered"] > 0
+    for name in ("read", "scored", "dead-lettered", "duplicate"):
+        assert one[name] == other[name]
+    letters = next((shop.folder / "out" / "dead_letters").rglob("*.parquet"))
+    assert "events.sql.rows/part-0000" in pq.ParquetFile(letters).read()["source"][0].as_py()
+    # The same rows again are the same inputs; others are not.
+    query.list_query.cache_clear()
+    score_files(dataclasses.replace(shop.spec("out"), sources=(uri,)), AnyBundle(), SCORER)
+    with transaction(url) as connection:
+        connection.exec_driver_sql("DELETE FROM events WHERE id > 80")
+    query.list_query.cache_clear()
+    with pytest.raises(SinkError, match="with other inputs"):
+        score_files(dataclasses.replace(shop.spec("out"), sources=(uri,)), AnyBundle(), SCORER)
+    assert len(list((shop.folder / "events.sql.rows").iterdir())) == 1
+
+
+def test_a_query_that_can_not_be_is_told(shop, url):
+    from pipelines.sources import query
+
+    fill(url, shop)
+    uri = f"{url}?query={shop.folder}/q.sql"
+    with pytest.raises(UsageError, match=r"q.sql: no such file"):
+        dataclasses.replace(shop.spec("out"), sources=(uri,)).check()
+    with pytest.raises(UsageError, match="name the file of a query, too"):
+        dataclasses.replace(shop.spec("out"), sources=(url,)).check()
+    for text, said in {
+        "SELECT nothing FROM events": "nothing",
+        "SELECT 1; SELECT 2": "one statement|commands|no rows",
+        "SELECT id, id FROM events": "each column a name of its own",
+        "DELETE FROM events": "read.?only|readonly|syntax error",
+        "SELECT id, 1 AS x FROM events WHERE id = 3 UNION ALL SELECT id, 'a' FROM events": "CAST|integer",
+    }.items():
+        (shop.folder / "q.sql").write_text(text)
+        query.list_query.cache_clear()
+        with pytest.raises(DatabaseError, match=said) as raised:
+            query.list_query(uri)
+        assert postgres.PASSWORD not in str(raised.value)
+    with transaction(url) as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM events").scalar() > 300
+
+
+def test_a_query_without_rows_is_read_as_an_empty_file(shop, url):
+    from pipelines.sources import query
+
+    fill(url, shop)
+    (shop.folder / "q.sql").write_text("SELECT * FROM events WHERE id < 0")
+    query.list_query.cache_clear()
+    spec = dataclasses.replace(shop.spec("out"), sources=(f"{url}?query={shop.folder}/q.sql",))
+    score_files(spec, AnyBundle(), SCORER)
+    assert read_success(str(shop.folder / "out"))["events"].get("scored", 0) == 0
