@@ -48,8 +48,10 @@ def _rows(place: str, text: str) -> Iterator[tuple[list[str], Sequence[Any]]]:
     # A colon is none of a parameter.
     statement = sa.text(text.replace(":", r"\:"))
     options = {"stream_results": True, "yield_per": ROWS_AT_ONCE}
-    with transaction(place, read_only=True) as connection:
-        result = connection.execute(statement, execution_options=options)
+    with (
+        transaction(place, read_only=True) as connection,
+        connection.execute(statement, execution_options=options) as result,
+    ):
         names, empty = list(result.keys()) if result.returns_rows else [], True
         if not names or len(set(names)) < len(names):
             raise DatabaseError(f"{redact(place)}: write one SELECT, which gives each column a name of its own")
