@@ -107,6 +107,8 @@ def split_sinks(sinks: Iterable[str], project: pathlib.Path) -> tuple[str, tuple
 def require_file_system(place: str) -> None:
     """UsageError for a URI that is neither a broker's nor one of a file system that Beam has."""
     scheme, found, _ = place.partition("://")
+    if scheme == "s3":
+        require_package("boto3", place)
     require(
         not found or scheme in _FILE_SYSTEMS or is_broker(place),
         f"{place}: no file system {scheme} is known: name a path, or {', '.join(f'{s}://' for s in _FILE_SYSTEMS)}",

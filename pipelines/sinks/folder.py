@@ -291,4 +291,7 @@ def open_file(path: str) -> Any:
 def _filesystems() -> Any:
     from apache_beam.io.filesystems import FileSystems
 
+    from pipelines.s3 import share_clients
+
+    share_clients()
     return FileSystems

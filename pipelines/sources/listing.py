@@ -11,6 +11,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.errors import HeadraceError
 from pipelines.databases import is_database
+from pipelines.s3 import share_clients
 from pipelines.sources.delta import PREFIX, list_delta
 from pipelines.sources.query import list_query
 
@@ -61,6 +62,7 @@ def match_files(pattern: str) -> list[str]:
         return list_delta(pattern)
     if is_database(pattern):
         return list(list_query(pattern))
+    share_clients()
     try:
         found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
     except (BeamIOError, OSError, ValueError) as error:
