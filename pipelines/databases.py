@@ -93,7 +93,8 @@ def _url_of(uri: str) -> URL:
         name: _value(uri, value, any(part in name.lower() for part in _SECRET)) for name, value in url.query.items()
     }
     password = None if url.password is None else _value(uri, str(url.password), True)
-    return url.set(password=password, query=query)
+    driver = {"postgresql": "postgresql+psycopg"}.get(url.drivername, url.drivername)
+    return url.set(drivername=driver, password=password, query=query)
 
 
 def _value(uri: str, value: Any, secret: bool) -> Any:

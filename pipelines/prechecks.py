@@ -94,14 +94,12 @@ def require_files(patterns: Iterable[str]) -> None:
 
 
 def split_sinks(sinks: Iterable[str], project: pathlib.Path) -> tuple[str, tuple[str, ...]]:
-    """The folder or topic that is named as --sink, and the databases; UsageError unless there is one of the first.
+    """The last folder or topic among what is named as --sink, and the databases.
 
     Beside databases alone, the run's own files are in the project's folder.
     """
     databases = tuple(sink for sink in sinks if is_database(sink))
-    others = [sink for sink in sinks if not is_database(sink)] or ([str(project / _SINK)] if databases else [])
-    require(len(others) == 1, f"--sink is one folder or topic, and databases: not {', '.join(others)}")
-    return others[0], databases
+    return [str(project / _SINK), *(sink for sink in sinks if not is_database(sink))][-1], databases
 
 
 def require_file_system(place: str) -> None:

@@ -197,7 +197,8 @@ def test_a_process_that_is_killed_anywhere_is_run_again(shop, bucket, server):
 
     started = time.monotonic()
     whole = start("whole", "whole-state")
-    assert whole.wait() == 0, whole.stdout.read()
+    said, _ = whole.communicate()
+    assert whole.returncode == 0, said
     took = time.monotonic() - started
     for share in (0.6, 0.9):
         night = start(bucket.uri("nights"), bucket.uri("state"))
