@@ -7,8 +7,15 @@ Names of Beam's own modules stand here, as in 2.77.
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from typing import Any
+
+_ERRORS = (
+    ("apache_beam.io.aws.clients.s3.messages", "S3ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+)
 
 
 @functools.cache
@@ -30,3 +37,8 @@ def _client(**options: Any) -> Any:
     import boto3
 
     return boto3.session.Session().client(**options)
+
+
+def store_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What file systems raise: OSError, `others`, and what that of S3 raises beside it once it was used."""
+    return OSError, *others, *(getattr(sys.modules[module], name) for module, name in _ERRORS if module in sys.modules)

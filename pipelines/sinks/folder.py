@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from models.errors import HeadraceError
+from pipelines.s3 import share_clients, store_errors
 
 LOCK = ".headrace-lock"
 STAGING = ".staging-"
@@ -34,9 +35,10 @@ def clear_errors(path: str, done: str = "written") -> Iterator[None]:
     """Say in one line what the file system refused, and where."""
     try:
         yield
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else path
-        why = error.strerror or " ".join(str(error).split())
+    except store_errors() as error:
+        named, said = getattr(error, "filename", None), getattr(error, "strerror", None)
+        where = named if isinstance(named, str) else path
+        why = said or " ".join(str(error).split())
         raise SinkError(f"{where}: cannot be {done}: {why}") from error
 
 
@@ -290,8 +292,6 @@ def open_file(path: str) -> Any:
 
 def _filesystems() -> Any:
     from apache_beam.io.filesystems import FileSystems
-
-    from pipelines.s3 import share_clients
 
     share_clients()
     return FileSystems

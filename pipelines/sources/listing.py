@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import os
 
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from models.errors import HeadraceError
 from pipelines.databases import is_database
-from pipelines.s3 import share_clients
+from pipelines.s3 import share_clients, store_errors
 from pipelines.sources.delta import PREFIX, list_delta
 from pipelines.sources.query import list_query
 
@@ -65,7 +64,7 @@ def match_files(pattern: str) -> list[str]:
     share_clients()
     try:
         found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
-    except (BeamIOError, OSError, ValueError) as error:
+    except store_errors(ValueError) as error:
         raise SourceError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}") from None
     if not _name(pattern).startswith(_HIDDEN):
         found = [path for path in found if not _name(path).startswith(_HIDDEN)]
