@@ -33,10 +33,10 @@ from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
-from pipelines.sinks.files import Closes, WriteFiles
-from pipelines.sinks.publish import FEATURE_SET
 from pipelines.sinks.database import DatabaseTable
 from pipelines.sinks.delta import Delta
+from pipelines.sinks.files import Closes, WriteFiles
+from pipelines.sinks.publish import FEATURE_SET
 from pipelines.sinks.state import LateInputError
 from pipelines.sinks.tables import Table
 from pipelines.sources.delta import check_partitions
