@@ -298,10 +298,8 @@ def publish(
 ) -> None:
     """Move a run's staged files to their places, remove others of the scope, and write `text` last.
 
-    Before it is written, `tables` take the score rows.
-
-    It may be cut off anywhere and done again, by the same run or by the next. SinkError if the sink is held by
-    another run, or holds what is foreign.
+    Before it is written, `tables` take the score rows. It may be cut off anywhere and done again, by the same run or by
+    the next. SinkError if the sink is held by another run, or holds what is foreign.
     """
     staging = staging_of(run_id)
     with claim(folder, run_id):
