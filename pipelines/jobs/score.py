@@ -299,7 +299,7 @@ def _open_folder(
 def _tables_of(spec: RunSpec) -> tuple[Table, ...]:
     """The tables that score rows are in, beside their files."""
     event = spec.project.event
-    delta = (Delta(spec.project.partitions),) if spec.sink_format == "delta" else ()
+    delta = (Delta(spec.project.name, spec.project.partitions),) if spec.sink_format == "delta" else ()
     return (*delta, *(DatabaseTable(uri, spec.project.name, event.id, event.time) for uri in spec.databases))
 
 

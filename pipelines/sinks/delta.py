@@ -30,14 +30,18 @@ _TYPES = {DAY: pa.date32(), HOUR: pa.int32()}
 class Delta:
     """The table of the score rows of a sink."""
 
+    project: str
     partitions: Partitions
 
     def check(self, folder: Folder, schema: pa.Schema | None, scope: Scope) -> None:
         """SinkError if the table has other columns, and not all of it is replaced, or can't be where it is to be."""
         if "%" in folder.path:
             raise SinkError(f"{folder.path}: its path has a %, with which no Delta table can be: name another sink")
-        table = open_delta(folder) if schema is not None and not scope.span.is_all else None
-        if table is not None and table.schema() != self._columns(schema):
+        table = open_delta(folder)
+        if table is not None and table.metadata().name != self.project:
+            raise SinkError(f"{folder.join(SCORES)}: is a Delta table of another: move it away, or name another sink")
+        other = table is not None and schema is not None and table.schema() != self._columns(schema)
+        if other and not scope.span.is_all:
             raise SinkError(
                 f"{folder.join(SCORES)}: the table's columns are not those of this run's rows: name another sink, or "
                 "have all of it replaced by a run without a span of time and with --replace"
@@ -63,9 +67,9 @@ class Delta:
         )
         try:
             if table is None:
-                columns, title = self._columns(schema_of(folder, files[0].place)), str(facts.get(PROJECT, ""))
+                columns = self._columns(schema_of(folder, files[0].place))
                 create_table_with_add_actions(
-                    *(_uri(folder), columns, adds), partition_by=names, name=title, commit_properties=told
+                    *(_uri(folder), columns, adds), partition_by=names, name=self.project, commit_properties=told
                 )
                 return
             columns = self._columns(schema_of(folder, files[0].place)) if files else table.schema()
