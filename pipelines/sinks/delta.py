@@ -53,7 +53,10 @@ class Delta:
         from deltalake.exceptions import DeltaError
         from deltalake.transaction import create_table_with_add_actions
 
-        table, files = open_delta(folder), score_files(written)
+        files = score_files(written)
+        schema = schema_of(folder, files[0].place) if files else None
+        self.check(folder, schema, scope)
+        table = open_delta(folder)
         before = {} if table is None else self._active(table, scope)
         wanted = {file.name: file for file in files}
         adds = [self._add(folder, file) for name, file in sorted(wanted.items()) if name not in before]
@@ -66,13 +69,12 @@ class Delta:
             max_commit_retries=0,  # a commit of somebody else meanwhile is an error
         )
         try:
+            columns = table.schema() if table is not None and schema is None else self._columns(schema)
             if table is None:
-                columns = self._columns(schema_of(folder, files[0].place))
                 create_table_with_add_actions(
-                    *(_uri(folder), columns, adds), partition_by=names, name=self.project, commit_properties=told
+                    *(folder.join(SCORES), columns, adds), partition_by=names, name=self.project, commit_properties=told
                 )
                 return
-            columns = self._columns(schema_of(folder, files[0].place)) if files else table.schema()
             if columns == table.schema():
                 table.create_write_transaction([*adds, *gone], "append", columns, names, commit_properties=told)
             else:  # all of the table is replaced, its columns too
@@ -113,13 +115,13 @@ class Delta:
         return found
 
 
-def open_delta(folder: Folder, version: int | None = None) -> DeltaTable | None:
-    """The table of a sink's score rows as it is now, or of a version; None if there is none yet."""
+def open_delta(folder: Folder) -> DeltaTable | None:
+    """The table of a sink's score rows as it is now; None if there is none yet."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     try:
-        return DeltaTable(_uri(folder), version)
+        return DeltaTable(folder.join(SCORES))
     except TableNotFoundError:
         return None
     except DeltaError as error:
@@ -135,10 +137,6 @@ def active_names(folder: Folder) -> list[str]:
 def is_delta(folder: Folder) -> bool:
     """Whether a sink's score rows are a table."""
     return bool(folder.names(f"{SCORES}/{LOG}"))
-
-
-def _uri(folder: Folder) -> str:
-    return folder.join(SCORES)
 
 
 def _now_ms() -> int:

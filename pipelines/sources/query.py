@@ -26,7 +26,7 @@ _PART = re.compile(r"part-\d{5}\.parquet")
 def list_query(uri: str) -> tuple[str, ...]:
     """The files of the rows that the query has now; of a process, it is asked once."""
     place, file = query_of(uri)
-    with open(file, encoding="utf-8") as opened:
+    with open(file, encoding="utf-8", errors="replace") as opened:
         text = opened.read()
     folder = f"{file}.rows"
     os.makedirs(folder, exist_ok=True)
