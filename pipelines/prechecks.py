@@ -19,6 +19,7 @@ from models.predictors.registry_store import RegistryError, check_registry, data
 from models.project.sections import parse_duration
 from pipelines.brokers import is_broker
 from pipelines.databases import is_database, query_of
+from pipelines.s3 import has_credentials
 from pipelines.sources.delta import PREFIX, place_of
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ def require_file_system(place: str) -> None:
     scheme, found, _ = place.partition("://")
     if scheme == "s3":
         require_package("boto3", place)
+        require(
+            has_credentials(),
+            f"{place}: nothing tells who you are: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what boto3 knows else",
+        )
     require(
         not found or scheme in _FILE_SYSTEMS or is_broker(place),
         f"{place}: no file system {scheme} is known: name a path, or {', '.join(f'{s}://' for s in _FILE_SYSTEMS)}",

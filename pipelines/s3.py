@@ -39,6 +39,14 @@ def _client(**options: Any) -> Any:
     return boto3.session.Session().client(**options)
 
 
+@functools.cache
+def has_credentials() -> bool:
+    """Whether boto3 finds some; without, Beam would ask the store again and again for minutes."""
+    import boto3
+
+    return boto3.session.Session().get_credentials() is not None
+
+
 def store_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """What file systems raise: OSError, `others`, and what that of S3 raises beside it once it was used."""
     return OSError, *others, *(getattr(sys.modules[module], name) for module, name in _ERRORS if module in sys.modules)
