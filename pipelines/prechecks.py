@@ -110,7 +110,7 @@ def require_file_system(place: str) -> None:
         require_package("boto3", place)
         require(
             has_credentials(),
-            f"{place}: nothing tells who you are: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what boto3 knows else",
+            f"{place}: nothing tells who you are: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as boto3 says",
         )
     require(
         not found or scheme in _FILE_SYSTEMS or is_broker(place),
