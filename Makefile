@@ -68,7 +68,7 @@ k8s-schemas: setup
 
 COMPILE = $(VENV)/uv/bin/uv pip compile --override requirements/overrides.txt --generate-hashes --no-emit-index-url \
   --no-emit-find-links --upgrade --quiet --custom-compile-command "make lock"
-ALL_IN = requirements/core.in requirements/models.in requirements/tfdv.in requirements/dev.in
+ALL_IN = requirements/core.in requirements/models.in requirements/tables.in requirements/tfdv.in requirements/dev.in
 
 lock: $(VENV)/uv/bin/uv
 	$(COMPILE) $(ALL_IN) --override requirements/overrides-py311.txt --python-version 3.11 \
@@ -76,6 +76,7 @@ lock: $(VENV)/uv/bin/uv
 	$(COMPILE) $(ALL_IN) --python-version 3.12 --python-platform x86_64-manylinux_2_39 --output-file requirements/locks/py312.txt
 	$(COMPILE) $(ALL_IN) --python-version 3.13 --python-platform x86_64-manylinux_2_39 --output-file requirements/locks/py313.txt
 	$(COMPILE) requirements/core.in requirements/dev.in --universal --python-version 3.11 --output-file requirements/locks/core.txt
+	$(COMPILE) requirements/moto.in --universal --python-version 3.11 --output-file requirements/locks/moto.txt
 
 clean:
 	rm -rf $(VENV) build demo-output *.egg-info
@@ -86,3 +87,4 @@ include deploy/pulsar.mk
 include deploy/nightly.mk
 include deploy/registry.mk
 include deploy/feast.mk
+include deploy/s3.mk

@@ -30,7 +30,7 @@ INPUTS = {"taxi": "trips.csv", "support_routing": "tickets.jsonl"}
 DERIVED = {"letters", "asks_for_money", "is_answer"}  # what both compute, but headrace writes only what is a feature
 # What a project without a model can't have.
 HASHED = "  trip_id: hash()                           # the same record is the same trip\n"
-OF_MODELS = ("model", "training", "decisions", "fallback", "sinks", "quality")
+OF_MODELS = ("model", "training", "metrics", "decisions", "fallback", "sinks", "quality")
 
 
 def without_model(example: str, folder: pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,8 @@ HeadraceError
 ├── SampleError             a sample that would take the place of other files
 ├── SourceError             a source that can't be read at all
 ├── DisorderError           a row group holds earlier times than its statistics say
+├── DeltaSourceError        a Delta table that can't be read
+├── DatabaseError           a database that can't be used
 ├── JournalError            a journal that is damaged or in use
 ├── BrokerError             a broker that refuses what is asked of it
 │   ├── BrokerOptionError   a URI or setting that can't be

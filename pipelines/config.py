@@ -13,6 +13,7 @@ from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
 from models.redact import redact
 from pipelines.brokers import is_broker
+from pipelines.databases import check_database
 from pipelines.prechecks import (
     BOUNDS,
     UsageError,
@@ -22,6 +23,7 @@ from pipelines.prechecks import (
     require_file_system,
     require_files,
     require_one_cluster,
+    require_package,
     require_span,
     require_transactional,
     require_values,
@@ -32,6 +34,7 @@ from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
 from pipelines.runners.profile import cores
 from pipelines.sources import SLICE_US
+from pipelines.sources.delta import place_of
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 SOURCE_FORMATS = ("parquet", "csv", "json", "avro")
-SINK_FORMATS = ("parquet", "jsonl")
+SINK_FORMATS = ("parquet", "jsonl", "delta")
 ORDERS = ("event_time", "arrival")
 _OF_FILES = (*BOUNDS, "state", "sink_format", "files", "replace")  # fields that a stream has no use for
 
@@ -87,10 +90,11 @@ class RunSpec:
     project: Project
     sources: tuple[str, ...]
     sink: str
+    databases: tuple[str, ...] = ()  # whose tables take score rows, too
     labels: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()  # NAME=URI
     source_format: str | None = None
-    sink_format: Literal["parquet", "jsonl"] = "parquet"
+    sink_format: Literal["parquet", "jsonl", "delta"] = "parquet"
     files: int = 1
     replace: bool = False
     score_from: str | None = None  # ISO 8601
@@ -218,7 +222,7 @@ class RunSpec:
             self._check_engine,
         ]
         checks += [self._check_model, self._check_alerts, self._check_values, self._check_kafka, self._check_stream]
-        checks += [self._check_transactional]
+        checks += [self._check_transactional, self._check_databases]
         for check in [*checks, *([self._check_whole_partitions, self._check_sink] if keeps else ())]:
             yield from _fault_of(check)
         for path in self._paths():
@@ -235,7 +239,24 @@ class RunSpec:
             self.source_format in (None, *SOURCE_FORMATS),
             f"--source-format is parquet, csv, json or avro, not {self.source_format}",
         )
-        require(self.sink_format in SINK_FORMATS, f"--sink-format is parquet or jsonl, not {self.sink_format}")
+        require(self.sink_format in SINK_FORMATS, f"--sink-format is parquet, jsonl or delta, not {self.sink_format}")
+        if self.sink_format == "delta":
+            require_package("deltalake", "--sink-format delta")
+
+    def _check_databases(self) -> None:
+        for uri in self.databases:
+            check_database(uri)
+        require(not self.databases or not self.streams, "a database is for the rows of files: name a topic as --sink")
+        require(
+            not self.databases or not self.profile.apart(self.beam_args),
+            f"a database is for engines of this process, not for {self.profile.name}: name a folder as --sink",
+        )
+        quality, tables = self.project.quality, self.databases or self.sink_format == "delta"
+        require(
+            not tables or quality is None or quality.gate != "quarantine",
+            "rows that the gate quarantine releases would not be in a table: name a folder as --sink, of Parquet or "
+            "JSON lines",
+        )
 
     def _check_order(self) -> None:
         require(self.order in ORDERS, f"--order is event_time or arrival, not {self.order}")
@@ -349,7 +370,7 @@ class RunSpec:
         elif profile.apart(self.beam_args):
             tables = [uri for uris in self.table_uris.values() for uri in uris]
             given = (*self.sources, *self.labels, *tables, self.sink)
-            inside = [uri for uri in given if "://" not in uri and uri[:1] != "/"]
+            inside = [uri for uri in map(place_of, given) if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""
                 engine = profile.name.removesuffix("Runner")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import glob
+import importlib.util
 import os
 import pathlib
 import socket
@@ -17,6 +18,9 @@ from models.predictors.registry import find
 from models.predictors.registry_store import RegistryError, check_registry, database_of
 from models.project.sections import parse_duration
 from pipelines.brokers import is_broker
+from pipelines.databases import is_database, query_of
+from pipelines.s3 import has_credentials
+from pipelines.sources.delta import PREFIX, place_of
 
 if TYPE_CHECKING:
     from models.project.declarations import Project
@@ -25,6 +29,7 @@ _FILE_SYSTEMS = ("gs", "s3", "hdfs", "azfs")
 # The options that say which event time is scored.
 BOUNDS = ("score_from", "score_to", "day", "hour")
 _REGISTRY = pathlib.Path(".headrace", "registry.db")
+_SINK = pathlib.Path(".headrace", "sink")
 
 
 class UsageError(HeadraceError, ValueError):
@@ -35,6 +40,13 @@ def require(condition: bool, message: str) -> None:
     """UsageError with the message, unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_package(name: str, what: str) -> None:
+    """UsageError if a package that is not always there is needed, and isn't."""
+    require(
+        importlib.util.find_spec(name) is not None, f"{what} needs {name}, which is not installed: pip install {name}"
+    )
 
 
 def require_model(project: Project, what: str) -> None:
@@ -69,6 +81,11 @@ def find_registry(project: pathlib.Path, given: str | None, *, create: bool = Fa
 def require_files(patterns: Iterable[str]) -> None:
     """UsageError for a path or glob of this machine that matches nothing; what else there is to say, Beam says."""
     for pattern in patterns:
+        if pattern.startswith(PREFIX):
+            require_package("deltalake", f"--source {PREFIX}")
+            pattern = place_of(pattern)
+        if is_database(pattern):
+            pattern = query_of(pattern)[1]
         require_file_system(pattern)
         # Beam's globs are those of Python, but for these.
         if "://" in pattern or "**" in pattern or "\\" in pattern:
@@ -77,9 +94,24 @@ def require_files(patterns: Iterable[str]) -> None:
         require(found, f"{pattern or 'an empty path'}: no such file")
 
 
+def split_sinks(sinks: Iterable[str], project: pathlib.Path) -> tuple[str, tuple[str, ...]]:
+    """The last folder or topic among what is named as --sink, and the databases.
+
+    Beside databases alone, the run's own files are in the project's folder.
+    """
+    databases = tuple(sink for sink in sinks if is_database(sink))
+    return [str(project / _SINK), *(sink for sink in sinks if not is_database(sink))][-1], databases
+
+
 def require_file_system(place: str) -> None:
     """UsageError for a URI that is neither a broker's nor one of a file system that Beam has."""
     scheme, found, _ = place.partition("://")
+    if scheme == "s3":
+        require_package("boto3", place)
+        require(
+            has_credentials(),
+            f"{place}: nothing tells who you are: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as boto3 says",
+        )
     require(
         not found or scheme in _FILE_SYSTEMS or is_broker(place),
         f"{place}: no file system {scheme} is known: name a path, or {', '.join(f'{s}://' for s in _FILE_SYSTEMS)}",

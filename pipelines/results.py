@@ -26,6 +26,7 @@ from models.quality.records import Verdict
 from models.quality.window_statistics import read_baseline
 from models.record import DECISION
 from models.routes import LABEL_METRICS
+from pipelines.sinks.delta import active_names, is_delta
 from pipelines.sinks.folder import Folder, SinkError
 from pipelines.sinks.publish import AGGREGATES, QUALITY, SCORES, SPANS, SUCCESS
 
@@ -75,6 +76,8 @@ def paths_of(directory: str, kind: str, endings: tuple[str, ...] = (".parquet",)
     """The paths of a run's files of a kind, in order; none is fine."""
     folder = Folder(directory)
     names = [name for name in folder.names(kind) if name.endswith(endings)]
+    if kind == SCORES and is_delta(folder):
+        names = active_names(folder)
     return [folder.join(kind, name) for name in names if not name.rsplit("/", 1)[-1].startswith(_HIDDEN)]
 
 

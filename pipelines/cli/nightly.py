@@ -29,7 +29,10 @@ def nightly(
     context: typer.Context,
     project: ProjectFolder,
     source: Source,
-    sink: Annotated[str, typer.Option(help="Folder that the scores go to, a partition a day.")],
+    sink: Annotated[
+        list[str],
+        typer.Option(help="Folder that the scores go to, a partition a day, and databases, as in headrace run."),
+    ],
     state: Annotated[str, typer.Option(help="Folder of states, from which each day starts.")],
     first: Annotated[
         str | None, typer.Option("--from", help="The first day; that of the sink's first run, if not given.")
@@ -40,7 +43,9 @@ def nightly(
     table: Tables = None,
     alert_to: Annotated[list[str] | None, typer.Option(help="Where alerts go, as in headrace run.")] = None,
     source_format: SourceFormat = None,
-    sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    sink_format: Annotated[
+        str, typer.Option(help="parquet, jsonl, or delta: score rows as a Delta table.")
+    ] = "parquet",
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
     runner: Runner = IN_PROCESS,
     registry: Registry = None,
@@ -56,13 +61,15 @@ def nightly(
     with clear_errors():
         from models.project.project import load_project
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_registry, require_version, time_us
+        from pipelines.prechecks import find_registry, require_version, split_sinks, time_us
 
+        folder, databases = split_sinks(sink, project)
         formats: Any = sink_format  # the spec checks it
         spec = RunSpec(
             project=load_project(project),
             sources=tuple(source),
-            sink=sink,
+            sink=folder,
+            databases=databases,
             labels=tuple(labels or ()),
             tables=tuple(table or ()),
             source_format=source_format,
@@ -98,7 +105,7 @@ def nightly(
         check_quality(spec.project, spec.alert_to)
         missing = find_missing(spec, *bounds)
         if not missing:
-            typer.echo(f"{sink}: no day is missing")
+            typer.echo(f"{folder}: no day is missing")
             if spec.project.retrain is None:
                 return
         bundle = load_bundle(spec.project, project, model, str(registry)) if spec.project.has_model else None

@@ -13,7 +13,10 @@ from pipelines.runners import DIRECT, IN_PROCESS, RUNNERS
 BEAM = {"allow_extra_args": True, "ignore_unknown_options": True}  # what is not headrace's goes to Beam
 
 ProjectFolder = Annotated[pathlib.Path, typer.Argument(metavar="PROJECT", help="Folder of a use case's declarations.")]
-Source = Annotated[list[str], typer.Option("--source", help="Path or glob of event files; may stand more than once.")]
+Source = Annotated[
+    list[str],
+    typer.Option("--source", help="Path or glob of event files, or delta:PATH of a table; may stand more than once."),
+]
 SourceFormat = Annotated[
     str | None, typer.Option(help="parquet, csv, json or avro, where a file's name does not tell.")
 ]

@@ -34,9 +34,10 @@ def run(
     project: ProjectFolder,
     source: Source,
     sink: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="Folder, or broker's topic, that the scores go to. A topic needs others beside it: "
+            help="Folder, or broker's topic, that the scores go to; a database beside a folder, or alone, takes score "
+            "rows, too: postgresql://USER:$NAME@HOST/DATABASE or sqlite:///FILE. A topic needs others beside it: "
             "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that; "
             "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics."
         ),
@@ -87,7 +88,9 @@ def run(
     ] = "json",
     kafka_config: KafkaConfig = None,
     source_format: SourceFormat = None,
-    sink_format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    sink_format: Annotated[
+        str, typer.Option(help="parquet, jsonl, or delta: score rows as a Delta table.")
+    ] = "parquet",
     files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a day.")] = 1,
     replace: Replace = False,
     model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
@@ -120,14 +123,17 @@ def run(
     """Score the events of a source. Options that are not listed go to Beam."""
     with clear_errors():
         from models.project.project import load_project
+        from models.redact import redact
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_registry, require_version
+        from pipelines.prechecks import find_registry, require_version, split_sinks
 
+        folder, databases = split_sinks(sink, project)
         formats: Any = sink_format  # the spec checks it
         spec = RunSpec(
             project=load_project(project),
             sources=tuple(source),
-            sink=sink,
+            sink=folder,
+            databases=databases,
             labels=tuple(labels or ()),
             tables=tuple(table or ()),
             source_format=source_format,
@@ -180,14 +186,16 @@ def run(
         if result is None:
             return
         console.print(outcome_table(result.outcomes, result.seconds))
+        for uri in databases:
+            console.print(f"score rows also in the table {spec.project.name} of {redact(uri)}", soft_wrap=True)
         if not (result.outcomes.get("scored") or result.outcomes.get("quarantined")):
             console.print("no event was scored")
         if bundle is None:
-            console.print(f"no model: features alone; output in {sink}", soft_wrap=True)
+            console.print(f"no model: features alone; output in {folder}", soft_wrap=True)
             return
-        if sink_format == "parquet":
-            print_scores(sink, spec.project, bundle, spec.labels)
-        console.print(f"bundle {bundle.bundle_id}, output in {sink}", soft_wrap=True)
+        if sink_format != "jsonl":
+            print_scores(folder, spec.project, bundle, spec.labels)
+        console.print(f"bundle {bundle.bundle_id}, output in {folder}", soft_wrap=True)
 
 
 def check_quality(project: Project, alert_to: Sequence[str]) -> None:

@@ -33,9 +33,13 @@ from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.runners.profile import split_options
+from pipelines.sinks.database import DatabaseTable
+from pipelines.sinks.delta import Delta
 from pipelines.sinks.files import Closes, WriteFiles
 from pipelines.sinks.publish import FEATURE_SET
 from pipelines.sinks.state import LateInputError
+from pipelines.sinks.tables import Table
+from pipelines.sources.delta import check_partitions
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
 from pipelines.sources.files import SLICE_US, ReadFiles, check_files
 from pipelines.sources.in_order import DisorderError, order_of
@@ -173,6 +177,8 @@ def open_files(spec: RunSpec, look: bool = True, sort: bool = False) -> ReadFile
         if any(files.format_of(path) == "parquet" for path in files.paths):
             start_early()
     feeds = feeds_of(spec.project, sources)
+    for feed in feeds if look else ():
+        check_partitions(feed.source.patterns, feed.record_type.read.fields)
     if not spec.profile.in_order or not look:
         return ReadFiles(feeds, _state_slice_us(spec) if spec.state else SLICE_US)
     order = order_of(feeds[0])
@@ -277,7 +283,7 @@ def _open_folder(
         spec.sink,
         event_id=project.event.id,
         event_time=project.event.time,
-        format=spec.sink_format,
+        format="jsonl" if spec.sink_format == "jsonl" else "parquet",
         files=spec.files,
         facts={
             "project": project.name,
@@ -295,9 +301,18 @@ def _open_folder(
         times=_times_of(project, start),
         keep=start.keep if start else None,
         closes=_closes(project, source),
+        tables=_tables_of(spec),
+        versioned=spec.sink_format == "delta",
         baseline=bundle.baseline if bundle and project.quality else None,
         routed=spec.folders,
     )
+
+
+def _tables_of(spec: RunSpec) -> tuple[Table, ...]:
+    """The tables that score rows are in, beside their files."""
+    event = spec.project.event
+    delta = (Delta(spec.project.name, spec.project.partitions),) if spec.sink_format == "delta" else ()
+    return (*delta, *(DatabaseTable(uri, spec.project.name, event.id, event.time) for uri in spec.databases))
 
 
 def _times_of(project: Project, start: Start | None) -> Span:

@@ -44,6 +44,7 @@ from pipelines.sinks.publish import (
     SCORES,
     SPANS,
     SUCCESS,
+    TABLE_FORMAT,
     Scope,
     Written,
     check_sink,
@@ -53,6 +54,7 @@ from pipelines.sinks.publish import (
     untimed,
 )
 from pipelines.sinks.state import KeepStates, StateFile, WriteParts
+from pipelines.sinks.tables import Table, schema_of, score_files
 from pipelines.sinks.whole_rows import CompleteRows
 from transforms.batches import timestamp_of
 from transforms.metrics import count
@@ -109,6 +111,8 @@ class WriteFiles(beam.PTransform):
     times: Span = EVER  # that events can have
     keep: KeepStates | None = None
     closes: Closes | None = None
+    tables: tuple[Table, ...] = ()  # that score rows go to
+    versioned: bool = False  # score files are never written over: their names tell their content
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
@@ -216,6 +220,8 @@ class WriteFiles(beam.PTransform):
             if self.keep is not None:
                 held.enter_context(self.keep.states.held(self.run_id))
             check_sink(self._folder, self._facts, self.replace, self._scope, kinds=self.routed)
+            for table in self.tables:
+                table.check(self._folder, None, self._scope)
             sweep(self._folder, self.run_id)
             yield
 
@@ -240,6 +246,10 @@ class WriteFiles(beam.PTransform):
         order = (POSITION, "source") if rows == DEAD_LETTERS else (self.event_time, self.event_id)
         with self._create(folder, name) as file:
             encode(in_order(batch, *order), batch.schema, self.format, file)
+        if self.versioned and folder == SCORES:
+            staged, name = name, name.replace(part, f"part-{shard:05d}-{file.hexdigest()[:32]}.{self.format}")
+            place = f"{staging_of(self.run_id)}/{folder}"
+            self._folder.move([(f"{place}/{staged}", f"{place}/{name}")])
         count(ROWS, batch.num_rows, step="written")
         outcomes = {ROUTED + folder: batch.num_rows} if folder in self.routed else self._outcomes(rows, batch)
         features = self.facts.get(FEATURE_SET) if rows in (SCORES, QUARANTINE) else None
@@ -338,14 +348,22 @@ class WriteFiles(beam.PTransform):
             "files": sorted(listed, key=lambda file: (file["kind"], file["name"])),
         }
         text = json.dumps(said, indent=2)
-        publish(self._folder, self.run_id, written, self._facts, text, self.replace, self._scope)
+        self._check_tables(written)
+        publish(self._folder, self.run_id, written, self._facts, text, self.replace, self._scope, self.tables)
         if self.keep is not None:
             self.keep.publish(self.run_id, parts, spans or {})
         return text
 
+    def _check_tables(self, written: Sequence[Written]) -> None:
+        """SinkError if a table can't take the rows that are staged, while nothing has been published yet."""
+        staged = [f"{staging_of(self.run_id)}/{file.place}" for file in score_files(written)] if self.tables else []
+        for place in [each for each in staged if self._folder.is_file(each)][:1]:
+            for table in self.tables:
+                table.check(self._folder, schema_of(self._folder, place), self._scope)
+
     @property
     def _facts(self) -> dict[str, Any]:
-        return {**self.facts, PARTITION: self.partitions.facts()}
+        return {**self.facts, PARTITION: self.partitions.facts(), **({TABLE_FORMAT: "delta"} if self.versioned else {})}
 
     @property
     def _scope(self) -> Scope:

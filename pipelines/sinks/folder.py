@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from models.errors import HeadraceError
+from pipelines.s3 import share_clients, store_errors
 
 LOCK = ".headrace-lock"
 STAGING = ".staging-"
@@ -34,9 +35,10 @@ def clear_errors(path: str, done: str = "written") -> Iterator[None]:
     """Say in one line what the file system refused, and where."""
     try:
         yield
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else path
-        why = error.strerror or " ".join(str(error).split())
+    except store_errors() as error:
+        named, said = getattr(error, "filename", None), getattr(error, "strerror", None)
+        where = named if isinstance(named, str) else path
+        why = said or " ".join(str(error).split())
         raise SinkError(f"{where}: cannot be {done}: {why}") from error
 
 
@@ -82,6 +84,13 @@ class Folder:
         if len(content) > limit:
             raise SinkError(f"{self.join(name)}: is larger than {limit} bytes: no file that headrace wrote")
         return bytes(content)
+
+    def size(self, name: str) -> int:
+        """How many bytes a file has."""
+        with clear_errors(self.join(name), "read"):
+            if self.is_local:
+                return os.path.getsize(self.join(name))
+            return int(_filesystems().match([self.join(name)])[0].metadata_list[0].size_in_bytes)
 
     def sha256(self, name: str) -> str:
         """The digest of a file."""
@@ -284,4 +293,5 @@ def open_file(path: str) -> Any:
 def _filesystems() -> Any:
     from apache_beam.io.filesystems import FileSystems
 
+    share_clients()
     return FileSystems

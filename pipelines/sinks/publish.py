@@ -13,11 +13,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.partitions import EVER, NO_TIME, Partitions, Span, stamp_of, time_of
 from models.routes import FALLBACK, LABEL_METRICS, is_name
 from pipelines.sinks.folder import Folder, SinkError, check_unclaimed, claim, staging_of
+
+if TYPE_CHECKING:
+    from pipelines.sinks.tables import Table
 
 SUCCESS = "_SUCCESS.json"
 MANIFEST = "manifest.json"
@@ -33,7 +36,9 @@ RELEASED = "released-"
 _UNTIL = re.compile(rf"/{NO_TIME}/until-(\d{{4}}-\d\d-\d\dT\d{{6}}Z)-[^/]*$")
 UNKNOWN = ""  # a digest that nothing tells
 SPEC, INPUTS = "spec", "inputs"  # facts: digests of how a run is done, and of what it reads
-PROJECT, PARTITION = "project", "partition"  # facts that all runs into one sink have in common
+# Facts that all runs into one sink have in common; TABLE_FORMAT is of sinks whose score rows are one.
+PROJECT, PARTITION, TABLE_FORMAT = "project", "partition", "table_format"
+COMMON = (PROJECT, PARTITION, TABLE_FORMAT)
 SPANS = "spans"  # the event time of which the sink has all
 FEATURE_SET = "feature_set"  # a fact, and of each file with features which they are
 
@@ -114,7 +119,8 @@ class Former:
             place = place_of(entry)
             if place in scope:
                 continue
-            if kept.setdefault(place, dict(entry)) != entry or not folder.is_file(place):
+            there = folder.is_file(place) or (self.is_table and entry["kind"] == SCORES)
+            if kept.setdefault(place, dict(entry)) != entry or not there:
                 raise SinkError(
                     f"{folder.join(place)}: the run that writes it was cut off as it published: do that run again first"
                 )
@@ -122,7 +128,7 @@ class Former:
 
     def check_common(self, folder: Folder, facts: Mapping[str, Any]) -> None:
         """SinkError if files that are to stay are of another project, or of other partitions."""
-        same = {name: facts.get(name) for name in (PROJECT, PARTITION)}
+        same = {name: facts.get(name) for name in COMMON}
         for common in self.common:
             if common != same:
                 what = "of another project" if common[PROJECT] != same[PROJECT] else "that are partitioned otherwise"
@@ -130,6 +136,16 @@ class Former:
                     f"{folder.path}: holds files {what}: name another sink, or have all of it replaced by a run "
                     "without a span of time and with --replace"
                 )
+
+    def check_table(self, folder: Folder, facts: Mapping[str, Any]) -> None:
+        """SinkError if the score rows that are there are a table, and those of a run would not be, or otherwise."""
+        if any(common[TABLE_FORMAT] != facts.get(TABLE_FORMAT) for common in self.common):
+            raise SinkError(f"{folder.path}: holds files of another --sink-format: name another sink")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether score rows are a table, whose files are its own business."""
+        return any(common[TABLE_FORMAT] for common in self.common)
 
     @property
     def kinds(self) -> set[str]:
@@ -178,7 +194,7 @@ def _former(fault: str, texts: Sequence[bytes]) -> Former:
             raise SinkError(f"{fault}: move it away, or name another sink") from None
         runs.append((said.get(SPEC), said.get(INPUTS)))
         listed += said["files"]
-        common += [{name: said.get(name) for name in (PROJECT, PARTITION)}] if entries else []
+        common += [{name: said.get(name) for name in COMMON}] if entries else []
         for place, digest in entries:
             files.setdefault(place, set()).add(digest)
             if place.startswith(f"{QUARANTINE}/"):  # where it is if a release was cut off
@@ -212,13 +228,15 @@ def check_sink(
     if folder.is_local and os.path.lexists(folder.path) and not os.path.isdir(folder.path):
         raise SinkError(f"{folder.path}: is a file; a sink is a folder")
     former = read_former(folder)
+    if facts is not None:
+        former.check_table(folder, facts)
     if facts is not None and not scope.span.is_all:
         former.check_common(folder, facts)
         former.kept(folder, scope)
     for kind in (*KINDS, *sorted({*kinds, *former.kinds}.difference(KINDS))):
         if folder.is_local and os.path.lexists(folder.join(kind)) and not os.path.isdir(folder.join(kind)):
             raise _foreign(folder, kind)
-        for name in folder.names(kind):
+        for name in () if kind == SCORES and former.is_table else folder.names(kind):
             place = f"{kind}/{name}"
             digests = former.files.get(place)
             if digests is None or not folder.is_file(place):
@@ -276,11 +294,12 @@ def publish(
     text: str,
     replace: bool,
     scope: Scope = EVERYTHING,
+    tables: Sequence[Table] = (),
 ) -> None:
     """Move a run's staged files to their places, remove others of the scope, and write `text` last.
 
-    It may be cut off anywhere and done again, by the same run or by the next. SinkError if the sink is held by
-    another run, or holds what is foreign.
+    Before it is written, `tables` take the score rows. It may be cut off anywhere and done again, by the same run or by
+    the next. SinkError if the sink is held by another run, or holds what is foreign.
     """
     staging = staging_of(run_id)
     with claim(folder, run_id):
@@ -293,7 +312,11 @@ def publish(
         sweep(folder, run_id)
         folder.remove([SUCCESS])
         _place(folder, staging, written)
-        folder.remove(sorted({place for place in before if place in scope} - {file.place for file in written}))
+        for table in tables:
+            table.commit(folder, written, facts, scope)
+        gone = {place for place in before if place in scope} - {file.place for file in written}
+        # A table's earlier versions stay.
+        folder.remove(sorted(place for place in gone if not (TABLE_FORMAT in facts and place.startswith(f"{SCORES}/"))))
         folder.move([(f"{staging}/{SUCCESS}", SUCCESS)])
         folder.remove_staging(staging)
 
@@ -328,7 +351,7 @@ def _write_manifest(
                 if place not in listed
             )
         ]
-        common = {key: facts[key] for key in (SPEC, INPUTS, PROJECT, PARTITION) if key in facts}
+        common = {key: facts[key] for key in (SPEC, INPUTS, *COMMON) if key in facts}
         manifest = {**common, SPANS: [span.facts() for span in former.spans], "files": entries}
         noted = json.dumps(manifest).encode()
         folder.write(place, noted, staging)

@@ -6,10 +6,13 @@ import dataclasses
 import functools
 import os
 
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from models.errors import HeadraceError
+from pipelines.databases import is_database
+from pipelines.s3 import share_clients, store_errors
+from pipelines.sources.delta import PREFIX, list_delta
+from pipelines.sources.query import list_query
 
 FORMATS = {
     ".parquet": "parquet",
@@ -50,10 +53,18 @@ class Files:
 
 
 def match_files(pattern: str) -> list[str]:
-    """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file."""
+    """The paths that match, sorted; SourceError if there are none. A `*` matches no hidden file.
+
+    Of a Delta table they are those of its version, of a query those of its rows.
+    """
+    if pattern.startswith(PREFIX):
+        return list_delta(pattern)
+    if is_database(pattern):
+        return list(list_query(pattern))
+    share_clients()
     try:
         found = [metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list]
-    except (BeamIOError, OSError, ValueError) as error:
+    except store_errors(ValueError) as error:
         raise SourceError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}") from None
     if not _name(pattern).startswith(_HIDDEN):
         found = [path for path in found if not _name(path).startswith(_HIDDEN)]

@@ -46,7 +46,7 @@ AT_ONCE = [
     (["run", PROJECT, *FILES, *NO_MODEL], "no registry at .*none.db"),
     (["run", PROJECT, *FILES, "--registry", "broken.db"], "'broken.db': is no URI of one: write sqlite:///PATH"),
     (["run", PROJECT, *FILES, "--registry", "sqlite:///broken.db"], "broken.db: file is not a database"),
-    (["run", PROJECT, *FILES, "--sink-format", "xml"], "--sink-format is parquet or jsonl"),
+    (["run", PROJECT, *FILES, "--sink-format", "xml"], "--sink-format is parquet, jsonl or delta"),
     (["run", PROJECT, *FILES, "--source-format", "xml"], "--source-format is"),
     (["run", PROJECT, *FILES, "--runner", "Foo"], "--runner Foo is not known; there are: InProcessRunner, FnApiRunner"),
     (["run", PROJECT, *FILES, "--runner", "SparkRunner"], "--runner SparkRunner is not known"),
