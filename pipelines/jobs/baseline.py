@@ -12,7 +12,8 @@ from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from models.quality.parts import make_baseline
 from pipelines.config import GraphConfig, RunSpec
-from pipelines.jobs.score import in_any_order, open_files, run_graph
+from pipelines.jobs.files import open_files
+from pipelines.jobs.score import in_any_order, run_graph
 from pipelines.results import RunError, read_kind
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.publish import SCORES

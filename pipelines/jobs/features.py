@@ -18,7 +18,8 @@ from models.project.declarations import Project
 from models.record import Outcome
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.graph import answer
-from pipelines.jobs.score import in_any_order, open_files
+from pipelines.jobs.files import open_files
+from pipelines.jobs.score import in_any_order
 from pipelines.jobs.status import Status
 from pipelines.runners import IN_PROCESS, make_pipeline
 from pipelines.sinks.answers import KeepAnswers, read_answers

@@ -29,9 +29,10 @@ from models.project.project import PROJECT_FILE
 from models.quality.parts import make_baseline
 from models.score import columns_of_outputs, with_columns
 from pipelines.config import GraphConfig, RunSpec
+from pipelines.jobs.files import describe, open_files
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
-from pipelines.jobs.score import RunResult, describe, in_any_order, open_files, run_graph
+from pipelines.jobs.score import RunResult, in_any_order, run_graph
 from pipelines.results import evaluate_columns, read_kind, read_success
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import Folder, staging_of

@@ -19,7 +19,7 @@ from pipelines.cli.main import app
 from pipelines.config import GraphConfig, RunSpec
 from pipelines.graph import build
 from pipelines.jobs.parity import check_parity, compare_tables
-from pipelines.jobs.score import acknowledge
+from pipelines.jobs.topics import acknowledge
 from pipelines.prechecks import UsageError
 from pipelines.results import read_aggregates
 from pipelines.runners import make_pipeline

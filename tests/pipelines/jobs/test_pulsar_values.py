@@ -6,7 +6,7 @@ from pipelines.brokers.evolution import ContractMismatch
 from pipelines.brokers.pulsar import PulsarBroker
 from pipelines.brokers.schema_registry import RegisteredSchema
 from pipelines.config import RunSpec
-from pipelines.jobs.score import _open_stream
+from pipelines.jobs.topics import open_stream
 from tests.kit.support import card_fraud
 
 SPEC = RunSpec(
@@ -16,7 +16,7 @@ SPEC = RunSpec(
 
 def test_messages_come_with_the_schemas_that_were_checked(monkeypatch):
     monkeypatch.setattr(PulsarBroker, "schema_versions", lambda self: [])
-    (feed,) = _open_stream(SPEC).feeds
+    (feed,) = open_stream(SPEC).feeds
     assert feed.source.broker.schemas
     assert feed.source.broker.topic == "t/n/events"
     assert feed.source.values.split([b"x"], [None])[0].rows.tolist() == [0]
@@ -26,4 +26,4 @@ def test_versions_that_do_not_fit_stop_the_start(monkeypatch):
     wrong = {"type": "record", "name": "t", "fields": [{"name": "TRANSACTION_ID", "type": "boolean"}]}
     monkeypatch.setattr(PulsarBroker, "schema_versions", lambda self: [RegisteredSchema(0, wrong, 0)])
     with pytest.raises(ContractMismatch, match="schema version 0, field TRANSACTION_ID: is boolean"):
-        _open_stream(SPEC)
+        open_stream(SPEC)
