@@ -28,7 +28,7 @@ from models.record import DECISION
 from models.routes import LABEL_METRICS
 from pipelines.sinks.delta import active_names, is_delta
 from pipelines.sinks.folder import Folder, SinkError
-from pipelines.sinks.publish import AGGREGATES, QUALITY, SCORES, SPANS, SUCCESS
+from pipelines.sinks.listed import AGGREGATES, QUALITY, SCORES, SPANS, SUCCESS
 
 MAX_SUCCESS_BYTES = 64 << 20
 VERDICTS = "verdicts.jsonl"

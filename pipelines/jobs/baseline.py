@@ -16,7 +16,7 @@ from pipelines.jobs.files import open_files
 from pipelines.jobs.score import in_any_order, run_graph
 from pipelines.results import RunError, read_kind
 from pipelines.sinks.files import WriteFiles
-from pipelines.sinks.publish import SCORES
+from pipelines.sinks.listed import SCORES
 from transforms.score import Score
 
 

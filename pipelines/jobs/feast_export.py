@@ -10,7 +10,7 @@ from models.features.feast import MADE, feast_definitions, feast_settings
 from models.project.declarations import Project
 from pipelines.results import read_success
 from pipelines.sinks.folder import Folder
-from pipelines.sinks.publish import FEATURE_SET, PROJECT, SCORES
+from pipelines.sinks.listed import FEATURE_SET, PROJECT, SCORES
 
 SETTINGS, DEFINITIONS = "feature_store.yaml", "definitions.py"
 

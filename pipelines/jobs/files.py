@@ -16,10 +16,11 @@ from pipelines.config import RunSpec
 from pipelines.jobs.identity import identify
 from pipelines.jobs.resume import Start
 from pipelines.runners.profile import split_options
+from pipelines.sinks.closes import Closes
 from pipelines.sinks.database import DatabaseTable
 from pipelines.sinks.delta import Delta
-from pipelines.sinks.files import Closes, WriteFiles
-from pipelines.sinks.publish import FEATURE_SET
+from pipelines.sinks.files import WriteFiles
+from pipelines.sinks.listed import FEATURE_SET
 from pipelines.sinks.tables import Table
 from pipelines.sources import DAY_US, SLICE_US
 from pipelines.sources.delta import check_partitions

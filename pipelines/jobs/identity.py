@@ -13,7 +13,7 @@ import google_crc32c
 from apache_beam.io.filesystems import FileSystems
 
 from models.project.declarations import Project
-from pipelines.sinks.publish import INPUTS, SPEC
+from pipelines.sinks.listed import INPUTS, SPEC
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
 

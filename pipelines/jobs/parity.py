@@ -27,7 +27,7 @@ from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import RunSpec
 from pipelines.jobs.score import RunResult, score_files
 from pipelines.results import read_aggregates, read_kind, read_label_metrics, read_verdicts
-from pipelines.sinks.publish import DEAD_LETTERS, SCORES
+from pipelines.sinks.listed import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import event_times, read_payloads
 from transforms.expect import CHECK
 

@@ -12,7 +12,7 @@ from models.errors import HeadraceError
 from pipelines.brokers import open_broker
 from pipelines.results import read_success
 from pipelines.sinks.folder import Folder, claim, staging_of
-from pipelines.sinks.publish import QUARANTINE, SCORES, SUCCESS, Written, place_of, released
+from pipelines.sinks.listed import QUARANTINE, SCORES, SUCCESS, Written, place_of, released
 
 IDLE_SECONDS = 5.0
 AT_ONCE = 1000

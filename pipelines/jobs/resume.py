@@ -13,7 +13,7 @@ from models.state import BEFORE_STATE, Resume
 from pipelines.config import RunSpec
 from pipelines.jobs.identity import checksum_of, size_of
 from pipelines.results import read_spans
-from pipelines.sinks.publish import PARTITION, PROJECT
+from pipelines.sinks.listed import PARTITION, PROJECT
 from pipelines.sinks.state import Input, KeepStates, State, StateError, StateFolder, absolute, name_of
 from pipelines.sources.listing import Files
 from transforms.state import States

@@ -36,7 +36,8 @@ from pipelines.jobs.score import RunResult, in_any_order, run_graph
 from pipelines.results import evaluate_columns, read_kind, read_success
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import Folder, staging_of
-from pipelines.sinks.publish import DEAD_LETTERS, SCORES, Written, publish
+from pipelines.sinks.listed import DEAD_LETTERS, SCORES, Written
+from pipelines.sinks.publish import publish
 from pipelines.terminal import working
 from transforms.examples import CollectExamples
 

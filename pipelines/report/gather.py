@@ -16,7 +16,7 @@ from pipelines.report.quality import Comparison, Spread, Trouble, compare_window
 from pipelines.report.scores import Latency, Scores, Series
 from pipelines.results import RunError, read_success
 from pipelines.sinks.folder import Folder
-from pipelines.sinks.publish import SCORES, SUCCESS
+from pipelines.sinks.listed import SCORES, SUCCESS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from models.quality.records import Distribution
 from models.record import BUNDLE_ID, DECISION, INGESTED_AT, PREDICTED, PUBLISHED_AT, SCORE, SCORED_AT, TIMESTAMP
 from pipelines.report.quality import Floats, Spread, Times
 from pipelines.results import RunError, paths_of
-from pipelines.sinks.publish import SCORES
+from pipelines.sinks.listed import SCORES
 
 MAX_BUCKETS = 60
 BINS = 20

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from models.redact import redact
 from pipelines.databases import DatabaseError, transaction
 from pipelines.sinks.folder import Folder, SinkError
-from pipelines.sinks.publish import Scope, Written
+from pipelines.sinks.listed import Scope, Written
 from pipelines.sinks.tables import read_rows, schema_of, score_files
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from models.partitions import DAY, HOUR, Partitions
 from pipelines.sinks.folder import Folder, SinkError
-from pipelines.sinks.publish import INPUTS, PROJECT, SCORES, SPEC, Scope, Written
+from pipelines.sinks.listed import INPUTS, PROJECT, SCORES, SPEC, Scope, Written
 from pipelines.sinks.tables import schema_of, score_files
 
 if TYPE_CHECKING:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,3 +68,27 @@ def _repeated(batch: pa.RecordBatch) -> list[str]:
     rows = batch.slice(0, LOOKED_AT_ROWS)
     columns = zip(rows.schema.names, rows.columns, strict=True)
     return [name for name, c in columns if pa.types.is_nested(c.type) or 2 * len(c.unique()) <= rows.num_rows]
+
+
+class Digested:
+    """A file that is written, and its SHA-256."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing: who opened it closes it."""
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

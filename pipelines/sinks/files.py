@@ -10,11 +10,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import apache_beam as beam
 import numpy as np
@@ -30,9 +29,10 @@ from models.routes import DUE, FALLBACK, LABEL_METRICS, ROUTED, UNSCORED
 from models.score import take_decided
 from models.totals import TABLE, last_revisions, period_end_us
 from pipelines.sinks.accounting import OTHER_DAYS, check_counts, count_reasons
-from pipelines.sinks.encode import encode, gather, in_order
+from pipelines.sinks.closes import Closes
+from pipelines.sinks.encode import Digested, encode, gather, in_order
 from pipelines.sinks.folder import Folder, claim, staging_of
-from pipelines.sinks.publish import (
+from pipelines.sinks.listed import (
     AGGREGATES,
     BASELINE,
     DEAD_LETTERS,
@@ -47,18 +47,15 @@ from pipelines.sinks.publish import (
     TABLE_FORMAT,
     Scope,
     Written,
-    check_sink,
-    publish,
     read_former,
-    sweep,
     untimed,
 )
+from pipelines.sinks.publish import check_sink, publish, sweep
 from pipelines.sinks.state import KeepStates, StateFile, WriteParts
 from pipelines.sinks.tables import Table, schema_of, score_files
 from pipelines.sinks.whole_rows import CompleteRows
 from transforms.batches import timestamp_of
 from transforms.metrics import count
-from transforms.slices import MAX_PHASE, PHASE_US
 
 STATE, SOURCE_SPANS = "state", "source_spans"  # parts of states, and the spans of event times by source
 __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]
@@ -66,21 +63,6 @@ __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteF
 _SECOND_US = 1_000_000
 POSITION = "position"  # of dead letters alone
 _NO_TIME = -(1 << 50)  # the start, in seconds, of the partition of dead letters without a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Closes:
-    """When all rows of a partition have come: with the slice that it ends in, as far as they need not wait longer.
-
-    `wait_us` is for how long after its time a row may wait for what is said of its window.
-    """
-
-    slice_us: int
-    wait_us: int = 0
-
-    def at_us(self, end_us: int) -> int:
-        """The time, by the end of a partition, in microseconds since 1970 UTC."""
-        return -(-(end_us + self.wait_us) // self.slice_us) * self.slice_us + (MAX_PHASE + 1) * PHASE_US
 
 
 @dataclasses.dataclass(eq=False)
@@ -311,9 +293,9 @@ class WriteFiles(beam.PTransform):
         return Written(QUALITY, BASELINE, 0, file.hexdigest(), {})
 
     @contextlib.contextmanager
-    def _create(self, kind: str, name: str) -> Iterator[_Digested]:
+    def _create(self, kind: str, name: str) -> Iterator[Digested]:
         with self._folder.create(f"{staging_of(self.run_id)}/{kind}/{name}") as file:
-            yield _Digested(file)
+            yield Digested(file)
 
     @property
     def _folder(self) -> Folder:
@@ -368,30 +350,6 @@ class WriteFiles(beam.PTransform):
     @property
     def _scope(self) -> Scope:
         return Scope(self.partitions, Span() if self.replace else self.span, adds=self.keep is not None)
-
-
-class _Digested:
-    """A file that is written, and its SHA-256."""
-
-    closed = False
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        self._file.write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        """Nothing: who opened it closes it."""
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
 
 
 def _are_in(times: pa.Array, span: Span) -> Any:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.sinks.folder import Folder, open_file
-from pipelines.sinks.publish import SCORES, Scope, Written
+from pipelines.sinks.listed import SCORES, Scope, Written
 
 ROWS_AT_ONCE = 1 << 16
 

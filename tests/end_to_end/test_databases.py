@@ -172,7 +172,7 @@ def test_other_columns_need_the_whole_table_replaced(shop, url):
 def put(url, rows, scope_of, tmp_path, name):
     """Commit rows of a file of their own as a run does."""
     from pipelines.sinks.folder import Folder
-    from pipelines.sinks.publish import Written
+    from pipelines.sinks.listed import Written
 
     folder = tmp_path / name / "scores"
     folder.mkdir(parents=True)
@@ -187,7 +187,7 @@ def us(number):
 
 def test_of_an_id_that_comes_again_the_latest_is_there_in_whatever_order_days_are_run(url, tmp_path):
     from models.partitions import Span
-    from pipelines.sinks.publish import Scope
+    from pipelines.sinks.listed import Scope
 
     def scope(number):
         start = (17_866 + number) * 86_400_000_000
@@ -204,7 +204,7 @@ def test_of_an_id_that_comes_again_the_latest_is_there_in_whatever_order_days_ar
 
 
 def test_hostile_texts_and_numbers_go_in_as_they_are(url, tmp_path):
-    from pipelines.sinks.publish import Scope
+    from pipelines.sinks.listed import Scope
 
     texts = ["'); DROP TABLE shops; --", 'a "b" %s :x $1', "ü\u2028\U0001f600", "nul\0here", "", None]
     rows = [

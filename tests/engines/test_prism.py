@@ -19,7 +19,7 @@ from pipelines.jobs.score import run_graph
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.results import read_kind
 from pipelines.sinks.files import WriteFiles
-from pipelines.sinks.publish import DEAD_LETTERS, SCORES
+from pipelines.sinks.listed import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import read_payloads
 from tests.kit.bad import BAD
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows

@@ -6,7 +6,7 @@ import pytest
 
 from models.routes import FOLDERS, fault_of, topic_beside
 from models.score import take_decided
-from pipelines.sinks.publish import KINDS
+from pipelines.sinks.listed import KINDS
 from tests.kit.declared import assert_fault, declared
 from tests.kit.support import CARD_FRAUD
 

@@ -22,7 +22,8 @@ from pipelines.report import report
 from pipelines.results import RunError
 from pipelines.sinks.accounting import CountMismatch, check_counts, count_reasons
 from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
-from pipelines.sinks.publish import Written, check_sink, look_at, publish, sweep
+from pipelines.sinks.listed import Written
+from pipelines.sinks.publish import check_sink, look_at, publish, sweep
 from tests.kit.support import ROOT, card_fraud, run_graph, transaction, write_rows
 
 pytestmark = pytest.mark.slow

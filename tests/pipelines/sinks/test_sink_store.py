@@ -11,7 +11,8 @@ from pipelines.results import RunError, read_success
 from pipelines.runners import DIRECT
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.folder import LOCK, Folder, SinkError, claim
-from pipelines.sinks.publish import Written, check_sink, publish
+from pipelines.sinks.listed import Written
+from pipelines.sinks.publish import check_sink, publish
 from tests.kit import store
 from tests.kit.support import card_fraud, read_files, run_graph, tiny_scorer, transaction, write_rows
 from transforms.score import Score
