@@ -1,4 +1,4 @@
-"""What a run is told, as one frozen spec, and what the graph is built from."""
+"""What a run is told, as one frozen spec."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.errors import HeadraceError
-from models.partitions import EVER, STATE_NAME, Span, time_of
-from models.predictors.encoders import NO_ENCODERS, Encoders
+from models.partitions import STATE_NAME, Span, time_of
 from models.project.declarations import Project
 from models.redact import redact
 from pipelines.brokers import is_broker
@@ -33,51 +32,15 @@ from pipelines.prechecks import (
 from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
 from pipelines.runners.profile import cores
-from pipelines.sources import SLICE_US
 from pipelines.sources.delta import place_of
 
 if TYPE_CHECKING:
-    import apache_beam as beam
+    pass
 
-    from models.state import Resume
-    from transforms.gate import WatchScores
-    from transforms.state import States
-
-DEFAULT_SHARDS = 1  # more are for engines with more than one worker
 SOURCE_FORMATS = ("parquet", "csv", "json", "avro")
 SINK_FORMATS = ("parquet", "jsonl", "delta")
 ORDERS = ("event_time", "arrival")
 _OF_FILES = (*BOUNDS, "state", "sink_format", "files", "replace")  # fields that a stream has no use for
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphConfig:
-    """All that the graph is built from."""
-
-    project: Project
-    source: beam.PTransform
-    score: beam.PTransform
-    sink: beam.PTransform
-    shards: int = DEFAULT_SHARDS
-    span: Span = EVER  # of the events that are scored
-    lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
-    at_arrival: bool = False
-    check_slices: bool = False  # of a source that timestamps with the slices' ends: look that none is lost of a slice
-    watch: WatchScores | None = None  # where the project declares `quality`
-    alert_sinks: tuple[str, ...] = ()
-    encoders: Encoders = NO_ENCODERS  # of the model, for the count of values that it has not learned
-    states: States | None = None  # where a run starts from a state, and keeps some
-    boundary_us: int = SLICE_US  # every multiple of it is an end of a slice
-
-    @property
-    def resume(self) -> Resume | None:
-        """How the run goes on from a state, if it starts from one or keeps some."""
-        return self.states.resume if self.states else None
-
-    @property
-    def cuts_us(self) -> tuple[int, ...]:
-        """Times at which slices end, too: those of which a state is kept."""
-        return self.states.at_us if self.states else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,14 +12,17 @@ import pyarrow as pa
 
 from models.counts import count_events, count_refused
 from models.features.row import feedback_horizon_us
-from models.partitions import Span
+from models.partitions import EVER, Span
+from models.predictors.encoders import NO_ENCODERS, Encoders
+from models.project.declarations import Project
 from models.quality.incidents import Policy
 from models.quality.label_metrics import as_of_us
 from models.record import EVENTS, LABELS, Outcome
 from models.routes import FALLBACK, LABEL_METRICS
+from models.state import Resume
 from models.totals import period_end_us
-from pipelines.config import GraphConfig
 from pipelines.monitoring.alerts import SendAlerts
+from pipelines.sources import SLICE_US
 from transforms.correct import Correct
 from transforms.count import CheckCounts, Count, CountEvents
 from transforms.decode import Decode
@@ -27,15 +31,46 @@ from transforms.expect import CheckFeatures
 from transforms.fallback import Fallback
 from transforms.features import ComputeFeatures, CountImpossible
 from transforms.feedback import CountFeedback
+from transforms.gate import WatchScores
 from transforms.incidents import RaiseAlerts
 from transforms.join import JoinLabels
 from transforms.label_metrics import MeasureLabels
 from transforms.refused import DropKnown, Refused
 from transforms.score import Score
-from transforms.state import CombineSpans, LetterSpans
+from transforms.state import CombineSpans, LetterSpans, States
 from transforms.tables import JoinTable
 from transforms.totals import AddUp
 from transforms.validate import Validate
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphConfig:
+    """All that the graph is built from."""
+
+    project: Project
+    source: beam.PTransform
+    score: beam.PTransform
+    sink: beam.PTransform
+    shards: int = 1  # more are for engines with more than one worker
+    span: Span = EVER  # of the events that are scored
+    lateness_us: int = 0  # a late event still finds all of its windows if it is no more late than this
+    at_arrival: bool = False
+    check_slices: bool = False  # of a source that timestamps with the slices' ends: look that none is lost of a slice
+    watch: WatchScores | None = None  # where the project declares `quality`
+    alert_sinks: tuple[str, ...] = ()
+    encoders: Encoders = NO_ENCODERS  # of the model, for the count of values that it has not learned
+    states: States | None = None  # where a run starts from a state, and keeps some
+    boundary_us: int = SLICE_US  # every multiple of it is an end of a slice
+
+    @property
+    def resume(self) -> Resume | None:
+        """How the run goes on from a state, if it starts from one or keeps some."""
+        return self.states.resume if self.states else None
+
+    @property
+    def cuts_us(self) -> tuple[int, ...]:
+        """Times at which slices end, too: those of which a state is kept."""
+        return self.states.at_us if self.states else ()
 
 
 class Labels(NamedTuple):

@@ -30,8 +30,7 @@ from models.predictors.booster import Scorer
 from models.project.project import load_project
 from models.project.sections import parse_duration
 from models.quality.window_statistics import WindowJudge
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import DIRECT, Job, make_pipeline, profile_of
 from pipelines.runners.profile import cores
 from pipelines.sinks.files import WriteFiles

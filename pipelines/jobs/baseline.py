@@ -11,7 +11,8 @@ from models.partitions import Span
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from models.quality.parts import make_baseline
-from pipelines.config import GraphConfig, RunSpec
+from pipelines.config import RunSpec
+from pipelines.graph import GraphConfig
 from pipelines.jobs.files import open_files
 from pipelines.jobs.score import in_any_order, run_graph
 from pipelines.results import RunError, read_kind

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from models.features.spine import Answerable, SpineError, find_answerable, to_asked
 from models.project.declarations import Project
 from models.record import Outcome
-from pipelines.config import GraphConfig, RunSpec
-from pipelines.graph import answer
+from pipelines.config import RunSpec
+from pipelines.graph import GraphConfig, answer
 from pipelines.jobs.files import open_files
 from pipelines.jobs.score import in_any_order
 from pipelines.jobs.status import Status

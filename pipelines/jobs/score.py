@@ -19,8 +19,8 @@ from models.quality.gate import OnStop
 from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import EVENTS, LABELS
 from pipelines.brokers import is_broker
-from pipelines.config import GraphConfig, RunSpec
-from pipelines.graph import build
+from pipelines.config import RunSpec
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals

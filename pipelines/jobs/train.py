@@ -28,7 +28,8 @@ from models.project.declarations import Project
 from models.project.project import PROJECT_FILE
 from models.quality.parts import make_baseline
 from models.score import columns_of_outputs, with_columns
-from pipelines.config import GraphConfig, RunSpec
+from pipelines.config import RunSpec
+from pipelines.graph import GraphConfig
 from pipelines.jobs.files import describe, open_files
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels

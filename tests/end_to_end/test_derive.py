@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.project.project import parse_project
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import check_parity
 from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.files import WriteFiles

@@ -6,8 +6,7 @@ import random
 import pytest
 
 from models.metrics import NOT_EXPECTED, ROUNDED, by_label
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import check_parity
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles

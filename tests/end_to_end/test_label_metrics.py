@@ -11,8 +11,7 @@ from models.batches import as_batch
 from models.metrics import TOO_LATE, by_label
 from models.quality.label_metrics import AS_OF, REVISION, last_revisions, sort_records
 from pipelines.cli.display import label_line
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.results import read_kind, read_label_metrics
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles

@@ -11,8 +11,7 @@ from models.batches import as_batch, with_column
 from models.metrics import CORRECTED, TOO_LATE, by_label, value_of
 from models.steps import Log
 from models.totals import SLICE_END, add_parts, add_up, end_us_of, finish, last_revisions, written
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
 from tests.kit.declared import declared

@@ -15,8 +15,7 @@ from models import metrics
 from models.project.project import parse_project
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.window_statistics import WindowJudge
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import DIRECT, Job, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import STEP_US

@@ -12,8 +12,8 @@ import pytest
 
 from models.quality.window_statistics import WindowJudge
 from models.state import BEFORE_STATE
-from pipelines.config import GraphConfig, RunSpec
-from pipelines.graph import build
+from pipelines.config import RunSpec
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs import nightly
 from pipelines.jobs.nightly import find_missing, name_of, run_nights
 from pipelines.jobs.resume import restore

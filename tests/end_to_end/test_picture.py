@@ -4,8 +4,7 @@ import re
 
 import apache_beam as beam
 
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from tests.kit.support import ROOT, card_fraud, read_files, tiny_scorer

@@ -11,8 +11,7 @@ from models.quality.gate import QualityStop
 from models.quality.parts import make_baseline
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.window_statistics import WindowJudge, read_baseline
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import arrival_order
 from pipelines.jobs.quarantine import QuarantineError, settle_run
 from pipelines.runners import DIRECT, FN_API, make_pipeline

@@ -21,8 +21,7 @@ from models.batches import column
 from models.record import PAYLOAD
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import Comparison, arrival_order, check_parity, compare_counts, compare_tables
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.runners import make_pipeline

@@ -12,8 +12,7 @@ from models.features.row import horizon_us
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import arrival_order
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles

@@ -15,8 +15,7 @@ from models.project.project import parse_project
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
 from pipelines.brokers.evolution import ContractMismatch
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import arrival_order
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from models import metrics
 from models.record import Outcome
 from pipelines.cli.main import app
-from pipelines.config import GraphConfig, RunSpec
-from pipelines.graph import build
+from pipelines.config import RunSpec
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import check_parity, compare_tables
 from pipelines.jobs.topics import acknowledge
 from pipelines.prechecks import UsageError

@@ -13,8 +13,7 @@ from models.metrics import TOO_LATE, by_label
 from models.partitions import Span
 from models.project.project import parse_project
 from pipelines.brokers import open_broker
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import check_parity
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.results import read_aggregates

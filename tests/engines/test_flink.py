@@ -14,8 +14,7 @@ from deploy.flink import cluster
 from models import metrics
 from models.sample import write_sample
 from pipelines.brokers import open_broker
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.runners import Job, make_pipeline
 from pipelines.sinks.files import WriteFiles

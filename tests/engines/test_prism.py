@@ -13,7 +13,7 @@ import pytest
 
 from models.sample import write_sample
 from pipelines.brokers import open_broker
-from pipelines.config import GraphConfig
+from pipelines.graph import GraphConfig
 from pipelines.jobs.parity import arrival_order, compare_tables
 from pipelines.jobs.score import run_graph
 from pipelines.pubsub_emulator import PubsubEmulator

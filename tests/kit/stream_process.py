@@ -10,8 +10,7 @@ import time
 from models.features.row import horizon_us
 from pipelines.brokers import open_broker
 from pipelines.brokers.pubsub import PubsubSubscription
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
 from pipelines.sinks.topics import PublishRows
 from tests.kit.support import card_fraud, read_stream, tiny_scorer

@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from models.features.row import horizon_us
 from models.predictors.encoders import NO_ENCODERS
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
 from tests.kit.given import Given
 from tests.kit.support import card_fraud, read_stream, tiny_scorer

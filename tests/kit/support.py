@@ -25,8 +25,7 @@ from models.project.project import load_project
 from models.project.sections import RollingFeature
 from models.record import EVENTS, LABELS
 from pipelines.brokers import Broker, Transactional
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.identity import identify
 from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.files import WriteFiles

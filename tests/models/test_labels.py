@@ -23,8 +23,7 @@ from models.features.windows import Events, History, RollingKernel
 from models.project.project import parse_project
 from models.project.sections import RollingFeature
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
-from pipelines.config import GraphConfig
-from pipelines.graph import join_labels
+from pipelines.graph import GraphConfig, join_labels
 from pipelines.runners import DIRECT
 from tests.kit.holds import State, make_worker
 from tests.kit.steps import END, through

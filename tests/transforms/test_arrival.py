@@ -11,8 +11,7 @@ from models.batches import as_batch
 from models.record import CORRECTION, LATE
 from models.sample import write_sample
 from models.score import find_changed
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import arrival_order
 from pipelines.runners import make_pipeline
 from pipelines.sources.payloads import read_payloads

@@ -21,8 +21,7 @@ from models.batches import (
     without,
 )
 from models.record import EVENT_TIME, IS_PROVISIONAL, MARKS
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
 from tests.kit.support import card_fraud, read_files

@@ -9,8 +9,7 @@ import pytest
 
 from models.counts import count_refused, mismatch
 from models.record import EVENTS as EVENTS_OF
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.jobs.status import Status
 from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sources.feeds import feeds_of

@@ -14,8 +14,7 @@ from models.batches import slice_ends
 from models.features.row import label_horizon_us
 from models.project.project import parse_project
 from models.record import EVENT_TIME, IS_PROVISIONAL, LABEL_TIME, MARKS, SYSTEM_FIELDS
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.runners import DIRECT, FN_API, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from tests.kit.given import Given

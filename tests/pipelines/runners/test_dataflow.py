@@ -19,8 +19,7 @@ from apache_beam.transforms.userstate import BagStateSpec
 
 from models.record import FORMAT, MARKS, RECORD_SCHEMA, SLICE
 from pipelines.brokers import BrokerError, open_broker
-from pipelines.config import GraphConfig
-from pipelines.graph import build
+from pipelines.graph import GraphConfig, build
 from pipelines.results import read_success
 from pipelines.runners import DATAFLOW, make_pipeline
 from pipelines.runners.dataflow import DataflowError, describe_steps, dry_run, dry_run_options

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pipelines.config import GraphConfig
+from pipelines.graph import GraphConfig
 from pipelines.jobs.score import run_graph as run_job
 from pipelines.results import RunError, read_success
 from pipelines.runners import DIRECT
