@@ -39,7 +39,7 @@ def options_of(words):
 def check(words):
     given = options_of(words)
     assert given["source"][0].endswith("in/*.parquet")
-    assert given["sink"].endswith("nights")
+    assert [uri.rsplit("/", 1)[-1] for uri in given["sink"]] == ["nights"]
     assert given["state"].endswith("state")
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from models.routes import FOLDERS, fault_of, topic_beside
 from models.score import take_decided
+from pipelines.jobs.retrain import RETRAINING
 from pipelines.sinks.listed import KINDS
 from tests.kit.declared import assert_fault, declared
 from tests.kit.support import CARD_FRAUD
@@ -51,7 +52,7 @@ def test_what_is_neither_is_a_fault(place, message):
 
 
 def test_no_decision_has_a_folder_of_a_run():
-    assert set(FOLDERS) == set(KINDS)
+    assert set(FOLDERS) == {*KINDS, RETRAINING}
 
 
 @pytest.mark.parametrize(
