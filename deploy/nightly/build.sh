@@ -1,14 +1,14 @@
 #!/bin/bash
-# Make an environment of Airflow alone in build/airflow, to read airflow_dag.py with. What is there already stays.
+# Install Airflow, as requirements.txt pins it, into an environment of its own in build/airflow, to read airflow_dag.py
+# with. What is there already stays. deploy/nightly.mk tells how requirements.txt is made.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../../build/airflow}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-inputs=$(cat "$here/build.sh" "$here/airflow.txt" | sha256sum)
+bin=${VENV:-$here/../../.venv}
+inputs=$(sha256sum <"$here/requirements.txt")
 if [ "$(cat "$out/inputs" 2>/dev/null)" = "$inputs" ]; then
   exit 0
 fi
-"${PYTHON:-python3.11}" -m venv --clear "$out/venv"
-"$out/venv/bin/pip" install --quiet --no-deps --requirement "$here/airflow.txt"
+"$bin/uv/bin/uv" venv --quiet --clear --python "$bin/bin/python" "$out/venv"
+"$bin/uv/bin/uv" pip sync --quiet --require-hashes --python "$out/venv/bin/python" "$here/requirements.txt"
 echo "$inputs" >"$out/inputs"
