@@ -153,10 +153,19 @@ def order_of(feed: Feed[Files]) -> Order:
     timed = [(group.rows, *group.span) for group in groups if group.span is not None]
     if not timed:
         return Order(UNTOLD_SLICE_US, is_untold)
-    rows, firsts, lasts = (np.array(each) for each in zip(*timed, strict=True))
-    share = SLICE_ROWS / max(int(rows.sum()), 1) * max(int(lasts.max() - firsts.min()), 1)
-    slice_us = next((slice_us for slice_us in _SLICES_US if slice_us <= share), _SLICES_US[-1])
-    return Order(slice_us, is_untold or _most_at_once(rows, firsts, lasts) > MAX_ROWS_AT_ONCE)
+    rows, *ends = (np.array(each) for each in zip(*timed, strict=True))
+    firsts, lasts = (np.clip(each, records.earliest_us, records.latest_us) for each in ends)  # others are dead letters
+    return Order(_slice_of(rows, firsts, lasts), is_untold or _most_at_once(rows, firsts, lasts) > MAX_ROWS_AT_ONCE)
+
+
+def _slice_of(rows: Int64, firsts: Int64, lasts: Int64) -> int:
+    """The longest slice of which none has too many of the rows, which are taken to lie evenly in their groups."""
+    for slice_us in _SLICES_US:
+        _, place = np.unique(firsts // slice_us, return_inverse=True)
+        inside = rows * np.minimum(slice_us / (lasts - firsts + 1), 1)
+        if np.bincount(place, inside).max() <= SLICE_ROWS:
+            return slice_us
+    return _SLICES_US[-1]
 
 
 def _most_at_once(rows: Int64, firsts: Int64, lasts: Int64) -> int:

@@ -36,6 +36,8 @@ _ARROW_TYPES = b"\x18\x0cARROW:schema\x18"
 MAX_BYTES = 2 << 30  # of memory
 MAX_SECONDS = 60  # of processor time for a batch
 SENT_BYTES = 64 << 20  # about as much at a time
+MOST_US = 1 << 60  # times beyond, of the year 38,000, are no times
+_PER_SECOND = {"milliseconds": 1000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 
 # What Arrow raises on bytes that are not Parquet's, and on types and encodings that it does not know.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, RuntimeError, OverflowError)
@@ -166,9 +168,9 @@ class _File:
     def _spans(self, groups: list[Any], time: str) -> list[tuple[int, int] | None] | None:
         """The least and greatest times of row groups; None if a column of that name is none of times."""
         places = self._schema.get_all_field_indices(time)
-        if len(places) != 1 or not pa.types.is_timestamp(kind := self._schema.field(places[0]).type):
+        if len(places) != 1 or not pa.types.is_timestamp(self._schema.field(places[0]).type):
             return None
-        return [_span(group.column(self._starts[places[0]]).statistics, kind) for group in groups]
+        return [_span(group.column(self._starts[places[0]]).statistics) for group in groups]
 
     def read(self, number: int, names: list[str] | None, batch_rows: int, start: int) -> Iterator[pa.RecordBatch]:
         """The rows of a row group from `start` on: the columns `names` as far as they are there, and POSITION."""
@@ -227,13 +229,16 @@ def _open(path: str, *_: int) -> _File:
     return _File(pa.memory_map(path))
 
 
-def _span(statistics: Any, kind: pa.DataType) -> tuple[int, int] | None:
+def _span(statistics: Any) -> tuple[int, int] | None:
+    """The least and greatest time, in microseconds; None if that is not told, or beyond all times."""
     if statistics is None or not statistics.has_min_max or statistics.physical_type != "INT64":
         return None
-    ends = pa.array([statistics.min, statistics.max], kind).cast(pa.int64()).to_numpy()
-    per_second = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}[kind.unit]
-    least, most = ends // (per_second // 1_000_000) if per_second > 1_000_000 else ends * (1_000_000 // per_second)
-    return int(least), int(most)
+    per_second = _PER_SECOND.get(json.loads(statistics.logical_type.to_json()).get("timeUnit"))
+    if per_second is None:
+        return None
+    # As they lie in the file: dates of Python know the years 1 to 9999 alone.
+    least, most = (end * 1_000_000 // per_second for end in (statistics.min_raw, statistics.max_raw))
+    return (least, most) if max(-least, most) < MOST_US else None
 
 
 def _without_arrow_types(source: Any) -> pq.FileMetaData | None:

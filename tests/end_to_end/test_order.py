@@ -179,3 +179,17 @@ def test_what_was_sorted_takes_no_space_after_a_run(tmp_path, large):
     run(folder, tmp_path / "out")
     gc.collect()
     assert not list(runs._OPEN)
+
+
+@pytest.mark.parametrize("absurd_us", [-(1 << 61), -62_000_000_000_000_000, 1 << 61])
+def test_times_that_are_none_do_not_stretch_slices(tmp_path, large, absurd_us):
+    folder = write(tmp_path / "in", "days")
+    _, expected = run(folder, tmp_path / "out")
+    row = as_table([{"id": 1, "at": START, "card": 1, "amount": 1.0}], "at")
+    row = row.set_column(1, "at", pa.array([absurd_us], pa.timestamp("us")))
+    pq.write_table(row, folder / "events-absurd.parquet")
+    source = assemble(spec := spec_of(folder, tmp_path / "out"), AnyBundle(), tiny_scorer(spec.project.model.inputs))
+    assert source.source.slice_us < in_order.SLICE_US
+    outcomes, files = run(folder, tmp_path / "again")
+    assert files == expected
+    assert outcomes["dead-lettered"] > 0

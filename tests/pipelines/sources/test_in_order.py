@@ -52,6 +52,7 @@ def test_a_nanosecond_before_a_time_is_of_the_microsecond_before(tmp_path):
         (pa.table({"at": pa.array([1, 2], pa.timestamp("us"))}), {"write_statistics": False}),
         (pa.table({"at": pa.array([1, 2], pa.timestamp("us"))}), {"use_deprecated_int96_timestamps": True}),
         (pa.table({"at": pa.array([None, None], pa.timestamp("us"))}), {}),
+        (pa.table({"at": pa.array([-(1 << 61), 2], pa.timestamp("us"))}), {}),
         (pa.table({"at": [1, 2]}), {}),
         (pa.table({"at": ["2018-06-08", "2018-06-09"]}), {}),
         (pa.table({"other": pa.array([1, 2], pa.timestamp("us"))}), {}),
