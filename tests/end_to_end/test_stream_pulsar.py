@@ -271,8 +271,21 @@ def test_a_sink_registers_the_schema_of_its_rows(pulsar, events, tmp_path):
     }
     ours = open_broker(f"{scores}?schema=json").publisher()
     pulsar.ask("PUT", "namespaces/public/default/schemaCompatibilityStrategy", "FULL")
-    with pytest.raises(BrokerError, match="IncompatibleSchema"):
-        ours.describe({**kinds, "score": "string"})
+    for wrong in (
+        "string",
+        "boolean",
+        "long",
+        "string",
+        "boolean",
+    ):  # it takes the broker a while to know of its policy
+        try:
+            ours.describe({**kinds, "score": wrong})
+        except BrokerError as refused:
+            assert "IncompatibleSchema" in str(refused)
+            break
+        time.sleep(3)
+    else:
+        pytest.fail("schemas that do not fit one another were taken")
     publisher.close()
     reader.close()
 
