@@ -238,6 +238,13 @@ def test_versions_that_do_not_fit_the_contract_are_told(pulsar):
     assert "schema version 0 has it" in str(refused.value)
 
 
+def describe_until_refused(publisher, kinds):
+    """It takes the broker a while to know of its policy; what it has taken until then, it takes again."""
+    for wrong in ("string", "boolean", "long", "string", "boolean", "long"):
+        publisher.describe({**kinds, "score": wrong})
+        time.sleep(3)
+
+
 def test_a_sink_registers_the_schema_of_its_rows(pulsar, events, tmp_path):
     """Consumers with a schema read the rows; a later stream with other columns is told where they do not fit."""
     source, scores, dead = (f"pulsar://{pulsar.service}/{new_topic(pulsar, 0, 'r')}" for _ in range(3))
@@ -271,11 +278,8 @@ def test_a_sink_registers_the_schema_of_its_rows(pulsar, events, tmp_path):
     }
     ours = open_broker(f"{scores}?schema=json").publisher()
     pulsar.ask("PUT", "namespaces/public/default/schemaCompatibilityStrategy", "FULL")
-    # It takes the broker a while to know of its policy; what it has taken until then, it takes again.
     with pytest.raises(BrokerError, match="IncompatibleSchema"):
-        for wrong in ("string", "boolean", "long", "string", "boolean", "long"):
-            ours.describe({**kinds, "score": wrong})
-            time.sleep(3)
+        describe_until_refused(ours, kinds)
     publisher.close()
     reader.close()
 
