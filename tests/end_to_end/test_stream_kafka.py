@@ -8,21 +8,17 @@ import pytest
 
 pytest.importorskip("confluent_kafka", reason="needs confluent-kafka, which is not installed")
 
-from models.features.row import horizon_us
 from models.sample import write_sample
 from pipelines.brokers import open_broker
 from pipelines.brokers.schema_registry import RegisteredSchema, SchemaRegistry
-from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import arrival_order
-from pipelines.runners import make_pipeline
-from pipelines.sinks.files import WriteFiles
 from pipelines.sources.journal import read_segment_file, segments
 from pipelines.sources.payloads import read_payloads, read_texts
 from pipelines.sources.values import RegistryValues, open_values
 from tests.kit.kafka import QUICK, Cluster, real_kafka
 from tests.kit.registry import needs_registry, running
-from tests.kit.support import card_fraud, read_output, read_stream, run_graph, tiny_scorer
-from transforms.score import Score
+from tests.kit.streams import stream_to_folder
+from tests.kit.support import card_fraud, run_graph
 
 pytestmark = [pytest.mark.serial, pytest.mark.usefixtures("haste")]
 
@@ -59,23 +55,7 @@ def broker_of(servers: Cluster, topic: str, group: str):
 
 def stream(tmp_path, broker, values=None, allowance_us=HOUR, silence=2):
     """Score all there is, and go on until nothing has come for some seconds."""
-    project = card_fraud()
-    source = read_stream(
-        project,
-        broker,
-        allowance_us,
-        idle_us=silence * SECOND,
-        until_idle=True,
-        journal=str(tmp_path / "journal"),
-        horizon_us=horizon_us(project, DAY),
-        values=values,
-    )
-    pipeline = make_pipeline("DirectRunner", [])
-    sink = WriteFiles(str(tmp_path / "stream"), project.event.id, project.event.time)
-    score = Score(project, tiny_scorer(project.model.inputs), "bundle")
-    build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY))
-    pipeline.run().wait_until_finish()
-    return read_output(tmp_path / "stream")
+    return stream_to_folder(tmp_path, broker, card_fraud(), allowance_us, silence * SECOND, values=values)
 
 
 @pytest.fixture

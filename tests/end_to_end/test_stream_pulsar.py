@@ -10,7 +10,6 @@ from pulsar.schema import AvroSchema, Double, JsonSchema, Long, Record, String
 
 from models.batches import as_batch
 from models.codecs import encode_json_lines
-from models.features.row import horizon_us
 from models.project.project import parse_project
 from models.sample import write_sample
 from pipelines.brokers import BrokerError, open_broker
@@ -24,12 +23,12 @@ from pipelines.sources.payloads import read_payloads, read_texts
 from pipelines.sources.values import BrokerValues
 from tests.kit.pulsar import needs_pulsar, new_topic
 from tests.kit.stream_process import context, run_between
+from tests.kit.streams import stream_to_folder
 from tests.kit.support import (
     CARD_FRAUD,
     card_fraud,
     read_files,
     read_output,
-    read_stream,
     run_graph,
     tiny_scorer,
     write_rows,
@@ -48,23 +47,7 @@ CLOCKED = ("published", "ingested", "scored")
 def stream(tmp_path, broker, values=None, allowance_us=HOUR, project=None, labels=None):
     """Score all there is, and go on until nothing has come for a while."""
     project = project or card_fraud()
-    source = read_stream(
-        project,
-        broker,
-        allowance_us,
-        idle_us=4 * SECOND,
-        until_idle=True,
-        journal=str(tmp_path / "journal"),
-        horizon_us=horizon_us(project, DAY),
-        values=values,
-        labels=labels,
-    )
-    pipeline = make_pipeline("DirectRunner", [])
-    sink = WriteFiles(str(tmp_path / "stream"), project.event.id, project.event.time)
-    score = Score(project, tiny_scorer(project.model.inputs), "bundle")
-    build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY))
-    pipeline.run().wait_until_finish()
-    return read_output(tmp_path / "stream")
+    return stream_to_folder(tmp_path, broker, project, allowance_us, 4 * SECOND, values=values, labels=labels)
 
 
 @pytest.fixture

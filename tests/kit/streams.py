@@ -9,8 +9,9 @@ from models.features.row import horizon_us
 from models.predictors.encoders import NO_ENCODERS
 from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
+from pipelines.sinks.files import WriteFiles
 from tests.kit.given import Given
-from tests.kit.support import card_fraud, read_stream, tiny_scorer
+from tests.kit.support import card_fraud, read_output, read_stream, tiny_scorer
 from transforms.metrics import read
 from transforms.score import Score
 
@@ -57,6 +58,26 @@ def stream(payloads, allowance_us, at_arrival, seed=0, project=None, scorer=None
     METRICS.clear()
     METRICS.update(read(pipeline.run().metrics()))
     return [pa.Table.from_batches(_found[k]) if _found[k] else None for k in ("scores", "dead_letters")]
+
+
+def stream_to_folder(folder, broker, project, allowance_us, idle_us, **options):
+    """Score all there is, with a journal, until nothing has come for so long; what it wrote."""
+    source = read_stream(
+        project,
+        broker,
+        allowance_us,
+        idle_us=idle_us,
+        until_idle=True,
+        journal=str(folder / "journal"),
+        horizon_us=horizon_us(project, DAY),
+        **options,
+    )
+    pipeline = make_pipeline("DirectRunner", [])
+    sink = WriteFiles(str(folder / "stream"), project.event.id, project.event.time)
+    score = Score(project, tiny_scorer(project.model.inputs), "bundle")
+    build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY))
+    pipeline.run().wait_until_finish()
+    return read_output(folder / "stream")
 
 
 def unscored():
