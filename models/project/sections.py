@@ -220,6 +220,11 @@ class Quality(Declaration):
     alert_cool_down: Duration = parse_duration("1d")  # an open incident is told again after this long
     alert_clear_after: Annotated[int, pydantic.Field(ge=1)] = 1  # windows without its alarm end an incident
 
+    @property
+    def held_us(self) -> int | None:
+        """How long a row may wait for the verdict on its own window, in microseconds; None if no gate holds it."""
+        return self.window if self.gate == "quarantine" else None
+
 
 @dataclasses.dataclass(frozen=True)
 class RollingFeature:

@@ -123,8 +123,7 @@ def _closes(project: Project, source: Any) -> Closes | None:
     """When a partition's rows are all there; None where they come in no order."""
     if not isinstance(source, ReadFiles) or not source.in_order:
         return None
-    held_back = project.quality is not None and project.quality.gate == "quarantine"
-    return Closes(source.slice_us, project.quality.window if held_back and project.quality else 0)
+    return Closes(source.slice_us, (project.quality and project.quality.held_us) or 0)
 
 
 def describe(spec: RunSpec) -> dict[str, Any]:

@@ -61,7 +61,6 @@ def _open_feeds(spec: RunSpec, tables: Sequence[str]) -> ReadStream | ReadNative
     window_us = project.quality.window if project.quality else None
     periods = tuple(dict.fromkeys(table.period for table in project.aggregates.values()))
     cut_us = math.gcd(window_us or DAY_US, DAY_US) if periods or project.label_metrics else window_us
-    held_back = project.quality is not None and project.quality.gate == "quarantine"
     ends: dict[str, Any] = {"idle_us": parse_duration(spec.until_idle), "until_idle": True} if spec.until_idle else {}
     return ReadStream(
         feeds,
@@ -70,7 +69,7 @@ def _open_feeds(spec: RunSpec, tables: Sequence[str]) -> ReadStream | ReadNative
         history=feeds_of(project, {EVENTS: history}) if history.patterns else (),
         at_arrival=spec.at_arrival,
         cut_us=cut_us,
-        held_us=window_us if held_back else None,
+        held_us=project.quality.held_us if project.quality else None,
         periods=periods,
         **ends,
     )
