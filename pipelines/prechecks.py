@@ -238,7 +238,12 @@ def check_duration(option: str, text: str) -> None:
         raise UsageError(f"{option}: {error}") from None
 
 
-def require_version(name: str, version: str, registry: str) -> None:
-    """RegistryError if a registry of this machine has no such version or alias; a server is asked later."""
+def find_version(project: pathlib.Path, name: str, version: str, given: str | None) -> str:
+    """As `find_registry`; RegistryError also if it is of this machine and has no such version or alias.
+
+    A server is asked for it later.
+    """
+    registry = find_registry(project, given)
     if database_of(registry) is not None:
         find(name, version, registry)
+    return registry

@@ -89,12 +89,11 @@ def promote(
     with clear_errors():
         from models.predictors.registry import CHAMPION, set_alias
         from models.project.project import load_project
-        from pipelines.prechecks import find_registry, require_model, require_version
+        from pipelines.prechecks import find_version, require_model
 
         declared = load_project(project)
         require_model(declared, "promote")
         name = declared.name
-        registry = find_registry(project, registry)
-        require_version(name, version, registry)
+        registry = find_version(project, name, version, registry)
         number = set_alias(name, CHAMPION, version, registry)
         typer.echo(f"{name}: version {number} is champion")

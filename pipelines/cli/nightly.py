@@ -61,7 +61,7 @@ def nightly(
     with clear_errors():
         from models.project.project import load_project
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_registry, require_version, split_sinks, time_us
+        from pipelines.prechecks import find_version, split_sinks, time_us
 
         folder, databases = split_sinks(sink, project)
         formats: Any = sink_format  # the spec checks it
@@ -87,8 +87,7 @@ def nightly(
         )
         spec.check()
         if spec.project.has_model:
-            registry = find_registry(project, registry)
-            require_version(spec.project.name, model, registry)
+            registry = find_version(project, spec.project.name, model, registry)
         partitions = spec.project.partitions
         bounds = [None if text is None else time_us(name, text, partitions) for name, text in _named(first, until)]
 

@@ -27,14 +27,13 @@ def parity(
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import check_duration, find_registry, require_files, require_version
+        from pipelines.prechecks import check_duration, find_version, require_files
 
         declared = load_project(project)
         check_duration("--allowance", allowance)
         require_files(source)
         if declared.has_model:
-            registry = find_registry(project, registry)
-            require_version(declared.name, model, registry)
+            registry = find_version(project, declared.name, model, registry)
 
         from pipelines.jobs.fitting import load_bundle
         from pipelines.jobs.parity import check_parity

@@ -125,7 +125,7 @@ def run(
         from models.project.project import load_project
         from models.redact import redact
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_registry, require_version, split_sinks
+        from pipelines.prechecks import find_version, split_sinks
 
         folder, databases = split_sinks(sink, project)
         formats: Any = sink_format  # the spec checks it
@@ -165,8 +165,7 @@ def run(
         )
         spec.check()
         if spec.project.has_model:
-            registry = find_registry(project, registry)
-            require_version(spec.project.name, model, registry)
+            registry = find_version(project, spec.project.name, model, registry)
 
         from pipelines.lean import import_libraries
 

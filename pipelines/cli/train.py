@@ -113,7 +113,7 @@ def baseline(
     with clear_errors():
         from models.project.project import load_project
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_registry, require, require_model, require_version
+        from pipelines.prechecks import find_version, require, require_model
 
         declared = load_project(project)
         require_model(declared, "make a baseline for")
@@ -130,8 +130,7 @@ def baseline(
             threads=threads,
         )
         spec.check(keeps=False)
-        registry = find_registry(project, registry)
-        require_version(declared.name, model, registry)
+        registry = find_version(project, declared.name, model, registry)
 
         from models.predictors.registry import set_baseline
         from pipelines.jobs.baseline import compute_baseline
