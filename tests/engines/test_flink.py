@@ -280,18 +280,24 @@ def kill_and_finish(streaming, flink, killed):
 
 
 @needs_flink
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")
 def test_metrics_of_a_stream_are_flinks_own(streaming):
     """Events that the broker sends once more, as a busy engine takes long to acknowledge, are counted as duplicates."""
     job, rows = streaming.start("bundle"), len(streaming.payloads)
     streaming.publish(0, rows)
     streaming.wait_for_scores(rows)
+    _wait(streaming.over.is_read, 180)  # until then, some may be on their way once more
 
-    def events(outcome):
-        return streaming.metric(job, metrics.EVENTS.beam_name({"outcome": outcome})) or 0
+    def events():
+        names = ("read", "scored", "duplicate")
+        return [streaming.metric(job, metrics.EVENTS.beam_name({"outcome": name})) or 0 for name in names]
 
-    _wait(lambda: events("scored") == rows and events("read") == rows + events("duplicate"))
+    def add_up():
+        read, scored, duplicate = events()
+        return scored == rows and read == rows + duplicate
+
+    _wait(add_up, tell=events)
     for step in ("read", "scored", "written"):
         assert streaming.metric(job, metrics.ROWS.beam_name({"step": step})) >= rows
     assert streaming.metric(job, metrics.WAITING.beam_name({})) == 0
@@ -345,10 +351,10 @@ def _host(flink, job):
     return flink.rest(f"/jobs/{job}/vertices/{vertex}/subtasks/0")["taskmanager-id"]
 
 
-def _wait(done, seconds=120):
+def _wait(done, seconds=120, tell=lambda: "it took too long"):
     deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, tell()
         time.sleep(0.2)
 
 
