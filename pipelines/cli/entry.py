@@ -8,6 +8,9 @@ import sys
 def main() -> None:
     """Run the command; 130 is the exit code of one that was interrupted while it was loaded."""
     try:
+        from pipelines.collector import rest_while_loading
+
+        rest_while_loading()
         from pipelines.cli.main import main as run
 
         run()

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.collector import work_as_usual
 from pipelines.runners import flink, prism
 from pipelines.runners.options import IN_PROCESS_READS, WORKERS, check_options
 from pipelines.runners.profile import (
@@ -164,4 +165,5 @@ def make_pipeline(runner: str, beam_args: Sequence[str] = (), job: Job | None = 
     """A pipeline for an engine, with the options that it needs and those given; RunnerError if they can't be."""
     profile = profile_of(runner)
     check_options(profile, beam_args)
+    work_as_usual()  # all is imported by now
     return profile.make(profile.name, profile.complete(beam_args, job or Job()))
