@@ -140,14 +140,15 @@ class PulsarSubscription:
         return fetched
 
     def _hand_out(self, fetched: list[Any]) -> Messages | None:
-        named = [(_place(each.message_id()), each) for each in fetched]
+        names = [each.message_id() for each in fetched]
+        places = [_place(name) for name in names]
         with self._changed:
             new = {}  # as a message may come again within one call, too
-            self._owed.difference_update(place[2] for place, _ in named)
-            for place, each in named:
+            self._owed.difference_update(place[2] for place in places)
+            for place, name, each in zip(places, names, fetched, strict=True):
                 if place not in self._held:
                     new[place] = each
-                self._held[place] = each.message_id()
+                self._held[place] = name
             if not new:
                 return None
             payloads = [each.data() for each in new.values()]
