@@ -255,7 +255,9 @@ def test_what_is_held_while_the_broker_dies_is_neither_received_twice_nor_acknow
 
 @needs_pulsar
 @pytest.mark.parametrize("kind", ["failover", "key_shared"])
-def test_a_subscription_that_is_joined_anew_goes_on_with_what_is_held(pulsar, opened, kind):
+def test_a_subscription_that_is_joined_anew_goes_on_with_what_is_held(pulsar, opened, monkeypatch, kind):
+    monkeypatch.setattr(pulsar_subscription, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(pulsar_subscription, "_STALL_SECONDS", 0.0)
     source, sink = place(pulsar, 2, f"type={kind}")
     publisher = opened(sink.publisher())
     publisher.publish(numbers(0, 100), keys=[f"key {n % 9}" for n in range(100)])
@@ -263,7 +265,12 @@ def test_a_subscription_that_is_joined_anew_goes_on_with_what_is_held(pulsar, op
     held = []
     while sum(map(len, held)) < 100:
         held += [messages] if (messages := first.receive(40, 1.0)) is not None else []
-    first._join_anew()
+    former = first._consumer
+    first._expect()  # as after an outage, though nothing is given again
+    deadline = time.monotonic() + 60
+    while first._consumer in (None, former):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     publisher.publish(numbers(100, 110))
     assert sorted(drain(first, awaited=numbers(100, 110))) == sorted(numbers(100, 110))
     for messages in held:
