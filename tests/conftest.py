@@ -34,7 +34,7 @@ def cluster(request):
 
 @pytest.fixture(scope="module")
 def pulsar(tmp_path_factory):
-    """A Pulsar broker; one that was killed and launched again takes a whole processor for good, so none outlives its file."""
+    """A Pulsar broker; one that was killed and launched again may take a whole processor, so none outlives its file."""
     from deploy.pulsar.broker import running
 
     with running(tmp_path_factory.mktemp("pulsar") / "run", brief=True) as pulsar:

@@ -31,6 +31,7 @@ BUILT = HERE.parent.parent / "build" / "pulsar"
 STATE = "broker.json"
 START_SECONDS = 180  # on a busy machine; 20 s when it is idle
 STOP_SECONDS = 20
+MOST_STARTS = 4
 _MAIN = "org.apache.pulsar.PulsarStandaloneStarter"
 _OPENS = [
     f"--add-opens=java.base/{package}=ALL-UNNAMED"
@@ -39,6 +40,8 @@ _OPENS = [
 _LOG4J = """\
 rootLogger.level = warn
 rootLogger.appenderRef.file.ref = File
+logger.bookies.name = org.apache.bookkeeper.net.NetworkTopologyImpl
+logger.bookies.level = info
 appender.file.name = File
 appender.file.type = File
 appender.file.fileName = ${sys:log.file}
@@ -90,7 +93,30 @@ class Pulsar:
         self.ask("PUT", f"persistent/{topic}" + ("/partitions" if partitions else ""), partitions or None)
 
     def launch(self) -> None:
-        """Start the process, on the data that it left; returns when it is ready, BrokerStartError if it is not."""
+        """Start the process, on the data that it left; returns when it is ready, BrokerStartError if it is not.
+
+        After a kill, the bookie's registration that the dead process left may be deleted and made again in a circle,
+        hundreds of times a second and for good: ledgers can't be made then, and reads fail. Such a start is one more
+        kill.
+        """
+        for _ in range(MOST_STARTS):
+            self._launch()
+            if self._keeps_its_bookie():
+                return
+            self.kill()
+        raise BrokerStartError(f"the bookie of {self.service} comes and goes; see {self.folder}/broker.log")
+
+    def _keeps_its_bookie(self) -> bool:
+        """Whether within seconds the bookie is no longer taken away."""
+        log = self.folder / "broker.log"
+        before = -1
+        for _ in range(10):
+            if before == (before := log.read_bytes().count(b"Removing a node")):
+                return True
+            time.sleep(1)
+        return False
+
+    def _launch(self) -> None:
         log = self.folder / "broker.log"
         command = ["java", f"-Xmx{self.heap_mb}m", f"-XX:MaxDirectMemorySize={self.heap_mb}m", *_OPENS]
         if self.brief:

@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import pickle
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import pulsar as pulsar_client
 import pytest
 
 from deploy.pulsar.broker import running
-from pipelines.brokers import PULSAR_CONFIG, BrokerError, open_broker
+from pipelines.brokers import PULSAR_CONFIG, BrokerError, open_broker, pulsar_subscription
 from pipelines.brokers.pulsar import PulsarBroker
 from pipelines.brokers.pulsar_client import read_settings
 from tests.kit.pulsar import needs_pulsar, new_topic
@@ -227,14 +228,8 @@ def test_a_topic_that_is_deleted_is_told(pulsar, opened):
         subscription.receive(10, 60)
 
 
-UNPROVEN = pytest.mark.skipif(
-    not os.environ.get("HEADRACE_UNPROVEN"),
-    reason="a Pulsar that was killed may give a key_shared subscription nothing (docs/streams.md): HEADRACE_UNPROVEN=1",
-)
-
-
 @needs_pulsar
-@pytest.mark.parametrize("kind", ["failover", pytest.param("key_shared", marks=UNPROVEN)])
+@pytest.mark.parametrize("kind", ["failover", "key_shared"])
 def test_what_is_held_while_the_broker_dies_is_neither_received_twice_nor_acknowledged_early(pulsar, opened, kind):
     source, sink = place(pulsar, 2, f"type={kind}")
     publisher = opened(sink.publisher())
@@ -256,6 +251,147 @@ def test_what_is_held_while_the_broker_dies_is_neither_received_twice_nor_acknow
     # The new ones and what was never acknowledged are another reader's now.
     left = set(drain(opened(source.subscribe()), awaited=set(numbers(0, 210)) - done))
     assert set(numbers(0, 210)) - done <= left
+
+
+@needs_pulsar
+@pytest.mark.parametrize("kind", ["failover", "key_shared"])
+def test_a_subscription_that_is_joined_anew_goes_on_with_what_is_held(pulsar, opened, monkeypatch, kind):
+    monkeypatch.setattr(pulsar_subscription, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(pulsar_subscription, "_STALL_SECONDS", 0.0)
+    source, sink = place(pulsar, 2, f"type={kind}")
+    publisher = opened(sink.publisher())
+    publisher.publish(numbers(0, 100), keys=[f"key {n % 9}" for n in range(100)])
+    first = source.subscribe()
+    held = []
+    while sum(map(len, held)) < 100:
+        held += [messages] if (messages := first.receive(40, 1.0)) is not None else []
+    former = first._consumer
+    first._expect()  # as after an outage, though nothing is given again
+    deadline = time.monotonic() + 60
+    while first._consumer in (None, former):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    publisher.publish(numbers(100, 110))
+    assert sorted(drain(first, awaited=numbers(100, 110))) == sorted(numbers(100, 110))
+    for messages in held:
+        first.acknowledge(messages.receipt)
+    first.close()
+    assert opened(source.subscribe()).receive(1, 2.0) is None
+
+
+class FakeConsumer:
+    """As the client's, of what a broker gives it."""
+
+    def __init__(self, *messages):
+        self.messages, self.acknowledged = list(messages), []
+        self.connected, self.closed = True, False
+
+    def receive(self, milliseconds):
+        if self.closed:
+            raise pulsar_client.AlreadyClosed
+        if not self.messages:
+            time.sleep(min(milliseconds, 10) / 1000)
+            raise pulsar_client.Timeout
+        return self.messages.pop(0)
+
+    def acknowledge(self, name):
+        if self.closed:
+            raise pulsar_client.AlreadyClosed
+        self.acknowledged.append(name.entry_id())
+
+    def is_connected(self):
+        return self.connected
+
+    def close(self):
+        self.closed = True
+
+
+def message(entry, partition):
+    """A message of that number in that partition."""
+    name = SimpleNamespace(
+        **{
+            field: lambda number=number: number
+            for field, number in {"ledger_id": 7, "entry_id": entry, "partition": partition, "batch_index": -1}.items()
+        }
+    )
+    size = SimpleNamespace(length=lambda: 1)
+    return SimpleNamespace(
+        message_id=lambda: name, data=lambda: b"%d" % entry, publish_timestamp=lambda: 0, _message=size
+    )
+
+
+@pytest.fixture
+def after_outage(monkeypatch, opened):
+    """A subscription that holds messages 0 and 1 of partitions 0 and 1, and was disconnected meanwhile."""
+    monkeypatch.setattr(pulsar_subscription, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(pulsar_subscription, "_STALL_SECONDS", 0.2)
+    former, later = FakeConsumer(message(0, 0), message(1, 1)), FakeConsumer()
+    joined = []
+
+    def join(*_, **__):
+        joined.append(later)
+        return later
+
+    client = SimpleNamespace(subscribe=join, close=lambda: None, get_topic_partitions=lambda _: [])
+    subscription = opened(
+        pulsar_subscription.PulsarSubscription(open_broker(f"{URI}?subscription=s"), client, former, 2)
+    )
+    held = subscription.receive(10, 5.0)
+    former.connected = False
+    assert subscription.receive(10, 0.1) is None
+    former.connected = True
+    return subscription, held, former, later, joined
+
+
+def test_a_subscription_that_gets_nothing_again_after_an_outage_is_joined_anew(after_outage):
+    subscription, held, former, later, joined = after_outage
+    former.messages.append(message(0, 0))  # of one partition all is well
+    later.messages += [message(0, 0), message(1, 1), message(2, 1)]
+    assert subscription.receive(10, 30.0).payloads == [b"2"]
+    assert former.closed
+    assert joined == [later]
+    subscription.acknowledge(held.receipt)
+    assert sorted(later.acknowledged) == [0, 1]
+
+
+def test_a_subscription_that_is_given_again_what_it_holds_stays(after_outage):
+    subscription, held, former, _, joined = after_outage
+    former.messages += [message(0, 0), message(1, 1)]
+    assert subscription.receive(10, 1.0) is None
+    subscription.acknowledge(held.receipt)
+    assert sorted(former.acknowledged) == [0, 1]
+    assert not joined
+
+
+def test_what_is_acknowledged_meanwhile_is_owed_no_more(after_outage):
+    subscription, held, _, _, joined = after_outage
+    subscription.acknowledge(held.receipt)
+    assert subscription.receive(10, 1.0) is None
+    assert not joined
+
+
+def test_what_is_acknowledged_while_a_subscription_is_joined_anew_is_told_the_broker(after_outage, monkeypatch):
+    subscription, held, former, later, _ = after_outage
+    join, started, go_on = subscription._broker.__class__.consume, threading.Event(), threading.Event()
+
+    def wait(broker, client):
+        started.set()
+        assert go_on.wait(30)
+        return join(broker, client)
+
+    monkeypatch.setattr(PulsarBroker, "consume", wait)
+    assert subscription.receive(10, 0.1) is None
+    assert started.wait(30)
+    assert subscription.receive(10, 0.1) is None
+    subscription.acknowledge(held.receipt)
+    assert former.acknowledged == []
+    later.messages.append(message(2, 0))
+    go_on.set()
+    assert subscription.receive(10, 30.0).payloads == [b"2"]
+    deadline = time.monotonic() + 30
+    while sorted(later.acknowledged) != [0, 1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(later.acknowledged) == [0, 1]
 
 
 @pytest.fixture(scope="module")
