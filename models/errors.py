@@ -35,6 +35,7 @@ HeadraceError
 │       └── RegistryDown    it does not answer
 ├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
+├── SpillError              no room on disk for rows that do not fit into memory
 ├── CountMismatch           not every event that was read has one outcome
 ├── StateError              a state that can't be started from, or kept
 ├── LateInputError          new files hold events from before the state that a run started from

@@ -51,6 +51,10 @@ class RecordBatchCoder(beam.coders.Coder):
 beam.coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
 
 
+class GatherOnDisk(beam.GroupByKey):
+    """A GroupByKey of batches that may be too many for memory: an engine that keeps groups there puts these on disk."""
+
+
 class LazyBatch:
     """A record batch that may be there encoded, and is decoded when it is looked at; it is encoded once at most.
 

@@ -32,6 +32,7 @@ from models.project.targets import output_name
 from models.record import BUNDLE_ID, DECISION, EVENT_TIME, LABEL_TIME, PREDICTED, SCORE, TIMESTAMP
 
 AS_OF, WINDOW_START, WINDOW_END, REVISION = "as_of", "window_start", "window_end", "revision"
+COVERAGE, DELAY_MEDIAN, DELAY_MAX = "coverage", "delay_median_s", "delay_max_s"
 DUE, END, ROWS, DELAY = "__due", "__window_end", "__rows", "__delay"
 DAY_US = 86_400_000_000
 _SLICE = "__slice "
@@ -40,7 +41,7 @@ _KINDS = [
     (REVISION, pa.int64()),
     *((name, pa.string()) for name in (BUNDLE_ID, "slice", "value")),
     *((name, pa.int64()) for name in ("rows", "labelled")),
-    *((name, pa.float64()) for name in ("coverage", "delay_median_s", "delay_max_s")),
+    *((name, pa.float64()) for name in (COVERAGE, DELAY_MEDIAN, DELAY_MAX)),
 ]
 # Of a record, beside those that are named by what is declared.
 COLUMNS = {*dict(_KINDS), "positives", "log_loss", "calibration_error", "mean_score"}

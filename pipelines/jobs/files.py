@@ -29,7 +29,7 @@ from pipelines.sources.files import ReadFiles, check_files
 from pipelines.sources.in_order import order_of
 from pipelines.sources.listing import Files
 from pipelines.sources.parquet import start_early
-from pipelines.sources.runs import Runs
+from pipelines.spill import Spill
 from pipelines.terminal import console
 
 
@@ -56,7 +56,7 @@ def open_files(spec: RunSpec, look: bool = True, sort: bool = False) -> ReadFile
     if sort or order.sort:
         console.print("events are in no order of time, or do not tell it: sorting them on disk first", soft_wrap=True)
     slice_us = _state_slice_us(spec) if spec.state else order.slice_us
-    return ReadFiles(feeds, slice_us, in_order=True, runs=Runs() if sort or order.sort else None)
+    return ReadFiles(feeds, slice_us, in_order=True, spill=Spill() if sort or order.sort else None)
 
 
 def _state_slice_us(spec: RunSpec) -> int:

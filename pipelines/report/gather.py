@@ -11,6 +11,7 @@ import numpy as np
 from models.project.declarations import Project
 from models.quality.records import Verdict
 from models.record import CORRECTION, LATE, SCORE
+from pipelines.report.labels import LabelMetrics, read_label_metrics
 from pipelines.report.performance import Performance, measure
 from pipelines.report.quality import Comparison, Spread, Trouble, compare_windows, find_troubles, read_quality, spread
 from pipelines.report.scores import Latency, Scores, Series
@@ -39,6 +40,7 @@ class Report:
     baseline_us: tuple[int, int] | None  # the time, [start, end), of the events that the baseline is made of
     performance: Performance | None
     labels: str  # where labels are, if there is no performance
+    label_metrics: LabelMetrics | None
 
 
 def gather(project: Project, run: str, labels: Sequence[str] = ()) -> Report:
@@ -70,6 +72,7 @@ def gather(project: Project, run: str, labels: Sequence[str] = ()) -> Report:
         baseline_us=(baseline.window_start_us, baseline.window_end_us) if baseline else None,
         performance=performance,
         labels="" if performance else _where_labels_are(project, labels),
+        label_metrics=read_label_metrics(run),
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jinja2
-import markupsafe
 import numpy as np
 
 from models.faults import how_many
@@ -21,13 +20,12 @@ from pipelines.report.gather import Report
 from pipelines.report.performance import Caught, Performance
 from pipelines.report.plots import ID, is_steep, plot_comparison, plot_lines, plot_spread, short_number
 from pipelines.report.quality import Comparison, Spread, Trouble
+from pipelines.report.render_labels import show_label_metrics
 from pipelines.report.scores import LATENCY_QUANTILES, Series
+from pipelines.report.shown import MAX_PLOTS, MAX_ROWS, breakable, cut, figure_of, time_text
 
-MAX_ROWS = 100  # of a table
-MAX_PLOTS = 24  # of one kind of comparison, and of distributions
 MAX_CELLS = 240  # windows in the strip of verdicts
 MAX_CLASSES = 20  # of a table
-MAX_CHARS = 300  # of a text that comes from the data
 
 _TEMPLATE = pathlib.Path(__file__).parent / "report.html"
 _KINDS = {
@@ -65,13 +63,14 @@ def render(report: Report) -> str:
         impossible=_counted(report.events or {}, NOT_FINITE)[:MAX_ROWS],
         unknown=_counted(report.events or {}, UNKNOWN)[:MAX_ROWS],
         performance=_performance(report.performance) if report.performance else None,
+        known=show_label_metrics(report.label_metrics) if report.label_metrics else None,
         step=_duration(report.series.size_us) if report.series else "",
         series=_series_plots(report.series) if report.series else [],
         comparisons=_comparison_plots(report.comparisons),
         spreads=[_spread_plot(spread) for spread in spreads],
         spreads_left=len(report.spreads) - len(spreads),
         compared=any(spread.baseline for spread in spreads),
-        baseline_span=" to ".join(_time(us) for us in report.baseline_us or ()),
+        baseline_span=" to ".join(time_text(us) for us in report.baseline_us or ()),
         baseline_overlaps=_overlaps(report),
         latency_heads=["most" if q == 1 else f"{100 * q:g}%" for q in LATENCY_QUANTILES],
         latencies=[
@@ -119,7 +118,7 @@ def sum_up(verdicts: Iterable[Verdict]) -> tuple[str, str]:
     if counts["alarm"]:
         first = next(v for v in judged if v.status == "alarm")
         warned = f" {counts['warn']:,} more with warnings." if counts["warn"] else ""
-        start = _time(first.window_start_us)
+        start = time_text(first.window_start_us)
         return "alarm", f"Alarms in {counts['alarm']:,} of {size}, first in the one from {start}.{warned}"
     if counts["warn"]:
         return "warn", f"Warnings in {counts['warn']:,} of {size}, no alarm."
@@ -136,9 +135,9 @@ def _strip(verdicts: tuple[Verdict, ...]) -> list[dict[str, str]]:
         some = verdicts[place : place + size]
         statuses = [v.status if v.judged else "unjudged" for v in some]
         worst = max(statuses, key=_STATUS_ORDER.index)
-        start, end = _time(some[0].window_start_us), _time(some[-1].window_end_us)
+        start, end = time_text(some[0].window_start_us), time_text(some[-1].window_end_us)
         features = sorted({f.feature for v in some for f in v.findings})
-        named = _cut(f": {', '.join(features)}") if features else ""
+        named = cut(f": {', '.join(features)}") if features else ""
         cells.append({"status": worst, "start": start, "end": end, "title": f"{start} to {end}: {worst}{named}"})
     return cells
 
@@ -152,9 +151,9 @@ def _trouble(trouble: Trouble) -> dict[str, Any]:
         "windows": f"{trouble.windows:,}",
         "value": "" if worst.value is None else short_number(worst.value),
         "threshold": "" if worst.threshold is None else short_number(worst.threshold),
-        "first": _time(trouble.first_us),
-        "last": _time(trouble.last_us),
-        "text": _cut(worst.text),
+        "first": time_text(trouble.first_us),
+        "last": time_text(trouble.last_us),
+        "text": cut(worst.text),
     }
 
 
@@ -187,8 +186,8 @@ def list_reasons(events: dict[str, int]) -> list[dict[str, str]]:
         rows.append(
             {
                 "step": step,
-                "field": _cut(field),
-                "rule": _cut(rule),
+                "field": cut(field),
+                "rule": cut(rule),
                 "count": how_many(count, events.get("read", 0)),
                 "width": width,
             }
@@ -213,18 +212,18 @@ def _performance(performance: Performance) -> dict[str, Any]:
     plots = []
     for name, values in performance.lines.items():
         if not np.isnan(values).all():
-            plots.append(_figure(name, "", plot_lines(performance.starts, {"": values}, fit=True)))
+            plots.append(figure_of(name, "", plot_lines(performance.starts, {"": values}, fit=True)))
     return {
-        "fault": _cut(performance.fault),
+        "fault": cut(performance.fault),
         "binary": performance.binary,
         "headings": [breakable(heading(name)) for name in figures],
         "metrics": metrics[:MAX_ROWS],
         "left": max(0, len(metrics) - MAX_ROWS),
         "caught_headings": _caught_headings(performance),
-        "caught": [{"action": _cut(c.action), "cells": _caught_cells(c, performance)} for c in performance.caught],
-        "classes": [_cut(name) for name in performance.classes[:MAX_CLASSES]],
+        "caught": [{"action": cut(c.action), "cells": _caught_cells(c, performance)} for c in performance.caught],
+        "classes": [cut(name) for name in performance.classes[:MAX_CLASSES]],
         "confusion": [
-            {"name": _cut(name), "counts": [f"{count:,}" for count in counts[:MAX_CLASSES]]}
+            {"name": cut(name), "counts": [f"{count:,}" for count in counts[:MAX_CLASSES]]}
             for name, counts in zip(performance.classes[:MAX_CLASSES], confusion, strict=False)
         ],
         "calibration": [
@@ -245,7 +244,7 @@ def _caught_headings(performance: Performance) -> list[str]:
     if performance.binary:
         return ["events", "positive", "share of its events", "share of all positives"]
     if performance.classes:
-        return ["events", *(f"of class {_cut(name)}" for name in performance.classes[:MAX_CLASSES])]
+        return ["events", *(f"of class {cut(name)}" for name in performance.classes[:MAX_CLASSES])]
     return ["events", "mean label"]
 
 
@@ -267,13 +266,13 @@ def _metrics(name: str, found: Measured) -> dict[str, Any]:
 
 
 def _series_plots(series: Series) -> list[dict[str, Any]]:
-    plots = [_figure("Events", f"in each {_duration(series.size_us)}", plot_lines(series.starts, {"": series.rows}))]
+    plots = [figure_of("Events", f"in each {_duration(series.size_us)}", plot_lines(series.starts, {"": series.rows}))]
     lines = {f"{100 * q:g}%": values for q, values in series.scores.items()}
     svg = plot_lines(series.starts, lines, log=True)
-    plots.append(_figure("Scores", "so many percent of the events are at or below the line", svg))
+    plots.append(figure_of("Scores", "so many percent of the events are at or below the line", svg))
     for action, shares in series.decisions.items():
         svg = plot_lines(series.starts, {"": 100 * shares}, fit=True)
-        plots.append(_figure(action, "percent of the events", svg))
+        plots.append(figure_of(action, "percent of the events", svg))
     return plots
 
 
@@ -288,7 +287,7 @@ def _comparison_plots(comparisons: tuple[Comparison, ...]) -> list[dict[str, Any
         plots = []
         for c in moved[:MAX_PLOTS]:
             above = bool((c.values > c.thresholds).any())
-            plots.append(_figure(c.feature, _MEASURES.get(c.measure, c.measure), plot_comparison(c), above))
+            plots.append(figure_of(c.feature, _MEASURES.get(c.measure, c.measure), plot_comparison(c), above))
         still = _name_some([c.feature for c in some if not c.values.any()])
         left = len(moved) - len(plots)
         sections.append({"title": _KINDS.get(kind, kind), "plots": plots, "left": left, "still": still})
@@ -297,7 +296,7 @@ def _comparison_plots(comparisons: tuple[Comparison, ...]) -> list[dict[str, Any
 
 def _name_some(names: list[str], most: int = 6) -> str:
     left = len(names) - most
-    return ", ".join(map(_cut, names[:most])) + (f" and {left} more" if left > 0 else "")
+    return ", ".join(map(cut, names[:most])) + (f" and {left} more" if left > 0 else "")
 
 
 def _spread_plot(spread: Spread) -> dict[str, Any]:
@@ -311,27 +310,11 @@ def _spread_plot(spread: Spread) -> dict[str, Any]:
         notes.append(f"{_missing(run)} missing")
     if is_steep(run):
         notes.append("logarithmic scale")
-    return _figure(spread.name, ", ".join(notes), plot_spread(run, baseline), bool(spread.alarms))
+    return figure_of(spread.name, ", ".join(notes), plot_spread(run, baseline), bool(spread.alarms))
 
 
 def _missing(distribution: Distribution) -> str:
     return f"{distribution.missing / max(distribution.rows + distribution.missing, 1):.1%}"
-
-
-def _figure(name: str, note: str, svg: str, bad: bool = False) -> dict[str, Any]:
-    label = markupsafe.escape(_cut(name))
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    return {"name": breakable(name), "note": note, "svg": markupsafe.Markup(svg), "bad": bad}
-
-
-def breakable(name: str) -> markupsafe.Markup:
-    """A name, escaped and not too long, that may break behind an underscore."""
-    return markupsafe.Markup(str(markupsafe.escape(_cut(name))).replace("_", "_<wbr>"))
-
-
-def _time(time_us: int) -> str:
-    text = str(np.datetime64(time_us, "us").astype("M8[s]")).replace("T", " ")
-    return text.removesuffix(":00")
 
 
 def _duration(duration_us: int) -> str:
@@ -344,7 +327,3 @@ def _duration(duration_us: int) -> str:
 
 def _milliseconds(value: float) -> str:
     return f"{value:,.1f} ms" if abs(value) < 10_000 else f"{value / 1000:,.1f} s"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"

@@ -30,7 +30,7 @@ from models.score import take_decided
 from models.totals import TABLE, last_revisions, period_end_us
 from pipelines.sinks.accounting import OTHER_DAYS, check_counts, count_reasons
 from pipelines.sinks.closes import Closes
-from pipelines.sinks.encode import Digested, encode, gather, in_order
+from pipelines.sinks.encode import Digested, encode, gather, in_order, in_order_on_disk
 from pipelines.sinks.folder import Folder, claim, staging_of
 from pipelines.sinks.listed import (
     AGGREGATES,
@@ -54,13 +54,15 @@ from pipelines.sinks.publish import check_sink, publish, sweep
 from pipelines.sinks.state import KeepStates, StateFile, WriteParts
 from pipelines.sinks.tables import Table, schema_of, score_files
 from pipelines.sinks.whole_rows import CompleteRows
-from transforms.batches import timestamp_of
+from transforms.batches import GatherOnDisk, timestamp_of
 from transforms.metrics import count
 
 STATE, SOURCE_SPANS = "state", "source_spans"  # parts of states, and the spans of event times by source
 __all__ = ["DEAD_LETTERS", "QUALITY", "QUARANTINE", "SCORES", "SUCCESS", "WriteFiles"]
 
+UNTIMED = (DEAD_LETTERS, FALLBACK)  # rows whose time may not be known, and which are all there at the end
 _SECOND_US = 1_000_000
+_ALL = "all"  # outcomes together
 POSITION = "position"  # of dead letters alone
 _NO_TIME = -(1 << 50)  # the start, in seconds, of the partition of dead letters without a time
 
@@ -141,7 +143,7 @@ class WriteFiles(beam.PTransform):
 
     def _write(self, pcoll: beam.PCollection, rows: str, folder: str | None = None, spans: Sequence[Any] = ()) -> Any:
         """Files of rows of a kind, in its own folder or another."""
-        timed = rows in (SCORES, QUARANTINE)
+        timed = rows not in UNTIMED
         spread = beam.FlatMap(self._by_time) if timed else beam.FlatMap(self._by_time_if_any, *spans)
         label = f"{rows} of {folder}" if folder else rows
         spreaded = pcoll | f"Spread {label}" >> spread.with_output_types(tuple[int, pa.RecordBatch])
@@ -150,7 +152,7 @@ class WriteFiles(beam.PTransform):
             spreaded |= f"Until closed {label}" >> beam.WindowInto(beam.window.FixedWindows(1))
         written = (
             spreaded
-            | f"Gather {label}" >> beam.GroupByKey()
+            | f"Gather {label}" >> (beam.GroupByKey() if timed else GatherOnDisk())
             | f"Write {label}" >> beam.Map(self._write_file, rows, folder or rows).with_output_types(Written)
         )
         return written | f"Together {label}" >> beam.WindowInto(beam.window.GlobalWindows()) if closing else written
@@ -224,21 +226,31 @@ class WriteFiles(beam.PTransform):
             name = f"{self.partitions.name(start * _SECOND_US)}/{part}"
         else:
             name = untimed(part, (start - _NO_TIME) * _SECOND_US if self.keep else None)
-        batch = gather(list(batches))
         order = (POSITION, "source") if rows == DEAD_LETTERS else (self.event_time, self.event_id)
+        parts = in_order_on_disk(batches, *order) if rows in UNTIMED else in_order(gather(list(batches)), *order)
+        outcomes: collections.Counter[str] = collections.Counter()
         with self._create(folder, name) as file:
-            encode(in_order(batch, *order), batch.schema, self.format, file)
+            encode(self._counted(parts, rows, folder, outcomes), self.format, file)
         if self.versioned and folder == SCORES:
             staged, name = name, name.replace(part, f"part-{shard:05d}-{file.hexdigest()[:32]}.{self.format}")
             place = f"{staging_of(self.run_id)}/{folder}"
             self._folder.move([(f"{place}/{staged}", f"{place}/{name}")])
-        count(ROWS, batch.num_rows, step="written")
-        outcomes = {ROUTED + folder: batch.num_rows} if folder in self.routed else self._outcomes(rows, batch)
-        features = self.facts.get(FEATURE_SET) if rows in (SCORES, QUARANTINE) else None
-        return Written(folder, name, batch.num_rows, file.hexdigest(), outcomes, features)
+        total = outcomes.pop(_ALL)
+        count(ROWS, total, step="written")
+        features = None if rows in UNTIMED else self.facts.get(FEATURE_SET)
+        return Written(folder, name, total, file.hexdigest(), dict(outcomes), features)
+
+    def _counted(
+        self, parts: Iterable[pa.RecordBatch], rows: str, folder: str, outcomes: collections.Counter[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """The same parts of a file, whose rows are counted, and by their outcomes."""
+        for part in parts:
+            outcomes[_ALL] += part.num_rows
+            outcomes.update({ROUTED + folder: part.num_rows} if folder in self.routed else self._outcomes(rows, part))
+            yield part
 
     def _outcomes(self, rows: str, batch: pa.RecordBatch) -> dict[str, int]:
-        """How many of a file's rows had which outcome; of those decided also how many are due in which other folder."""
+        """How many rows had which outcome; of those decided also how many are due in which other folder."""
         if rows == DEAD_LETTERS:
             return count_reasons(batch)
         if rows == QUARANTINE:
@@ -256,7 +268,7 @@ class WriteFiles(beam.PTransform):
         batches = [last_revisions(periods[end_us]) for end_us in sorted(periods)]
         name = f"{folder}/part.{self.format}"
         with self._create(AGGREGATES, name) as file:
-            encode(iter(batches), batches[0].schema, self.format, file)
+            encode(iter(batches), self.format, file)
         return Written(AGGREGATES, name, sum(batch.num_rows for batch in batches), file.hexdigest(), {})
 
     def _table_of(self, batch: pa.RecordBatch) -> str:
@@ -267,7 +279,7 @@ class WriteFiles(beam.PTransform):
         """Write what became known in one partition, in the order of windows and revisions."""
         name, records = f"{element[0]}/part.{self.format}", sort_records(gather(list(element[1])))
         with self._create(LABEL_METRICS, name) as file:
-            encode(iter([records]), records.schema, self.format, file)
+            encode(iter([records]), self.format, file)
         return Written(LABEL_METRICS, name, records.num_rows, file.hexdigest(), {})
 
     def _known_in(self, records: pa.RecordBatch) -> str:

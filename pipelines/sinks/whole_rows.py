@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from models.batches import column, concat_batches, partition, with_column, without
+from models.batches import column, partition, take_rows, with_column, without
 from models.codecs import rows_as_json
 from models.record import FORMAT, PAYLOAD, POSITION
 from pipelines.brokers import is_broker
+from pipelines.sinks.encode import in_order_on_disk
 from pipelines.sources.files import read_split, split_file
 from pipelines.sources.listing import SourceError, format_of
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import BrokenFile
+from transforms.batches import GatherOnDisk
 
 ROW = "row"  # the format of a payload that a step made of what it had
 _INCOMPLETE = "incomplete"
 
-Record = tuple[bytes, str]  # a payload and its format
+Places = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Found(NamedTuple):
+    """Records of one format, with their positions, which ascend."""
+
+    positions: Places
+    payloads: pa.Array
+    format: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -42,7 +54,7 @@ class CompleteRows(beam.PTransform):
         ).with_outputs(_INCOMPLETE, main="whole")
         completed = (
             apart[_INCOMPLETE]
-            | "By file" >> beam.GroupByKey()
+            | "By file" >> GatherOnDisk()
             | "Read again" >> beam.FlatMap(self._read_again).with_output_types(pa.RecordBatch)
         )
         return (apart.whole, completed) | "All" >> beam.Flatten()
@@ -68,40 +80,55 @@ class CompleteRows(beam.PTransform):
         return kind if kind in ("parquet", "csv", "json", "avro") else None
 
     def _read_again(self, element: tuple[str, Iterable[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+        """The letters of a file in the order of their positions, in parts, so that their file is read but once."""
         path, batches = element
-        letters = concat_batches(list(batches))
-        positions = column(letters, "position").to_numpy()
         kind = self._kind_of(path)
-        wanted = np.unique(positions)
-        records = dict(_rows_of_parquet(path, wanted) if kind == "parquet" else _records_of(path, str(kind), wanted))
-        before = zip(column(letters, "payload").to_pylist(), column(letters, "format").to_pylist(), strict=True)
-        found = [records.get(at, old) for at, old in zip(positions.tolist(), before, strict=True)]
-        completed = with_column(letters, "payload", pa.array([payload for payload, _ in found], pa.binary()))
-        yield with_column(completed, "format", pa.array([kind for _, kind in found], pa.string()))
+        read = functools.partial(_rows_of_parquet, path) if kind == "parquet" else _Records(path, str(kind)).at
+        for letters in in_order_on_disk(batches, "position", "source"):
+            positions = column(letters, "position").to_numpy()
+            parts = list(read(np.unique(positions)))
+            yield _completed(letters, positions, parts) if parts else letters
 
 
-def _records_of(path: str, kind: str, wanted: Any) -> Iterator[tuple[int, Record]]:
-    """The records at some positions of a file that is read from its beginning."""
-    missing = set(wanted.tolist())
-    for split in split_file(path, kind, ()):
-        for batch in read_split(split) if missing else ():
-            rows = np.flatnonzero(np.isin(column(batch, POSITION).to_numpy(), wanted))
+def _completed(letters: pa.RecordBatch, positions: Places, parts: Sequence[Found]) -> pa.RecordBatch:
+    """Dead letters with the records that were found at their positions, which ascend."""
+    found = np.concatenate([part.positions for part in parts])
+    payloads = pa.concat_arrays([part.payloads for part in parts])
+    formats = pa.concat_arrays([pa.repeat(part.format, len(part.positions)) for part in parts])
+    places = np.minimum(np.searchsorted(found, positions), len(found) - 1)
+    there, rows = pa.array(found[places] == positions), pa.array(places)
+    for name, values in (("payload", payloads), ("format", formats)):
+        letters = with_column(letters, name, pc.if_else(there, values.take(rows), column(letters, name)))
+    return letters
+
+
+class _Records:
+    """The records of a file that is read from its beginning."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        self._batches = (batch for split in split_file(path, kind, ()) for batch in read_split(split))
+        self._batch: pa.RecordBatch | None = None
+
+    def at(self, wanted: Places) -> Iterator[Found]:
+        """Those at some positions, which ascend, and are after those that were asked for before."""
+        while (batch := self._batch or next(self._batches, None)) is not None:
+            self._batch = batch
+            places = column(batch, POSITION).to_numpy()
+            rows = np.flatnonzero(np.isin(places, wanted))
             kind = batch.schema.metadata[FORMAT].decode()
-            if not len(rows) or kind == "unreadable":
-                continue
-            part = batch.take(pa.array(rows))
-            places = column(part, POSITION).to_pylist()
-            missing.difference_update(places)
-            if PAYLOAD in part.schema.names:
-                payloads = [
-                    payload.removesuffix(b"\n").removesuffix(b"\r") for payload in column(part, PAYLOAD).to_pylist()
-                ]
-                yield from zip(places, ((payload, kind) for payload in payloads), strict=True)
-            else:
-                yield from zip(places, _as_json(without(part, POSITION)), strict=True)
+            if len(rows) and kind != "unreadable":
+                part = take_rows(batch, rows)
+                if PAYLOAD in part.schema.names:
+                    bare = pc.replace_substring_regex(column(part, PAYLOAD), pattern=r"\r?\n?\z", replacement="")
+                    yield Found(places[rows], bare, kind)
+                else:
+                    yield _as_json(places[rows], without(part, POSITION))
+            if len(places) and places[-1] >= wanted[-1]:
+                return
+            self._batch = None
 
 
-def _rows_of_parquet(path: str, wanted: Any) -> Iterator[tuple[int, Record]]:
+def _rows_of_parquet(path: str, wanted: Places) -> Iterator[Found]:
     try:
         names, groups = row_groups(path, ())
     except BrokenFile:  # it was another file when it was read first
@@ -110,7 +137,7 @@ def _rows_of_parquet(path: str, wanted: Any) -> Iterator[tuple[int, Record]]:
         rows = wanted[(wanted >= group.first_row) & (wanted < group.first_row + group.rows)] - group.first_row
         if len(rows):
             for numbers, part in _read_rows(path, group.number, names, rows.tolist()):
-                yield from zip((numbers + group.first_row).tolist(), _as_json(part), strict=True)
+                yield _as_json(numbers + group.first_row, part)
 
 
 def _read_rows(path: str, group: int, names: list[str], rows: list[int]) -> Iterator[tuple[Any, pa.RecordBatch]]:
@@ -132,5 +159,6 @@ def _read_column(path: str, group: int, name: str, rows: list[int]) -> pa.Array:
         return pa.array([f"(cannot be read: {error})"] * len(rows))
 
 
-def _as_json(rows: pa.RecordBatch) -> list[Record]:
-    return [(text, ROW) for text in rows_as_json(dict(zip(rows.schema.names, rows.columns, strict=True)))]
+def _as_json(positions: Places, rows: pa.RecordBatch) -> Found:
+    texts = rows_as_json(dict(zip(rows.schema.names, rows.columns, strict=True)))
+    return Found(positions, pa.array(texts, pa.binary()), ROW)

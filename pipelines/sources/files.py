@@ -38,8 +38,9 @@ from pipelines.sources.listing import Files, size_of
 from pipelines.sources.parquet import read_row_group, row_groups
 from pipelines.sources.raw import KEPT_BYTES, BrokenFile, rows_batch, unreadable
 from pipelines.sources.records import about, type_number
-from pipelines.sources.runs import RUN, Runs, sort_records
+from pipelines.sources.runs import RUN, sort_records
 from pipelines.sources.split import Split
+from pipelines.spill import Spill
 from transforms.metrics import count
 
 __all__ = [
@@ -61,14 +62,14 @@ SPLIT_BYTES = 32 << 20
 class ReadFiles(beam.PTransform):
     """All records of the files of each feed, as batches of raw records; a journal may hold those of several.
 
-    `in_order`, events and labels are read slice by slice; see pipelines.sources.in_order. With `runs` they are sorted
-    there first.
+    `in_order`, events and labels are read slice by slice; see pipelines.sources.in_order. With a `spill` they are
+    sorted there first.
     """
 
     feeds: tuple[Feed[Files], ...]
     slice_us: int = SLICE_US
     in_order: bool = False
-    runs: Runs | None = None
+    spill: Spill | None = None
 
     def with_files(self, files: Mapping[str, Files]) -> ReadFiles:
         """The same with other files of some feeds, by their names."""
@@ -86,7 +87,7 @@ class ReadFiles(beam.PTransform):
 
     def _read(self, feed: Feed[Files]) -> _ReadFeed:
         in_order = self.in_order and feed.name in (EVENTS, LABELS)
-        return _ReadFeed(feed, self.slice_us, in_order, self.runs if in_order else None)
+        return _ReadFeed(feed, self.slice_us, in_order, self.spill if in_order else None)
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,7 +95,7 @@ class _ReadFeed(beam.PTransform):
     feed: Feed[Files]
     slice_us: int
     in_order: bool
-    runs: Runs | None
+    spill: Spill | None
 
     def expand(self, pbegin: Any) -> beam.PCollection:
         splits = (
@@ -103,7 +104,7 @@ class _ReadFeed(beam.PTransform):
             | "List" >> beam.FlatMap(self._list).with_output_types(str)
             | "Split" >> beam.FlatMap(self._split).with_output_types(Split)
         )
-        if self.runs is not None:
+        if self.spill is not None:
             splits = splits | "Share" >> beam.Reshuffle() | "Sort" >> beam.FlatMap(self._sort).with_output_types(Split)
         if self.in_order:
             splits |= "In order" >> InOrder(self.slice_us)
@@ -117,14 +118,14 @@ class _ReadFeed(beam.PTransform):
         yield from split_of(self.feed, path)
 
     def _sort(self, split: Split) -> Iterator[Split]:
-        assert self.runs is not None
+        assert self.spill is not None
         raw = (_with_origin(batch, split.path, self.feed, 0, self.slice_us) for batch in read_of(self.feed, split))
-        return sort_records(raw, self.feed.record_type, self.slice_us, self.runs)
+        return sort_records(raw, self.feed.record_type, self.slice_us, self.spill)
 
     def _read(self, split: Split) -> Iterator[pa.RecordBatch]:
         if split.format == RUN:
-            assert self.runs is not None
-            for batch in self.runs.read(split.start, split.stop or 0):
+            assert self.spill is not None
+            for batch in self.spill.read(split.start, split.stop or 0):
                 count(ROWS, batch.num_rows, step="read")
                 yield batch
             return

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import spill
 from pipelines.config import RunSpec
 from pipelines.jobs.score import assemble, score_files
 from pipelines.sources import in_order, parquet, runs
-from pipelines.sources.listing import SourceError
 from tests.kit.bundles import AnyBundle
 from tests.kit.declared import declared
 from tests.kit.support import tiny_scorer, write_rows
@@ -139,7 +139,7 @@ def test_what_is_in_order_is_not_sorted(tmp_path, large, layout, sorts):
     spec = spec_of(write(tmp_path / "in", layout), tmp_path / "out")
     source = assemble(spec, AnyBundle(), tiny_scorer(spec.project.model.inputs)).source
     assert source.in_order
-    assert (source.runs is not None) is sorts
+    assert (source.spill is not None) is sorts
     assert source.slice_us < in_order.SLICE_US
 
 
@@ -147,7 +147,7 @@ def test_small_files_are_not_looked_at(tmp_path, monkeypatch):
     spec = spec_of(write(tmp_path / "in", "shuffled"), tmp_path / "out")
     monkeypatch.setattr(in_order, "row_groups", None)
     source = assemble(spec, AnyBundle(), tiny_scorer(spec.project.model.inputs)).source
-    assert source.runs is None
+    assert source.spill is None
     assert source.slice_us == in_order.SLICE_US
 
 
@@ -168,7 +168,9 @@ def test_a_file_with_wrong_statistics_is_sorted(tmp_path, large, monkeypatch, ca
 def test_no_room_to_sort_is_told_with_what_to_do(tmp_path, large, monkeypatch):
     folder = write(tmp_path / "in", "shuffled")
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
-    with pytest.raises(SourceError, match="no room to sort events of no order: No space left on device; .* TMPDIR"):
+    with pytest.raises(
+        spill.SpillError, match="no room for rows that do not fit into memory: No space left on device; .* TMPDIR"
+    ):
         run(folder, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.parquet"))
     gc.collect()
@@ -178,7 +180,7 @@ def test_what_was_sorted_takes_no_space_after_a_run(tmp_path, large):
     folder = write(tmp_path / "in", "shuffled")
     run(folder, tmp_path / "out")
     gc.collect()
-    assert not list(runs._OPEN)
+    assert not list(spill._OPEN)
 
 
 @pytest.mark.parametrize("absurd_us", [-(1 << 61), -62_000_000_000_000_000, 1 << 61])

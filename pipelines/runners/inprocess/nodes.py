@@ -16,7 +16,9 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
 
 from pipelines.runners.inprocess.lanes import Inbox, Lanes
+from pipelines.runners.inprocess.on_disk import OnDisk
 from pipelines.runners.inprocess.state import MAX_US, Agenda
+from transforms.batches import GatherOnDisk
 
 if TYPE_CHECKING:
     from pipelines.runners.inprocess.engine import Run
@@ -128,8 +130,14 @@ class GroupByKey(Node):
         self._ends = Agenda()
         self._hold = MAX_US
         self._inbox = Inbox(run.lanes)
-        self.receive = self._inbox.put  # type: ignore[method-assign]
+        self._on_disk = OnDisk() if isinstance(applied.transform, GatherOnDisk) else None
+        self.receive = self._inbox.put if self._on_disk is None else self._put_on_disk  # type: ignore[method-assign]
         self._due: list[WindowedValue] = []
+
+    def _put_on_disk(self, element: WindowedValue) -> None:
+        assert self._on_disk is not None
+        key, batch = element.value
+        self._inbox.put(element.with_value((key, self._on_disk.put(batch))))
 
     def gather(self) -> None:
         for element in self._inbox.take():
@@ -159,7 +167,8 @@ class GroupByKey(Node):
         while (end := self._ends.take(lambda end_us: passed(end_us, self.input_watermark))) is not None:
             fired = True
             for key, output_time, values in self._windows.pop(end.place).values():
-                self._due.append(WindowedValue((key, values), output_time, (end.place,), self._pane))
+                group = (key, values if self._on_disk is None else self._on_disk.take(values))
+                self._due.append(WindowedValue(group, output_time, (end.place,), self._pane))
         if fired:
             times = (group[1].micros for groups in self._windows.values() for group in groups.values())
             self._hold = min(times, default=MAX_US)
