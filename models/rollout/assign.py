@@ -63,7 +63,7 @@ class Releases:
         scoring, self._bundles = _codes([*champions, *(r.challenger or r.champion for r in self._ordered)])
         self._champion, self._challenger = scoring[: len(champions)], scoring[len(champions) :]
         self._shadows, self._shadow_lists = _codes([json.dumps(release.shadows) for release in self._ordered])
-        self._thresholds, self._threshold_texts = _codes([_thresholds_text(release) for release in self._ordered])
+        self._thresholds, self._threshold_texts = _codes([thresholds_text(release) for release in self._ordered])
 
     def __len__(self) -> int:
         return len(self.by_seq)
@@ -119,11 +119,12 @@ def from_batch(batch: pa.RecordBatch) -> list[Release]:
     return [from_json(record) for record in batch.column(1).to_pylist()]
 
 
+def thresholds_text(release: Release) -> str:
+    """A release's thresholds as a JSON object, or "" where the project's own hold."""
+    return json.dumps(dict(release.thresholds), sort_keys=True) if release.thresholds else ""
+
+
 def _codes(texts: list[str]) -> tuple[np.ndarray[Any, np.dtype[np.int32]], pa.Array]:
     """A code int32[n] for each text, and the texts by their codes."""
     encoded = pa.array(texts, pa.string()).dictionary_encode()
     return np.asarray(encoded.indices.to_numpy()), encoded.dictionary
-
-
-def _thresholds_text(release: Release) -> str:
-    return json.dumps(dict(release.thresholds), sort_keys=True) if release.thresholds else ""

@@ -70,12 +70,12 @@ class WriteFiles(beam.PTransform):
     """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`.
 
     With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`,
-    beside the `baseline` that windows were compared with; with `aggregates`, a folder a table; with `shadows`, a folder a bundle. Rows of the decisions
-    `routed` are in the folders named, too. `facts` stand in `_SUCCESS.json`; by those that `publish` names, a run knows
-    its own output again, and with `replace` it replaces all that other runs left. A run over a `span` of event time
-    replaces the partitions of that span and no others; dead letters of other times are counted as history, and those
-    without one of the `times` have a partition of their own. Where it is known when a partition `closes`, its scores
-    are written then, and not kept until the end.
+    beside the `baseline` that windows were compared with; with `aggregates`, a folder a table; with `shadows`, a folder
+    a bundle. Rows of the decisions `routed` are in the folders named, too. `facts` stand in `_SUCCESS.json`; by those
+    that `publish` names, a run knows its own output again, and with `replace` it replaces all that other runs left. A
+    run over a `span` of event time replaces the partitions of that span and no others; dead letters of other times are
+    counted as history, and those without one of the `times` have a partition of their own. Where it is known when a
+    partition `closes`, its scores are written then, and not kept until the end.
     """
 
     directory: str

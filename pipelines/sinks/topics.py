@@ -16,7 +16,7 @@ from models.codecs import encode_json_lines
 from models.metrics import LATENCY, ROWS
 from models.project.declarations import Project
 from models.record import BUNDLE_ID, DEAD_LETTER_SCHEMA, DECISION, PUBLISHED_AT, SOURCE
-from models.routes import FALLBACK, LABEL_METRICS, topic_beside
+from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside
 from models.score import take_decided
 from models.totals import TABLE
 from pipelines.brokers import Broker, BrokerError, Publisher
@@ -40,12 +40,14 @@ class PublishRows(beam.PTransform):
     aggregates: Broker | None = None  # of tables of aggregates, where the project declares some
     label_metrics: Broker | None = None  # of records of label metrics, where the project declares them
     project: str = ""  # the name that messages say
+    shadow: Broker | None = None  # of the rows of shadows, where releases are followed
     fallback: Broker | None = None  # of rows with the fallback decision; with the scores, if not given
     routed: Mapping[str, Broker] = dataclasses.field(default_factory=dict)  # of decisions whose rows go elsewhere
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
         topics = [self.scores, self.dead_letters, self.quality, self.quarantine, self.aggregates, self.label_metrics]
+        topics += [self.shadow]
         topics += self.routed.values()
         needed = ", ".join(dict.fromkeys(broker.uri for broker in topics if broker is not None))
         project = self.project
@@ -63,6 +65,9 @@ class PublishRows(beam.PTransform):
         if self.label_metrics is not None:
             measured = _Publish(self.label_metrics, needed, "measured", project, BUNDLE_ID)
             pcolls[LABEL_METRICS] | "Publish label metrics" >> beam.ParDo(measured)
+        if self.shadow is not None:
+            shadowed = _Publish(self.shadow, needed, "written of shadows", project, self.key)
+            pcolls[SHADOWS] | "Publish shadows" >> beam.ParDo(shadowed)
         if FALLBACK in pcolls:
             unscored = _Publish(self.fallback or self.scores, needed, "fallback", project)
             rows = pcolls[FALLBACK] | "Without source" >> beam.Map(without, SOURCE).with_output_types(pa.RecordBatch)
@@ -77,14 +82,15 @@ class PublishRows(beam.PTransform):
         return pcolls["scores"] | "Publish scores" >> beam.ParDo(scores)
 
 
-def sink_topics(project: Project, sink: str, dead_letters: str | None = None) -> dict[str, str]:
-    """The URIs of all topics that a stream of a project writes to, by what they hold."""
+def sink_topics(project: Project, sink: str, dead_letters: str | None = None, shadows: bool = False) -> dict[str, str]:
+    """The URIs of all topics that a stream of a project writes to, by what they hold; with `shadows`, theirs, too."""
     place, mark, query = sink.partition("?")
     kinds = ["dead-letters"]
     if project.quality is not None:
         kinds += ["quality", *(["quarantine"] if project.quality.gate == "quarantine" else [])]
     kinds += ["aggregates"] if project.aggregates else []
     kinds += ["label-metrics"] if project.label_metrics else []
+    kinds += ["shadow"] if shadows else []
     beside = {kind.replace("-", "_"): f"{place}-{kind}{mark}{query}" for kind in kinds}
     return {"scores": sink, **beside, **({"dead_letters": dead_letters} if dead_letters else {})}
 

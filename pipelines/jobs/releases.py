@@ -1,0 +1,148 @@
+"""The releases of a run: the log that is followed, and the bundles that it names, loaded and proven once a process."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import logging
+import pathlib
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from models.errors import HeadraceError
+from models.metrics import REFUSED_RELEASES
+from models.partitions import Span
+from models.predictors import registry
+from models.predictors.booster import Scorer
+from models.project.declarations import Project
+from models.record import RELEASE, ROLE
+from models.rollout.accept import accept
+from models.rollout.records import Release, ReleaseError, ReleaseLog, order
+from pipelines.databases import is_database
+from pipelines.jobs.fitting import find_misfit
+from pipelines.releases import read_log
+from pipelines.results import RunError
+from transforms.metrics import count
+
+_LOG = logging.getLogger("headrace")
+MOST_LOADED = 8  # models that a process keeps; of more, those that were used last
+
+
+class Bundles(Protocol):
+    """What gives the scorers of bundles."""
+
+    def __call__(self, bundle_id: str) -> Scorer:
+        """A loaded and proven model; HeadraceError if there is none."""
+
+    def fault_of(self, bundle_id: str) -> str | None:
+        """Why a bundle can't score for the project; None if it can."""
+
+
+class _Loaded:
+    """The scorers of this process by their bundles; the one that was longest not used is dropped."""
+
+    def __init__(self) -> None:
+        self._scorers: collections.OrderedDict[tuple[str, ...], Scorer] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, ...], load: Callable[[], Scorer]) -> Scorer:
+        """A scorer; one that is not there is loaded, while others wait for theirs."""
+        with self._lock:
+            if key not in self._scorers:
+                self._scorers[key] = load()
+            self._scorers.move_to_end(key)
+            while len(self._scorers) > MOST_LOADED:
+                self._scorers.popitem(last=False)
+            return self._scorers[key]
+
+
+_LOADED = _Loaded()
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredBundles:
+    """The bundles of a registry, by their ids."""
+
+    project: Project
+    folder: pathlib.Path
+    registry: str
+    threads: int = 1
+
+    def __call__(self, bundle_id: str) -> Scorer:
+        """The scorer of a bundle, each digest checked and its golden scores given."""
+        key = (self.registry, self.project.name, bundle_id, str(self.threads))
+        return _LOADED.get(key, functools.partial(self._load, bundle_id))
+
+    def fault_of(self, bundle_id: str) -> str | None:
+        """Of a bundle of another feature set, too: that is for a run of its own."""
+        try:
+            bundle = registry.load_by_id(self.project.name, bundle_id, self.registry)
+            fault = find_misfit(self.project, self.folder, bundle)
+            if fault is None:
+                self(bundle_id)
+            return fault
+        except HeadraceError as error:
+            return str(error)
+
+    def _load(self, bundle_id: str) -> Scorer:
+        bundle = registry.load_by_id(self.project.name, bundle_id, self.registry)
+        return Scorer.from_bundle(bundle, nthread=self.threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """The release log that a run follows, and the bundles that it names.
+
+    `place` is a database, to which records may be added while a stream runs, or an exported file, which is complete.
+    """
+
+    place: str
+    project: Project
+    bundles: Bundles
+
+    @property
+    def grows(self) -> bool:
+        """Whether records may be added."""
+        return is_database(self.place)
+
+    def read(self) -> ReleaseLog:
+        """The log as it is now; ReleaseError if there is none, or it is not as it was written."""
+        log = read_log(self.place, self.project)
+        if log is None or not log.records:
+            raise ReleaseError(f"{self.place}: has no release of {self.project.name}: `headrace release` makes one")
+        return log
+
+    def in_effect(self, log: ReleaseLog, span: Span) -> tuple[Release, ...]:
+        """The releases, accepted, that events of a span may have: the last before it begins, and those in it."""
+        releases = sorted(log.records, key=order)
+        if span.stop_us is not None:
+            releases = [release for release in releases if order(release)[0] < span.stop_us]
+        if span.start_us is not None:
+            before = [release for release in releases if order(release)[0] <= span.start_us]
+            accepted = next(filter(None, map(self.accept, reversed(before))), None)
+            later = filter(None, map(self.accept, releases[len(before) :]))
+            return tuple(([accepted] if accepted else []) + list(later))
+        return tuple(filter(None, map(self.accept, releases)))
+
+    def accept(self, release: Release) -> Release | None:
+        """The release as it is in effect; what is wrong with it is logged and counted. None if it is refused."""
+        accepted = accept(release, self.project, self.bundles.fault_of)
+        if accepted.faults:
+            count(REFUSED_RELEASES, 1)
+            what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
+            _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
+        if accepted.release is None and release.seq == 0:
+            raise ReleaseError(f"release 0: {'; '.join(accepted.faults)}")
+        return accepted.release
+
+
+def check_columns(project: Project) -> None:
+    """RunError if score rows have columns of the names that a run with releases adds."""
+    names = {project.event.id, project.event.time, *project.entities.values(), *project.output, *project.feature_names}
+    for name in (ROLE, RELEASE):
+        if name in names:
+            raise RunError(
+                f"{name!r} is a column of {project.name}'s score rows, and of those that tell of releases: rename it"
+            )
