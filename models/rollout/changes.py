@@ -79,9 +79,10 @@ def with_holdout(state: Release, entity: str, per_10000: int) -> Release:
 
 
 def rolled_back(log: ReleaseLog, event_time_us: int) -> Release:
-    """The state to go back to from the one in effect at an event time: without its canary, or the one before it.
+    """The state to go back to from the one in effect at an event time; its shadows and holdout stay.
 
-    A state to which a log came back undoes what was between: after A, B and A again there is nothing before A.
+    With a canary, that is the state without it; else champion, thresholds and fallback are those before. A champion to
+    which a log came back undoes what was between: after A, B and A again there is nothing before A.
 
     Raises:
         ReleaseError: if there is none.
@@ -92,16 +93,15 @@ def rolled_back(log: ReleaseLog, event_time_us: int) -> Release:
         return replace(records[-1], challenger=None, canary=None)
     past: list[Release] = []
     for record in records:
-        settled = replace(record, challenger=None, canary=None)
-        if len(past) > 1 and _scores_as(past[-2], settled):
+        if len(past) > 1 and _scores_as(past[-2], record):
             past.pop()
-        if past and _scores_as(past[-1], settled):
-            past[-1] = settled
-        else:
-            past.append(settled)
+        if not past or not _scores_as(past[-1], record):
+            past.append(record)
     if len(past) < 2:
         raise ReleaseError("nothing was before what is in effect: `headrace release PROJECT VERSION` names a champion")
-    return past[-2]
+    before = past[-2]
+    now = with_champion(records[-1], before.champion)
+    return replace(now, thresholds=before.thresholds, fallback=before.fallback)
 
 
 def parse_share(text: str) -> int:
@@ -119,8 +119,8 @@ def share_text(per_10000: int) -> str:
 
 
 def _scores_as(state: Release, other: Release) -> bool:
-    """Whether two states without a canary decide alike, whatever their shadows."""
-    return is_same(replace(state, shadows=()), replace(other, shadows=()))
+    """Whether the champions of two states decide alike."""
+    return (state.champion, state.thresholds) == (other.champion, other.thresholds)
 
 
 def _without(shadows: tuple[str, ...], bundle: str) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from models.rollout.records import (
     ReleaseError,
     ReleaseLog,
     canonical,
-    from_json,
     parse,
+    read_record,
 )
 
 FORMAT = "headrace releases 1"
@@ -54,7 +54,8 @@ def from_lines(content: bytes, project: str) -> ReleaseLog:
     records = lines.split(b"\n")
     if records.pop() != b"" or header.get("records") != len(records) or len(records) > MAX_RECORDS:
         raise ReleaseError("does not have as many records as its first line says")
-    log = ReleaseLog(header.get("clock"), header.get("lead_us"), tuple(map(from_json, records)))  # type: ignore[arg-type]
+    found = tuple(read_record(seq, record) for seq, record in enumerate(records))
+    log = ReleaseLog(header.get("clock"), header.get("lead_us"), found)  # type: ignore[arg-type]
     if to_lines(log, project) != content:
         raise ReleaseError("is not in the canonical form of RFC 8785")
     return log

@@ -106,18 +106,6 @@ class Release:
     signatures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        try:
-            self._check()
-        except ReleaseError as error:
-            raise ReleaseError(f"record {self.seq!r:.20}: {error}") from None
-
-    @property
-    def bundles(self) -> tuple[str, ...]:
-        """The ids of all bundles that it names, each once, the champion first."""
-        named = (self.champion, self.challenger, *self.shadows, self.fallback)
-        return tuple(dict.fromkeys(bundle for bundle in named if bundle is not None))
-
-    def _check(self) -> None:
         if type(self.seq) is not int or not 0 <= self.seq < MAX_RECORDS:
             raise ReleaseError(f"seq is a whole number from 0 to {MAX_RECORDS - 1}")
         if (self.seq == 0) != (self.effective_from_us is None):
@@ -149,6 +137,12 @@ class Release:
         if self.signatures:
             raise ReleaseError("has signatures, which this version can't verify: install a later one")
 
+    @property
+    def bundles(self) -> tuple[str, ...]:
+        """The ids of all bundles that it names, each once, the champion first."""
+        named = (self.champion, self.challenger, *self.shadows, self.fallback)
+        return tuple(dict.fromkeys(bundle for bundle in named if bundle is not None))
+
 
 def canonical(release: Release) -> bytes:
     """The record as JSON by RFC 8785; ReleaseError if it is larger than MAX_RECORD_BYTES."""
@@ -164,7 +158,7 @@ def canonical(release: Release) -> bytes:
         told[each.name.removesuffix("_us")] = value
     content = rfc8785.dumps(told)
     if len(content) > MAX_RECORD_BYTES:
-        raise ReleaseError(f"record {release.seq}: is larger than {MAX_RECORD_BYTES} bytes")
+        raise ReleaseError(f"a record is larger than {MAX_RECORD_BYTES} bytes")
     return content
 
 
@@ -188,8 +182,16 @@ def from_json(content: bytes) -> Release:
     told["thresholds"] = _numbers(told["thresholds"])
     release = Release(**{names[name]: value for name, value in told.items()})
     if canonical(release) != content:
-        raise ReleaseError(f"record {release.seq}: is not in the canonical form of RFC 8785")
+        raise ReleaseError("is not in the canonical form of RFC 8785")
     return release
+
+
+def read_record(seq: int, content: bytes) -> Release:
+    """As `from_json`, of a log's record of that number, which errors name."""
+    try:
+        return from_json(content)
+    except ReleaseError as error:
+        raise ReleaseError(f"record {seq}: {error}") from None
 
 
 def parse(content: bytes) -> dict[str, Any]:
