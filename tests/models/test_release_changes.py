@@ -18,7 +18,7 @@ from models.rollout.changes import (
     with_shadows,
 )
 from models.rollout.records import Canary, ReleaseError
-from tests.kit.releases import ENTITIES, FIRST, LEAD_US, log_of
+from tests.kit.release_logs import ENTITIES, FIRST, LEAD_US, log_of
 
 END = 1 << 50
 CANARY = {"challenger": "b", "canary": Canary("customer", 500, "b")}

@@ -23,7 +23,7 @@ from models.rollout.records import (
     digest,
     from_json,
 )
-from tests.kit.releases import ENTITIES, FIRST, LEAD_US, chain, log_of
+from tests.kit.release_logs import ENTITIES, FIRST, LEAD_US, chain, log_of
 
 DAY_US = 86_400_000_000
 
