@@ -32,6 +32,16 @@ def place_of_log(registry: str, given: str | None) -> str | None:
     return None if database is None else f"sqlite:///{database.with_name(_FILE)}"
 
 
+def find_log(project: Project, registry: str, given: str | None) -> str | None:
+    """Where the log is that a run follows; None if there is none. ReleaseError if one was given and has no record."""
+    place = place_of_log(registry, given)
+    if place is None or read_log(place, project) is not None:
+        return place
+    if given is not None:
+        raise ReleaseError(f"{redact(place)}: has no release of {project.name}: `headrace release` makes one")
+    return None
+
+
 def read_log(place: str, project: Project) -> ReleaseLog | None:
     """A project's log, in a database or an exported file, each record checked; None of a database without one.
 

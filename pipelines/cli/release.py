@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.parameters import ProjectFolder, Registry
+from pipelines.cli.parameters import ProjectFolder, Registry, Releases
 
 if TYPE_CHECKING:
     from models.project.declarations import Project
     from models.rollout.records import ReleaseLog
     from pipelines.jobs.releasing import Desk
 
-Releases = Annotated[
-    str | None,
-    typer.Option(
-        "--releases",
-        envvar="HEADRACE_RELEASES",
-        help="The release log: sqlite:///FILE or postgresql://USER:$NAME@HOST/DATABASE; "
-        "beside an SQLite registry, if not given.",
-    ),
-]
 Reason = Annotated[str, typer.Option(help="Why, in a line.")]
 At = Annotated[
     str | None, typer.Option(help="The event time (UTC) at which it is made, of a log whose clock is event time.")

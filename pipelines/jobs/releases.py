@@ -16,10 +16,12 @@ from models.metrics import REFUSED_RELEASES
 from models.partitions import Span
 from models.predictors import registry
 from models.predictors.booster import Scorer
+from models.predictors.bundle import Bundle
 from models.project.declarations import Project
 from models.record import RELEASE, ROLE
 from models.rollout.accept import accept
 from models.rollout.records import Release, ReleaseError, ReleaseLog, order
+from pipelines.config import RunSpec
 from pipelines.databases import is_database
 from pipelines.jobs.fitting import find_misfit
 from pipelines.releases import read_log
@@ -38,6 +40,9 @@ class Bundles(Protocol):
 
     def fault_of(self, bundle_id: str) -> str | None:
         """Why a bundle can't score for the project; None if it can."""
+
+    def load(self, bundle_id: str) -> Bundle:
+        """The bundle, each digest checked."""
 
 
 class _Loaded:
@@ -61,37 +66,41 @@ class _Loaded:
 _LOADED = _Loaded()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RegisteredBundles:
-    """The bundles of a registry, by their ids."""
+    """The bundles of a registry, by their ids; with `explained`, only those whose models explain their scores."""
 
     project: Project
     folder: pathlib.Path
     registry: str
     threads: int = 1
+    explained: bool = False
 
     def __call__(self, bundle_id: str) -> Scorer:
         """The scorer of a bundle, each digest checked and its golden scores given."""
         key = (self.registry, self.project.name, bundle_id, str(self.threads))
-        return _LOADED.get(key, functools.partial(self._load, bundle_id))
+        return _LOADED.get(key, functools.partial(self._prove, bundle_id))
 
     def fault_of(self, bundle_id: str) -> str | None:
         """Of a bundle of another feature set, too: that is for a run of its own."""
         try:
-            bundle = registry.load_by_id(self.project.name, bundle_id, self.registry)
+            bundle = self.load(bundle_id)
             fault = find_misfit(self.project, self.folder, bundle)
-            if fault is None:
-                self(bundle_id)
+            if fault is None and not self(bundle_id).explains and self.explained:
+                return "--reason-codes are of trees, and its model is none of xgboost's"
             return fault
         except HeadraceError as error:
             return str(error)
 
-    def _load(self, bundle_id: str) -> Scorer:
-        bundle = registry.load_by_id(self.project.name, bundle_id, self.registry)
-        return Scorer.from_bundle(bundle, nthread=self.threads)
+    def load(self, bundle_id: str) -> Bundle:
+        """The registered bundle of that id."""
+        return registry.load_by_id(self.project.name, bundle_id, self.registry)
+
+    def _prove(self, bundle_id: str) -> Scorer:
+        return Scorer.from_bundle(self.load(bundle_id), nthread=self.threads)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Released:
     """The release log that a run follows, and the bundles that it names.
 
@@ -113,6 +122,10 @@ class Released:
         if log is None or not log.records:
             raise ReleaseError(f"{self.place}: has no release of {self.project.name}: `headrace release` makes one")
         return log
+
+    def first_bundle(self) -> Bundle:
+        """That of record 0, whose baseline a run looks at."""
+        return self.bundles.load(self.read().records[0].champion)
 
     def in_effect(self, log: ReleaseLog, span: Span) -> tuple[Release, ...]:
         """The releases, accepted, that events of a span may have: the last before it begins, and those in it."""
@@ -136,6 +149,13 @@ class Released:
         if accepted.release is None and release.seq == 0:
             raise ReleaseError(f"release 0: {'; '.join(accepted.faults)}")
         return accepted.release
+
+
+def follow_log(spec: RunSpec, folder: pathlib.Path, tracking_uri: str) -> Released:
+    """The log that a run follows, and its registry's bundles."""
+    assert spec.releases is not None
+    bundles = RegisteredBundles(spec.project, folder, tracking_uri, spec.threads_of_call, bool(spec.reason_codes))
+    return Released(spec.releases, spec.project, bundles)
 
 
 def check_columns(project: Project) -> None:

@@ -74,7 +74,7 @@ def _score(
     args = profile.dry_run(spec.beam_args) if spec.dry_run and profile.dry_run else spec.beam_args
     pipeline = make_pipeline(spec.runner, args, spec.job)
     only_made = profile.makes_only(pipeline)
-    if bundle is not None:
+    if bundle is not None and released is None:
         scorer = scorer or Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
         if spec.reason_codes and not scorer.explains:
             raise RunError("--reason-codes are of trees, and the bundle's model is none of xgboost's: leave them out")

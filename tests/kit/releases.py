@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+from models.predictors.registry import register
 from models.rollout.records import Canary, Release, ReleaseLog, digest
 from pipelines.jobs.releases import Released
+from tests.kit.bundles import make_bundle
 
 LEAD = 1_000_000
 
@@ -61,3 +63,18 @@ class GivenLog(Released):
 
 def given_log(project, log, bundles, **options):
     return GivenLog("given", project, bundles, log, **options)
+
+
+def register_bundles(folder, project, uri, seeds):
+    """Register a bundle of a small model a seed for the project in a folder; their ids."""
+    names, found = project.model.inputs, []
+    for seed in seeds:
+        told = {
+            "schema": (folder / "schema.pbtxt").read_bytes(),
+            "project": (folder / "project.yaml").read_bytes(),
+            "feature_definitions": project.feature_definitions(),
+        }
+        bundle = dataclasses.replace(make_bundle(names, seed), **told)
+        register(bundle, project.name, uri)
+        found.append(bundle.bundle_id)
+    return found
