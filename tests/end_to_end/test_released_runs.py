@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pyarrow.compute as pc
 import pytest
@@ -75,7 +76,7 @@ def made(tmp_path_factory):
 
 
 def headrace(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+    return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"})
 
 
 def write_log(place, log, project="shops"):
@@ -153,16 +154,14 @@ def test_parity_proves_the_releases(made, tmp_path):
     assert int(rows["control: releases learnt late"].replace(",", "")) > 50
 
 
-@pytest.mark.parametrize("fault", ["missing", "golden", "model"])
+@pytest.mark.parametrize("fault", ["features", "golden", "model"])
 def test_a_bundle_that_is_not_as_it_was_registered_is_refused(made, tmp_path, fault):
     folder, project, log, (_, _, worse) = made
     copy = tmp_path / "copy"
-    import shutil
-
     shutil.copytree(folder, copy)
     place = next(path for path in (copy / ".headrace").rglob("manifest.json") if worse in path.read_text()).parent
-    if fault == "missing":
-        shutil.rmtree(place)
+    if fault == "features":
+        rewrite(place, "features.json", b"{}")
     elif fault == "golden":
         golden = json.loads((place / "golden.json").read_text())
         golden["scores"][0] += 0.25
