@@ -59,10 +59,10 @@ class Followed(Protocol):
 class Follower:
     """Looks at a log once a second, in a thread of its own, and says up to which event time it is complete.
 
-    A record takes effect at least `lead` after it was made. So a log with the clock `wall` is complete, when it was
-    looked at, up to half the lead after that moment: the other half is for clocks that differ and for the time from
-    when a record is made to when it can be read. One with the clock `event` is complete up to the lead after its last
-    record was made, as the next is made no earlier. One that does not grow is complete.
+    A record takes effect at least `lead` after it was made. So a log with the clock `wall` is complete up to the lead
+    after it was looked at, and one with the clock `event` up to the lead after its last record was made, as the next
+    one is made no earlier. One that does not grow is complete. For clocks that differ, and for the time from when a
+    record is made to when it can be read, `headrace release` adds a second to the lead.
     """
 
     def __init__(self, log: Followed, clock_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
@@ -99,7 +99,7 @@ class Follower:
         if not self._log.grows:
             complete_us = ALWAYS_US
         elif log.clock == "wall":
-            complete_us = looked_us + log.lead_us // 2
+            complete_us = looked_us + log.lead_us
         else:
             made = [release.made_at_us for release in log.records if release.made_at_us is not None]
             complete_us = max(made) + log.lead_us if made else EARLIEST_US
@@ -127,7 +127,7 @@ class Follower:
                 raise ReleaseError(
                     f"release {release.seq} takes effect at {time_text(release.effective_from_us)}, and was seen when "
                     f"events up to {time_text(passed_us)} had been scored: the clocks of this machine and of the one "
-                    "that wrote it differ by more than half the lead"
+                    "that wrote it differ"
                 )
         return news, complete_us
 

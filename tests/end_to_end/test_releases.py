@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import random
 
@@ -18,6 +19,7 @@ from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import compare_tables
 from pipelines.runners import FN_API, make_pipeline
 from pipelines.sinks.files import WriteFiles
+from pipelines.sources import releases as following
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
@@ -25,7 +27,7 @@ from pipelines.sources.releases import WithReleases
 from pipelines.sources.stream import ReadStream
 from tests.kit.declared import declared
 from tests.kit.given import Given
-from tests.kit.releases import GivenBundles, canary, given_log, make_log
+from tests.kit.releases import LOOKS, GivenBundles, canary, given_log, grown, make_log
 from tests.kit.support import read_output, tiny_scorer, write_rows
 from transforms.metrics import read
 from transforms.score import Score
@@ -197,6 +199,19 @@ def test_stream_is_batch_however_events_arrive(tmp_path, seed):
     same(shadows_of(tmp_path / "batch" / "out"), shadows_of(tmp_path / "stream"))
     roles = collections.Counter(role for _, role, _ in expected(events).values())
     assert metrics.by_label(counted, metrics.ASSIGNED) == dict(roles)
+
+
+def test_a_stream_over_a_log_that_grows_is_batch_over_all_of_it(tmp_path, monkeypatch):
+    """A record more at each look: events wait until the log is known to be complete at their time."""
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.02)
+    monkeypatch.setitem(LOOKS, "looks", 0)
+    events = make(9)
+    one = batch(tmp_path / "batch", events)
+    followed = functools.partial(grown, LOG)
+    other, _ = stream(tmp_path / "stream", shuffled(events, 9), followed, seed=9, grows=True)
+    assert LOOKS["looks"] > len(LOG.records)
+    same(one.scores, other.scores)
+    same(shadows_of(tmp_path / "batch" / "out"), shadows_of(tmp_path / "stream"))
 
 
 def test_the_engines_of_this_process_agree(tmp_path):
