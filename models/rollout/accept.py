@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from models.project.declarations import Project
-from models.rollout.apply import decide_by
+from models.rollout.apply import HOLDOUT, decide_by
 from models.rollout.assign import thresholds_text
 from models.rollout.records import Release, ReleaseError
 
@@ -23,10 +23,11 @@ def accept(release: Release, project: Project, fault_of: Callable[[str], str | N
     """A release with the bundles that can score; `fault_of` tells why a bundle can't.
 
     A champion or challenger that can't is replaced by the fallback; without one that can, the release is refused. A
-    shadow that can't is left out. A release that asks for what this version has not is refused, too.
+    shadow that can't is left out. A release whose thresholds or holdout do not go with the project's decisions is
+    refused, too.
     """
-    if release.holdout is not None:
-        return Accepted(None, ("a holdout is asked for, which this version does not know",))
+    if release.holdout is not None and HOLDOUT in [band.action for band in project.decisions]:
+        return Accepted(None, (f"its holdout decides {HOLDOUT}, as one of the project's own decisions is called",))
     try:
         decide_by(project, thresholds_text(release))
     except ReleaseError as error:

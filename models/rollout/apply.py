@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from models.batches import column, concat_batches, partition, same_text, take_rows
+from models.batches import column, concat_batches, partition, same_text, take_rows, with_column
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
-from models.record import BUNDLE, RELEASE, RELEASE_NUMBER, RELEASE_ROLE, ROLE, SHADOWS, THRESHOLDS
+from models.record import BUNDLE, DECISION, HELD_OUT, RELEASE, RELEASE_NUMBER, RELEASE_ROLE, ROLE, SHADOWS, THRESHOLDS
 from models.rollout.assign import SHADOW
 from models.rollout.records import ReleaseError
 from models.score import score_batch, with_columns
 
+HOLDOUT = "holdout"  # the decision of an event that is held out
 # From a bundle's id to what scores with it, loaded and proven.
 Bundles = Callable[[str], Scorer]
 
@@ -24,7 +26,8 @@ Bundles = Callable[[str], Scorer]
 def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, reason_codes: int) -> pa.RecordBatch:
     """Score rows as `models.score.score_batch` makes them, in the batch's order, with `role` and `release` at the end.
 
-    The batch has the columns of `models.rollout.assign`.
+    The batch has the columns of `models.rollout.assign`. Where the project declares decisions, that of an event that is
+    held out is HOLDOUT, so that it passes whatever its score.
     """
     keys = _codes(batch, BUNDLE, THRESHOLDS)
     parts = []
@@ -34,6 +37,10 @@ def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, re
     rows = concat_batches(parts)
     if len(parts) > 1:
         rows = take_rows(rows, np.argsort(np.argsort(keys, kind="stable"), kind="stable"))
+    held_out = column(batch, HELD_OUT)
+    if DECISION in rows.schema.names and pc.any(held_out).as_py():
+        decided = column(rows, DECISION).cast(pa.string())
+        rows = with_column(rows, DECISION, pc.if_else(held_out, HOLDOUT, decided).dictionary_encode())
     return with_columns(rows, {ROLE: column(batch, RELEASE_ROLE), RELEASE: column(batch, RELEASE_NUMBER)})
 
 

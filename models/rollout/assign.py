@@ -14,19 +14,20 @@ one of the same salt, and shares of other salts are independent. An event withou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from models.batches import hash_keys
-from models.record import BUNDLE, EVENT_TIME, RELEASE_NUMBER, RELEASE_ROLE, SHADOWS, SYSTEM_FIELDS, THRESHOLDS
-from models.rollout.records import SHARES, Release, ReleaseError, canonical, from_json, order
+from models.record import BUNDLE, EVENT_TIME, HELD_OUT, RELEASE_NUMBER, RELEASE_ROLE, SHADOWS, SYSTEM_FIELDS, THRESHOLDS
+from models.rollout.records import SHARES, Release, ReleaseError, Share, canonical, from_json, order
 
 CHAMPION, CANARY, SHADOW = ROLES = ("champion", "canary", "shadow")
 RECORD = "record"  # a column of release records in their canonical form
 
+_COLUMNS = (RELEASE_NUMBER, RELEASE_ROLE, BUNDLE, SHADOWS, THRESHOLDS, HELD_OUT)
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Rows = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -35,7 +36,7 @@ class Assigned(NamedTuple):
     """Of each event, the number int32[n] of its release, and what that says, as dictionaries of strings [n].
 
     That is the role and id of the bundle that scores it, a JSON list of the ids of shadows, and a JSON object of
-    thresholds, "" where the project's own hold.
+    thresholds, "" where the project's own hold. `holdout`, bool[n], tells which pass whatever their score.
     """
 
     release: pa.Array
@@ -43,10 +44,11 @@ class Assigned(NamedTuple):
     bundle: pa.DictionaryArray
     shadows: pa.DictionaryArray
     thresholds: pa.DictionaryArray
+    holdout: pa.BooleanArray
 
     def columns(self) -> dict[str, pa.Array]:
         """As the columns that go between steps."""
-        return dict(zip((RELEASE_NUMBER, RELEASE_ROLE, BUNDLE, SHADOWS, THRESHOLDS), self, strict=True))
+        return dict(zip(_COLUMNS, self, strict=True))
 
 
 class Releases:
@@ -58,7 +60,6 @@ class Releases:
         self._ordered = sorted(self.by_seq.values(), key=order)
         self._from_us = np.array([order(release)[0] for release in self._ordered], np.int64)
         self._seq = np.array([release.seq for release in self._ordered], np.int32)
-        self._per_10000 = np.array([r.canary.per_10000 if r.canary else 0 for r in self._ordered], np.int64)
         champions = [release.champion for release in self._ordered]
         scoring, self._bundles = _codes([*champions, *(r.challenger or r.champion for r in self._ordered)])
         self._champion, self._challenger = scoring[: len(champions)], scoring[len(champions) :]
@@ -73,7 +74,7 @@ class Releases:
 
         Args:
             times_us: event times int64[n], microseconds since 1970 UTC.
-            keys: by the names of the entities that canaries are of, the events' keys [n]: integers or texts.
+            keys: by the names of the entities that shares are of, the events' keys [n]: integers or texts.
 
         Raises:
             ReleaseError: if an event is of a time before all records, which none is where record 0 is there.
@@ -81,14 +82,7 @@ class Releases:
         place = np.searchsorted(self._from_us, times_us, side="right") - 1
         if len(place) and place.min() < 0:
             raise ReleaseError("events are of a time before all release records: record 0 is missing")
-        is_canary = np.zeros(len(place), bool)
-        used = set(np.unique(place[self._per_10000[place] > 0]).tolist()) if len(place) else set()
-        for entity, salt in sorted({(c.entity, c.salt) for at in used if (c := self._ordered[at].canary) is not None}):
-            mine = [at for at in used if (c := self._ordered[at].canary) and (c.entity, c.salt) == (entity, salt)]
-            share = np.zeros(len(self._ordered), np.int64)
-            share[mine] = self._per_10000[mine]
-            parts = parts_of(keys[entity], salt)
-            is_canary |= (parts >= 0) & (parts < share[place])
+        is_canary = self._inside(place, [release.canary for release in self._ordered], keys)
         bundle = np.where(is_canary, self._challenger[place], self._champion[place]).astype(np.int32)
         return Assigned(
             pa.array(self._seq[place]),
@@ -96,7 +90,18 @@ class Releases:
             pa.DictionaryArray.from_arrays(pa.array(bundle), self._bundles),
             pa.DictionaryArray.from_arrays(pa.array(self._shadows[place]), self._shadow_lists),
             pa.DictionaryArray.from_arrays(pa.array(self._thresholds[place]), self._threshold_texts),
+            pa.array(self._inside(place, [release.holdout for release in self._ordered], keys)),
         )
+
+    def _inside(self, place: Int64, shares: Sequence[Share | None], keys: Mapping[str, pa.Array]) -> Rows:
+        """Which events, bool[n], are in the share, if there is one, of the record whose place each has."""
+        inside = np.zeros(len(place), bool)
+        wanted = [shares[at] for at in np.unique(place).tolist()]
+        for entity, salt in sorted({(share.entity, share.salt) for share in wanted if share is not None}):
+            mine = (s.per_10000 if s and (s.entity, s.salt) == (entity, salt) else 0 for s in shares)
+            parts = parts_of(keys[entity], salt)
+            inside |= (parts >= 0) & (parts < np.fromiter(mine, np.int64, len(shares))[place])
+        return inside
 
 
 def parts_of(keys: pa.Array, salt: str) -> Int64:

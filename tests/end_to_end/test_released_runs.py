@@ -2,20 +2,28 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import threading
+import time
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
 from models.project.project import load_project
+from pipelines.brokers import open_broker
 from pipelines.cli.main import app
 from pipelines.jobs.releases import RegisteredBundles, Released
 from pipelines.prechecks import registry_of
+from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.releases import append, export, read_log
 from tests.kit.bundles import rewrite
+from tests.kit.command import HEADRACE
 from tests.kit.releases import canary, make_log, register_bundles
-from tests.kit.support import read_output, write_rows
+from tests.kit.support import ROOT, read_output, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -181,3 +189,89 @@ def test_a_bundle_that_is_not_as_it_was_registered_is_refused(made, tmp_path, fa
     released = Released(str(tmp_path / "log.jsonl"), project, RegisteredBundles(project, copy, registry_of(copy, None)))
     assert released.accept(log.records[4]) is None
     assert released.accept(log.records[1]).shadows == ()
+
+
+def test_a_running_stream_takes_a_release_and_a_replay_gives_the_same(tmp_path, monkeypatch):
+    """A canary, a promotion, a shadow and a rollback by commands while events flow; then batch over the journal."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "project.yaml").write_text(TEXT.replace("clock: event, lead: 5s", "clock: wall, lead: 1s"))
+    (folder / "schema.pbtxt").write_text(SCHEMA)
+    project = load_project(folder)
+    old, new, _ = register_bundles(folder, project, registry_of(folder, None), range(3))
+    released, done = [], threading.Event()
+
+    def publish():
+        """Events of now, until all releases are made and some more."""
+        number, publisher = 0, open_broker("pubsub://p/events").publisher()
+        last = None
+        while last is None or time.monotonic() < last + 5:
+            now = time.time()
+            rows = [{"id": number + n, "at": int(now), "card": n % 251, "amount": n % 997 / 10} for n in range(50)]
+            publisher.publish([json.dumps(row).encode() for row in rows])
+            number += len(rows)
+            if done.is_set() and last is None:
+                last = time.monotonic()
+            time.sleep(0.1)
+        publisher.close()
+        released.append(number)
+
+    with PubsubEmulator() as server:
+        for name in ("events", "scores", "scores-dead-letters", "scores-shadow"):
+            server.create("p", name, name)
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        first = headrace("release", folder, "1", "--shadow", "3", "--reason", "begin")
+        assert first.exit_code == 0, first.output
+        arguments = ["--source", "pubsub://p/events", "--sink", "pubsub://p/scores", "--allowance", "1s"]
+        stream = subprocess.Popen(
+            [HEADRACE, "run", folder, *arguments, "--journal", tmp_path / "journal"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PUBSUB_EMULATOR_HOST": server.address},
+        )
+        reader = {name: open_broker(f"pubsub://p/{name}").subscribe() for name in ("scores", "scores-shadow")}
+        publisher = threading.Thread(target=publish, daemon=True)
+        rows = {name: [] for name in reader}
+
+        def collect(until):
+            deadline = time.monotonic() + 90
+            while not until() and time.monotonic() < deadline:
+                for name, subscription in reader.items():
+                    if (messages := subscription.receive(10_000, 0.05)) is not None:
+                        rows[name] += map(json.loads, messages.payloads)
+                        subscription.acknowledge(messages.receipt)
+            assert until()
+
+        def seen(seq):
+            return lambda: any(row["release"] == seq for row in rows["scores"])
+
+        try:
+            publisher.start()
+            collect(lambda: rows["scores"])
+            begun = rows["scores"][-1]["release"]
+            commands = [("release", folder, "2", "--canary", "50%"), ("promote", folder, "2"), ("rollback", folder)]
+            for place, command in enumerate(commands, 1):
+                made = headrace(*command, "--reason", "a change")
+                assert made.exit_code == 0, made.output
+                collect(seen(begun + place))
+            done.set()
+            collect(lambda: released and len(rows["scores"]) >= released[0])
+        finally:
+            stream.terminate()
+            stream.wait(30)
+    assert stream.returncode == 0
+    assert len(rows["scores"]) == released[0]  # none lost, none twice
+    log = read_log(f"sqlite:///{folder}/.headrace/releases.db", project)
+    by_id = {row["id"]: row for row in rows["scores"]}
+    for row in by_id.values():
+        at_us = int(np.datetime64(row["at"].rstrip("Z"), "us").astype(np.int64))
+        assert row["release"] == log.in_effect(at_us).seq
+    assert {row["bundle_id"] for row in by_id.values() if row["role"] == "canary"} == {new}
+    assert {row["bundle_id"] for row in by_id.values() if row["release"] == begun} == {old}
+    assert {(row["role"], row["release"] > 0) for row in rows["scores-shadow"]} == {("shadow", True)}
+    replayed = headrace("run", folder, "--source", f"{tmp_path}/journal/*.journal", "--sink", tmp_path / "replayed")
+    assert replayed.exit_code == 0, replayed.output
+    scores = read_output(tmp_path / "replayed").scores.to_pylist()
+    assert len(scores) == len(by_id)
+    for row in scores:
+        for name in ("release", "role", "bundle_id", "decision"):
+            assert row[name] == by_id[row["id"]][name]
+        assert np.float32(row["score"]) == np.float32(by_id[row["id"]]["score"])

@@ -15,6 +15,7 @@ import pytest
 from models import metrics
 from models.record import DECISION, ROLE, SCORE
 from models.rollout.assign import parts_of
+from models.rollout.records import Holdout
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import compare_tables
 from pipelines.runners import FN_API, make_pipeline
@@ -247,6 +248,23 @@ def test_shadows_score_every_event_and_change_no_bit(tmp_path):
     alone = {row["id"]: row for row in batch(tmp_path / "alone", events, make_log(WORSE)).scores.to_pylist()}
     for row in shadows.filter(pc.equal(shadows["bundle_id"], WORSE)).to_pylist():
         assert (row[SCORE], row[DECISION]) == (alone[row["id"]][SCORE], alone[row["id"]][DECISION])
+
+
+def test_those_held_out_pass_whatever_their_score(tmp_path):
+    events = make(10)
+    log = make_log(OLD, {"at": at(2), "holdout": Holdout("card", 2000, "held")})
+    one = batch(tmp_path / "batch", events, log)
+    other, _ = stream(tmp_path / "stream", shuffled(events, 10), log)
+    same(one.scores, other.scores)
+    bare = batch(tmp_path / "bare", events, make_log(OLD)).scores.to_pylist()
+    held = 0
+    for row, before in zip(one.scores.to_pylist(), bare, strict=True):
+        card = events[row["id"]]["card"]
+        inside = row["release"] == 1 and card is not None and parts_of(pa.array([card]), "held")[0] < 2000
+        held += inside
+        assert row[DECISION] == ("holdout" if inside else before[DECISION])
+        assert row[SCORE] == before[SCORE]
+    assert held > 20
 
 
 def test_without_a_log_rows_are_as_they_were(tmp_path):

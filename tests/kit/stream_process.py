@@ -78,5 +78,5 @@ def _stretch(seconds):
 def context():
     """What starts such processes quickly."""
     started = multiprocessing.get_context("forkserver")
-    started.set_forkserver_preload(["tests.kit.stream_process"])
+    started.set_forkserver_preload(["tests.kit.stream_process", "tests.kit.releases"])
     return started

@@ -10,7 +10,7 @@ import pytest
 
 from models.batches import concat_batches
 from models.rollout.assign import Releases, from_batch, parts_of, to_batch
-from models.rollout.records import ReleaseError
+from models.rollout.records import Holdout, ReleaseError
 from tests.kit.releases import canary, make_log
 
 IDS = ("a" * 16, "b" * 16, "c" * 16)
@@ -32,6 +32,7 @@ def logs(draw):
                 "challenger": None if share is None else challenger,
                 "canary": None if share is None else canary(draw(st.sampled_from(["card", "shop"])), share),
                 "shadows": (IDS[2],) if IDS[2] not in (champion, challenger) and draw(st.booleans()) else (),
+                "holdout": draw(st.sampled_from([None, Holdout("card", 3000, "held")])),
                 "thresholds": draw(st.sampled_from([None, {"block": 0.5}])),
             }
         )
@@ -56,11 +57,12 @@ def assign(records, rows):
 def test_an_event_has_the_release_of_its_time_whatever_is_beside_it(log, rows, chosen):
     log.check({"card", "shop"})
     found = assign(log.records, rows)
-    for (time, card, shop), (seq, role, bundle, shadows, thresholds) in zip(rows, found, strict=True):
+    for (time, card, shop), (seq, role, bundle, shadows, thresholds, held_out) in zip(rows, found, strict=True):
         release = log.in_effect(time)
         assert seq == release.seq
         assert shadows == ('["' + IDS[2] + '"]' if release.shadows else "[]")
         assert thresholds == ('{"block": 0.5}' if release.thresholds else "")
+        assert held_out == (card is not None and bool(release.holdout) and parts_of(pa.array([card]), "held")[0] < 3000)
         share = release.canary
         key = None if share is None else (card if share.entity == "card" else shop)
         inside = key is not None and parts_of(pa.array([key]), share.salt)[0] < share.per_10000
