@@ -59,6 +59,20 @@ def read_log(place: str, project: Project) -> ReleaseLog | None:
     return log
 
 
+def newest_digest(place: str, project: str) -> str | None:
+    """The digest of a log's last record, by which one who has read the log knows that it has not grown; None of none.
+
+    Raises:
+        DatabaseError: if the database can't be used.
+    """
+    from sqlalchemy import select
+
+    _, records = _tables()
+    newest = select(records.c.digest).where(records.c.project == project).order_by(records.c.seq.desc()).limit(1)
+    with transaction(place, read_only=True) as connection:
+        return connection.execute(newest).scalar()
+
+
 def append(
     place: str, project: str, seen: ReleaseLog, now_us: Callable[[], int], make: Callable[[int], ReleaseLog]
 ) -> ReleaseLog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from models.project.declarations import Project
 from models.rollout.apply import HOLDOUT, decide_by
@@ -13,10 +13,14 @@ from models.rollout.records import Release, ReleaseError
 
 @dataclasses.dataclass(frozen=True)
 class Accepted:
-    """A release as it is in effect, None if it is refused and the one before it goes on; and what is wrong with it."""
+    """A release as it is in effect, None if it is refused and the one before it goes on; and what is wrong with it.
+
+    `wrong` has why a bundle can't score, by its id.
+    """
 
     release: Release | None
     faults: tuple[str, ...] = ()
+    wrong: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def accept(release: Release, project: Project, fault_of: Callable[[str], str | None]) -> Accepted:
@@ -39,7 +43,7 @@ def accept(release: Release, project: Project, fault_of: Callable[[str], str | N
     scoring = [release.champion, release.challenger]
     if any(bundle in wrong for bundle in scoring):
         if release.fallback is None or release.fallback in wrong:
-            return Accepted(None, faults)
+            return Accepted(None, faults, wrong)
         scoring = [release.fallback if bundle in wrong else bundle for bundle in scoring]
     champion, challenger = scoring
     assert champion is not None
@@ -55,4 +59,4 @@ def accept(release: Release, project: Project, fault_of: Callable[[str], str | N
         shadows=shadows,
         fallback=fallback,
     )
-    return Accepted(settled, faults)
+    return Accepted(settled, faults, wrong)

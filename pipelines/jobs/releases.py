@@ -24,7 +24,8 @@ from models.rollout.records import Release, ReleaseError, ReleaseLog, order
 from pipelines.config import RunSpec
 from pipelines.databases import is_database
 from pipelines.jobs.fitting import find_misfit
-from pipelines.releases import read_log
+from pipelines.refusals import note_refusals, read_refusals
+from pipelines.releases import newest_digest, read_log
 from pipelines.results import RunError
 from transforms.metrics import count
 
@@ -105,11 +106,13 @@ class Released:
     """The release log that a run follows, and the bundles that it names.
 
     `place` is a database, to which records may be added while a stream runs, or an exported file, which is complete.
+    What was refused of a database's log stays refused; with `notes`, as in a stream, what is refused now is noted, too.
     """
 
     place: str
     project: Project
     bundles: Bundles
+    notes: bool = False
 
     @property
     def grows(self) -> bool:
@@ -122,6 +125,10 @@ class Released:
         if log is None or not log.records:
             raise ReleaseError(f"{self.place}: has no release of {self.project.name}: `headrace release` makes one")
         return log
+
+    def newest(self) -> str | None:
+        """The digest of the last record; None if there is none, or the log does not grow."""
+        return newest_digest(self.place, self.project.name) if self.grows else None
 
     def first_bundle(self) -> Bundle:
         """That of record 0, whose baseline a run looks at."""
@@ -140,8 +147,20 @@ class Released:
         return tuple(filter(None, map(self.accept, releases)))
 
     def accept(self, release: Release) -> Release | None:
-        """The release as it is in effect; what is wrong with it is logged and counted. None if it is refused."""
-        accepted = accept(release, self.project, self.bundles.fault_of)
+        """The release as it is in effect; what is wrong with it is logged and counted. None if it is refused.
+
+        Raises:
+            ReleaseError: if it is record 0 that is refused, before which there is none.
+            DatabaseError: if what was refused can't be read or noted.
+        """
+        known = read_refusals(self.place, self.project.name)
+
+        def fault_of(bundle: str) -> str | None:
+            return known.get((release.seq, bundle)) or self.bundles.fault_of(bundle)
+
+        accepted = accept(release, self.project, fault_of)
+        if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
+            note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
         if accepted.faults:
             count(REFUSED_RELEASES, 1)
             what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"

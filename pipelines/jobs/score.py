@@ -129,6 +129,7 @@ def assemble(
     window_us = project.quality.window if project.quality else 0
     if released is not None:
         check_columns(project)
+        released = dataclasses.replace(released, notes=spec.streams)
     log = released.read() if released else None
     source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US

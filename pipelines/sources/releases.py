@@ -49,6 +49,9 @@ class Followed(Protocol):
     def grows(self) -> bool:
         """Whether records may be added while it is followed."""
 
+    def newest(self) -> str | None:
+        """What changes with each record that is added; None if it is not known. It raises as `read` does."""
+
     def read(self) -> ReleaseLog:
         """The log as it is now, checked; ReleaseError if it can't be, DatabaseError or OSError if it can't be read."""
 
@@ -69,10 +72,10 @@ class Follower:
         self._log = log
         self._clock_us = clock_us
         self._lock = threading.Lock()
-        self._seen: tuple[Release, ...] = ()
+        self._read: ReleaseLog | None = None
+        self._newest: str | None = None
         self._news: list[Release] = []
         self._complete_us = EARLIEST_US
-        self._is_timed = False  # by the clock of the day
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -91,23 +94,25 @@ class Follower:
             ReleaseError: if what was read before has changed, or the log is not as it was written.
             DatabaseError, OSError: if it can't be read now.
         """
-        looked_us = self._clock_us()
-        log = self._log.read()
-        if log.records[: len(self._seen)] != self._seen:
+        looked_us, newest, before = self._clock_us(), self._log.newest(), self._read
+        log = before if before and newest and newest == self._newest else self._log.read()
+        seen = before.records if before else ()
+        if log.records[: len(seen)] != seen:
             raise ReleaseError("the release log was changed where it had been read before")
-        accepted = [release for each in log.records[len(self._seen) :] if (release := self._log.accept(each))]
-        if not self._log.grows:
-            complete_us = ALWAYS_US
-        elif log.clock == "wall":
-            complete_us = looked_us + log.lead_us
-        else:
-            made = [release.made_at_us for release in log.records if release.made_at_us is not None]
-            complete_us = max(made) + log.lead_us if made else EARLIEST_US
+        accepted = [release for each in log.records[len(seen) :] if (release := self._log.accept(each))]
         with self._lock:
-            self._seen = log.records
+            self._read, self._newest = log, newest
             self._news += accepted
-            self._complete_us = complete_us - 1
-            self._is_timed = log.clock == "wall"
+            self._complete_us = self._complete_until(log, looked_us) - 1
+
+    def _complete_until(self, log: ReleaseLog, looked_us: int) -> int:
+        """The event time before which no record is missing."""
+        if not self._log.grows:
+            return ALWAYS_US
+        if log.clock == "wall":
+            return looked_us + log.lead_us
+        made = [release.made_at_us for release in log.records if release.made_at_us is not None]
+        return max(made) + log.lead_us if made else EARLIEST_US
 
     def take(self, passed_us: int, over: bool = False) -> tuple[list[Release], int]:
         """The records that are new, and the event time up to which none is missing; no events are past `passed_us`.
@@ -121,7 +126,9 @@ class Follower:
             if self._failure is not None:
                 raise self._failure
             news, self._news = self._news, []
-            complete_us = ALWAYS_US if over and not self._is_timed else self._complete_us
+            complete_us = self._complete_us
+            if over and self._read is not None and self._read.clock == "event":
+                complete_us = ALWAYS_US
         for release in news:
             if release.effective_from_us is not None and release.effective_from_us <= passed_us:
                 raise ReleaseError(

@@ -19,6 +19,7 @@ from pipelines.cli.main import app
 from pipelines.jobs.releases import RegisteredBundles, Released
 from pipelines.prechecks import registry_of
 from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.refusals import read_refusals
 from pipelines.releases import append, export, read_log
 from tests.kit.bundles import rewrite
 from tests.kit.command import HEADRACE
@@ -186,9 +187,22 @@ def test_a_bundle_that_is_not_as_it_was_registered_is_refused(made, tmp_path, fa
     assert {found[n][0] for n in range(3000, 3200)} == {3}  # the release before goes on
     assert {seq for seq, *_ in found.values()} == {0, 1, 2, 3, 5}
     assert not (tmp_path / "out" / "shadows").exists()
-    released = Released(str(tmp_path / "log.jsonl"), project, RegisteredBundles(project, copy, registry_of(copy, None)))
-    assert released.accept(log.records[4]) is None
-    assert released.accept(log.records[1]).shadows == ()
+    place = f"sqlite:///{tmp_path}/releases.db"
+    write_log(place, log)
+    damaged, whole = (RegisteredBundles(project, where, registry_of(where, None)) for where in (copy, folder))
+    assert Released(place, project, damaged).accept(log.records[4]) is None
+    assert Released(place, project, whole).accept(log.records[4]) == log.records[4]
+    stream = Released(place, project, damaged, notes=True)
+    assert stream.accept(log.records[4]) is None
+    assert stream.accept(log.records[1]).shadows == ()
+    assert stream.accept(log.records[2]).shadows == ()
+    # A replay refuses the same, when the bundle is mended, too; other releases may have it.
+    for bundles in (damaged, whole):
+        assert Released(place, project, bundles).accept(log.records[4]) is None
+        assert Released(place, project, bundles).accept(log.records[1]).shadows == ()
+    assert Released(place, project, whole).accept(log.records[3]) == log.records[3]
+    assert set(read_refusals(place, "shops")) == {(seq, worse) for seq in (1, 2, 4)}
+    assert read_refusals(place, "others") == read_refusals(str(tmp_path / "log.jsonl"), "shops") == {}
 
 
 def test_a_running_stream_takes_a_release_and_a_replay_gives_the_same(tmp_path, monkeypatch):

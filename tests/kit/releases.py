@@ -55,6 +55,9 @@ class GivenLog(Released):
     read_log: Any = None
     grows: bool = False
 
+    def newest(self):
+        return None
+
     def read(self):
         log = self.read_log() if callable(self.read_log) else self.read_log
         log.check(self.project.entities)
@@ -62,7 +65,7 @@ class GivenLog(Released):
 
 
 def given_log(project, log, bundles, **options):
-    return GivenLog("given", project, bundles, log, **options)
+    return GivenLog("given", project, bundles, read_log=log, **options)
 
 
 LOOKS = {"looks": 0}
