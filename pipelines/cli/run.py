@@ -40,7 +40,8 @@ def run(
             help="Folder, or broker's topic, that the scores go to; a database beside a folder, or alone, takes score "
             "rows, too: postgresql://USER:$NAME@HOST/DATABASE or sqlite:///FILE. A topic needs others beside it: "
             "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that; "
-            "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics."
+            "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics; "
+            "SINK-shadow, if it follows a log of releases."
         ),
     ],
     dead_letters: Annotated[
