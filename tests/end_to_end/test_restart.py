@@ -24,15 +24,15 @@ from pipelines.sources import replay as replaying
 from pipelines.sources.journal import JournalError, number_of, segments
 from pipelines.sources.journal_check import examine
 from pipelines.sources.journal_writer import JournalWriter
-from pipelines.sources.payloads import event_times, read_payloads
+from pipelines.sources.payloads import read_payloads
 from pipelines.sources.probe import Probe
 from pipelines.sources.records import NO_TIME_US
 from pipelines.sources.replay import Replay
 from tests.kit.messages import records
 from tests.kit.poison import die_of_poison
-from tests.kit.releases import GivenBundles, canary, given_log, make_log
+from tests.kit.releases import five_releases
 from tests.kit.stream_process import context, run
-from tests.kit.support import card_fraud, run_graph, tiny_scorer, transaction
+from tests.kit.support import card_fraud, run_graph, transaction
 
 pytestmark = pytest.mark.serial
 
@@ -104,29 +104,11 @@ def as_streamed(scores):
     return {row["TRANSACTION_ID"]: {**row, "late": False} for row in rows}
 
 
-def five_releases(payloads):
-    """A log with a canary of 10 %, one of 50 %, a promotion, another and a rollback, at events of the stream."""
-    project = card_fraud()
-    times = np.sort(event_times(payloads, project))
-    at = [int(times[len(times) * part // 6]) for part in range(1, 6)]
-    old, new, worse = ids = ("old", "new", "worse")
-    log = make_log(
-        old,
-        {"at": at[0], "challenger": new, "canary": canary("customer", 1000)},
-        {"at": at[1], "canary": canary("customer", 5000)},
-        {"at": at[2], "champion": new, "challenger": None, "canary": None},
-        {"at": at[3], "champion": worse},
-        {"at": at[4], "champion": new},
-    )
-    scorers = {name: tiny_scorer(project.model.inputs, seed) for seed, name in enumerate(ids)}
-    return given_log(project, log, GivenBundles(scorers))
-
-
 @pytest.mark.parametrize("follow", [None, five_releases], ids=["one model", "five releases"])
 def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path, follow):
     write_sample(tmp_path, 6000, seed=1, days=6, format="jsonl")
     payloads = read_payloads([f"{tmp_path}/*.jsonl"])
-    released = follow and follow(payloads)
+    released = follow and follow(card_fraud(), payloads, "customer")
     followed = {"releases": released} if released else {}
     allowance_us = 3600 * SECOND
     order = arrival_order(payloads, card_fraud(), allowance_us, 7, 0.05)

@@ -3,10 +3,14 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from models.predictors.registry import register
 from models.rollout.records import Canary, Release, ReleaseLog, digest
 from pipelines.jobs.releases import Released
+from pipelines.sources.payloads import event_times
 from tests.kit.bundles import make_bundle
+from tests.kit.support import tiny_scorer
 
 LEAD = 1_000_000
 
@@ -66,6 +70,23 @@ class GivenLog(Released):
 
 def given_log(project, log, bundles, **options):
     return GivenLog("given", project, bundles, read_log=log, **options)
+
+
+def five_releases(project, payloads, entity):
+    """A log with a canary of 10 %, one of 50 %, a promotion, another and a rollback, in the middle of events."""
+    times = np.sort(event_times(payloads, project))
+    at = [int(times[len(times) * part // 6]) for part in range(1, 6)]
+    old, new, worse = ids = ("old", "new", "worse")
+    log = make_log(
+        old,
+        {"at": at[0], "challenger": new, "canary": canary(entity, 1000), "shadows": (worse,)},
+        {"at": at[1], "canary": canary(entity, 5000)},
+        {"at": at[2], "champion": new, "challenger": None, "canary": None, "shadows": ()},
+        {"at": at[3], "champion": worse},
+        {"at": at[4], "champion": new},
+    )
+    scorers = {name: tiny_scorer(project.model.inputs, seed) for seed, name in enumerate(ids)}
+    return given_log(project, log, GivenBundles(scorers))
 
 
 LOOKS = {"looks": 0}
