@@ -43,6 +43,14 @@ Releases = Annotated[
         "exported; beside an SQLite registry, if not given.",
     ),
 ]
+OneModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Version or alias of the registered bundle that scores all, whatever was released; if not given, releases "
+        "say, and where there are none, it is the champion.",
+    ),
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option(help="Labels that come as records of their own: files, or a stream's subscription."),

@@ -12,6 +12,7 @@ from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     KafkaConfig,
     Labels,
+    OneModel,
     ProjectFolder,
     Registry,
     Releases,
@@ -95,13 +96,7 @@ def run(
     ] = "parquet",
     files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a day.")] = 1,
     replace: Replace = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Version or alias of the registered bundle that scores all, whatever was released; if not given, "
-            "releases say, and where there are none, it is the champion."
-        ),
-    ] = None,
+    model: OneModel = None,
     releases: Releases = None,
     score_from: Annotated[
         str | None,

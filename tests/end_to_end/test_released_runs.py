@@ -134,6 +134,10 @@ def test_run_follows_the_log_beside_the_registry_and_a_model_overrides_it(made, 
     done = headrace("run", folder, *options, tmp_path / "day", *day, "--releases", tmp_path / "log.jsonl")
     assert done.exit_code == 0, done.output
     assert read_output(tmp_path / "day").scores.equals(scores)
+    night = ["--state", tmp_path / "state", "--from", "2018-12-01", "--until", "2018-12-02"]
+    done = headrace("nightly", folder, *options, tmp_path / "night", *night, "--releases", tmp_path / "log.jsonl")
+    assert done.exit_code == 0, done.output
+    assert read_output(tmp_path / "night").scores.equals(scores)
 
 
 def test_a_log_that_is_not_there_or_was_changed_is_an_error(made, tmp_path):
