@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from models.errors import HeadraceError
@@ -139,35 +140,34 @@ class Released:
         releases = sorted(log.records, key=order)
         if span.stop_us is not None:
             releases = [release for release in releases if order(release)[0] < span.stop_us]
-        if span.start_us is not None:
-            before = [release for release in releases if order(release)[0] <= span.start_us]
-            accepted = next(filter(None, map(self.accept, reversed(before))), None)
-            later = filter(None, map(self.accept, releases[len(before) :]))
-            return tuple(([accepted] if accepted else []) + list(later))
-        return tuple(filter(None, map(self.accept, releases)))
+        if span.start_us is None:
+            return tuple(self.accept(releases))
+        before = [release for release in releases if order(release)[0] <= span.start_us]
+        first = itertools.islice(self.accept(reversed(before)), 1)
+        return (*first, *self.accept(releases[len(before) :]))
 
-    def accept(self, release: Release) -> Release | None:
-        """The release as it is in effect; what is wrong with it is logged and counted. None if it is refused.
+    def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
+        """The releases as they are in effect, but for those that are refused; what is wrong is logged and counted.
 
         Raises:
             ReleaseError: if it is record 0 that is refused, before which there is none.
             DatabaseError: if what was refused can't be read or noted.
         """
         known = read_refusals(self.place, self.project.name)
-
-        def fault_of(bundle: str) -> str | None:
-            return known.get((release.seq, bundle)) or self.bundles.fault_of(bundle)
-
-        accepted = accept(release, self.project, fault_of)
-        if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
-            note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
-        if accepted.faults:
-            count(REFUSED_RELEASES, 1)
-            what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
-            _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
-        if accepted.release is None and release.seq == 0:
-            raise ReleaseError(f"release 0: {'; '.join(accepted.faults)}")
-        return accepted.release
+        fault_of = functools.cache(self.bundles.fault_of)
+        for release in releases:
+            refused = {bundle: known.get((release.seq, bundle)) or fault_of(bundle) for bundle in release.bundles}
+            accepted = accept(release, self.project, refused.get)
+            if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
+                note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
+            if accepted.faults:
+                count(REFUSED_RELEASES, 1)
+                what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
+                _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
+            if accepted.release is not None:
+                yield accepted.release
+            elif release.seq == 0:
+                raise ReleaseError(f"release 0: {'; '.join(accepted.faults)}")
 
 
 def follow_log(spec: RunSpec, folder: pathlib.Path, tracking_uri: str) -> Released:

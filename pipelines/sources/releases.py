@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -55,8 +55,8 @@ class Followed(Protocol):
     def read(self) -> ReleaseLog:
         """The log as it is now, checked; ReleaseError if it can't be, DatabaseError or OSError if it can't be read."""
 
-    def accept(self, release: Release) -> Release | None:
-        """A release as it is in effect, its bundles loaded and proven; None if it is refused."""
+    def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
+        """Releases as they are in effect, their bundles loaded and proven, but for those that are refused."""
 
 
 class Follower:
@@ -99,7 +99,7 @@ class Follower:
         seen = before.records if before else ()
         if log.records[: len(seen)] != seen:
             raise ReleaseError("the release log was changed where it had been read before")
-        accepted = [release for each in log.records[len(seen) :] if (release := self._log.accept(each))]
+        accepted = list(self._log.accept(log.records[len(seen) :]))
         with self._lock:
             self._read, self._newest = log, newest
             self._news += accepted

@@ -137,7 +137,7 @@ def batch(folder, events, log=LOG, runner="DirectRunner", bundles=BUNDLES, slice
         feeds_of(PROJECT, {"events": Files(tuple(paths))}), **({"slice_us": slice_us} if slice_us else {})
     )
     followed = given_log(PROJECT, log, bundles)
-    with_releases = WithReleases(source, tuple(filter(None, map(followed.accept, log.records))))
+    with_releases = WithReleases(source, tuple(followed.accept(log.records)))
     return run(folder / "out", with_releases, followed, runner, **options)[0]
 
 
