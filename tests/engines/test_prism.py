@@ -159,9 +159,9 @@ def test_a_stream_gives_the_same_bits(events, batch, tmp_path, seed):
 
 def test_releases_give_the_same_bits_in_batch_and_in_a_stream(events, tmp_path):
     released = five_releases(card_fraud(), read_payloads([events]), "customer")
-    files = WithReleases(read_files(card_fraud(), [events]), released.read().records)
-    run(tmp_path / "direct", files, "DirectRunner", released=released)
-    run(tmp_path / "prism", files, "PrismRunner", ARGS, 4, released)
+    for name, runner, args, shards in (("direct", "DirectRunner", (), 1), ("prism", "PrismRunner", ARGS, 4)):
+        source = WithReleases(read_files(card_fraud(), [events]), released.read().records)
+        run(tmp_path / name, source, runner, args, shards, released)
     assert files_of(tmp_path / "prism") == files_of(tmp_path / "direct")
     assert len(read_kind(str(tmp_path / "direct"), SCORES)["release"].unique()) == 6
     differ = [stream_of(events, tmp_path / "direct", tmp_path / "first", 0, released)]
