@@ -21,13 +21,14 @@ from pipelines.databases import check_database, is_database, transaction
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
+VARIABLE = "HEADRACE_RELEASES"  # of the environment: where the log is
 _FILE = "releases.db"
 
 
 def place_of_log(registry: str, given: str | None) -> str | None:
-    """Where a log is: what was given, or the database beside an SQLite registry; None if nothing tells."""
-    if given:
-        return given
+    """Where a log is: what was given or the variable says, or beside an SQLite registry; None if nothing tells."""
+    if place := given or os.environ.get(VARIABLE):
+        return place
     database = database_of(registry)
     return None if database is None else f"sqlite:///{database.with_name(_FILE)}"
 

@@ -27,7 +27,7 @@ from models.rollout.changes import (
     with_shadows,
 )
 from models.rollout.records import Release, ReleaseError, ReleaseLog, time_text
-from pipelines.releases import append, check_writable, read_log
+from pipelines.releases import append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
 # A record is written within this time after it is made, so that who reads the log `lead` before it takes effect has it.
@@ -135,6 +135,29 @@ def release(desk: Desk, change: Change, told: Told, from_us: int | None = None) 
         return longer
 
     return append(desk.place, desk.project.name, seen, desk.now_us, make_again)
+
+
+def release_promoted(
+    project: Project, folder: pathlib.Path, tracking_uri: str, version: int, why: str, at_us: int | None = None
+) -> ReleaseLog | None:
+    """Add a version that a training made champion to the project's log, if there is one; None if nothing changes.
+
+    `at_us` is the event time of the training, for a log whose clock that is.
+
+    Raises:
+        ReleaseError: as `release`.
+    """
+    place = place_of_log(tracking_uri, None)
+    if place is None or read_log(place, project) is None:
+        return None
+    is_event = project.rollout.clock == "event"
+    if is_event and at_us is None:
+        promote = f"headrace promote {shlex.quote(str(folder))} {version} --at TIME"
+        raise ReleaseError(
+            f"version {version} is not in the release log, whose clock is event time: `{promote}` does it"
+        )
+    desk = Desk(project, folder, tracking_uri, place, at_us if is_event else None)
+    return release(desk, changes(desk, str(version)), told_by(why, None))
 
 
 def roll_back(desk: Desk, told: Told) -> ReleaseLog:

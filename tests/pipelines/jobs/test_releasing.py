@@ -1,6 +1,7 @@
 """Releases of a project's registered bundles: what is proven first, what the log says then, and what the registry."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -17,7 +18,7 @@ from models.rollout.changes import Told
 from models.rollout.records import Canary, ReleaseError, digest
 from pipelines.cli.main import app
 from pipelines.jobs import releasing
-from pipelines.jobs.releasing import Desk, changes, move_alias, release, roll_back, told_by
+from pipelines.jobs.releasing import Desk, changes, move_alias, release, release_promoted, roll_back, told_by
 from pipelines.releases import read_log
 from tests.kit.bundles import make_bundle, rewrite
 from tests.kit.declared import declared
@@ -222,6 +223,27 @@ def test_the_clock_is_the_declared_one(folder):
         ReleaseError, match=r"was begun with clock wall and lead 5s, and project.yaml declares .* event"
     ):
         release(desk_of(folder), changes(wall, "1"), TOLD)
+
+
+@pytest.mark.parametrize(("text", "at_us"), [(TEXT, None), (EVENT, NOW_US + HOUR_US)])
+def test_a_training_that_promotes_adds_to_a_log_that_is_there(folder, text, at_us, monkeypatch):
+    monkeypatch.delenv("HEADRACE_RELEASES", raising=False)
+    desk = desk_of(folder, text, None if text == TEXT else NOW_US)
+    promoted = functools.partial(release_promoted, desk.project, folder, desk.registry)
+    assert promoted(3, "trained") is None
+    assert read_log(desk.place, desk.project) is None
+    release(desk, changes(desk, "2"), TOLD)
+    if at_us is not None:
+        with pytest.raises(
+            ReleaseError, match="version 3 is not in the release log, .*: `headrace promote .* 3 --at TIME`"
+        ):
+            promoted(3, "trained")
+    for records in (3, 3):  # done again, it adds nothing
+        promoted(3, "trained", NOW_US + HOUR_US)
+        log = read_log(desk.place, desk.project)
+        assert (len(log.records), log.records[-1].champion) == (records, bundles_of(desk)[2])
+    if at_us is not None:
+        assert log.records[-1].made_at_us == at_us
 
 
 def test_what_is_told_holds_no_secret(monkeypatch):
