@@ -132,7 +132,8 @@ def rollback(
 
         log = releasing.roll_back(desk, releasing.told_by(reason, author, approver, change_id))
         _print_newest(declared, desk, log)
-        releasing.move_alias(desk, log)
+        if version := releasing.move_alias(desk, log):
+            typer.echo(f"{declared.name}: version {version.version} is champion")
 
 
 def releases(

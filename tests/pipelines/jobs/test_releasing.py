@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import re
+import shlex
 import shutil
 
 import pytest
@@ -23,6 +24,7 @@ from pipelines.releases import read_log
 from tests.kit.bundles import make_bundle, rewrite
 from tests.kit.declared import declared
 from tests.kit.nights import SCHEMA, TEXT
+from tests.kit.support import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +291,7 @@ def test_the_commands(folder, tmp_path, monkeypatch):
     assert headrace("promote", folder, 2, "--at", "2018-10-29T13:00:00") == "shops: version 2 is champion\n"
     said = headrace("rollback", folder, "--reason", "bad", "--at", "2018-10-29T14:00:00")
     assert said.startswith(f"shops: release 3 from 2018-10-29T14:00:10Z: champion 1 ({one})\n")
+    assert said.endswith("shops: version 1 is champion\n")
     assert list_versions("shops", desk_of(folder).registry)[0].aliases == ("champion",)
 
     log = read_log(desk_of(folder).place, load_project(folder))
@@ -308,6 +311,24 @@ def test_the_commands(folder, tmp_path, monkeypatch):
     assert bare == re.sub(r"\d \((\w{16})\)", r"\1", told)
     shown = headrace("releases", folder, "--json")
     assert [record["champion"] for record in json.loads(shown)["records"]] == [one, one, two, one]
+
+
+def test_the_commands_of_the_page_run_as_printed(folder):
+    """In another folder, and by the keys of the entity that is there."""
+    page = (ROOT / "docs" / "releases.md").read_text()
+    block = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1]
+    said = []
+    for line in block.replace("my_project", shlex.quote(str(folder))).replace("customer", "card").splitlines():
+        name, *args = shlex.split(line, comments=True)
+        assert name == "headrace"
+        said.append(headrace(*args))
+    log = read_log(desk_of(folder, TEXT, None).place, load_project(folder))
+    assert len(said) == len(log.records) == 5
+    one, two, _, _ = bundles_of(desk_of(folder, TEXT, None))
+    assert [r.champion for r in log.records] == [one, one, one, two, one]
+    assert [r.canary.per_10000 if r.canary else None for r in log.records] == [None, 500, 5000, None, None]
+    shown = [line.split("  ")[0] for line in said[-1].splitlines() if line.startswith("release ")]
+    assert shown == [f"release {number}" for number in range(5)]
 
 
 def test_a_registry_that_is_a_server_needs_a_place_for_the_log(folder, monkeypatch):
