@@ -23,15 +23,14 @@ from models.rollout.changes import (
     rolled_back,
     with_canary,
     with_champion,
+    with_fallback,
     with_holdout,
     with_shadows,
 )
 from models.rollout.records import Release, ReleaseError, ReleaseLog, time_text
-from pipelines.releases import append, check_writable, place_of_log, read_log
+from pipelines.releases import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
-# A record is written within this time after it is made, so that who reads the log `lead` before it takes effect has it.
-_WRITTEN_WITHIN_US = 1_000_000
 Change = Callable[[ReleaseLog, int], Release]  # of a log and an event time: the state from then on
 
 
@@ -174,10 +173,11 @@ def changes(
     shadows: Sequence[str] = (),
     holdout: str | None = None,
     entity: str | None = None,
+    fallback: str | None = None,
 ) -> Change:
     """What the options of a release change: a version is champion, or with a share its challenger.
 
-    What is not said stays; `none` ends shadows or a holdout.
+    What is not said stays; `none` ends shadows, a holdout or a fallback.
 
     Raises:
         ReleaseError: if a share or entity can't be.
@@ -187,6 +187,7 @@ def changes(
     shadow_ids = tuple(_bundle_of(desk, shadow) for shadow in shadows if shadow != NONE)
     if NONE in shadows and shadow_ids:
         raise ReleaseError(f"--shadow {NONE} stands alone")
+    fallback_id = None if fallback in (None, NONE) else _bundle_of(desk, str(fallback))
     per_10000 = None if canary is None else parse_share(canary)
     held_out = None if holdout is None else 0 if holdout == NONE else parse_share(holdout)
     if entity is not None and per_10000 is None and not held_out:
@@ -199,6 +200,8 @@ def changes(
         state = with_champion(state, bundle) if per_10000 is None else with_canary(state, bundle, by, per_10000)
         if shadows:
             state = with_shadows(state, shadow_ids)
+        if fallback is not None:
+            state = with_fallback(state, fallback_id)
         return state if held_out is None else with_holdout(state, by, held_out)
 
     return change
@@ -247,7 +250,7 @@ def prove(desk: Desk, bundle_id: str) -> None:
 
 def _effective_us(log: ReleaseLog, now_us: int, from_us: int | None) -> int:
     """When a release takes effect; ReleaseError for a time before all can know of it."""
-    earliest = now_us + log.lead_us + (_WRITTEN_WITHIN_US if log.clock == "wall" else 0)
+    earliest = now_us + log.lead_us + (WRITTEN_WITHIN_US if log.clock == "wall" else 0)
     if from_us is None:
         return earliest
     if from_us < earliest:

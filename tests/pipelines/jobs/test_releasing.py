@@ -16,7 +16,7 @@ from models.predictors.bundle import BundleError
 from models.predictors.registry import RegistryError, list_versions, register
 from models.project.project import load_project
 from models.rollout.changes import Told
-from models.rollout.records import Canary, ReleaseError, digest
+from models.rollout.records import Canary, Holdout, ReleaseError, digest
 from pipelines.cli.main import app
 from pipelines.jobs import releasing
 from pipelines.jobs.releasing import Desk, changes, move_alias, release, release_promoted, roll_back, told_by
@@ -104,6 +104,21 @@ def test_a_canary_grows_becomes_champion_and_is_rolled_back(desk):
     assert [r.made_at_us for r in log.records] == [NOW_US + h * HOUR_US for h in (0, 0, 1, 2, 3)]
     assert [r.effective_from_us - r.made_at_us for r in log.records[1:]] == [10_000_000] * 4
     assert release(later(desk, 4), changes(desk, "champion", shadows=("none",)), TOLD).records[-1].shadows == ()
+
+
+def test_what_is_not_said_stays(desk):
+    one, two, three, _ = bundles_of(desk)
+    release(desk, changes(desk, "1", None, ("2",), "1%", "card", "3"), TOLD)
+    new = release(later(desk, 1), changes(desk, "3"), TOLD).records[-1]
+    assert (new.champion, new.shadows, new.holdout, new.fallback) == (
+        three,
+        (two,),
+        Holdout("card", 100, "holdout"),
+        three,
+    )
+    ended = changes(desk, "1", None, ("none",), "none", None, "none")
+    new = release(later(desk, 2), ended, TOLD).records[-1]
+    assert (new.champion, new.shadows, new.holdout, new.fallback) == (one, (), None, None)
 
 
 def test_what_is_in_effect_already_is_no_release(desk):
