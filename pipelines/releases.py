@@ -21,13 +21,16 @@ from pipelines.databases import check_database, is_database, transaction
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
+VARIABLE = "HEADRACE_RELEASES"  # of the environment: where the log is
+# A record is written within this time after it is made: who reads the log `lead` before it takes effect has it.
+WRITTEN_WITHIN_US = 1_000_000
 _FILE = "releases.db"
 
 
 def place_of_log(registry: str, given: str | None) -> str | None:
-    """Where a log is: what was given, or the database beside an SQLite registry; None if nothing tells."""
-    if given:
-        return given
+    """Where a log is: what was given or the variable says, or beside an SQLite registry; None if nothing tells."""
+    if place := given or os.environ.get(VARIABLE):
+        return place
     database = database_of(registry)
     return None if database is None else f"sqlite:///{database.with_name(_FILE)}"
 
@@ -79,7 +82,8 @@ def append(
     """Add records to a log; `make` gives the longer log at a time, which is asked for when nobody else can write.
 
     Raises:
-        ReleaseError: if the log is not as it was seen any more: another command was first.
+        ReleaseError: if the log is not as it was seen any more, as another command was first, or writing took longer
+            than WRITTEN_WITHIN_US.
         DatabaseError: if the database can't be used.
     """
     from sqlalchemy import insert
@@ -100,7 +104,8 @@ def append(
                 f"release log {redact(place)}: another release was made meanwhile{newest}; look at `headrace "
                 "releases`, and say again what is still wanted"
             )
-        longer = make(now_us())
+        made_us = now_us()
+        longer = make(made_us)
         if found is None:
             header = {"project": project, "clock": longer.clock, "lead_us": longer.lead_us}
             connection.execute(insert(logs).values(header))
@@ -108,6 +113,8 @@ def append(
             content = canonical(release).decode()
             row = {"project": project, "seq": release.seq, "record": content, "digest": digest(release)}
             connection.execute(insert(records).values(row))
+        if now_us() > made_us + WRITTEN_WITHIN_US:
+            raise ReleaseError(f"release log {redact(place)}: took too long to write, and nothing was: say it again")
     return longer
 
 

@@ -73,6 +73,11 @@ def with_shadows(state: Release, shadows: tuple[str, ...]) -> Release:
     return replace(state, shadows=shadows)
 
 
+def with_fallback(state: Release, fallback: str | None) -> Release:
+    """The state with a bundle that scores in place of one that is refused where it lands, or with none."""
+    return replace(state, fallback=fallback)
+
+
 def with_holdout(state: Release, entity: str, per_10000: int) -> Release:
     """The state with a share of an entity's keys that pass whatever their score; with 0, without one."""
     return replace(state, holdout=Holdout(entity, per_10000, _HOLDOUT_SALT) if per_10000 else None)

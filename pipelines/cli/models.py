@@ -69,9 +69,12 @@ def import_(
 
         from models.predictors.registry import register
         from pipelines.jobs.importing import import_model
+        from pipelines.jobs.releasing import release_promoted
 
         bundle = import_model(declared, project, model, golden, encoders)
         version = register(bundle, declared.name, registry, promote=promote)
+        if promote:
+            release_promoted(declared, project, registry, version, f"promoted when {model.name} was imported")
         rows = bundle.metadata["imported"]["golden_rows"]
         typer.echo(f"{declared.name}: version {version}, bundle {bundle.bundle_id}, proven on {rows:,} golden rows")
         if names := bundle.metadata["imported"].get("names"):

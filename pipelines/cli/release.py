@@ -39,6 +39,9 @@ def release(
         list[str] | None,
         typer.Option(help="Version that scores every event beside; may be repeated. none ends all shadows."),
     ] = None,
+    fallback: Annotated[
+        str | None, typer.Option(help="Version that scores in place of one that can't be used where it lands, or none.")
+    ] = None,
     holdout: Annotated[
         str | None, typer.Option(help="Share of an entity's keys that pass whatever their score, or none.")
     ] = None,
@@ -59,7 +62,7 @@ def release(
         from pipelines.jobs import releasing
 
         told = releasing.told_by(reason, author, approver, change_id)
-        change = releasing.changes(desk, version, canary, tuple(shadow or ()), holdout, entity)
+        change = releasing.changes(desk, version, canary, tuple(shadow or ()), holdout, entity, fallback)
         log = releasing.release(desk, change, told, _micros("--from", from_))
         if log is None:
             typer.echo(f"{declared.name}: nothing to release: all of that is in effect by then")
@@ -123,7 +126,8 @@ def rollback(
 
         log = releasing.roll_back(desk, releasing.told_by(reason, author, approver, change_id))
         _print_newest(declared, desk, log)
-        releasing.move_alias(desk, log)
+        if version := releasing.move_alias(desk, log):
+            typer.echo(f"{declared.name}: version {version.version} is champion")
 
 
 def releases(

@@ -23,15 +23,14 @@ from models.rollout.changes import (
     rolled_back,
     with_canary,
     with_champion,
+    with_fallback,
     with_holdout,
     with_shadows,
 )
 from models.rollout.records import Release, ReleaseError, ReleaseLog, time_text
-from pipelines.releases import append, check_writable, read_log
+from pipelines.releases import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
-# A record is written within this time after it is made, so that who reads the log `lead` before it takes effect has it.
-_WRITTEN_WITHIN_US = 1_000_000
 Change = Callable[[ReleaseLog, int], Release]  # of a log and an event time: the state from then on
 
 
@@ -137,6 +136,29 @@ def release(desk: Desk, change: Change, told: Told, from_us: int | None = None) 
     return append(desk.place, desk.project.name, seen, desk.now_us, make_again)
 
 
+def release_promoted(
+    project: Project, folder: pathlib.Path, tracking_uri: str, version: int, why: str, at_us: int | None = None
+) -> ReleaseLog | None:
+    """Add a version that a training made champion to the project's log, if there is one; None if nothing changes.
+
+    `at_us` is the event time of the training, for a log whose clock that is.
+
+    Raises:
+        ReleaseError: as `release`.
+    """
+    place = place_of_log(tracking_uri, None)
+    if place is None or read_log(place, project) is None:
+        return None
+    is_event = project.rollout.clock == "event"
+    if is_event and at_us is None:
+        promote = f"headrace promote {shlex.quote(str(folder))} {version} --at TIME"
+        raise ReleaseError(
+            f"version {version} is not in the release log, whose clock is event time: `{promote}` does it"
+        )
+    desk = Desk(project, folder, tracking_uri, place, at_us if is_event else None)
+    return release(desk, changes(desk, str(version)), told_by(why, None))
+
+
 def roll_back(desk: Desk, told: Told) -> ReleaseLog:
     """Add a record that ends a canary, or has the champion before; as `release`, and ReleaseError if there is none."""
     log = release(desk, rolled_back, told)
@@ -151,10 +173,11 @@ def changes(
     shadows: Sequence[str] = (),
     holdout: str | None = None,
     entity: str | None = None,
+    fallback: str | None = None,
 ) -> Change:
     """What the options of a release change: a version is champion, or with a share its challenger.
 
-    What is not said stays; `none` ends shadows or a holdout.
+    What is not said stays; `none` ends shadows, a holdout or a fallback.
 
     Raises:
         ReleaseError: if a share or entity can't be.
@@ -164,6 +187,7 @@ def changes(
     shadow_ids = tuple(_bundle_of(desk, shadow) for shadow in shadows if shadow != NONE)
     if NONE in shadows and shadow_ids:
         raise ReleaseError(f"--shadow {NONE} stands alone")
+    fallback_id = None if fallback in (None, NONE) else _bundle_of(desk, str(fallback))
     per_10000 = None if canary is None else parse_share(canary)
     held_out = None if holdout is None else 0 if holdout == NONE else parse_share(holdout)
     if entity is not None and per_10000 is None and not held_out:
@@ -176,6 +200,8 @@ def changes(
         state = with_champion(state, bundle) if per_10000 is None else with_canary(state, bundle, by, per_10000)
         if shadows:
             state = with_shadows(state, shadow_ids)
+        if fallback is not None:
+            state = with_fallback(state, fallback_id)
         return state if held_out is None else with_holdout(state, by, held_out)
 
     return change
@@ -224,7 +250,7 @@ def prove(desk: Desk, bundle_id: str) -> None:
 
 def _effective_us(log: ReleaseLog, now_us: int, from_us: int | None) -> int:
     """When a release takes effect; ReleaseError for a time before all can know of it."""
-    earliest = now_us + log.lead_us + (_WRITTEN_WITHIN_US if log.clock == "wall" else 0)
+    earliest = now_us + log.lead_us + (WRITTEN_WITHIN_US if log.clock == "wall" else 0)
     if from_us is None:
         return earliest
     if from_us < earliest:

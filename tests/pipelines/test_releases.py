@@ -10,7 +10,7 @@ from models.rollout.changes import Told, begin, follow, with_champion
 from models.rollout.log_file import to_lines
 from models.rollout.records import ReleaseError, ReleaseLog
 from pipelines.databases import DatabaseError, transaction
-from pipelines.releases import append, check_writable, export, place_of_log, read_log
+from pipelines.releases import WRITTEN_WITHIN_US, append, check_writable, export, place_of_log, read_log
 from tests.kit import postgres
 from tests.kit.declared import declared
 from tests.kit.nights import SCHEMA, TEXT
@@ -114,6 +114,14 @@ def test_a_record_that_cant_be_leaves_nothing_behind(place):
         with pytest.raises(ReleaseError, match="no"):
             append(place, "shops", seen, lambda: 0, fail)
     assert read_log(place, PROJECT) == chain()
+
+
+def test_a_record_that_took_too_long_is_not_written(place):
+    times = iter([0, WRITTEN_WITHIN_US + 1, 0, WRITTEN_WITHIN_US])
+    with pytest.raises(ReleaseError, match="took too long to write, and nothing was"):
+        append(place, "shops", EMPTY, lambda: next(times), one_more(EMPTY, "b"))
+    assert read_log(place, PROJECT) is None
+    assert len(append(place, "shops", EMPTY, lambda: next(times), one_more(EMPTY, "b")).records) == 2
 
 
 def change(place, statement, **values):
