@@ -42,7 +42,7 @@ def run(
             "rows, too: postgresql://USER:$NAME@HOST/DATABASE or sqlite:///FILE. A topic needs others beside it: "
             "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that; "
             "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics; "
-            "SINK-shadow, if it follows a log of releases."
+            "SINK-shadow, once a release that it follows names a shadow."
         ),
     ],
     dead_letters: Annotated[

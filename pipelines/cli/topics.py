@@ -82,7 +82,7 @@ def topics(
         str | None, typer.Option(help="Topic of the dead letters; the sink's name and -dead-letters, if not given.")
     ] = None,
     shadows: Annotated[
-        bool, typer.Option("--shadows", help="That of shadows, too, which a stream with a log of releases needs.")
+        bool, typer.Option("--shadows", help="That of shadows, too, which a stream needs once a release names one.")
     ] = False,
     create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
     kafka_config: KafkaConfig = None,

@@ -47,7 +47,6 @@ class PublishRows(beam.PTransform):
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
         topics = [self.scores, self.dead_letters, self.quality, self.quarantine, self.aggregates, self.label_metrics]
-        topics += [self.shadow]
         topics += self.routed.values()
         needed = ", ".join(dict.fromkeys(broker.uri for broker in topics if broker is not None))
         project = self.project
@@ -66,7 +65,7 @@ class PublishRows(beam.PTransform):
             measured = _Publish(self.label_metrics, needed, "measured", project, BUNDLE_ID)
             pcolls[LABEL_METRICS] | "Publish label metrics" >> beam.ParDo(measured)
         if self.shadow is not None:
-            shadowed = _Publish(self.shadow, needed, "written of shadows", project, self.key)
+            shadowed = _Publish(self.shadow, self.shadow.uri, "written of shadows", project, self.key, lazy=True)
             pcolls[SHADOWS] | "Publish shadows" >> beam.ParDo(shadowed)
         if FALLBACK in pcolls:
             unscored = _Publish(self.fallback or self.scores, needed, "fallback", project)
@@ -109,7 +108,10 @@ def _connect(broker: Broker, needed: str) -> Publisher:
 
 
 class _Publish(beam.DoFn):
-    """Of `decisions` the rows of these alone, with `others` all but them; of none all rows."""
+    """Of `decisions` the rows of these alone, with `others` all but them; of none all rows.
+
+    What is `lazy` connects when the first rows come.
+    """
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class _Publish(beam.DoFn):
         key: str | None = None,
         decisions: tuple[str, ...] = (),
         others: bool = False,
+        lazy: bool = False,
     ) -> None:
         self._broker = broker
         self._needed = needed
@@ -127,9 +130,10 @@ class _Publish(beam.DoFn):
         self._key = key
         self._step = step
         self._decisions, self._others = decisions, others
+        self._lazy = lazy
 
     def setup(self) -> None:
-        self._publisher = _connect(self._broker, self._needed)
+        self._publisher = None if self._lazy else _connect(self._broker, self._needed)
         self._described = False
 
     def start_bundle(self) -> None:
@@ -139,6 +143,7 @@ class _Publish(beam.DoFn):
         self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
+        self._publisher = self._publisher or _connect(self._broker, self._needed)
         if not self._described:
             self._publisher.describe(_fields(DEAD_LETTER_SCHEMA if self._step == "dead-lettered" else batch.schema))
             self._described = True
@@ -152,14 +157,15 @@ class _Publish(beam.DoFn):
             self._published.append(as_int64(column(batch, PUBLISHED_AT).drop_null()))
 
     def finish_bundle(self) -> None:
-        if self._payloads:
+        if self._payloads and self._publisher:
             self._publisher.publish(self._payloads, self._attributes, self._keys or None)
             count(ROWS, len(self._payloads), step=self._step)
             published = np.concatenate([*self._published, np.empty(0, np.int64)])
             observe(LATENCY, (time.time_ns() // 1000 - published) / 1e6, stage="written")
 
     def teardown(self) -> None:
-        self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.close()
 
 
 def attributes_of(batch: pa.RecordBatch, project: str) -> list[dict[str, str]]:
