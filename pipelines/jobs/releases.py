@@ -146,6 +146,11 @@ class Released:
         first = itertools.islice(self.accept(reversed(before)), 1)
         return (*first, *self.accept(releases[len(before) :]))
 
+    def load_all(self, releases: Iterable[Release]) -> Callable[[str], Scorer]:
+        """The scorers of all that releases name, to go with a graph to where there is no registry."""
+        named = {bundle for release in releases for bundle in (release.champion, release.challenger, *release.shadows)}
+        return {bundle: self.bundles(bundle) for bundle in sorted(filter(None, named))}.__getitem__
+
     def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
         """The releases as they are in effect, but for those that are refused; what is wrong is logged and counted.
 

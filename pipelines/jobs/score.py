@@ -18,6 +18,7 @@ from models.project.sections import parse_duration
 from models.quality.gate import OnStop
 from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import EVENTS, LABELS
+from models.rollout.apply import Bundles
 from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
@@ -145,13 +146,16 @@ def assemble(
     # What was published can't be taken back, and what both ways are compared by must go on in both.
     on_stop: OnStop = "fallback" if spec.streams or spec.until_idle else "fail"
     feeds: beam.PTransform = source
+    bundles: Bundles | None = released.bundles if released else None
     if released and log and not spec.streams:
-        feeds = WithReleases(source, released.in_effect(log, spec.span))
-    bundles, bundle_id = released.bundles if released else None, bundle.bundle_id if bundle else ""
+        releases = released.in_effect(log, spec.span)
+        feeds = WithReleases(source, releases)
+        if not spec.profile.ends_here:  # its workers may know no registry
+            bundles = released.load_all(releases)
     return GraphConfig(
         project=project,
         source=feeds,
-        score=Score(project, scorer, bundle_id, spec.reason_codes, spec.at_arrival, bundles),
+        score=Score(project, scorer, bundle.bundle_id if bundle else "", spec.reason_codes, spec.at_arrival, bundles),
         sink=sink,
         shards=spec.shard_count,
         span=spec.span,
