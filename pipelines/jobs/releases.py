@@ -80,26 +80,31 @@ class RegisteredBundles:
 
     def __call__(self, bundle_id: str) -> Scorer:
         """The scorer of a bundle, each digest checked and its golden scores given."""
-        key = (self.registry, self.project.name, bundle_id, str(self.threads))
-        return _LOADED.get(key, functools.partial(self._prove, bundle_id))
+        return _LOADED.get(self._key(bundle_id), lambda: self._prove(self.load(bundle_id)))
 
     def fault_of(self, bundle_id: str) -> str | None:
-        """Of a bundle of another feature set, too: that is for a run of its own."""
+        """Of a bundle of another feature set, too: that is for a run of its own. It is proven anew, loaded or not."""
         try:
             bundle = self.load(bundle_id)
-            fault = find_misfit(self.project, self.folder, bundle)
-            if fault is None and not self(bundle_id).explains and self.explained:
-                return "--reason-codes are of trees, and its model is none of xgboost's"
-            return fault
+            if fault := find_misfit(self.project, self.folder, bundle):
+                return fault
+            scorer = self._prove(bundle)
         except HeadraceError as error:
             return str(error)
+        if self.explained and not scorer.explains:
+            return "--reason-codes are of trees, and its model is none of xgboost's"
+        _LOADED.get(self._key(bundle_id), lambda: scorer)
+        return None
 
     def load(self, bundle_id: str) -> Bundle:
         """The registered bundle of that id."""
         return registry.load_by_id(self.project.name, bundle_id, self.registry)
 
-    def _prove(self, bundle_id: str) -> Scorer:
-        return Scorer.from_bundle(self.load(bundle_id), nthread=self.threads)
+    def _prove(self, bundle: Bundle) -> Scorer:
+        return Scorer.from_bundle(bundle, nthread=self.threads)
+
+    def _key(self, bundle_id: str) -> tuple[str, ...]:
+        return (self.registry, self.project.name, bundle_id, str(self.threads))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

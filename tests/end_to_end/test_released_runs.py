@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import subprocess
 import threading
@@ -53,6 +54,7 @@ START = 1_543_622_400
 EVENTS = 4_000  # one a second
 SECOND = 1_000_000
 LEAD = 5 * SECOND
+MUTATIONS = int(os.environ.get("HEADRACE_MUTATIONS", "300"))
 
 
 def events():
@@ -202,10 +204,41 @@ def test_a_bundle_that_is_not_as_it_was_registered_is_refused(made, tmp_path, fa
     assert accepted(damaged) == ({0, 1, 2, 3, 5}, ())
     assert accepted(whole) == ({0, 1, 2, 3, 4, 5}, (worse,))
     assert accepted(damaged, notes=True) == ({0, 1, 2, 3, 5}, ())
+    carried = Released(place, project, whole).load_all(log.records)
+    assert carried(worse).feature_names == tuple(project.model.inputs)
     # A replay refuses the same, when the bundle is mended, too.
     assert accepted(whole) == accepted(damaged) == ({0, 1, 2, 3, 5}, ())
     assert set(read_refusals(place, "shops")) == {(seq, worse) for seq in (1, 2, 4)}
     assert read_refusals(place, "others") == read_refusals(str(tmp_path / "log.jsonl"), "shops") == {}
+
+
+def test_no_bundle_with_a_changed_byte_scores_otherwise(made, tmp_path):
+    """Whatever is changed, cut or added, by accident or with a manifest that agrees, is refused or changes no score."""
+    folder, project, _, (_, new, _) = made
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    place = next(path for path in (copy / ".headrace").rglob("manifest.json") if new in path.read_text()).parent
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    bundles, chosen, refused = RegisteredBundles(project, copy, registry_of(copy, None)), random.Random(1), 0
+    digest = bundles.load(new).digest
+    for _ in range(MUTATIONS):
+        name = chosen.choice(sorted(before))
+        content = bytearray(before[name])
+        for _ in range(chosen.randrange(1, 4)):
+            at = chosen.randrange(len(content) + 1)
+            content[at : at + chosen.choice([0, 1, 1, 9])] = chosen.choice([b"", b"0", bytes([chosen.randrange(256)])])
+        if name == "manifest.json" or chosen.random() < 0.5:
+            (place / name).write_bytes(content)
+        else:
+            rewrite(place, name, bytes(content))
+        if bundles.fault_of(new) is None:
+            assert bundles.load(new).digest == digest
+        else:
+            refused += 1
+        for each in (name, "manifest.json"):
+            (place / each).write_bytes(before[each])
+    assert refused > MUTATIONS // 2
+    assert bundles.fault_of(new) is None
 
 
 def test_a_running_stream_takes_a_release_and_a_replay_gives_the_same(tmp_path, monkeypatch):
