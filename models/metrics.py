@@ -77,6 +77,8 @@ MISSING = Metric("headrace_missing_events_total", "counter", "Events of a slice 
 LATE = Metric("headrace_late_events_total", "counter", "Events that came when the watermark was past them.")
 CORRECTED = Metric("headrace_corrections_total", "counter", "Rows published once more, as bits of them changed.")
 ROWS = Metric("headrace_rows_total", "counter", "Rows that a step has handled, of history too.", ("step",))
+ASSIGNED = Metric("headrace_assigned_total", "counter", "Events that a release gave a model.", ("role",), True)
+REFUSED_RELEASES = Metric("headrace_refused_releases_total", "counter", "Releases whose bundles were refused.")
 WAITING = Metric("headrace_waiting_records", "gauge", "Records that wait for the watermark.")
 BACKLOG = Metric("headrace_backlog_messages", "gauge", "Messages that wait at the broker.")
 WATERMARK_LAG = Metric("headrace_watermark_lag_seconds", "gauge", "How far the watermark is behind the clock.")
@@ -97,6 +99,8 @@ METRICS = (
     LATE,
     CORRECTED,
     ROWS,
+    ASSIGNED,
+    REFUSED_RELEASES,
     WAITING,
     BACKLOG,
     WATERMARK_LAG,

@@ -6,8 +6,11 @@ import re
 
 SCHEMES = ("pubsub://", "kafka://", "pulsar://", "pulsar+ssl://")
 # The folders of a run's kinds of files, which no decision's rows can go to.
-FOLDERS = ("scores", "dead_letters", "quarantine", "quality", "aggregates", "retraining", "label_metrics", "fallback")
-LABEL_METRICS, FALLBACK = FOLDERS[-2:]
+FOLDERS = (
+    *("scores", "dead_letters", "quarantine", "quality", "aggregates", "retraining"),
+    *("label_metrics", "fallback", "shadows"),
+)
+LABEL_METRICS, FALLBACK, SHADOWS = FOLDERS[-3:]
 DUE, ROUTED = "due in ", "routed to "  # what counts of such a folder begin with: rows among the scores, and there
 UNSCORED = "not scored, decided "  # what the count of a fallback decision begins with
 _TOPIC = re.compile(r"(pubsub://[^/?#]+|kafka://[^/?#]+|pulsar(\+ssl)?://[^/?#]+/[^/?#]+/[^/?#]+)/[^/?#]+(\?[^#]+)?")

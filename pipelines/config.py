@@ -81,6 +81,7 @@ class RunSpec:
     runner: str = IN_PROCESS
     beam_args: tuple[str, ...] = ()
     dry_run: bool = False
+    releases: str | None = None  # a database with a log of releases, or a file that one was exported to
     until_idle: str | None = None  # a stream ends after so long without a message
     ours: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # options of headrace's, to know a typo by
 
@@ -284,6 +285,7 @@ class RunSpec:
         require(
             self.project.has_model or not self.reason_codes, "--reason-codes is for a project that declares a model"
         )
+        require(self.project.has_model or not self.releases, "--releases is for a project that declares a model")
 
     def _check_alerts(self) -> None:
         require(

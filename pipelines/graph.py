@@ -17,12 +17,13 @@ from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
 from models.quality.incidents import Policy
 from models.quality.label_metrics import as_of_us
-from models.record import EVENTS, LABELS, Outcome
-from models.routes import FALLBACK, LABEL_METRICS
+from models.record import EVENTS, LABELS, RELEASES, Outcome
+from models.routes import FALLBACK, LABEL_METRICS, SHADOWS
 from models.state import Resume
 from models.totals import period_end_us
 from pipelines.monitoring.alerts import SendAlerts
 from pipelines.sources import SLICE_US
+from transforms.assign import AssignReleases
 from transforms.correct import Correct
 from transforms.count import CheckCounts, Count, CountEvents
 from transforms.decode import Decode
@@ -36,7 +37,7 @@ from transforms.incidents import RaiseAlerts
 from transforms.join import JoinLabels
 from transforms.label_metrics import MeasureLabels
 from transforms.refused import DropKnown, Refused
-from transforms.score import Score
+from transforms.score import Score, ScoreShadows
 from transforms.state import CombineSpans, LetterSpans, States
 from transforms.tables import JoinTable
 from transforms.totals import AddUp
@@ -97,7 +98,8 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     unique = join_tables(unique, tables, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
     featured, unexpected = compute_features(unique, labels, refused, config)
-    scored = rows = featured | "Score" >> config.score
+    released, shadows = assign_releases(feeds, featured, config)
+    scored = rows = released | "Score" >> config.score
     measured = measure_labels(scored, labels, config) if isinstance(config.score, Score) else {}
     if config.at_arrival:
         rows = scored | "Correct" >> Correct(config.project, config.shards)
@@ -115,7 +117,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
         send_alerts(watched["verdicts"], config)
     if config.check_slices:
         check_counts(raw, checked.filtered, featured, scored, refused, labels)
-    beside = decide_unscored(refused, config) | keep_states(checked, labels, letters, config)
+    beside = shadows | decide_unscored(refused, config) | keep_states(checked, labels, letters, config)
     written = {"dead_letters": news, "counts": counts, **watched, **beside} | "Write" >> config.sink
     refused.check()
     return written
@@ -183,6 +185,19 @@ def compute_features(
         return featured, []
     checked = featured | "Check features" >> CheckFeatures(config.project)
     return refused.rows_of(checked, unscored=True), [checked.counts]
+
+
+def assign_releases(
+    feeds: Mapping[str, beam.PCollection], featured: beam.PCollection, config: GraphConfig
+) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
+    """The events with their releases, where there is a log of them, and the score rows of shadows."""
+    if RELEASES not in feeds:
+        return featured, {}
+    assert isinstance(config.score, Score)
+    assert config.score.bundles is not None
+    inputs = {"events": featured, "releases": feeds[RELEASES]}
+    released = inputs | "Assign" >> AssignReleases(config.project, config.shards)
+    return released, {SHADOWS: released | "Shadows" >> ScoreShadows(config.project, config.score.bundles)}
 
 
 def add_up(featured: beam.PCollection, config: GraphConfig) -> dict[str, beam.PCollection]:

@@ -123,7 +123,7 @@ def read_verdicts(directory: str) -> list[Verdict]:
 
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:
-    """Events by decision, in the order of the bands."""
+    """Events by decision, in the order of the bands, and then what releases decide beside them."""
     counts: collections.Counter[str] = collections.Counter()
     for path in paths_of(directory, SCORES) if project.decisions else ():
         if DECISION in pq.read_schema(path).names:  # as a dictionary: no text is made for each row
@@ -132,7 +132,8 @@ def count_decisions(directory: str, project: Project) -> dict[str, int]:
                 counts[value["values"]] += value["counts"]
     if not counts:
         return {}
-    return {band.action: counts[band.action] for band in project.decisions}
+    declared = {band.action: counts[band.action] for band in project.decisions}
+    return declared | {name: counts[name] for name in sorted(counts)}
 
 
 def read_evaluated(directory: str, project: Project, labels: Sequence[str] = ()) -> pa.Table | None:

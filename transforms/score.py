@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from models.batches import column
+from models.batches import column, is_provisional
 from models.metrics import ROWS
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
@@ -16,6 +16,7 @@ from models.record import (
     MARKS,
     PUBLISHED,
 )
+from models.rollout.apply import Bundles, score_released, score_shadows
 from models.score import live_rows, score_batch, stream_columns, with_columns
 from transforms.metrics import count
 
@@ -25,7 +26,8 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
     """Batches with features → score rows, without a scorer rows of features; events that are history are left out.
 
     `reason_codes` is how many of the features that moved a score most are named with it; 0 for none.
-    With `keep_marks`, rows keep their marks, for transforms.correct.
+    With `keep_marks`, rows keep their marks, for transforms.correct. With `bundles`, each event is scored by the bundle
+    that AssignReleases gave it, and `scorer` and `bundle_id` are not looked at.
     """
 
     project: Project
@@ -33,6 +35,7 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
     bundle_id: str
     reason_codes: int = 0
     keep_marks: bool = False
+    bundles: Bundles | None = None
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Batches of score rows, see `score_batch`."""
@@ -42,9 +45,34 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
         current = live_rows(batch)
         if current.num_rows:
             count(ROWS, current.num_rows, step="scored")
-            rows = score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
+            if self.bundles is None:
+                rows = score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
+            else:
+                rows = score_released(current, self.project, self.bundles, self.reason_codes)
             if PUBLISHED in current.schema.names:
                 rows = with_columns(rows, stream_columns(current))
             if self.keep_marks:
                 rows = with_columns(rows, {MARKS: column(current, MARKS)})
             yield rows
+
+
+@dataclasses.dataclass(eq=False)
+class ScoreShadows(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[pa.RecordBatch]]):
+    """Events with their releases → the score rows of the releases' shadows, a batch a bundle.
+
+    Rows have no times by the clock; what is provisional is left out.
+    """
+
+    project: Project
+    bundles: Bundles
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Batches of score rows, see `score_shadows`."""
+        return pcoll | "Score" >> beam.FlatMap(self._score).with_output_types(pa.RecordBatch)
+
+    def _score(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        current = live_rows(batch)
+        if current.num_rows and not is_provisional(current):
+            for rows in score_shadows(current, self.project, self.bundles):
+                count(ROWS, rows.num_rows, step="shadowed")
+                yield rows

@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "list_versions",
     "load",
+    "load_by_id",
     "register",
     "set_alias",
     "set_baseline",
@@ -117,6 +118,15 @@ def load(name: str, version_or_alias: int | str, tracking_uri: str) -> Bundle:
             said = " ".join(str(error).split())
             raise RegistryError(f"{name} version {found.version}: its files cannot be read: {said}{where}") from error
         return Bundle.load(path, expected_id=found.bundle_id)
+
+
+def load_by_id(name: str, bundle_id: str, tracking_uri: str) -> Bundle:
+    """Return the registered bundle of an id; raises as `load` does."""
+    with _open_reader(tracking_uri) as reader:
+        version = next((known.version for known in _existing(reader, name) if known.bundle_id == bundle_id), None)
+    if version is None:
+        raise RegistryError(f"{name} has no version of bundle {bundle_id}")
+    return load(name, version, tracking_uri)
 
 
 def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracking_uri: str) -> int:

@@ -227,7 +227,7 @@ def _check_model(project: Project, features: set[str]) -> Iterator[Fault]:
 
 def _check_without_model(project: Project) -> Iterator[Fault]:
     """What is declared of a model that there is none of."""
-    for part in ("training", "metrics", "decisions", "fallback", "sinks", "quality"):
+    for part in ("training", "metrics", "decisions", "fallback", "sinks", "quality", "rollout"):
         if not project.has_model and part in project.model_fields_set and getattr(project, part):
             yield (part,), f"{NEEDS_MODEL}: declare model, or leave {part} out"
 

@@ -15,6 +15,7 @@ from models.project.availability import KnownAt
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
 from models.project.retraining import Gate, LabelMetrics, Retrain
+from models.project.rollouts import Rollout
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, duration_text
 from models.project.tables import Table, Totals
 from models.project.targets import Target
@@ -42,9 +43,11 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("label_metrics",): LabelMetrics,
     ("retrain",): Retrain,
     ("retrain", "gate"): Gate,
+    ("rollout",): Rollout,
 }
 _DURATIONS = {
-    "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every"
+    "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every",
+    "lead",
 }  # fmt: skip
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
@@ -71,6 +74,7 @@ WHAT = {
     "quality": "How score rows are watched.",
     "label_metrics": "How good scores are, as labels become known.",
     "retrain": "When `headrace nightly` trains anew, and what becomes of the bundle.",
+    "rollout": "How the project's release log is kept.",
     "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
     "timezone": "Of days and hours, such as `Europe/Berlin`.",
     "output": "Fields that go into the output beside id, time, entities, features and score.",
@@ -161,6 +165,8 @@ WHAT = {
     "retrain.gate.margin": "By so much it must be better, over all rows.",
     "retrain.gate.loss": "By so much it may be worse on a value of any slice of `training.slices`; none is any.",
     "retrain.gate.slices": "The same, by slice.",
+    "rollout.clock": "What a release log's times are: `wall`, of the day, or `event`, of data that lies in the past.",
+    "rollout.lead": "So long after it is made a release takes effect at the earliest: 1s to 1d.",
 }
 
 

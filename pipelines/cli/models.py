@@ -1,4 +1,4 @@
-"""`headrace models` and `promote`: the registered bundles of a project, and models from elsewhere."""
+"""`headrace models`: the registered bundles of a project, and models from elsewhere."""
 
 from __future__ import annotations
 
@@ -69,31 +69,15 @@ def import_(
 
         from models.predictors.registry import register
         from pipelines.jobs.importing import import_model
+        from pipelines.jobs.releasing import release_promoted
 
         bundle = import_model(declared, project, model, golden, encoders)
         version = register(bundle, declared.name, registry, promote=promote)
+        if promote:
+            release_promoted(declared, project, registry, version, f"promoted when {model.name} was imported")
         rows = bundle.metadata["imported"]["golden_rows"]
         typer.echo(f"{declared.name}: version {version}, bundle {bundle.bundle_id}, proven on {rows:,} golden rows")
         if names := bundle.metadata["imported"].get("names"):
             typer.echo(f"feature names in the model: {names}, and golden scores alone prove it")
         if declared.quality:
             typer.echo("no baseline: `headrace baseline` makes one")
-
-
-def promote(
-    project: ProjectFolder,
-    version: Annotated[str, typer.Argument(help="Version or alias of the bundle.")] = "challenger",
-    registry: Registry = None,
-) -> None:
-    """Make a bundle champion; promoting an earlier version rolls back."""
-    with clear_errors():
-        from models.predictors.registry import CHAMPION, set_alias
-        from models.project.project import load_project
-        from pipelines.prechecks import find_version, require_model
-
-        declared = load_project(project)
-        require_model(declared, "promote")
-        name = declared.name
-        registry = find_version(project, name, version, registry)
-        number = set_alias(name, CHAMPION, version, registry)
-        typer.echo(f"{name}: version {number} is champion")

@@ -9,8 +9,10 @@ import typer
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     Labels,
+    OneModel,
     ProjectFolder,
     Registry,
+    Releases,
     Runner,
     ScoreThreads,
     Shards,
@@ -46,7 +48,8 @@ def nightly(
     sink_format: Annotated[
         str, typer.Option(help="parquet, jsonl, or delta: score rows as a Delta table.")
     ] = "parquet",
-    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    model: OneModel = None,
+    releases: Releases = None,
     runner: Runner = IN_PROCESS,
     registry: Registry = None,
     shards: Shards = None,
@@ -61,12 +64,17 @@ def nightly(
     with clear_errors():
         from models.project.project import load_project
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_version, split_sinks, time_us
+        from pipelines.prechecks import find_registry, find_version, registry_of, split_sinks, time_us
+        from pipelines.releases import find_log
 
+        declared = load_project(project)
+        log = None
+        if declared.has_model and model is None:
+            log = find_log(declared, registry_of(project, registry), releases)
         folder, databases = split_sinks(sink, project)
         formats: Any = sink_format  # the spec checks it
         spec = RunSpec(
-            project=load_project(project),
+            project=declared,
             sources=tuple(source),
             sink=folder,
             databases=databases,
@@ -83,10 +91,14 @@ def nightly(
             threads=threads,
             runner=runner,
             beam_args=tuple(context.args),
+            releases=log,
             ours=own_options(context),
         )
         spec.check()
-        if spec.project.has_model:
+        model = model or "champion"
+        if log is not None:
+            registry = find_registry(project, registry)
+        elif spec.project.has_model:
             registry = find_version(project, spec.project.name, model, registry)
         partitions = spec.project.partitions
         bounds = [None if text is None else time_us(name, text, partitions) for name, text in _named(first, until)]
@@ -99,6 +111,7 @@ def nightly(
         from pipelines.cli.run import check_quality
         from pipelines.jobs.fitting import load_bundle
         from pipelines.jobs.nightly import find_missing, run_nights
+        from pipelines.jobs.releases import follow_log
         from pipelines.jobs.retrain import Retrainer
 
         check_quality(spec.project, spec.alert_to)
@@ -107,11 +120,16 @@ def nightly(
             typer.echo(f"{folder}: no day is missing")
             if spec.project.retrain is None:
                 return
-        bundle = load_bundle(spec.project, project, model, str(registry)) if spec.project.has_model else None
-        scorer = Scorer.from_bundle(bundle, nthread=spec.threads_of_call) if bundle else None
+        bundle = scorer = released = None
+        if log is not None:
+            released = follow_log(spec, project, str(registry))
+            bundle = released.first_bundle()
+        elif spec.project.has_model:
+            bundle = load_bundle(spec.project, project, model, str(registry))
+            scorer = Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
         retrainer = Retrainer(spec, project, str(registry), model) if spec.project.retrain else None
         failed = 0
-        for night in run_nights(spec, missing, bundle, scorer, retrainer):
+        for night in run_nights(spec, missing, bundle, scorer, retrainer, released):
             failed += night.error is not None
             typer.echo(describe(night), err=night.error is not None)
         if failed:

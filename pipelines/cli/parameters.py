@@ -34,6 +34,23 @@ Registry = Annotated[
         help="Where bundles are kept, an MLflow tracking URI; sqlite:///PROJECT/.headrace/registry.db, if not given.",
     ),
 ]
+Releases = Annotated[
+    str | None,
+    typer.Option(
+        "--releases",
+        envvar="HEADRACE_RELEASES",
+        help="The release log: sqlite:///FILE or postgresql://USER:$NAME@HOST/DATABASE, or to be read, a file that was "
+        "exported; beside an SQLite registry, if not given.",
+    ),
+]
+OneModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Version or alias of the registered bundle that scores all, whatever was released; if not given, releases "
+        "say, and where there are none, it is the champion.",
+    ),
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option(help="Labels that come as records of their own: files, or a stream's subscription."),

@@ -20,36 +20,55 @@ def parity(
     allowance: Annotated[str, typer.Option(help="How far events may be out of order, such as 10m.")] = "10m",
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of the events that comes twice.")] = 0.02,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another order of arrival.")] = 0,
-    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Version or alias of the registered bundle; the champion, if not given, nor --releases."),
+    ] = None,
     registry: Registry = None,
+    releases: Annotated[
+        str | None, typer.Option(help="Follow a log of releases: a database, or a file that one was exported to.")
+    ] = None,
     threads: Threads = 2,
 ) -> None:
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import check_duration, find_version, require_files
+        from pipelines.prechecks import check_duration, find_registry, find_version, require, require_files
+        from pipelines.releases import find_log
 
         declared = load_project(project)
         check_duration("--allowance", allowance)
         require_files(source)
-        if declared.has_model:
+        require(not (model and releases), "--model is one bundle, and --releases says which of several: name one")
+        model = model or "champion"
+        if releases is not None:
+            registry = find_registry(project, registry)
+            find_log(declared, registry, releases)
+        elif declared.has_model:
             registry = find_version(project, declared.name, model, registry)
 
         from pipelines.jobs.fitting import load_bundle
         from pipelines.jobs.parity import check_parity
 
-        bundle = scorer = None
-        if declared.has_model:
+        bundle = scorer = released = None
+        if releases is not None:
+            from pipelines.jobs.releases import RegisteredBundles, Released
+
+            released = Released(releases, declared, RegisteredBundles(declared, project, str(registry), threads))
+            bundle = released.first_bundle()
+        elif declared.has_model:
             from models.predictors.booster import Scorer
 
             bundle = load_bundle(declared, project, model, str(registry))
             scorer = Scorer.from_bundle(bundle, nthread=threads)
-        found = check_parity(declared, bundle, scorer, source, allowance, seed, duplicates, tuple(table or ()))
+        found = check_parity(
+            declared, bundle, scorer, source, allowance, seed, duplicates, tuple(table or ()), released
+        )
         show(found)
         if not found.scored:
             typer.echo("no event was scored, so this proves nothing: see the reasons of the dead letters above")
         elif found.blind:
-            typer.echo("the events arrived in their order, so this proves nothing: give more, or a longer --allowance")
+            typer.echo("a control is equal, so this proves nothing: give more events, or a longer --allowance")
         typer.echo("equal" if found.equal else "NOT EQUAL")
         if not found.equal:
             raise typer.Exit(1)
@@ -62,7 +81,7 @@ def show(found: Parity) -> None:
     from pipelines.terminal import console
 
     table = Table("compared", "rows", "different", "first difference")
-    for c in (*found.comparisons, found.control):
+    for c in (*found.comparisons, *found.controls):
         table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
     console.print(table)
     for name, result in (("batch", found.batch), ("stream", found.stream)):

@@ -12,8 +12,10 @@ from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     KafkaConfig,
     Labels,
+    OneModel,
     ProjectFolder,
     Registry,
+    Releases,
     Replace,
     Runner,
     ScoreThreads,
@@ -39,7 +41,8 @@ def run(
             help="Folder, or broker's topic, that the scores go to; a database beside a folder, or alone, takes score "
             "rows, too: postgresql://USER:$NAME@HOST/DATABASE or sqlite:///FILE. A topic needs others beside it: "
             "SINK-dead-letters; SINK-quality, if the project declares quality; SINK-quarantine, if its gate is that; "
-            "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics."
+            "SINK-aggregates, if it declares aggregates; SINK-label-metrics, if it declares label_metrics; "
+            "SINK-shadow, once a release that it follows names a shadow."
         ),
     ],
     dead_letters: Annotated[
@@ -93,7 +96,8 @@ def run(
     ] = "parquet",
     files: Annotated[int, typer.Option(min=1, max=1024, help="Score files of a day.")] = 1,
     replace: Replace = False,
-    model: Annotated[str, typer.Option(help="Version or alias of the registered bundle.")] = "champion",
+    model: OneModel = None,
+    releases: Releases = None,
     score_from: Annotated[
         str | None,
         typer.Option(
@@ -125,12 +129,17 @@ def run(
         from models.project.project import load_project
         from models.redact import redact
         from pipelines.config import RunSpec
-        from pipelines.prechecks import find_version, split_sinks
+        from pipelines.prechecks import find_registry, find_version, registry_of, split_sinks
+        from pipelines.releases import find_log
 
+        declared = load_project(project)
+        log = None
+        if declared.has_model and model is None:
+            log = find_log(declared, registry_of(project, registry), releases)
         folder, databases = split_sinks(sink, project)
         formats: Any = sink_format  # the spec checks it
         spec = RunSpec(
-            project=load_project(project),
+            project=declared,
             sources=tuple(source),
             sink=folder,
             databases=databases,
@@ -161,10 +170,14 @@ def run(
             runner=runner,
             beam_args=tuple(context.args),
             dry_run=dry_run,
+            releases=log,
             ours=own_options(context),
         )
         spec.check()
-        if spec.project.has_model:
+        model = model or "champion"
+        if log is not None:
+            registry = find_registry(project, registry)
+        elif spec.project.has_model:
             registry = find_version(project, spec.project.name, model, registry)
 
         from pipelines.lean import import_libraries
@@ -180,8 +193,15 @@ def run(
 
         if spec.streams:
             logging.getLogger("headrace").setLevel(logging.INFO)
-        bundle = load_bundle(spec.project, project, model, str(registry)) if spec.project.has_model else None
-        result = score(spec, bundle)
+        bundle = released = None
+        if log is not None:
+            from pipelines.jobs.releases import follow_log
+
+            released = follow_log(spec, project, str(registry))
+            bundle = released.first_bundle()
+        elif spec.project.has_model:
+            bundle = load_bundle(spec.project, project, model, str(registry))
+        result = score(spec, bundle, released=released)
         if result is None:
             return
         console.print(outcome_table(result.outcomes, result.seconds))
@@ -194,7 +214,8 @@ def run(
             return
         if sink_format != "jsonl":
             print_scores(folder, spec.project, bundle, spec.labels)
-        console.print(f"bundle {bundle.bundle_id}, output in {folder}", soft_wrap=True)
+        what = f"bundle {bundle.bundle_id}" if log is None else f"releases of {redact(log)}"
+        console.print(f"{what}, output in {folder}", soft_wrap=True)
 
 
 def check_quality(project: Project, alert_to: Sequence[str]) -> None:

@@ -81,6 +81,9 @@ def topics(
     dead_letters: Annotated[
         str | None, typer.Option(help="Topic of the dead letters; the sink's name and -dead-letters, if not given.")
     ] = None,
+    shadows: Annotated[
+        bool, typer.Option("--shadows", help="That of shadows, too, which a stream needs once a release names one.")
+    ] = False,
     create: Annotated[bool, typer.Option("--create", help="Make those that are missing.")] = False,
     kafka_config: KafkaConfig = None,
 ) -> None:
@@ -98,7 +101,7 @@ def topics(
 
         missing = 0
         routed = {f"for {decision}": uri for decision, uri in routed_topics(declared, sink).items()}
-        for kind, uri in {**sink_topics(declared, sink, dead_letters), **routed}.items():
+        for kind, uri in {**sink_topics(declared, sink, dead_letters, shadows), **routed}.items():
             broker = open_broker(uri, kafka_config=kafka_config)
             there = broker.exists()
             if create and not there:

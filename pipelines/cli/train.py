@@ -89,6 +89,10 @@ def train(
         trained = training.train(spec, project, start=first, dead_letters=dead_letters)
         registered = training.register(trained, spec.project, registry, promote)
         print_training(trained, spec.project, registered, registry, project)
+        if promote:
+            from pipelines.jobs.releasing import release_promoted
+
+            release_promoted(spec.project, project, registry, registered.version, "promoted when it was trained")
 
 
 def baseline(

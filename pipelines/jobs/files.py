@@ -11,6 +11,7 @@ from models.predictors.bundle import Bundle, library_versions
 from models.project.declarations import Project
 from models.record import EVENTS, LABELS
 from models.redact import redact
+from models.rollout.records import ReleaseLog, digest
 from models.schemas import schema_digest
 from pipelines.config import RunSpec
 from pipelines.jobs.identity import identify
@@ -65,17 +66,25 @@ def _state_slice_us(spec: RunSpec) -> int:
 
 
 def open_folder(
-    spec: RunSpec, bundle: Bundle | None, source: Any, identified: bool, start: Start | None = None
+    spec: RunSpec,
+    bundle: Bundle | None,
+    source: Any,
+    identified: bool,
+    start: Start | None = None,
+    log: ReleaseLog | None = None,
 ) -> WriteFiles:
     project = spec.project
-    bundle_id = bundle.bundle_id if bundle else None
+    bundle_id = bundle.bundle_id if bundle and log is None else None
+    releases = {"releases": {"records": len(log.records), "digest": digest(log.records[-1])}} if log else {}
     options = {
         "bundle": bundle_id,
         "format": spec.sink_format,
         "files": spec.files,
         "reason_codes": spec.reason_codes,
         "score_from": spec.span.start_us,
-    } | ({} if spec.span.stop_us is None else {"score_to": spec.span.stop_us})
+        **({} if spec.span.stop_us is None else {"score_to": spec.span.stop_us}),
+        **releases,
+    }
     known = identified and not spec.streams
     return WriteFiles(
         spec.sink,
@@ -88,6 +97,7 @@ def open_folder(
             "bundle_id": bundle_id,
             "schema_digest": schema_digest(project.contract.text),
             FEATURE_SET: project.feature_set,
+            **releases,
             **describe(spec),
             **(identify(project, source, options) if known else {}),
             **(start.keep.began if start else {}),

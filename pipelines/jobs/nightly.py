@@ -11,6 +11,7 @@ from models.partitions import Partitions, Span
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from pipelines.config import RunSpec
+from pipelines.jobs.releases import Released
 from pipelines.jobs.retrain import Retrainer, Retraining
 from pipelines.jobs.score import RunResult, score_files
 from pipelines.results import RunError, read_spans
@@ -58,15 +59,16 @@ def run_nights(
     bundle: Bundle | None,
     scorer: Scorer | None,
     retrainer: Retrainer | None = None,
+    released: Released | None = None,
 ) -> Iterator[Night]:
     """Score each, and train anew where that is due; one that can't be done does not keep those after it from it.
 
-    A bundle that is promoted is that of the nights after it.
+    A bundle that is promoted is that of the nights after it; where a log of releases is followed, it says which is.
     """
     for span in (None, *missing):  # a training of the day before may have been cut off
         until_us = span.stop_us if span else _done_until(spec, missing)
         if span is not None:
-            night = _score(spec, span, bundle, scorer)
+            night = _score(spec, span, bundle, scorer, released)
             yield night
             if night.error:
                 continue
@@ -74,16 +76,17 @@ def run_nights(
             continue
         for night in _retrain(spec, until_us, retrainer):
             yield night
-            if night.retraining and night.retraining.promoted:
+            if night.retraining and night.retraining.promoted and released is None:
                 bundle = retrainer.champion()
                 scorer = Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
 
 
-def _score(spec: RunSpec, span: Span, bundle: Bundle | None, scorer: Scorer | None) -> Night:
+def _score(spec: RunSpec, span: Span, bundle: Bundle | None, scorer: Scorer | None, released: Released | None) -> Night:
     start, stop = span.facts()
     name = name_of(span, spec.project.partitions)
     try:
-        return Night(name, score_files(dataclasses.replace(spec, score_from=start, score_to=stop), bundle, scorer))
+        told = dataclasses.replace(spec, score_from=start, score_to=stop)
+        return Night(name, score_files(told, bundle, scorer, released))
     except HeadraceError as error:
         return Night(name, error=error)
 

@@ -17,14 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.batches import as_int64
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
 from models.project.sections import parse_duration
 from models.quality.label_metrics import AS_OF, REVISION
-from models.record import DECISION, OUTCOME, UNEXPECTED
+from models.record import BUNDLE_ID, DECISION, OUTCOME, RELEASE, ROLE, UNEXPECTED
+from models.rollout.assign import Releases
+from models.rollout.records import ReleaseLog
 from models.routes import FALLBACK
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import RunSpec
+from pipelines.jobs.releases import Released
 from pipelines.jobs.score import RunResult, score_files
 from pipelines.results import read_aggregates, read_kind, read_label_metrics, read_verdicts
 from pipelines.sinks.listed import DEAD_LETTERS, SCORES
@@ -52,12 +56,13 @@ class Parity:
     batch: RunResult
     stream: RunResult
     comparisons: tuple[Comparison, ...]
-    control: Comparison
+    controls: tuple[Comparison, ...]
 
     @property
     def equal(self) -> bool:
-        """All bits are equal, and the order-dependent control is not, so that the comparison can see."""
-        return self.scored > 0 and not any(c.different for c in self.comparisons) and self.control.different > 0
+        """All bits are equal, and those of the controls are not, so that the comparison can see."""
+        same = not any(c.different for c in self.comparisons)
+        return self.scored > 0 and same and all(c.different for c in self.controls)
 
     @property
     def scored(self) -> int:
@@ -66,8 +71,8 @@ class Parity:
 
     @property
     def blind(self) -> bool:
-        """Nothing differs, the control included: the order of arrival was none that could make a difference."""
-        return not any(c.different for c in (*self.comparisons, self.control))
+        """Nothing differs, and a control neither: the order of arrival, or a late release, could make no difference."""
+        return not any(c.different for c in self.comparisons) and not all(c.different for c in self.controls)
 
 
 def check_parity(
@@ -79,10 +84,14 @@ def check_parity(
     seed: int,
     share: float,
     tables: tuple[str, ...] = (),
+    released: Released | None = None,
 ) -> Parity:
-    """Run both ways over the files at `uris`; `share` of the events is published twice. `tables` are of files."""
+    """Run both ways over the files at `uris`; `share` of the events is published twice. `tables` are of files.
+
+    With `released`, both follow that log of releases.
+    """
     payloads = read_payloads(uris, project.event_type)
-    return check_payloads(project, bundle, scorer, payloads, allowance, seed, share, tables)
+    return check_payloads(project, bundle, scorer, payloads, allowance, seed, share, tables, released)
 
 
 def check_payloads(
@@ -94,6 +103,7 @@ def check_payloads(
     seed: int,
     share: float,
     tables: tuple[str, ...] = (),
+    released: Released | None = None,
 ) -> Parity:
     """Run both ways over JSON records; see `check_parity`."""
     order = arrival_order(payloads, project, parse_duration(allowance), seed, share)
@@ -103,14 +113,19 @@ def check_payloads(
         sink = f"{scratch}/batch"
         told = RunSpec(project, (str(events),), sink, tables=tables, allowance=allowance, until_idle=IDLE)
         told.check_tables()
-        batch = score_files(told, bundle, scorer)
+        batch = score_files(told, bundle, scorer, released)
         with _published([payloads[i] for i in order], seed) as uri:
             journal = f"{scratch}/journal"
             told = dataclasses.replace(told, sources=(uri,), sink=f"{scratch}/stream", journal=journal)
-            stream = score_files(told, bundle, scorer)
+            stream = score_files(told, bundle, scorer, released)
         streamed = collections.Counter(payloads[i] for i in order)
         times = {payload: (count, streamed[payload]) for payload, count in collections.Counter(payloads).items()}
-        return Parity(batch, stream, tuple(_compare(project, batch, stream, times)), _control(payloads, order))
+        compared = tuple(_compare(project, batch, stream, times, released is not None))
+        controls = [_control(payloads, order)]
+        if released is not None and len((log := released.read()).records) > 1:
+            rows = read_kind(batch.directory, SCORES)
+            controls.append(late_releases(project, log, rows, parse_duration(allowance)))
+        return Parity(batch, stream, compared, tuple(controls))
 
 
 def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
@@ -158,13 +173,18 @@ def _published(payloads: Sequence[bytes], seed: int) -> Iterator[str]:
 
 
 def _compare(
-    project: Project, batch: RunResult, stream: RunResult, times: Mapping[bytes, tuple[int, int]]
+    project: Project,
+    batch: RunResult,
+    stream: RunResult,
+    times: Mapping[bytes, tuple[int, int]],
+    released: bool = False,
 ) -> Iterator[Comparison]:
     """Compare what came out; `times` says how often each record stands in the files, and was published."""
     ours, theirs = (read_kind(result.directory, SCORES) for result in (batch, stream))
     for what, names in (
         ("ids and fields", [project.event.id, project.event.time, *project.entities.values(), *project.output]),
         ("features", [*project.feature_names, *([UNEXPECTED] if project.marks_rows else [])]),
+        ("releases", [BUNDLE_ID, ROLE, RELEASE] if released else None),
         ("scores", list(project.said_columns) if project.has_model else None),
         ("decisions", [DECISION] if project.decisions else []),
     ):
@@ -254,6 +274,21 @@ def _with_bits(values: pa.Array) -> pa.Array:
     if not pa.types.is_floating(values.type):
         return values
     return values.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[values.type.bit_width])
+
+
+def late_releases(project: Project, log: ReleaseLog, rows: pa.Table, late_us: int) -> Comparison:
+    """The bundles of score rows, if each release were learnt so much later: some must be others."""
+    late = [
+        release
+        if release.effective_from_us is None
+        else dataclasses.replace(release, effective_from_us=release.effective_from_us + late_us)
+        for release in log.records
+    ]
+    times = as_int64(rows[project.event.time].combine_chunks())
+    keys = {name: rows[field].combine_chunks() for name, field in project.entities.items()}
+    ours, theirs = (Releases(each).assign(times, keys).bundle for each in (log.records, late))
+    one, other = (pa.table({BUNDLE_ID: bundle.dictionary_decode()}) for bundle in (ours, theirs))
+    return compare_tables("control: releases learnt late", one, other, [BUNDLE_ID])
 
 
 def _control(payloads: Sequence[bytes], order: Sequence[int]) -> Comparison:

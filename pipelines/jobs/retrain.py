@@ -21,6 +21,7 @@ from models.quality.records import Kind
 from models.score import model_inputs
 from pipelines.config import RunSpec
 from pipelines.jobs.fitting import load_bundle
+from pipelines.jobs.releasing import release_promoted
 from pipelines.jobs.train import Trained, to_iso, train
 from pipelines.results import RunError, read_label_metrics, read_verdicts
 from pipelines.sinks.folder import Folder, claim, staging_of
@@ -194,7 +195,10 @@ class Retrainer:
         return self._promote(record) if record["promote"] else Retraining(record)
 
     def _promote(self, record: dict[str, Any]) -> Retraining:
-        registry.set_alias(self.spec.project.name, registry.CHAMPION, record["version"], self.registry_uri)
+        project, version = self.spec.project, record["version"]
+        why = f"trained until {record['until']}: {record['why']}"
+        release_promoted(project, self.folder, self.registry_uri, version, why, _micros(record["until"]))
+        registry.set_alias(project.name, registry.CHAMPION, version, self.registry_uri)
         record["promoted"] = True
         self._write(record)
         return Retraining(record)

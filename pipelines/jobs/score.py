@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import apache_beam as beam
 
@@ -18,10 +18,12 @@ from models.project.sections import parse_duration
 from models.quality.gate import OnStop
 from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import EVENTS, LABELS
+from models.rollout.apply import Bundles
 from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
+from pipelines.jobs.releases import Released, check_columns
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
@@ -32,10 +34,14 @@ from pipelines.sinks.state import LateInputError
 from pipelines.sources import DAY_US, SLICE_US
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.in_order import DisorderError
+from pipelines.sources.releases import WithReleases
 from pipelines.terminal import console, working
 from transforms.gate import WatchScores
 from transforms.score import Score
 from transforms.state import States
+
+if TYPE_CHECKING:
+    from pipelines.sinks.topics import PublishRows
 
 T = TypeVar("T")
 
@@ -49,26 +55,31 @@ class RunResult:
     seconds: float
 
 
-def score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) -> RunResult | None:
+def score(
+    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, released: Released | None = None
+) -> RunResult | None:
     """Run the graph to its end, or a stream until SIGINT or SIGTERM; `scorer` is the bundle's, if not given.
 
-    Without a bundle, as of a project without a model, rows have features and no score.
+    Without a bundle, as of a project without a model, rows have features and no score. With a log of releases each
+    event is scored by the bundle of its release; `bundle` is then that of record 0, whose baseline is looked at.
 
     None if the run leaves no folder, or nothing was to run, but to be checked or made a template.
     """
-    return in_any_order(lambda sort: _score(spec, bundle, scorer, sort))
+    return in_any_order(lambda sort: _score(spec, bundle, scorer, released, sort))
 
 
-def _score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, sort: bool) -> RunResult | None:
+def _score(
+    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, released: Released | None, sort: bool
+) -> RunResult | None:
     profile = spec.profile
     args = profile.dry_run(spec.beam_args) if spec.dry_run and profile.dry_run else spec.beam_args
     pipeline = make_pipeline(spec.runner, args, spec.job)
     only_made = profile.makes_only(pipeline)
-    if bundle is not None:
+    if bundle is not None and released is None:
         scorer = scorer or Scorer.from_bundle(bundle, nthread=spec.threads_of_call)
         if spec.reason_codes and not scorer.explains:
             raise RunError("--reason-codes are of trees, and the bundle's model is none of xgboost's: leave them out")
-    config = assemble(spec, bundle, scorer, look=not only_made, sort=sort)
+    config = assemble(spec, bundle, scorer, look=not only_made, sort=sort, released=released)
     build(pipeline, config)
     if only_made and profile.make_job:
         profile.make_job(pipeline)
@@ -79,7 +90,7 @@ def _score(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, sort: bo
         except LateInputError as late:
             earlier = from_earlier(spec, late.first_us)
             console.print(f"{late.source} holds late events: scoring from {earlier.score_from} on", soft_wrap=True)
-            return _score(earlier, bundle, scorer, sort)
+            return _score(earlier, bundle, scorer, released, sort)
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
     with working("scoring", status.rows), say_status(status), stopped, profile.failures():
@@ -96,34 +107,55 @@ def in_any_order(run: Callable[[bool], T]) -> T:
         return run(True)
 
 
-def score_files(spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None) -> RunResult:
+def score_files(
+    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None = None, released: Released | None = None
+) -> RunResult:
     """`score` into a folder, and what it left there."""
-    result = score(spec, bundle, scorer)
+    result = score(spec, bundle, scorer, released)
     if result is None:
         raise AssertionError(f"the run has left nothing in {spec.sink}")
     return result
 
 
 def assemble(
-    spec: RunSpec, bundle: Bundle | None, scorer: Scorer | None, look: bool = True, sort: bool = False
+    spec: RunSpec,
+    bundle: Bundle | None,
+    scorer: Scorer | None,
+    look: bool = True,
+    sort: bool = False,
+    released: Released | None = None,
 ) -> GraphConfig:
     """What the graph of a run is built from. With `look`, files must be there; see `open_files`."""
     project = spec.project
     window_us = project.quality.window if project.quality else 0
-    source = open_stream(spec) if spec.streams else open_files(spec, look, sort)
+    if released is not None:
+        check_columns(project)
+        released = dataclasses.replace(released, notes=spec.streams)
+    log = released.read() if released else None
+    source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None
     if spec.state and isinstance(source, ReadFiles):
         start = find_start(spec, {feed.name: feed.source for feed in source.feeds if feed.name in (EVENTS, LABELS)})
         source = source.with_files(start.files)
     states = start.states if start else restore(spec) if spec.history_state else None
-    sink = open_topics(spec) if is_broker(spec.sink) else open_folder(spec, bundle, source, look, start)
+    if is_broker(spec.sink):
+        sink: PublishRows | WriteFiles = open_topics(spec, shadows=released is not None)
+    else:
+        sink = open_folder(spec, bundle, source, look, start, log)
     # What was published can't be taken back, and what both ways are compared by must go on in both.
     on_stop: OnStop = "fallback" if spec.streams or spec.until_idle else "fail"
+    feeds: beam.PTransform = source
+    bundles: Bundles | None = released.bundles if released else None
+    if released and log and not spec.streams:
+        releases = released.in_effect(log, spec.span)
+        feeds = WithReleases(source, releases)
+        if not spec.profile.ends_here:  # its workers may know no registry
+            bundles = released.load_all(releases)
     return GraphConfig(
         project=project,
-        source=source,
-        score=Score(project, scorer, bundle.bundle_id if bundle else "", spec.reason_codes, keep_marks=spec.at_arrival),
+        source=feeds,
+        score=Score(project, scorer, bundle.bundle_id if bundle else "", spec.reason_codes, spec.at_arrival, bundles),
         sink=sink,
         shards=spec.shard_count,
         span=spec.span,

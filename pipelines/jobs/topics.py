@@ -24,19 +24,23 @@ if TYPE_CHECKING:  # streams import the brokers' clients, which files do without
     from pipelines.sinks.topics import PublishRows
     from pipelines.sources.acknowledge import Acknowledge
     from pipelines.sources.native_pubsub import ReadNativePubsub
+    from pipelines.sources.releases import Followed
     from pipelines.sources.stream import ReadStream
 
 
-def open_stream(spec: RunSpec) -> beam.PTransform:
-    """The messages of a subscription, read as the engine needs it; tables of files are read beside it."""
+def open_stream(spec: RunSpec, releases: Followed | None = None) -> beam.PTransform:
+    """The messages of a subscription, read as the engine needs it; tables of files are read beside it.
+
+    With `releases`, that log is followed.
+    """
     files = {name: Files(uris) for name, uris in spec.table_uris.items() if not any(map(is_broker, uris))}
     for each in files.values():
         check_files(each)
-    stream = _open_feeds(spec, [name for name in spec.table_uris if name not in files])
+    stream = _open_feeds(spec, releases, [name for name in spec.table_uris if name not in files])
     return ReadBeside(stream, ReadFiles(feeds_of(spec.project, files))) if files else stream
 
 
-def _open_feeds(spec: RunSpec, tables: Sequence[str]) -> ReadStream | ReadNativePubsub:
+def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str]) -> ReadStream | ReadNativePubsub:
     from pipelines.sources.native_pubsub import ReadNativePubsub
     from pipelines.sources.stream import ReadStream
     from pipelines.sources.values import BrokerValues, Values, open_values
@@ -71,6 +75,7 @@ def _open_feeds(spec: RunSpec, tables: Sequence[str]) -> ReadStream | ReadNative
         cut_us=cut_us,
         held_us=project.quality.held_us if project.quality else None,
         periods=periods,
+        releases=releases,
         **ends,
     )
 
@@ -88,10 +93,11 @@ def acknowledge(spec: RunSpec) -> Acknowledge:
     return AfterJournal(spec.journal, horizon, _sink_broker(spec, spec.sink) if spec.transactional else None)
 
 
-def open_topics(spec: RunSpec) -> PublishRows:
+def open_topics(spec: RunSpec, shadows: bool = False) -> PublishRows:
+    """The topics of a stream's sink; with `shadows`, that of the rows of shadows, too."""
     from pipelines.sinks.topics import PublishRows, routed_topics, sink_topics
 
-    uris = sink_topics(spec.project, spec.sink, spec.dead_letters)
+    uris = sink_topics(spec.project, spec.sink, spec.dead_letters, shadows)
     topics = {kind: _sink_broker(spec, uri) for kind, uri in uris.items()}
     routed = {decision: _sink_broker(spec, uri) for decision, uri in routed_topics(spec.project, spec.sink).items()}
     key = next(iter(spec.project.entities.values()), None)

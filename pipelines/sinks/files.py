@@ -24,8 +24,8 @@ from models.metrics import EVENTS, ROWS
 from models.partitions import EVER, Partitions, Span, joined
 from models.quality.label_metrics import as_of_us, sort_records
 from models.quality.records import Verdict, WindowStatistics
-from models.record import DECISION, SOURCE, Outcome
-from models.routes import DUE, FALLBACK, LABEL_METRICS, ROUTED, UNSCORED
+from models.record import BUNDLE_ID, DECISION, SOURCE, Outcome
+from models.routes import DUE, FALLBACK, LABEL_METRICS, ROUTED, SHADOWS, UNSCORED
 from models.score import take_decided
 from models.totals import TABLE, last_revisions, period_end_us
 from pipelines.sinks.accounting import OTHER_DAYS, check_counts, count_reasons
@@ -72,12 +72,12 @@ class WriteFiles(beam.PTransform):
     """A mapping of `scores`, `dead_letters` and `counts` (outcome, events) → files under `directory`.
 
     With `quarantine`, `statistics` and `verdicts` in it, also the rows held back, and a line a record in `quality`,
-    beside the `baseline` that windows were compared with; with `aggregates`, a folder a table. Rows of the decisions
-    `routed` are in the folders named, too. `facts` stand in `_SUCCESS.json`; by those that `publish` names, a run knows
-    its own output again, and with `replace` it replaces all that other runs left. A run over a `span` of event time
-    replaces the partitions of that span and no others; dead letters of other times are counted as history, and those
-    without one of the `times` have a partition of their own. Where it is known when a partition `closes`, its scores
-    are written then, and not kept until the end.
+    beside the `baseline` that windows were compared with; with `aggregates`, a folder a table; with `shadows`, a folder
+    a bundle. Rows of the decisions `routed` are in the folders named, too. `facts` stand in `_SUCCESS.json`; by those
+    that `publish` names, a run knows its own output again, and with `replace` it replaces all that other runs left. A
+    run over a `span` of event time replaces the partitions of that span and no others; dead letters of other times are
+    counted as history, and those without one of the `times` have a partition of their own. Where it is known when a
+    partition `closes`, its scores are written then, and not kept until the end.
     """
 
     directory: str
@@ -123,6 +123,10 @@ class WriteFiles(beam.PTransform):
             known = beam.WithKeys(self._known_in).with_output_types(tuple[str, pa.RecordBatch])
             gathered = pcolls[LABEL_METRICS] | "By day" >> known | "Gather label metrics" >> beam.GroupByKey()
             kinds.append(gathered | "Write label metrics" >> beam.Map(self._write_label_metrics))
+        if SHADOWS in pcolls:
+            by_bundle = beam.FlatMap(self._by_bundle).with_output_types(tuple[str, pa.RecordBatch])
+            gathered = pcolls[SHADOWS] | "By bundle" >> by_bundle | "Gather shadows" >> beam.GroupByKey()
+            kinds.append(gathered | "Write shadows" >> beam.Map(self._write_shadow).with_output_types(Written))
         if FALLBACK in pcolls:
             kinds.append(self._write(pcolls[FALLBACK], FALLBACK, spans=spans))
         for rows in (SCORES, FALLBACK) if self.routed else ():
@@ -284,6 +288,20 @@ class WriteFiles(beam.PTransform):
 
     def _known_in(self, records: pa.RecordBatch) -> str:
         return self.partitions.name(self.partitions.start_us(as_of_us(records) - 1))
+
+    def _by_bundle(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Rows of one shadow by its bundle and their partition."""
+        bundle = column(batch, BUNDLE_ID)[0].as_py()
+        starts = self.partitions.starts_us(as_int64(column(batch, self.event_time))) // _SECOND_US
+        for start, rows in partition(batch, starts):
+            yield f"{bundle}/{self.partitions.name(start * _SECOND_US)}", rows
+
+    def _write_shadow(self, element: tuple[str, Iterable[pa.RecordBatch]]) -> Written:
+        """Write what a shadow made of the events of one partition, in the order of the scores."""
+        name, batch = f"{element[0]}/part.{self.format}", gather(list(element[1]))
+        with self._create(SHADOWS, name) as file:
+            encode(in_order(batch, self.event_time, self.event_id), batch.schema, self.format, file)
+        return Written(SHADOWS, name, batch.num_rows, file.hexdigest(), {})
 
     def _as_line(self, record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
         kind = "verdicts" if isinstance(record, Verdict) else "statistics"

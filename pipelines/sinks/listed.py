@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.partitions import EVER, NO_TIME, Partitions, Span, stamp_of, time_of
-from models.routes import FALLBACK, LABEL_METRICS, is_name
+from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, is_name
 from pipelines.sinks.folder import Folder, SinkError
 
 SUCCESS = "_SUCCESS.json"
@@ -25,7 +25,7 @@ DEAD_LETTERS = "dead_letters"
 QUARANTINE = "quarantine"
 QUALITY = "quality"
 AGGREGATES = "aggregates"
-KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY, AGGREGATES, LABEL_METRICS, FALLBACK)
+KINDS = (SCORES, DEAD_LETTERS, QUARANTINE, QUALITY, AGGREGATES, LABEL_METRICS, FALLBACK, SHADOWS)
 BASELINE = "baseline.json"
 RELEASED = "released-"
 # Of dead letters without a time, with the time of the first state that knows all of the file they are of.

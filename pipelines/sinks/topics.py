@@ -16,7 +16,7 @@ from models.codecs import encode_json_lines
 from models.metrics import LATENCY, ROWS
 from models.project.declarations import Project
 from models.record import BUNDLE_ID, DEAD_LETTER_SCHEMA, DECISION, PUBLISHED_AT, SOURCE
-from models.routes import FALLBACK, LABEL_METRICS, topic_beside
+from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside
 from models.score import take_decided
 from models.totals import TABLE
 from pipelines.brokers import Broker, BrokerError, Publisher
@@ -40,6 +40,7 @@ class PublishRows(beam.PTransform):
     aggregates: Broker | None = None  # of tables of aggregates, where the project declares some
     label_metrics: Broker | None = None  # of records of label metrics, where the project declares them
     project: str = ""  # the name that messages say
+    shadow: Broker | None = None  # of the rows of shadows, where releases are followed
     fallback: Broker | None = None  # of rows with the fallback decision; with the scores, if not given
     routed: Mapping[str, Broker] = dataclasses.field(default_factory=dict)  # of decisions whose rows go elsewhere
 
@@ -63,6 +64,9 @@ class PublishRows(beam.PTransform):
         if self.label_metrics is not None:
             measured = _Publish(self.label_metrics, needed, "measured", project, BUNDLE_ID)
             pcolls[LABEL_METRICS] | "Publish label metrics" >> beam.ParDo(measured)
+        if self.shadow is not None:
+            shadowed = _Publish(self.shadow, self.shadow.uri, "written of shadows", project, self.key, lazy=True)
+            pcolls[SHADOWS] | "Publish shadows" >> beam.ParDo(shadowed)
         if FALLBACK in pcolls:
             unscored = _Publish(self.fallback or self.scores, needed, "fallback", project)
             rows = pcolls[FALLBACK] | "Without source" >> beam.Map(without, SOURCE).with_output_types(pa.RecordBatch)
@@ -77,14 +81,15 @@ class PublishRows(beam.PTransform):
         return pcolls["scores"] | "Publish scores" >> beam.ParDo(scores)
 
 
-def sink_topics(project: Project, sink: str, dead_letters: str | None = None) -> dict[str, str]:
-    """The URIs of all topics that a stream of a project writes to, by what they hold."""
+def sink_topics(project: Project, sink: str, dead_letters: str | None = None, shadows: bool = False) -> dict[str, str]:
+    """The URIs of all topics that a stream of a project writes to, by what they hold; with `shadows`, theirs, too."""
     place, mark, query = sink.partition("?")
     kinds = ["dead-letters"]
     if project.quality is not None:
         kinds += ["quality", *(["quarantine"] if project.quality.gate == "quarantine" else [])]
     kinds += ["aggregates"] if project.aggregates else []
     kinds += ["label-metrics"] if project.label_metrics else []
+    kinds += ["shadow"] if shadows else []
     beside = {kind.replace("-", "_"): f"{place}-{kind}{mark}{query}" for kind in kinds}
     return {"scores": sink, **beside, **({"dead_letters": dead_letters} if dead_letters else {})}
 
@@ -103,7 +108,10 @@ def _connect(broker: Broker, needed: str) -> Publisher:
 
 
 class _Publish(beam.DoFn):
-    """Of `decisions` the rows of these alone, with `others` all but them; of none all rows."""
+    """Of `decisions` the rows of these alone, with `others` all but them; of none all rows.
+
+    What is `lazy` connects when the first rows come.
+    """
 
     def __init__(
         self,
@@ -114,6 +122,7 @@ class _Publish(beam.DoFn):
         key: str | None = None,
         decisions: tuple[str, ...] = (),
         others: bool = False,
+        lazy: bool = False,
     ) -> None:
         self._broker = broker
         self._needed = needed
@@ -121,9 +130,10 @@ class _Publish(beam.DoFn):
         self._key = key
         self._step = step
         self._decisions, self._others = decisions, others
+        self._lazy = lazy
 
     def setup(self) -> None:
-        self._publisher = _connect(self._broker, self._needed)
+        self._publisher = None if self._lazy else _connect(self._broker, self._needed)
         self._described = False
 
     def start_bundle(self) -> None:
@@ -133,6 +143,7 @@ class _Publish(beam.DoFn):
         self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
+        self._publisher = self._publisher or _connect(self._broker, self._needed)
         if not self._described:
             self._publisher.describe(_fields(DEAD_LETTER_SCHEMA if self._step == "dead-lettered" else batch.schema))
             self._described = True
@@ -146,14 +157,15 @@ class _Publish(beam.DoFn):
             self._published.append(as_int64(column(batch, PUBLISHED_AT).drop_null()))
 
     def finish_bundle(self) -> None:
-        if self._payloads:
+        if self._payloads and self._publisher:
             self._publisher.publish(self._payloads, self._attributes, self._keys or None)
             count(ROWS, len(self._payloads), step=self._step)
             published = np.concatenate([*self._published, np.empty(0, np.int64)])
             observe(LATENCY, (time.time_ns() // 1000 - published) / 1e6, stage="written")
 
     def teardown(self) -> None:
-        self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.close()
 
 
 def attributes_of(batch: pa.RecordBatch, project: str) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
@@ -25,15 +25,19 @@ from models.record import (
     MARKS,
     PARTITION,
     PUBLISHED,
+    RELEASES,
     SLICE,
     SYSTEM_FIELDS,
 )
+from models.rollout.assign import to_batch
+from models.rollout.records import Release
 from pipelines.brokers import Messages
 from pipelines.sources.acknowledge import STEP_US
 from pipelines.sources.ahead import Int64
 from pipelines.sources.files import read_all
 from pipelines.sources.inlets import Inlet, SeenIds
 from pipelines.sources.records import NO_TIME_US, decode_raw, times_of, type_number
+from pipelines.sources.releases import EARLIEST_US, Follower
 from pipelines.sources.watermark import StreamWatermark
 from transforms.batches import timestamp_of
 from transforms.metrics import count, gauge
@@ -44,7 +48,6 @@ if TYPE_CHECKING:
 AHEAD_US = 86_400_000_000  # an event later than its publication by more than this does not move the watermark
 LONGEST_ROUND_US = 1_000_000
 WAIT_SECONDS = 0.02
-_EARLIEST_US = -(1 << 60)
 
 
 class Reader:
@@ -60,9 +63,11 @@ class Reader:
         self._driving = [inlet for inlet in self._inlets if inlet.feed.drives_watermark]
         self._by_number = {inlet.records.number: inlet for inlet in self._inlets}
         self._keeper = source.acknowledge.open({number: i.records for number, i in self._by_number.items()})
+        self._releases = Follower(source.releases) if source.releases else None
+        self._has_releases = False
         self._past = self._read_past()
         self._watermark = StreamWatermark(source.allowance_us, source.idle_us)
-        self._newest_us = _EARLIEST_US
+        self._newest_us = EARLIEST_US
         self._slice_end_us: int | None = None
         self._is_open = False
         self._held_until_us = 0
@@ -77,7 +82,14 @@ class Reader:
         now_us = monotonic_us()
         self._clock_us += min(now_us - self._round_us, LONGEST_ROUND_US, self._source.idle_us // 4)
         self._round_us = now_us
-        if not self._is_open and (past := next(self._past, None)) is not None:
+        if self._releases is not None and not self._has_releases:
+            # A round of their own: they are known before the first event, whenever that goes out.
+            self._releases.start()
+            yield from self._emit_releases(self._releases.take(EARLIEST_US)[0], EARLIEST_US)
+            self._has_releases = True
+            self._slice_end_us = EARLIEST_US
+            finalizer.register(_nothing)
+        elif not self._is_open and (past := next(self._past, None)) is not None:
             self._slice_end_us, batches = past
             for batch in batches:
                 yield from self._emit_past(batch)
@@ -111,13 +123,15 @@ class Reader:
         """Give back what was not acknowledged."""
         for inlet in self._inlets:
             inlet.close()
+        if self._releases is not None:
+            self._releases.close()
         # A former process is told on while messages that it had received may still come.
         self._keeper.close(not self._keeper.was_cut_off or 0 < self._held_until_us <= monotonic_us())
 
     def _read_past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """Slices of history: the files' records as one, then those that went out before as they were."""
         if self._source.history and not self._keeper.is_restored:
-            yield _EARLIEST_US, [batch for feed in self._source.history for batch in read_all(feed)]
+            yield EARLIEST_US, [batch for feed in self._source.history for batch in read_all(feed)]
         yield from self._keeper.past()
 
     def _begin(self) -> Iterator[Any]:
@@ -165,8 +179,8 @@ class Reader:
     def _observe(self, inlet: Inlet, batch: pa.RecordBatch, times: Int64, heard: Int64) -> pa.Array:
         """Tell the watermark of raw records by the times `heard`, and mark those late that it has passed."""
         known = times != NO_TIME_US
-        self._newest_us = max(self._newest_us, int(times[known].max(initial=_EARLIEST_US)))
-        late = known & (times <= (self._slice_end_us if self._slice_end_us is not None else _EARLIEST_US))
+        self._newest_us = max(self._newest_us, int(times[known].max(initial=EARLIEST_US)))
+        late = known & (times <= (self._slice_end_us if self._slice_end_us is not None else EARLIEST_US))
         if inlet.feed.drives_watermark:
             told = (heard != NO_TIME_US) & (heard <= as_int64(column(batch, PUBLISHED)) + AHEAD_US)
             if told.any():
@@ -182,7 +196,7 @@ class Reader:
         """What the watermark has passed since the last time, as a slice."""
         reached = self._watermark.current(self._partitions(), self._clock_us)
         if monotonic_us() < self._held_until_us:
-            reached = _EARLIEST_US
+            reached = EARLIEST_US
         if over:
             newest = (inlet.ahead.newest() for inlet in self._inlets)
             reached = max([reached, *(time for time in newest if time is not None)])
@@ -194,8 +208,13 @@ class Reader:
         oldest = [time for i in self._driving if (time := i.ahead.oldest(NO_TIME_US)) is not None]
         if (cut_us := self._source.cut_us) and oldest:
             reached = min(reached, -(-min(oldest) // cut_us) * cut_us)
+        news: list[Release] = []
+        if self._releases is not None:
+            news, complete_us = self._releases.take(self._slice_end_us or EARLIEST_US, over)
+            reached = min(reached, complete_us // 1000 * 1000)
         if self._slice_end_us is None or reached > self._slice_end_us:
-            self._slice_end_us = max(reached, _EARLIEST_US)
+            self._slice_end_us = max(reached, EARLIEST_US)
+        yield from self._emit_releases(news, self._slice_end_us)
         passed = [(inlet, batch) for inlet in self._inlets for batch in inlet.ahead.take(self._slice_end_us)]
         for inlet, batch in passed:
             count(ROWS, batch.num_rows, step="read" if inlet.feed.drives_watermark else inlet.feed.name)
@@ -204,10 +223,15 @@ class Reader:
         self._keeper.passed(records, self._slice_end_us, self._newest_us, finalizer)
         self._show()
 
+    def _emit_releases(self, releases: Sequence[Release], end_us: int) -> Iterator[Any]:
+        """Records for their output, before the events of the slice."""
+        if releases:
+            yield beam.pvalue.TaggedOutput(RELEASES, TimestampedValue(to_batch(releases), timestamp_of(end_us)))
+
     def _show(self) -> None:
         """Tell how it goes."""
         gauge(WAITING, sum(len(inlet.ahead) for inlet in self._driving))
-        if self._slice_end_us is not None and self._slice_end_us > _EARLIEST_US:
+        if self._slice_end_us is not None and self._slice_end_us > EARLIEST_US:
             gauge(WATERMARK_LAG, (time.time_ns() // 1000 - self._slice_end_us) / 1e6)
         backlogs = [inlet.subscription.backlog() for inlet in self._driving]
         gauge(BACKLOG, None if None in backlogs else sum(backlogs))
@@ -223,7 +247,7 @@ class Reader:
             opened = sum(np.int8(IS_OPEN[p]) * (end_of(p, times) > end_us) for p in self._source.periods)
             former = marks_of(batch) if MARKS in batch.schema.names else np.zeros(batch.num_rows, np.int8)
             batch = with_column(batch, MARKS, pa.array((former | opened).astype(np.int8)))
-        if end_us is None or window_us is None or self._slice_end_us == _EARLIEST_US:
+        if end_us is None or window_us is None or self._slice_end_us == EARLIEST_US:
             yield self._emit(inlet, batch, IS_HISTORY)
             return
         held = times_of(batch, inlet.records) >= end_us // window_us * window_us
@@ -246,7 +270,7 @@ class Reader:
 
     def _slice_after(self, times: Int64) -> int:
         """The end of a slice that the watermark has not reached, for what goes out ahead of it."""
-        newest = max(int(times.max(initial=_EARLIEST_US)), (self._slice_end_us or _EARLIEST_US) + STEP_US)
+        newest = max(int(times.max(initial=EARLIEST_US)), (self._slice_end_us or EARLIEST_US) + STEP_US)
         return -(-newest // STEP_US) * STEP_US
 
 

@@ -15,10 +15,12 @@ import pyarrow as pa
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 
+from models.record import RELEASES
 from pipelines.sources.acknowledge import Acknowledge, AfterBundle
 from pipelines.sources.feeds import Feed, Topic
 from pipelines.sources.listing import Files
 from pipelines.sources.reader import Reader
+from pipelines.sources.releases import Followed
 from pipelines.sources.shared_reader import SharedReader
 
 
@@ -33,7 +35,8 @@ class ReadStream(beam.PTransform):
     Before the first message, what `history` and the journal hold fills the windows. With `at_arrival`, each record of
     a feed that drives the watermark goes out twice: provisionally when it comes, and when the watermark passes it.
     A slice ends at a multiple of `cut_us` at the latest; of windows of `held_us`, the gate holds rows until their end.
-    Of `periods`, tables of aggregates are written at their end.
+    Of `periods`, tables of aggregates are written at their end. With `releases`, the watermark stays where that log is
+    complete, and its records are a feed, too.
     """
 
     feeds: tuple[Feed[Topic], ...]
@@ -46,10 +49,12 @@ class ReadStream(beam.PTransform):
     cut_us: int | None = None
     held_us: int | None = None
     periods: tuple[str, ...] = ()
+    releases: Followed | None = None
 
     def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
         """{name of a feed: its batches}; their metadata names their format, see transforms.decode."""
         first, *others = (feed.name for feed in self.feeds)
+        others += [RELEASES] if self.releases else []
         read = beam.ParDo(ReadRounds(functools.partial(Reader, self))).with_output_types(pa.RecordBatch)
         subscription = pbegin | "Subscription" >> beam.Create([self.feeds[0].source.broker.uri])
         if others:

@@ -95,9 +95,10 @@ def test_a_new_project_is_made_trained_and_run(said, clone):
 
 
 def test_another_version_is_promoted_and_rolled_back(said):
-    text = block_with(said, "headrace promote my_project 1")
-    assert "version 2 is champion" in text
-    assert text.splitlines()[-1] == "card_fraud: version 1 is champion".replace("card_fraud", "my_project")
+    text = block_with(said, "headrace rollback my_project")
+    assert "my_project: version 2 is champion" in text
+    assert "my_project: release 2 from " in text
+    assert text.splitlines()[-1] == "my_project: version 1 is champion"
 
 
 def test_parity_says_equal_and_the_report_is_written(said, clone):

@@ -30,6 +30,7 @@ from pipelines.sources.records import NO_TIME_US
 from pipelines.sources.replay import Replay
 from tests.kit.messages import records
 from tests.kit.poison import die_of_poison
+from tests.kit.releases import five_releases
 from tests.kit.stream_process import context, run
 from tests.kit.support import card_fraud, run_graph, transaction
 
@@ -103,9 +104,12 @@ def as_streamed(scores):
     return {row["TRANSACTION_ID"]: {**row, "late": False} for row in rows}
 
 
-def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path):
+@pytest.mark.parametrize("follow", [None, five_releases], ids=["one model", "five releases"])
+def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path, follow):
     write_sample(tmp_path, 6000, seed=1, days=6, format="jsonl")
     payloads = read_payloads([f"{tmp_path}/*.jsonl"])
+    released = follow and follow(card_fraud(), payloads, "customer")
+    followed = {"releases": released} if released else {}
     allowance_us = 3600 * SECOND
     order = arrival_order(payloads, card_fraud(), allowance_us, 7, 0.05)
     messages = [payloads[place] for place in order]
@@ -116,7 +120,7 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path):
     parts = np.array_split(np.array(messages, object), KILLS + 1)
     deaths = []
     for part in parts[:-1]:
-        process = start(bench, journal, allowance_us, idle_us=10 * SECOND)
+        process = start(bench, journal, allowance_us, idle_us=10 * SECOND, **followed)
         for piece in np.array_split(part, 10):
             bench.publisher.publish(piece.tolist())
             time.sleep(random.uniform(0, 0.2))
@@ -128,7 +132,7 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path):
         bench.collect()
     assert deaths == [-9] * KILLS
     assert 0 < len(bench.scores) < len(payloads)  # it was killed at work
-    process = start(bench, journal, allowance_us, idle_us=3 * SECOND)
+    process = start(bench, journal, allowance_us, idle_us=3 * SECOND, **followed)
     bench.publisher.publish(parts[-1].tolist())
     bench.wait(len(payloads))
     time.sleep(0.5)
@@ -138,10 +142,10 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path):
     assert process.exitcode == 0
     assert not any(row["late"] for row in bench.scores.values())
 
-    batch = run_graph(tmp_path / "batch", [f"{journal}/*.journal"])
+    batch = run_graph(tmp_path / "batch", [f"{journal}/*.journal"], released=released)
     assert batch.scores.num_rows == len(payloads)
     assert bench.scores == as_streamed(batch.scores)
-    files = run_graph(tmp_path / "files", [f"{tmp_path}/*.jsonl"])
+    files = run_graph(tmp_path / "files", [f"{tmp_path}/*.jsonl"], released=released)
     assert files.scores.equals(batch.scores)
     broken = [letter for letter in bench.dead if letter["step"] == "Decode"]
     assert {letter["position"] for letter in broken} == {

@@ -21,7 +21,9 @@ from pipelines.results import read_kind
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.listed import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import read_payloads
+from pipelines.sources.releases import WithReleases
 from tests.kit.bad import BAD
+from tests.kit.releases import five_releases
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows
 from transforms.batches import LazyBatchCoder
 from transforms.score import Score
@@ -46,9 +48,10 @@ def events(tmp_path_factory):
     return f"{folder}/*.jsonl"
 
 
-def run(directory, source, runner, args=(), shards=1):
+def run(directory, source, runner, args=(), shards=1, released=None):
     project = card_fraud()
-    score = Score(project, tiny_scorer(project.model.inputs), "bundle")
+    bundles = released.bundles if released else None
+    score = Score(project, tiny_scorer(project.model.inputs), "bundle", bundles=bundles)
     sink = WriteFiles(str(directory), project.event.id, project.event.time)
     return run_graph(GraphConfig(project, source, score, sink, shards), runner, args, "test")
 
@@ -124,7 +127,7 @@ def test_workers_of_another_process_need_nothing_staged(events, batch, tmp_path)
     assert files_of(tmp_path) == files_of(batch)
 
 
-def stream_of(events, batch, directory, seed):
+def stream_of(events, batch, directory, seed, released=None):
     """How many of a stream's score rows are not those of batch."""
     project = card_fraud()
     payloads = read_payloads([events])
@@ -136,8 +139,8 @@ def stream_of(events, batch, directory, seed):
         publisher = broker.publisher()
         publisher.publish([payloads[i] for i in order])
         publisher.close()
-        source = read_stream(project, broker, 3600 * SECOND, idle_us=SECOND, until_idle=True)
-        stream = run(directory, source, "PrismRunner", ARGS)
+        source = read_stream(project, broker, 3600 * SECOND, idle_us=SECOND, until_idle=True, releases=released)
+        stream = run(directory, source, "PrismRunner", ARGS, released=released)
     assert stream.outcomes["scored"] == 5000
     assert stream.outcomes["duplicate"] > 300
     assert refused(directory) == refused(batch)
@@ -152,3 +155,16 @@ def test_a_stream_gives_the_same_bits(events, batch, tmp_path, seed):
         return
     print(f"Prism gave {differ} of 5,000 events other scores; trying once more")
     assert stream_of(events, batch, tmp_path / "again", seed) == 0
+
+
+def test_releases_give_the_same_bits_in_batch_and_in_a_stream(events, tmp_path):
+    released = five_releases(card_fraud(), read_payloads([events]), "customer")
+    for name, runner, args, shards in (("direct", "DirectRunner", (), 1), ("prism", "PrismRunner", ARGS, 4)):
+        source = WithReleases(read_files(card_fraud(), [events]), released.read().records)
+        run(tmp_path / name, source, runner, args, shards, released)
+    assert files_of(tmp_path / "prism") == files_of(tmp_path / "direct")
+    assert len(read_kind(str(tmp_path / "direct"), SCORES)["release"].unique()) == 6
+    differ = [stream_of(events, tmp_path / "direct", tmp_path / "first", 0, released)]
+    if differ[0]:  # as above
+        differ.append(stream_of(events, tmp_path / "direct", tmp_path / "again", 0, released))
+    assert differ[-1] == 0

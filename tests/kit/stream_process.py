@@ -30,17 +30,19 @@ def run(address, journal, allowance_us, hold_seconds, options):
 def run_between(brokers, journal, allowance_us, options):
     """Score from a broker to those of scores and dead letters until SIGTERM.
 
-    Of the options, `routed` are brokers of decisions that go elsewhere than the scores, and `stretch_seconds` is how long the moments before a transaction is committed and before a mark is
+    Of the options, `routed` are brokers of decisions that go elsewhere than the scores, `releases` is the log that is
+    followed, and `stretch_seconds` is how long the moments before a transaction is committed and before a mark is
     written take at the most, so that kills hit them.
     """
     events, scores, dead = brokers
-    project, routed = card_fraud(), options.pop("routed", {})
+    project, routed, released = card_fraud(), options.pop("routed", {}), options.get("releases")
     if stretch_seconds := options.pop("stretch_seconds", 0.0):
         _stretch(stretch_seconds)
     given = {"journal": journal, "horizon_us": horizon_us(project, DAY), **options}
     source = read_stream(project, events, allowance_us, **given)
     arrival = source.at_arrival
-    score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=arrival)
+    bundles = released.bundles if released else None
+    score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=arrival, bundles=bundles)
     pipeline = make_pipeline("DirectRunner", [])
     sink = PublishRows(scores, dead, routed=routed)
     build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY, at_arrival=arrival))
@@ -76,5 +78,5 @@ def _stretch(seconds):
 def context():
     """What starts such processes quickly."""
     started = multiprocessing.get_context("forkserver")
-    started.set_forkserver_preload(["tests.kit.stream_process"])
+    started.set_forkserver_preload(["tests.kit.stream_process", "tests.kit.releases"])
     return started

@@ -33,6 +33,7 @@ from pipelines.sources.acknowledge import AfterJournal
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
+from pipelines.sources.releases import WithReleases
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import JsonValues, Values
 from transforms.score import Score
@@ -122,18 +123,20 @@ def run_graph(
     replace: bool = False,
     scorer: Scorer | None = None,
     routed: dict[str, tuple[str, ...]] | None = None,
+    released: Any = None,
 ) -> Output:
-    """Run the whole graph over files and read what it wrote."""
+    """Run the whole graph over files and read what it wrote; with `released`, each event is of that log's releases."""
     project = project or card_fraud()
     source = read_files(project, sources, **({} if slice_us is None else {"slice_us": slice_us}))
     facts = identify(project, source, {"score_from": score_from_us, "reason_codes": reason_codes})
     sink = WriteFiles(
         str(directory), project.event.id, project.event.time, facts=facts, replace=replace, routed=routed or {}
     )
+    bundles = released.bundles if released else None
     config = GraphConfig(
         project,
-        source,
-        Score(project, scorer or tiny_scorer(project.model.inputs), "bundle", reason_codes),
+        WithReleases(source, released.read().records) if released else source,
+        Score(project, scorer or tiny_scorer(project.model.inputs), "bundle", reason_codes, bundles=bundles),
         sink,
         shards,
         Span(score_from_us),

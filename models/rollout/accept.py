@@ -1,0 +1,62 @@
+"""What becomes of a release of which a bundle can't score where it lands: it falls back as declared, or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from models.project.declarations import Project
+from models.rollout.apply import HOLDOUT, decide_by
+from models.rollout.assign import thresholds_text
+from models.rollout.records import Release, ReleaseError
+
+
+@dataclasses.dataclass(frozen=True)
+class Accepted:
+    """A release as it is in effect, None if it is refused and the one before it goes on; and what is wrong with it.
+
+    `wrong` has why a bundle can't score, by its id.
+    """
+
+    release: Release | None
+    faults: tuple[str, ...] = ()
+    wrong: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def accept(release: Release, project: Project, fault_of: Callable[[str], str | None]) -> Accepted:
+    """A release with the bundles that can score; `fault_of` tells why a bundle can't.
+
+    A champion or challenger that can't is replaced by the fallback; without one that can, the release is refused. A
+    shadow that can't is left out. A release whose thresholds or holdout do not go with the project's decisions is
+    refused, too.
+    """
+    if release.holdout is not None and HOLDOUT in [band.action for band in project.decisions]:
+        return Accepted(None, (f"its holdout decides {HOLDOUT}, as one of the project's own decisions is called",))
+    try:
+        decide_by(project, thresholds_text(release))
+    except ReleaseError as error:
+        return Accepted(None, (str(error),))
+    wrong = {bundle: fault for bundle in release.bundles if (fault := fault_of(bundle)) is not None}
+    faults = tuple(f"bundle {bundle}: {fault}" for bundle, fault in wrong.items())
+    if not wrong:
+        return Accepted(release)
+    scoring = [release.champion, release.challenger]
+    if any(bundle in wrong for bundle in scoring):
+        if release.fallback is None or release.fallback in wrong:
+            return Accepted(None, faults, wrong)
+        scoring = [release.fallback if bundle in wrong else bundle for bundle in scoring]
+    champion, challenger = scoring
+    assert champion is not None
+    if challenger == champion:
+        challenger = None
+    shadows = tuple(each for each in release.shadows if each not in wrong and each not in (champion, challenger))
+    fallback = None if release.fallback in wrong else release.fallback
+    settled = dataclasses.replace(
+        release,
+        champion=champion,
+        challenger=challenger,
+        canary=release.canary if challenger else None,
+        shadows=shadows,
+        fallback=fallback,
+    )
+    return Accepted(settled, faults, wrong)

@@ -1,0 +1,197 @@
+"""The releases of a run: the log that is followed, and the bundles that it names, loaded and proven once a process."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import logging
+import pathlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from models.errors import HeadraceError
+from models.metrics import REFUSED_RELEASES
+from models.partitions import Span
+from models.predictors import registry
+from models.predictors.booster import Scorer
+from models.predictors.bundle import Bundle
+from models.project.declarations import Project
+from models.record import RELEASE, ROLE
+from models.rollout.accept import accept
+from models.rollout.records import Release, ReleaseError, ReleaseLog, order
+from pipelines.config import RunSpec
+from pipelines.databases import is_database
+from pipelines.jobs.fitting import find_misfit
+from pipelines.refusals import note_refusals, read_refusals
+from pipelines.releases import newest_digest, read_log
+from pipelines.results import RunError
+from transforms.metrics import count
+
+_LOG = logging.getLogger("headrace")
+MOST_LOADED = 8  # models that a process keeps; of more, those that were used last
+
+
+class Bundles(Protocol):
+    """What gives the scorers of bundles."""
+
+    def __call__(self, bundle_id: str) -> Scorer:
+        """A loaded and proven model; HeadraceError if there is none."""
+
+    def fault_of(self, bundle_id: str) -> str | None:
+        """Why a bundle can't score for the project; None if it can."""
+
+    def load(self, bundle_id: str) -> Bundle:
+        """The bundle, each digest checked."""
+
+
+class _Loaded:
+    """The scorers of this process by their bundles; the one that was longest not used is dropped."""
+
+    def __init__(self) -> None:
+        self._scorers: collections.OrderedDict[tuple[str, ...], Scorer] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, ...], load: Callable[[], Scorer]) -> Scorer:
+        """A scorer; one that is not there is loaded, while others wait for theirs."""
+        with self._lock:
+            if key not in self._scorers:
+                self._scorers[key] = load()
+            self._scorers.move_to_end(key)
+            while len(self._scorers) > MOST_LOADED:
+                self._scorers.popitem(last=False)
+            return self._scorers[key]
+
+
+_LOADED = _Loaded()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RegisteredBundles:
+    """The bundles of a registry, by their ids; with `explained`, only those whose models explain their scores."""
+
+    project: Project
+    folder: pathlib.Path
+    registry: str
+    threads: int = 1
+    explained: bool = False
+
+    def __call__(self, bundle_id: str) -> Scorer:
+        """The scorer of a bundle, each digest checked and its golden scores given."""
+        return _LOADED.get(self._key(bundle_id), lambda: self._prove(self.load(bundle_id)))
+
+    def fault_of(self, bundle_id: str) -> str | None:
+        """Of a bundle of another feature set, too: that is for a run of its own. It is proven anew, loaded or not."""
+        try:
+            bundle = self.load(bundle_id)
+            if fault := find_misfit(self.project, self.folder, bundle):
+                return fault
+            scorer = self._prove(bundle)
+        except HeadraceError as error:
+            return str(error)
+        if self.explained and not scorer.explains:
+            return "--reason-codes are of trees, and its model is none of xgboost's"
+        _LOADED.get(self._key(bundle_id), lambda: scorer)
+        return None
+
+    def load(self, bundle_id: str) -> Bundle:
+        """The registered bundle of that id."""
+        return registry.load_by_id(self.project.name, bundle_id, self.registry)
+
+    def _prove(self, bundle: Bundle) -> Scorer:
+        return Scorer.from_bundle(bundle, nthread=self.threads)
+
+    def _key(self, bundle_id: str) -> tuple[str, ...]:
+        return (self.registry, self.project.name, bundle_id, str(self.threads))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Released:
+    """The release log that a run follows, and the bundles that it names.
+
+    `place` is a database, to which records may be added while a stream runs, or an exported file, which is complete.
+    What was refused of a database's log stays refused; with `notes`, as in a stream, what is refused now is noted, too.
+    """
+
+    place: str
+    project: Project
+    bundles: Bundles
+    notes: bool = False
+
+    @property
+    def grows(self) -> bool:
+        """Whether records may be added."""
+        return is_database(self.place)
+
+    def read(self) -> ReleaseLog:
+        """The log as it is now; ReleaseError if there is none, or it is not as it was written."""
+        log = read_log(self.place, self.project)
+        if log is None or not log.records:
+            raise ReleaseError(f"{self.place}: has no release of {self.project.name}: `headrace release` makes one")
+        return log
+
+    def newest(self) -> str | None:
+        """The digest of the last record; None if there is none, or the log does not grow."""
+        return newest_digest(self.place, self.project.name) if self.grows else None
+
+    def first_bundle(self) -> Bundle:
+        """That of record 0, whose baseline a run looks at."""
+        return self.bundles.load(self.read().records[0].champion)
+
+    def in_effect(self, log: ReleaseLog, span: Span) -> tuple[Release, ...]:
+        """The releases, accepted, that events of a span may have: the last before it begins, and those in it."""
+        releases = sorted(log.records, key=order)
+        if span.stop_us is not None:
+            releases = [release for release in releases if order(release)[0] < span.stop_us]
+        if span.start_us is None:
+            return tuple(self.accept(releases))
+        before = [release for release in releases if order(release)[0] <= span.start_us]
+        first = itertools.islice(self.accept(reversed(before)), 1)
+        return (*first, *self.accept(releases[len(before) :]))
+
+    def load_all(self, releases: Iterable[Release]) -> Callable[[str], Scorer]:
+        """The scorers of all that releases name, to go with a graph to where there is no registry."""
+        named = {bundle for release in releases for bundle in (release.champion, release.challenger, *release.shadows)}
+        return {bundle: self.bundles(bundle) for bundle in sorted(filter(None, named))}.__getitem__
+
+    def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
+        """The releases as they are in effect, but for those that are refused; what is wrong is logged and counted.
+
+        Raises:
+            ReleaseError: if it is record 0 that is refused, before which there is none.
+            DatabaseError: if what was refused can't be read or noted.
+        """
+        known = read_refusals(self.place, self.project.name)
+        fault_of = functools.cache(self.bundles.fault_of)
+        for release in releases:
+            refused = {bundle: known.get((release.seq, bundle)) or fault_of(bundle) for bundle in release.bundles}
+            accepted = accept(release, self.project, refused.get)
+            if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
+                note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
+            if accepted.faults:
+                count(REFUSED_RELEASES, 1)
+                what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
+                _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
+            if accepted.release is not None:
+                yield accepted.release
+            elif release.seq == 0:
+                raise ReleaseError(f"release 0: {'; '.join(accepted.faults)}")
+
+
+def follow_log(spec: RunSpec, folder: pathlib.Path, tracking_uri: str) -> Released:
+    """The log that a run follows, and its registry's bundles."""
+    assert spec.releases is not None
+    bundles = RegisteredBundles(spec.project, folder, tracking_uri, spec.threads_of_call, bool(spec.reason_codes))
+    return Released(spec.releases, spec.project, bundles)
+
+
+def check_columns(project: Project) -> None:
+    """RunError if score rows have columns of the names that a run with releases adds."""
+    names = {project.event.id, project.event.time, *project.entities.values(), *project.output, *project.feature_names}
+    for name in (ROLE, RELEASE):
+        if name in names:
+            raise RunError(
+                f"{name!r} is a column of {project.name}'s score rows, and of those that tell of releases: rename it"
+            )
