@@ -300,7 +300,7 @@ class WriteFiles(beam.PTransform):
         """Write what a shadow made of the events of one partition, in the order of the scores."""
         name, batch = f"{element[0]}/part.{self.format}", gather(list(element[1]))
         with self._create(SHADOWS, name) as file:
-            encode(in_order(batch, self.event_time, self.event_id), batch.schema, self.format, file)
+            encode(in_order(batch, self.event_time, self.event_id), self.format, file)
         return Written(SHADOWS, name, batch.num_rows, file.hexdigest(), {})
 
     def _as_line(self, record: WindowStatistics | Verdict) -> tuple[str, tuple[int, str]]:
