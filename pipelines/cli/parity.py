@@ -81,6 +81,8 @@ def show(found: Parity) -> None:
     from pipelines.terminal import console
 
     table = Table("compared", "rows", "different", "first difference")
+    for told in table.columns[:3]:
+        told.no_wrap = True
     for c in (*found.comparisons, *found.controls):
         table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
     console.print(table)
