@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from models.project.declarations import Project
-from models.rollout.apply import HOLDOUT, decide_by
+from models.rollout.apply import decide_by
 from models.rollout.assign import thresholds_text
-from models.rollout.records import Release, ReleaseError
+from models.rollout.records import HOLDOUT, Release, ReleaseError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,9 @@ from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.record import BUNDLE, DECISION, HELD_OUT, RELEASE, RELEASE_NUMBER, RELEASE_ROLE, ROLE, SHADOWS, THRESHOLDS
 from models.rollout.assign import SHADOW
-from models.rollout.records import ReleaseError
+from models.rollout.records import HOLDOUT, ReleaseError
 from models.score import score_batch, with_columns
 
-HOLDOUT = "holdout"  # the decision of an event that is held out
 # From a bundle's id to what scores with it, loaded and proven.
 Bundles = Callable[[str], Scorer]
 

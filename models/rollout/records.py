@@ -23,6 +23,7 @@ MAX_RECORD_BYTES = 64 << 10
 MAX_RECORDS = 100_000
 MAX_TEXT = 1_000  # characters of a reason or a name
 SHARES = 10_000  # into which entities are hashed
+HOLDOUT = "holdout"  # the decision of an event that is held out
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")

@@ -27,7 +27,7 @@ from models.rollout.changes import (
     with_holdout,
     with_shadows,
 )
-from models.rollout.records import Release, ReleaseError, ReleaseLog, time_text
+from models.rollout.records import HOLDOUT, Release, ReleaseError, ReleaseLog, time_text
 from pipelines.releases import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
@@ -192,6 +192,10 @@ def changes(
     held_out = None if holdout is None else 0 if holdout == NONE else parse_share(holdout)
     if entity is not None and per_10000 is None and not held_out:
         raise ReleaseError("--entity says by which keys --canary and --holdout take their share")
+    if held_out and HOLDOUT in [band.action for band in desk.project.decisions]:
+        raise ReleaseError(
+            f"--holdout: what is held out is decided {HOLDOUT}, as one of `decisions` is called: rename that"
+        )
     by = _entity(desk.project, entity) if per_10000 is not None or held_out else ""
 
     def change(log: ReleaseLog, effective_us: int) -> Release:

@@ -121,6 +121,15 @@ def test_what_is_not_said_stays(desk):
     assert (new.champion, new.shadows, new.holdout, new.fallback) == (one, (), None, None)
 
 
+def test_a_holdout_is_refused_where_a_decision_is_called_so(desk):
+    bands = [band.model_copy(update={"action": "holdout"}) for band in desk.project.decisions]
+    assert bands
+    other = dataclasses.replace(desk, project=desk.project.model_copy(update={"decisions": bands}))
+    with pytest.raises(ReleaseError, match="as one of `decisions` is called: rename that"):
+        changes(other, "1", holdout="1%", entity="card")
+    changes(other, "1", holdout="none")
+
+
 def test_what_is_in_effect_already_is_no_release(desk):
     assert release(desk, changes(desk, "champion"), TOLD) is None
     assert read_log(desk.place, desk.project) is None
