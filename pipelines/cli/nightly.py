@@ -65,7 +65,7 @@ def nightly(
         from models.project.project import load_project
         from pipelines.config import RunSpec
         from pipelines.prechecks import find_registry, find_version, registry_of, split_sinks, time_us
-        from pipelines.releases import find_log
+        from pipelines.release_store import find_log
 
         declared = load_project(project)
         log = None
@@ -111,7 +111,7 @@ def nightly(
         from pipelines.cli.run import check_quality
         from pipelines.jobs.fitting import load_bundle
         from pipelines.jobs.nightly import find_missing, run_nights
-        from pipelines.jobs.releases import follow_log
+        from pipelines.jobs.released import follow_log
         from pipelines.jobs.retrain import Retrainer
 
         check_quality(spec.project, spec.alert_to)

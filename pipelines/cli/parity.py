@@ -34,7 +34,7 @@ def parity(
     with clear_errors():
         from models.project.project import load_project
         from pipelines.prechecks import check_duration, find_registry, find_version, require, require_files
-        from pipelines.releases import find_log
+        from pipelines.release_store import find_log
 
         declared = load_project(project)
         check_duration("--allowance", allowance)
@@ -52,7 +52,7 @@ def parity(
 
         bundle = scorer = released = None
         if releases is not None:
-            from pipelines.jobs.releases import RegisteredBundles, Released
+            from pipelines.jobs.released import RegisteredBundles, Released
 
             released = Released(releases, declared, RegisteredBundles(declared, project, str(registry), threads))
             bundle = released.first_bundle()

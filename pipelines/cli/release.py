@@ -89,7 +89,7 @@ def promote(
     with clear_errors():
         from models.predictors.registry import CHAMPION, find, set_alias
         from pipelines.prechecks import find_version
-        from pipelines.releases import place_of_log
+        from pipelines.release_store import place_of_log
 
         declared = _load(project, "promote")
         uri = find_version(project, declared.name, version, registry)
@@ -147,8 +147,8 @@ def releases(
     """List the release log of a project, each record checked against the one before."""
     with clear_errors():
         from pipelines.prechecks import registry_of, require
-        from pipelines.releases import export as write
-        from pipelines.releases import read_log
+        from pipelines.release_store import export as write
+        from pipelines.release_store import read_log
 
         declared = _load(project, "release")
         require(not (json_ and export), "say --json or --export, not both")
@@ -197,7 +197,7 @@ def _open_desk(
 
 def _place_of(registry: str, given: str | None) -> str:
     from pipelines.prechecks import require
-    from pipelines.releases import place_of_log
+    from pipelines.release_store import place_of_log
 
     place = place_of_log(registry, given)
     require(place is not None, "the registry is a server: say with --releases which database has the release log")

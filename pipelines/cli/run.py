@@ -130,7 +130,7 @@ def run(
         from models.redact import redact
         from pipelines.config import RunSpec
         from pipelines.prechecks import find_registry, find_version, registry_of, split_sinks
-        from pipelines.releases import find_log
+        from pipelines.release_store import find_log
 
         declared = load_project(project)
         log = None
@@ -195,7 +195,7 @@ def run(
             logging.getLogger("headrace").setLevel(logging.INFO)
         bundle = released = None
         if log is not None:
-            from pipelines.jobs.releases import follow_log
+            from pipelines.jobs.released import follow_log
 
             released = follow_log(spec, project, str(registry))
             bundle = released.first_bundle()

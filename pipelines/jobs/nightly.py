@@ -11,7 +11,7 @@ from models.partitions import Partitions, Span
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from pipelines.config import RunSpec
-from pipelines.jobs.releases import Released
+from pipelines.jobs.released import Released
 from pipelines.jobs.retrain import Retrainer, Retraining
 from pipelines.jobs.score import RunResult, score_files
 from pipelines.results import RunError, read_spans

@@ -28,7 +28,7 @@ from models.rollout.records import ReleaseLog
 from models.routes import FALLBACK
 from pipelines.brokers.pubsub import PubsubBroker
 from pipelines.config import RunSpec
-from pipelines.jobs.releases import Released
+from pipelines.jobs.released import Released
 from pipelines.jobs.score import RunResult, score_files
 from pipelines.results import read_aggregates, read_kind, read_label_metrics, read_verdicts
 from pipelines.sinks.listed import DEAD_LETTERS, SCORES

@@ -28,7 +28,7 @@ from models.rollout.changes import (
     with_shadows,
 )
 from models.rollout.records import HOLDOUT, Release, ReleaseError, ReleaseLog, time_text
-from pipelines.releases import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
+from pipelines.release_store import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
 Change = Callable[[ReleaseLog, int], Release]  # of a log and an event time: the state from then on

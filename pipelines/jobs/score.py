@@ -23,7 +23,7 @@ from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
-from pipelines.jobs.releases import Released, check_columns
+from pipelines.jobs.released import Released, check_columns
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
@@ -34,7 +34,7 @@ from pipelines.sinks.state import LateInputError
 from pipelines.sources import DAY_US, SLICE_US
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.in_order import DisorderError
-from pipelines.sources.releases import WithReleases
+from pipelines.sources.release_feed import WithReleases
 from pipelines.terminal import console, working
 from transforms.gate import WatchScores
 from transforms.score import Score

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # streams import the brokers' clients, which files do without
     from pipelines.sinks.topics import PublishRows
     from pipelines.sources.acknowledge import Acknowledge
     from pipelines.sources.native_pubsub import ReadNativePubsub
-    from pipelines.sources.releases import Followed
+    from pipelines.sources.release_feed import Followed
     from pipelines.sources.stream import ReadStream
 
 

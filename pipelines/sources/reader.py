@@ -37,7 +37,7 @@ from pipelines.sources.ahead import Int64
 from pipelines.sources.files import read_all
 from pipelines.sources.inlets import Inlet, SeenIds
 from pipelines.sources.records import NO_TIME_US, decode_raw, times_of, type_number
-from pipelines.sources.releases import EARLIEST_US, Follower
+from pipelines.sources.release_feed import EARLIEST_US, Follower
 from pipelines.sources.watermark import StreamWatermark
 from transforms.batches import timestamp_of
 from transforms.metrics import count, gauge

@@ -20,7 +20,7 @@ from pipelines.sources.acknowledge import Acknowledge, AfterBundle
 from pipelines.sources.feeds import Feed, Topic
 from pipelines.sources.listing import Files
 from pipelines.sources.reader import Reader
-from pipelines.sources.releases import Followed
+from pipelines.sources.release_feed import Followed
 from pipelines.sources.shared_reader import SharedReader
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from models.project.project import load_project
 from pipelines.brokers import open_broker
 from pipelines.cli.main import app
-from pipelines.jobs.releases import RegisteredBundles, Released
+from pipelines.jobs.released import RegisteredBundles, Released
 from pipelines.prechecks import registry_of
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.refusals import read_refusals
-from pipelines.releases import append, export, read_log
+from pipelines.release_store import append, export, read_log
 from tests.kit.bundles import rewrite
 from tests.kit.command import HEADRACE
 from tests.kit.releases import canary, make_log, register_bundles

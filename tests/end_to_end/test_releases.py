@@ -20,11 +20,11 @@ from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import compare_tables
 from pipelines.runners import FN_API, make_pipeline
 from pipelines.sinks.files import WriteFiles
-from pipelines.sources import releases as following
+from pipelines.sources import release_feed as following
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
-from pipelines.sources.releases import WithReleases
+from pipelines.sources.release_feed import WithReleases
 from pipelines.sources.stream import ReadStream
 from tests.kit.declared import declared
 from tests.kit.given import Given

@@ -21,7 +21,7 @@ from pipelines.results import read_kind
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.listed import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import read_payloads
-from pipelines.sources.releases import WithReleases
+from pipelines.sources.release_feed import WithReleases
 from tests.kit.bad import BAD
 from tests.kit.releases import five_releases
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows

@@ -7,7 +7,7 @@ import numpy as np
 
 from models.predictors.registry import register
 from models.rollout.records import Canary, Release, ReleaseLog, digest
-from pipelines.jobs.releases import Released
+from pipelines.jobs.released import Released
 from pipelines.sources.payloads import event_times
 from tests.kit.bundles import make_bundle
 from tests.kit.support import tiny_scorer

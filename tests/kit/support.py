@@ -33,7 +33,7 @@ from pipelines.sources.acknowledge import AfterJournal
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
-from pipelines.sources.releases import WithReleases
+from pipelines.sources.release_feed import WithReleases
 from pipelines.sources.stream import ReadStream
 from pipelines.sources.values import JsonValues, Values
 from transforms.score import Score

@@ -20,7 +20,7 @@ from models.rollout.records import Canary, Holdout, ReleaseError, digest
 from pipelines.cli.main import app
 from pipelines.jobs import releasing
 from pipelines.jobs.releasing import Desk, changes, move_alias, release, release_promoted, roll_back, told_by
-from pipelines.releases import read_log
+from pipelines.release_store import read_log
 from tests.kit.bundles import make_bundle, rewrite
 from tests.kit.declared import declared
 from tests.kit.nights import SCHEMA, TEXT

@@ -26,7 +26,7 @@ from pipelines.config import RunSpec
 from pipelines.databases import is_database
 from pipelines.jobs.fitting import find_misfit
 from pipelines.refusals import note_refusals, read_refusals
-from pipelines.releases import newest_digest, read_log
+from pipelines.release_store import newest_digest, read_log
 from pipelines.results import RunError
 from transforms.metrics import count
 

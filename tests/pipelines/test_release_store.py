@@ -10,7 +10,7 @@ from models.rollout.changes import Told, begin, follow, with_champion
 from models.rollout.log_file import to_lines
 from models.rollout.records import ReleaseError, ReleaseLog
 from pipelines.databases import DatabaseError, transaction
-from pipelines.releases import WRITTEN_WITHIN_US, append, check_writable, export, place_of_log, read_log
+from pipelines.release_store import WRITTEN_WITHIN_US, append, check_writable, export, place_of_log, read_log
 from tests.kit import postgres
 from tests.kit.declared import declared
 from tests.kit.nights import SCHEMA, TEXT

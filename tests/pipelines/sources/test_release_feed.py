@@ -7,8 +7,8 @@ import pytest
 
 from models.rollout.records import ReleaseError
 from pipelines.databases import DatabaseError
-from pipelines.sources import releases
-from pipelines.sources.releases import ALWAYS_US, EARLIEST_US, Follower
+from pipelines.sources import release_feed
+from pipelines.sources.release_feed import ALWAYS_US, EARLIEST_US, Follower
 from tests.kit.releases import GivenBundles, given_log, make_log
 from tests.kit.support import card_fraud
 
@@ -108,7 +108,7 @@ def take_for_a_minute(follower):
 
 
 def test_a_log_that_can_not_be_read_for_a_while_is_waited_for(monkeypatch, caplog):
-    monkeypatch.setattr(releases, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(release_feed, "POLL_SECONDS", 0.01)
     place = Place("wall")
     follower = place.follow()
     follower.start()
