@@ -241,6 +241,7 @@ def test_no_bundle_with_a_changed_byte_scores_otherwise(made, tmp_path):
     assert bundles.fault_of(new) is None
 
 
+@pytest.mark.serial
 def test_a_running_stream_takes_a_release_and_a_replay_gives_the_same(tmp_path, monkeypatch):
     """A canary, a promotion, a shadow and a rollback by commands while events flow; then batch over the journal."""
     folder = tmp_path / "project"
