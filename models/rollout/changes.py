@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from models.rollout.records import SHARES, Canary, Holdout, Release, ReleaseError, ReleaseLog, digest, order
@@ -83,6 +84,11 @@ def with_holdout(state: Release, entity: str, per_10000: int) -> Release:
     return replace(state, holdout=Holdout(entity, per_10000, _HOLDOUT_SALT) if per_10000 else None)
 
 
+def with_thresholds(state: Release, thresholds: Mapping[str, float] | None) -> Release:
+    """The state with these lowest scores by action, beside those that it has; with None, with those declared."""
+    return replace(state, thresholds=None if thresholds is None else {**(state.thresholds or {}), **thresholds})
+
+
 def rolled_back(log: ReleaseLog, event_time_us: int) -> Release:
     """The state to go back to from the one in effect at an event time; its shadows and holdout stay.
 
@@ -116,6 +122,15 @@ def parse_share(text: str) -> int:
     if not 0 < share <= SHARES:
         raise ReleaseError(f"{text!r:.80} is no share: write 0.01% to 100%, with at most two decimal places")
     return share
+
+
+def parse_threshold(text: str) -> tuple[str, float]:
+    """An action and the lowest score that is decided so, of `block=0.9`; ReleaseError if it is none."""
+    action, _, least = text.partition("=")
+    try:
+        return action.strip(), float(least)
+    except ValueError:
+        raise ReleaseError(f"{text!r:.80} is no threshold: write ACTION=SCORE, such as block=0.9") from None
 
 
 def share_text(per_10000: int) -> str:

@@ -45,6 +45,10 @@ def release(
     holdout: Annotated[
         str | None, typer.Option(help="Share of an entity's keys that pass whatever their score, or none.")
     ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="Lowest score of a decision, such as block=0.9; may be repeated. none: those declared."),
+    ] = None,
     entity: Annotated[
         str | None, typer.Option(help="By whose keys shares are taken; needed where the project has several.")
     ] = None,
@@ -62,7 +66,8 @@ def release(
         from pipelines.jobs import releasing
 
         told = releasing.told_by(reason, author, approver, change_id)
-        change = releasing.changes(desk, version, canary, tuple(shadow or ()), holdout, entity, fallback)
+        shares = (canary, tuple(shadow or ()), holdout, entity, fallback)
+        change = releasing.changes(desk, version, *shares, tuple(threshold or ()))
         log = releasing.release(desk, change, told, _micros("--from", from_))
         if log is None:
             typer.echo(f"{declared.name}: nothing to release: all of that is in effect by then")

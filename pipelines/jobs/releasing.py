@@ -20,12 +20,14 @@ from models.rollout.changes import (
     follow,
     is_same,
     parse_share,
+    parse_threshold,
     rolled_back,
     with_canary,
     with_champion,
     with_fallback,
     with_holdout,
     with_shadows,
+    with_thresholds,
 )
 from models.rollout.records import HOLDOUT, Release, ReleaseError, ReleaseLog, time_text
 from pipelines.release_store import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
@@ -174,19 +176,23 @@ def changes(
     holdout: str | None = None,
     entity: str | None = None,
     fallback: str | None = None,
+    thresholds: Sequence[str] = (),
 ) -> Change:
     """What the options of a release change: a version is champion, or with a share its challenger.
 
-    What is not said stays; `none` ends shadows, a holdout or a fallback.
+    What is not said stays; `none` ends shadows, a holdout, a fallback or thresholds.
 
     Raises:
-        ReleaseError: if a share or entity can't be.
+        ReleaseError: if a share, an entity or a threshold can't be.
         RegistryError: if there is no such version.
     """
     bundle = _bundle_of(desk, version)
     shadow_ids = tuple(_bundle_of(desk, shadow) for shadow in shadows if shadow != NONE)
     if NONE in shadows and shadow_ids:
         raise ReleaseError(f"--shadow {NONE} stands alone")
+    if NONE in thresholds and len(thresholds) > 1:
+        raise ReleaseError(f"--threshold {NONE} stands alone")
+    told = None if NONE in thresholds else dict(map(parse_threshold, thresholds))
     fallback_id = None if fallback in (None, NONE) else _bundle_of(desk, str(fallback))
     per_10000 = None if canary is None else parse_share(canary)
     held_out = None if holdout is None else 0 if holdout == NONE else parse_share(holdout)
@@ -206,6 +212,9 @@ def changes(
             state = with_shadows(state, shadow_ids)
         if fallback is not None:
             state = with_fallback(state, fallback_id)
+        if thresholds:
+            state = with_thresholds(state, told)
+            _check_thresholds(desk.project, state)
         return state if held_out is None else with_holdout(state, by, held_out)
 
     return change
@@ -250,6 +259,13 @@ def prove(desk: Desk, bundle_id: str) -> None:
             f"model, not its features: `{train}` makes one for these, and other features need a run of their own"
         )
     Scorer.from_bundle(bundle)
+
+
+def _check_thresholds(project: Project, state: Release) -> None:
+    from models.rollout.apply import decide_by
+    from models.rollout.assign import thresholds_text
+
+    decide_by(project, thresholds_text(state))
 
 
 def _effective_us(log: ReleaseLog, now_us: int, from_us: int | None) -> int:

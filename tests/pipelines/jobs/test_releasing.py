@@ -130,6 +130,33 @@ def test_a_holdout_is_refused_where_a_decision_is_called_so(desk):
     changes(other, "1", holdout="none")
 
 
+def test_thresholds_are_told_one_by_one_and_end_together(desk):
+    actions = [band.action for band in desk.project.decisions if band.at_least]
+    first = actions[0]
+    release(desk, changes(desk, "champion", thresholds=[f"{first}=0.97"]), TOLD)
+    new = release(later(desk, 1), changes(desk, "2"), TOLD).records[-1]
+    assert new.thresholds == {first: 0.97}
+    new = release(later(desk, 2), changes(desk, "2", thresholds=["none"]), TOLD).records[-1]
+    assert new.thresholds is None
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (["block"], "is no threshold: write ACTION=SCORE"),
+        (["block=high"], "is no threshold: write ACTION=SCORE"),
+        (["banish=0.5"], "is no decision of the project; there are: "),
+        (["block=nan"], "is a finite number"),
+        (["block=-1"], "they fall from decision to decision"),
+        (["none", "block=0.5"], "--threshold none stands alone"),
+    ],
+)
+def test_a_threshold_that_cant_be_is_refused(desk, told, message):
+    with pytest.raises(ReleaseError, match=message):
+        release(desk, changes(desk, "2", thresholds=told), TOLD)
+    assert read_log(desk.place, desk.project) is None
+
+
 def test_what_is_in_effect_already_is_no_release(desk):
     assert release(desk, changes(desk, "champion"), TOLD) is None
     assert read_log(desk.place, desk.project) is None
