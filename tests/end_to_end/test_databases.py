@@ -31,16 +31,11 @@ def server():
         yield url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=[pytest.mark.serial, postgres.needs_postgres])])
+@pytest.fixture(params=postgres.DATABASES)
 def url(request, tmp_path, monkeypatch):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/a b.db"
-    url = request.getfixturevalue("server")
-    monkeypatch.setenv("HR_PW", postgres.PASSWORD)
-    with transaction(url) as connection:
-        for name in sa.inspect(connection).get_table_names():
-            connection.exec_driver_sql(f'DROP TABLE "{name}" CASCADE')
-    return url
+    return postgres.emptied(request.getfixturevalue("server"), monkeypatch)
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ import subprocess
 import tempfile
 
 import pytest
+import sqlalchemy as sa
 
 from deploy.kafka.broker import free_ports
+from pipelines.databases import transaction
 
 _FOUND = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)), shutil.which("initdb"))
 needs_postgres = pytest.mark.skipif(
@@ -19,6 +21,16 @@ needs_postgres = pytest.mark.skipif(
     reason="no PostgreSQL: apt-get install postgresql; or no psycopg: pip install 'psycopg[binary]'",
 )
 PASSWORD = "pw-4711-of-tests"
+DATABASES = ["sqlite", pytest.param("postgres", marks=[pytest.mark.serial, needs_postgres])]
+
+
+def emptied(url, monkeypatch):
+    """The URL of a running server, whose password is set and whose tables are gone."""
+    monkeypatch.setenv("HR_PW", PASSWORD)
+    with transaction(url) as connection:
+        for name in sa.inspect(connection).get_table_names():
+            connection.exec_driver_sql(f'DROP TABLE "{name}" CASCADE')
+    return url
 
 
 @contextlib.contextmanager
