@@ -73,6 +73,12 @@ def transaction(uri: str, read_only: bool = False) -> Iterator[Connection]:
         engine.dispose()
 
 
+def lock_writers(connection: Connection, name: str) -> None:
+    """Let no other transaction that calls this by the same name go on before this one ends."""
+    if connection.dialect.name == "postgresql":  # SQLite's transactions see to it that there is one writer
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))
+
+
 def _begins_nothing(connection: Any, _: Any) -> None:
     connection.isolation_level = None
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from models.predictors.registry_store import database_of
-from pipelines.databases import is_database, transaction
+from pipelines.databases import is_database, lock_writers, transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -47,8 +47,7 @@ def note_refusals(place: str, project: str, seq: int, reasons: Mapping[str, str]
 
     table = _table()
     with transaction(place) as connection:
-        if connection.dialect.name == "postgresql":  # SQLite's transactions see to it that there is one writer
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext(%s))", (table.name,))
+        lock_writers(connection, table.name)
         table.metadata.create_all(connection)
         mine = select(table.c.bundle).where(table.c.project == project, table.c.seq == seq)
         there = set(connection.execute(mine).scalars())

@@ -16,7 +16,7 @@ from models.project.declarations import Project
 from models.redact import redact
 from models.rollout.log_file import MAX_LOG_BYTES, from_lines, to_lines
 from models.rollout.records import MAX_RECORDS, ReleaseError, ReleaseLog, canonical, digest, read_record
-from pipelines.databases import check_database, is_database, transaction
+from pipelines.databases import check_database, is_database, lock_writers, transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
@@ -41,8 +41,13 @@ def find_log(project: Project, registry: str, given: str | None) -> str | None:
     if place is None or read_log(place, project) is not None:
         return place
     if given is not None:
-        raise ReleaseError(f"{redact(place)}: has no release of {project.name}: `headrace release` makes one")
+        raise no_release(place, project)
     return None
+
+
+def no_release(place: str, project: Project) -> ReleaseError:
+    """The error where a log is wanted and a place has none of the project."""
+    return ReleaseError(f"{redact(place)}: has no release of {project.name}: `headrace release` makes one")
 
 
 def read_log(place: str, project: Project) -> ReleaseLog | None:
@@ -94,8 +99,7 @@ def append(
         database.parent.mkdir(parents=True, exist_ok=True)
     logs, records = _tables()
     with transaction(place) as connection:
-        if connection.dialect.name == "postgresql":  # SQLite's transactions see to it that there is one writer
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext(%s))", (records.name,))
+        lock_writers(connection, records.name)
         logs.metadata.create_all(connection)
         found = _read(connection, project)
         if found != (seen if seen.records else None):

@@ -142,12 +142,7 @@ def releases(
         pathlib.Path | None, typer.Option(help="Write the log to this file of JSON lines, which --releases reads.")
     ] = None,
     registry: Registry = None,
-    releases: Annotated[
-        str | None,
-        typer.Option(
-            "--releases", envvar="HEADRACE_RELEASES", help="The release log: a database's URL, or an exported file."
-        ),
-    ] = None,
+    releases: Releases = None,
 ) -> None:
     """List the release log of a project, each record checked against the one before."""
     with clear_errors():

@@ -26,7 +26,7 @@ from pipelines.config import RunSpec
 from pipelines.databases import is_database
 from pipelines.jobs.fitting import find_misfit
 from pipelines.refusals import note_refusals, read_refusals
-from pipelines.release_store import newest_digest, read_log
+from pipelines.release_store import newest_digest, no_release, read_log
 from pipelines.results import RunError
 from transforms.metrics import count
 
@@ -129,7 +129,7 @@ class Released:
         """The log as it is now; ReleaseError if there is none, or it is not as it was written."""
         log = read_log(self.place, self.project)
         if log is None or not log.records:
-            raise ReleaseError(f"{self.place}: has no release of {self.project.name}: `headrace release` makes one")
+            raise no_release(self.place, self.project)
         return log
 
     def newest(self) -> str | None:

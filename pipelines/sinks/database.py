@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.redact import redact
-from pipelines.databases import DatabaseError, transaction
+from pipelines.databases import DatabaseError, lock_writers, transaction
 from pipelines.sinks.folder import Folder, SinkError
 from pipelines.sinks.listed import Scope, Written
 from pipelines.sinks.tables import read_rows, schema_of, score_files
@@ -71,8 +71,7 @@ class DatabaseTable:
     def _transaction(self) -> Iterator[Connection]:
         try:
             with transaction(self.url) as connection:
-                if connection.dialect.name == "postgresql":  # one run at a time; SQLite's transactions see to that
-                    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext(%s))", (TABLES + self.name,))
+                lock_writers(connection, TABLES + self.name)  # one run at a time
                 yield connection
         except DatabaseError as error:
             raise SinkError(str(error)) from None
