@@ -23,6 +23,7 @@ from pipelines.cli import (
     report,
     run,
     schema,
+    store,
     topics,
     train,
 )
@@ -64,6 +65,7 @@ app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 app.add_typer(schema.app, name="schema")
 app.add_typer(journal.app, name="journal")
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:
