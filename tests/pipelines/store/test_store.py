@@ -252,11 +252,13 @@ def test_redis_by_tls_with_a_user_of_its_acl(tmp_path, monkeypatch):
 @pytest.mark.serial
 @redis.needs_redis
 def test_a_server_that_is_away_is_told_and_found_again():
-    with redis.running() as server:
-        with contextlib.closing(open_store(f"redis://127.0.0.1:{server.port}", "f", wait_seconds=1)) as store:
-            store.add(KIND, tiles(KIND, range(9)))
-            server.stop()
-            with pytest.raises(StoreError, match=f"redis://127.0.0.1:{server.port}: "):
-                store.read([Place("card", "anna", 0)])
-            server.start()
-            assert dict(store.scan("card")) == tiles(KIND, range(9))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(redis.running())
+        store = open_store(f"redis://127.0.0.1:{server.port}", "f", wait_seconds=1)
+        stack.enter_context(contextlib.closing(store))
+        store.add(KIND, tiles(KIND, range(9)))
+        server.stop()
+        with pytest.raises(StoreError, match=f"redis://127.0.0.1:{server.port}: "):
+            store.read([Place("card", "anna", 0)])
+        server.start()
+        assert dict(store.scan("card")) == tiles(KIND, range(9))
