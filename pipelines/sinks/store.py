@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -16,7 +15,7 @@ from models.project.declarations import Project
 from models.record import EVENTS, LABELS
 from models.steps import Log, Shard, Step
 from models.store.kinds import Kind, kinds_of, make_tiles
-from pipelines.store import Progress, Store, open_store
+from pipelines.store import Progress, Store, go_on, open_store
 from transforms.metrics import count
 from transforms.slices import Hold
 
@@ -108,8 +107,5 @@ class _Advance(_OfStore):
         self._lateness_us = lateness_us
 
     def process(self, newest_us: int) -> Iterator[int]:
-        self._store.advance(Progress(newest_us + 1, newest_us))
-        reached: Any = self._store.progress().newest_us
-        for kind in self._kinds:
-            self._store.drop(kind.name, kind.passed_us(reached, self._lateness_us))
+        go_on(self._store, self._kinds, Progress(newest_us + 1, newest_us), self._lateness_us)
         yield newest_us

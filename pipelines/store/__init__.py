@@ -8,7 +8,7 @@ and write one store; a store may have tiles of several feature sets.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from models.errors import HeadraceError
@@ -107,6 +107,14 @@ def open_store(uri: str, feature_set: str, *, create: bool = False, wait_seconds
     from pipelines.store.redis import RedisStore
 
     return RedisStore(uri, feature_set, wait_seconds)
+
+
+def go_on(store: Store, kinds: Iterable[Kind], progress: Progress, lateness_us: int) -> None:
+    """Have a store go on as far as that, and drop the tiles that no event `lateness_us` older than the newest needs."""
+    store.advance(progress)
+    if (newest_us := store.progress().newest_us) is not None:
+        for kind in kinds:
+            store.drop(kind.name, kind.passed_us(newest_us, lateness_us))
 
 
 def _later(one: int | None, other: int | None) -> int | None:
