@@ -80,7 +80,7 @@ def check_store(uri: str) -> None:
 
         check_redis(uri)
     elif not path_of(uri):
-        raise StoreError(f"{redact(uri)}: is no store: name an SQLite file, or redis://[USER:$NAME@]HOST[:PORT]")
+        raise StoreError(f"{redact(uri)}: is no store: name an SQLite file, or redis://HOST[:PORT]")
 
 
 def is_embedded(uri: str) -> bool:
