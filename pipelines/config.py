@@ -24,7 +24,7 @@ from pipelines.prechecks import (
     require_one_cluster,
     require_package,
     require_span,
-    require_storable,
+    require_store,
     require_transactional,
     require_values,
     require_whole,
@@ -34,7 +34,6 @@ from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
 from pipelines.runners.profile import cores
 from pipelines.sources.delta import place_of
-from pipelines.store import check_store, is_embedded
 
 if TYPE_CHECKING:
     pass
@@ -321,20 +320,9 @@ class RunSpec:
         require(len(self.labels) < 2, "a stream has one subscription of --labels")
 
     def _check_store(self) -> None:
-        if self.store is None:
-            return
-        check_store(self.store)
-        require_storable(self.project, "--store")
-        from_state = self.state is not None or self.history_state is not None
-        require(
-            not from_state,
-            "--store: a state that a run starts from does not say which events it is of: fill the store from their "
-            "files, with `headrace store fill`",
-        )
-        require(
-            not is_embedded(self.store) or not self.profile.apart(self.beam_args),
-            f"--store: {self.profile.name}'s workers may be on other machines: name a store in Redis, not a file",
-        )
+        if self.store is not None:
+            from_state = self.state is not None or self.history_state is not None
+            require_store(self.store, self.project, from_state, self.profile.apart(self.beam_args))
 
     def _check_transactional(self) -> None:
         if self.transactional:

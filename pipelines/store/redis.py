@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _FORMS = (
-    "write redis://HOST[:PORT][/DATABASE], with TLS rediss://, and USER:$NAME@ before HOST, where NAME is the variable with "
-    "the password"
+    "write redis://HOST[:PORT][/DATABASE], with TLS rediss://, and USER:$NAME@ before HOST, where NAME is the variable "
+    "with the password"
 )
 _QUERY = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # files of TLS, which a URL may name
 _ROUND = 2_000  # tiles that one script puts
