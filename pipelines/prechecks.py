@@ -61,7 +61,7 @@ def require_store(uri: str, project: Project, from_state: bool, apart: bool) -> 
     require(bool(project.rolling_features), f"--store: {project.name} declares no rolling features: nothing is stored")
     require(
         not project.tables,
-        f"--store: {project.name} declares tables, whose rows an online store does not hold: it is for projects without",
+        f"--store: {project.name} declares tables, whose rows an online store does not hold: leave it out",
     )
     require(
         not from_state,

@@ -8,12 +8,14 @@ import subprocess
 
 import pytest
 
-from models.store.kinds import Kind, Place, make_tiles
+from models.batches import times_us
+from models.features.row import before_windows
+from models.store.kinds import Kind, Place, kinds_of, make_tiles
 from models.store.tiles import TileError, decode_tiles
-from pipelines.store import Progress, StoreError, check_store, open_store
+from pipelines.store import Progress, StoreError, check_store, go_on, open_store
 from tests.kit import redis
-from tests.kit.shops import PROJECT
-from tests.kit.stores import events_of
+from tests.kit.shops import PROJECT, TEXT, make_rows, project_of
+from tests.kit.stores import digest, events_of
 
 KIND = Kind("card", ("card",), "id", (("amount", "f"),), False, 1_000_000, 30_000_000)
 OTHER = Kind("shop", ("shop",), "id", (("kind", "t"),), False, 10_000_000, 30_000_000)
@@ -103,6 +105,31 @@ def test_a_tile_is_replaced_where_it_is_as_it_was(store):
     assert dict(store.scan("card")) == {place: new}
     assert store.replace({place: (new, None)}) == []
     assert list(store.scan("card")) == []
+
+
+SHORT = project_of(TEXT.replace("M: month", "M: 12h").replace("{W: week}", "{W: 6h}").replace("quarter", "9h"))
+
+
+def test_forty_orders_of_arrival_leave_one_store(tmp_path):
+    found, rows, day = set(), make_rows(), 86_400_000_000
+    for seed in range(40):
+        uri, chosen = str(tmp_path / f"{seed}.db"), random.Random(seed)
+        arriving = [*rows, *chosen.sample(rows, 100)]
+        chosen.shuffle(arriving)
+        opened = open_store(uri, SHORT.feature_set, create=True)
+        while arriving:
+            size = chosen.choice([1, 7, 50, 200])
+            part, arriving = before_windows(events_of(SHORT, arriving[:size]), SHORT), arriving[size:]
+            for kind in kinds_of(SHORT).values():
+                opened.add(kind, make_tiles(kind, part))
+            newest = int(times_us(part).max())
+            go_on(opened, kinds_of(SHORT).values(), Progress(newest + 1, newest), day)
+            if chosen.random() < 0.3:
+                opened.close()
+                opened = open_store(uri, SHORT.feature_set)
+        opened.close()
+        found.add(digest(uri, SHORT))
+    assert len(found) == 1
 
 
 def test_feature_sets_stand_apart(uri, store):
