@@ -19,6 +19,7 @@ from pipelines.store import Progress, StoreError
 
 _APPLICATION = 0x68727374  # "hrst", by which a file is known as a store
 _VERSION = 1
+_CACHE_KIB = 32 << 10  # of pages, of one connection
 _TABLES = """
 CREATE TABLE IF NOT EXISTS feature_sets (name TEXT PRIMARY KEY, watermark INTEGER, newest INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kinds (id INTEGER PRIMARY KEY, feature_set TEXT, name TEXT, UNIQUE (feature_set, name));
@@ -120,6 +121,7 @@ class SqliteStore:
             raise StoreError(f"{self._path}: is a store of another version of headrace: fill a new one")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         if not objects:
             with self._writing():
                 for statement in _TABLES.split(";"):
