@@ -9,12 +9,13 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import as_int64, is_provisional, times_us
+from models.features.columns import with_keys
 from models.features.row import before_windows
 from models.metrics import ROWS
 from models.project.declarations import Project
 from models.record import EVENTS, LABELS
 from models.steps import Log, Shard, Step
-from models.store.kinds import Kind, kinds_of, make_tiles
+from models.store.kinds import Kind, keys_of, kinds_of, rows_of
 from pipelines.store import Progress, Store, go_on, open_store
 from transforms.metrics import count
 from transforms.slices import Hold
@@ -84,7 +85,8 @@ class _Write(_OfStore):
         if is_provisional(batch):  # it comes once more
             return
         for kind in self._kinds:
-            self._store.add(kind, make_tiles(kind, batch))
+            known, _ = with_keys(batch, kind.keys)
+            self._store.append(kind, rows_of(kind, known), keys_of(kind, known))
         count(ROWS, batch.num_rows, step="stored")
         yield pa.RecordBatch.from_arrays([pa.array([int(times_us(batch).max())])], names=["newest"])
 
