@@ -60,8 +60,8 @@ class Store(Protocol):
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """As `add`, of rows by the key of each, a text: cheap for few rows of many keys, a little less so to read."""
 
-    def settle(self) -> None:
-        """Put what was appended into tiles."""
+    def settle(self, leave_damaged: bool = False) -> None:
+        """Put what was appended into tiles; TileError if something is damaged, unless that is to be left as it is."""
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put the second tile, or none, where the first, or none, is still there; the places where it is not."""

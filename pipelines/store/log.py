@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from models.store.kinds import Kind, Place
 from models.store.recent import Recent, read_entry, tiles_in, write_entry
-from models.store.tiles import Rows, merge_tiles
+from models.store.tiles import Rows, TileError, merge_tiles
 from pipelines.store import Progress
 
 # The log is put into tiles when it has so many entries, or rows.
 MAX_ENTRIES = 256
-MAX_ROWS = 1 << 16
+MAX_ROWS = 1 << 18
+_MEND = "`headrace store check --mend` puts it right"
 _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
 
 
@@ -97,17 +98,35 @@ class LoggedStore:
         if self._entries >= MAX_ENTRIES or self._rows >= MAX_ROWS:
             self.settle()
 
-    def settle(self) -> None:
+    def settle(self, leave_damaged: bool = False) -> None:
         """Put all of the log into tiles, but for what has been dropped; others may do so at the same time."""
+        entries = []
         found = self._backend.read((), None)
+        for _, content in found.entries:
+            try:
+                entries.append(read_entry(content))
+            except TileError as error:
+                if not leave_damaged:
+                    raise TileError(f"{error}: {_MEND}") from None
         if found.entries:
             marks = self._backend.marks()
-            for named, tiles in tiles_in(read_entry(content) for _, content in found.entries):
+            for named, tiles in tiles_in(entries):
                 dropped_us = marks.get(_DROPPED + named.name)
                 kept = {p: tile for p, tile in tiles.items() if dropped_us is None or p.start_us >= dropped_us}
-                self._backend.add(named.kinds, kept)
+                self._unite(named.kinds, kept, leave_damaged)
             self._backend.settle(found.entries[-1][0])
         self._entries = self._rows = 0
+
+    def _unite(self, kinds: str, tiles: Mapping[Place, bytes], leave_damaged: bool) -> None:
+        try:
+            self._backend.add(kinds, tiles)
+        except TileError:
+            for place, tile in tiles.items():  # to tell which it is
+                try:
+                    self._backend.add(kinds, {place: tile})
+                except TileError as error:
+                    if not leave_damaged:
+                        raise TileError(f"{place.kind} {place.key!r} at {place.start_us}: {error}: {_MEND}") from None
 
     def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles with those that are there."""

@@ -131,6 +131,28 @@ def test_a_damaged_entry_of_the_log_is_told():
             assert read_entry(bytes(changed)).named != read_entry(entry).named  # the length of a tile alone
 
 
+def test_what_is_damaged_is_told_when_the_log_is_put_into_tiles(store):
+    place = Place("card", "anna", 0)
+    good = tiles(KIND, [0])[place]
+    store.replace({place: (None, good[:-1])})
+    append(store, KIND, range(60))
+    with pytest.raises(TileError, match="card 'anna' at 0: a tile .* damaged.*--mend"):
+        store.settle()
+    whole = tiles(KIND, range(60))
+    with pytest.raises(TileError, match="damaged"):
+        store.read(list(whole))
+    del whole[place]
+    assert store.read(list(whole)) == whole
+    store.settle(leave_damaged=True)
+    assert dict(store.scan("card")) == {**whole, place: good[:-1]}
+    store._backend.log(b"no entry")
+    with pytest.raises(TileError, match="damaged: .*--mend"):
+        store.settle()
+    store.settle(leave_damaged=True)
+    store.settle()
+    assert store.read(list(whole)) == whole
+
+
 def test_what_starts_before_a_time_is_dropped_of_one_kind(store):
     store.add(KIND, tiles(KIND, range(100)))
     store.add(OTHER, tiles(OTHER, range(100)))
