@@ -34,6 +34,7 @@ HeadraceError
 │       ├── UnknownSchema   it has no such schema or subject
 │       ├── UnusableSchema  a schema that is not Avro, or is made of several
 │       └── RegistryDown    it does not answer
+├── ExpositionError         metrics that can't be shown at the port that is asked for
 ├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── SpillError              no room on disk for rows that do not fit into memory
