@@ -35,7 +35,7 @@ HeadraceError
 │       ├── UnusableSchema  a schema that is not Avro, or is made of several
 │       └── RegistryDown    it does not answer
 ├── ExpositionError         metrics that can't be shown at the port that is asked for
-├── ScrapeError             metrics of an exposition that can't be read
+├── ScrapeError             an address that shows no metrics of headrace's
 ├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── SpillError              no room on disk for rows that do not fit into memory
