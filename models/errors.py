@@ -38,6 +38,8 @@ HeadraceError
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── SpillError              no room on disk for rows that do not fit into memory
 ├── CountMismatch           not every event that was read has one outcome
+├── StoreError              an online store that can't be used
+├── TileError               a tile of a store that is damaged, or of other columns than are asked for
 ├── StateError              a state that can't be started from, or kept
 ├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window

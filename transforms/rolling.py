@@ -10,12 +10,10 @@ Labels that come as records of their own are a second kind of batch, told by the
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
 from models.batches import (
@@ -30,6 +28,7 @@ from models.batches import (
     times_us,
 )
 from models.features.aggregates import code_name
+from models.features.columns import with_keys, with_rolling
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel, encode_entities, encode_values, sort_order
 from models.metrics import ROWS
@@ -125,7 +124,7 @@ class _Windows(Step[Shard]):
 
     def advance(self, batch: pa.RecordBatch, due_us: int, memory: _Memory, log: Log[Shard]) -> Iterator[pa.RecordBatch]:
         """Events with their features; of labels nothing."""
-        known, rows = _with_keys(batch, self._entity)
+        known, rows = with_keys(batch, self._entity)
         if has_labels(batch):
             if known.num_rows:
                 memory.history = self._learn(memory, known)
@@ -141,7 +140,7 @@ class _Windows(Step[Shard]):
             columns, memory.history = self._kernel.advance(memory.history, events)
             if len(events):
                 self._keep(known, events, memory, log)
-        yield _with_columns(batch, self._kernel, columns, rows)
+        yield with_rolling(batch, self._kernel, columns, rows)
 
     def _keep(self, batch: pa.RecordBatch, events: Events, memory: _Memory, log: Log[Shard]) -> None:
         if self._kernel.is_ordered:  # a history that is read again has no ids to order events of one time by
@@ -190,11 +189,11 @@ class _Answers(_Windows):
 
     def advance(self, batch: pa.RecordBatch, due_us: int, memory: _Memory, log: Log[Shard]) -> Iterator[pa.RecordBatch]:
         """Rows that are asked for with their features; of events and labels nothing."""
-        known, rows = _with_keys(batch, self._entity)
+        known, rows = with_keys(batch, self._entity)
         if ASKED in batch.schema.names:
             entity = encode_entities(key_column(known, self._entity), memory.codes)
             asked = Events(entity, times_us(known), pa.nulls(known.num_rows), {})
-            yield _with_columns(batch, self._kernel, self._kernel.answer(memory.history, asked), rows)
+            yield with_rolling(batch, self._kernel, self._kernel.answer(memory.history, asked), rows)
         elif has_labels(batch):
             yield from super().advance(batch, due_us, memory, log)
         elif known.num_rows:
@@ -207,27 +206,3 @@ class _Answers(_Windows):
             events = self._events(known, memory, column(known, self._tie_breaker))
             memory.history = self._kernel.extend(memory.history, events)
             self._keep(known, events, memory, log)
-
-
-def _with_keys(batch: pa.RecordBatch, entity: tuple[str, ...]) -> tuple[pa.RecordBatch, Keys | None]:
-    """The rows that have a key, and which they are if some don't."""
-    if not any(column(batch, name).null_count for name in entity):
-        return batch, None
-    there = functools.reduce(np.logical_and, [np.asarray(column(batch, name).is_valid()) for name in entity])
-    rows = np.flatnonzero(there)
-    return take_rows(batch, rows), rows
-
-
-def _with_columns(
-    batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any], rows: Keys | None
-) -> pa.RecordBatch:
-    """The batch with its features; of those that are not of `rows` they are missing."""
-    features, holes = kernel.features, None
-    added = [pa.field(f.name, pa.int64() if f.is_count else pa.float64()) for f in features]
-    if rows is not None:
-        place = np.full(batch.num_rows, len(rows))
-        place[rows] = np.arange(len(rows))
-        holes = place == len(rows)
-        columns = [np.append(v, 0 if f.is_count else np.nan)[place] for f, v in zip(features, columns, strict=True)]
-    arrays = [pa.array(v, mask=holes if f.is_count else None) for f, v in zip(features, columns, strict=True)]
-    return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=pa.schema([*batch.schema, *added]))

@@ -1,0 +1,135 @@
+"""Kinds of tiles: for each entity that has rolling features, the columns of its events that its windows read.
+
+Where windows read labels that come as records of their own, their labels are a kind beside it. A tile of labels stands
+at the time of their events, so that it is needed and passes with those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from models.batches import as_float64, as_int64, column, key_column, times_us
+from models.features.columns import with_keys
+from models.features.labels import LabelledKernel
+from models.features.row import rolling_kernels
+from models.project.declarations import Project
+from models.record import LABEL_TIME
+from models.store.tiles import INTEGER, NUMBER, TEXT, Rows, encode_tiles, unite
+
+Int64 = np.ndarray[Any, np.dtype[np.int64]]
+
+# A tile has the least of these lengths of which a window is no longer than so many.
+_TILES = 8
+_SECOND_US = 1_000_000
+_LENGTHS_US = tuple(s * _SECOND_US for s in (1, 10, 60, 600, 3600, 6 * 3600, 86400, 5 * 86400, 30 * 86400, 366 * 86400))
+LABELS_OF = "labels of "
+
+
+class Place(NamedTuple):
+    """Where a tile is: the name of its kind, the entity's key, and the event time that it starts at, microseconds."""
+
+    kind: str
+    key: str
+    start_us: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a store holds of each entity of one kind.
+
+    Fields:
+        name: the entity as `RollingFeature.entity` has it; of labels with `labels of ` before it.
+        keys: the columns whose values together are the entity's key; none where all events are of one entity.
+        event_id: the column of the event's id.
+        columns: the columns that windows read, and the kind of each in a tile, as models.store.tiles has them.
+        text_ids: whether ids are texts.
+        tile_us: the length of a tile in event time, microseconds.
+        span_us: how far back of an event the longest window begins, microseconds.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    event_id: str
+    columns: tuple[tuple[str, str], ...]
+    text_ids: bool
+    tile_us: int
+    span_us: int
+
+    @property
+    def kinds(self) -> str:
+        """Those of the id and the columns."""
+        return (TEXT if self.text_ids else INTEGER) + "".join(kind for _, kind in self.columns)
+
+    def starts_us(self, time_us: int) -> range:
+        """The starts of the tiles that windows of an event at a time read, microseconds since 1970 UTC."""
+        return range((time_us - self.span_us + 1) // self.tile_us * self.tile_us, time_us + 1, self.tile_us)
+
+    def passed_us(self, newest_us: int, lateness_us: int) -> int:
+        """Tiles that start before this are in no window of an event `lateness_us` older than the newest, nor later."""
+        return self.starts_us(newest_us - lateness_us).start
+
+
+def kinds_of(project: Project) -> dict[str, Kind]:
+    """The kinds of tiles that a project's windows read, by their names."""
+    kinds = {}
+    text_ids = project.contract.fields[project.event.id].kind == "string"
+    for entity, kernel in rolling_kernels(project).items():
+        columns = [(name, NUMBER) for name in kernel.numbers]
+        columns += [(name, TEXT) for name in kernel.coded]
+        span_us = kernel.horizon_us
+        lengths = (*(us for us in _LENGTHS_US if us * _TILES >= span_us), _LENGTHS_US[-1])
+        kind = Kind(entity, project.key_fields[entity], project.event.id, tuple(columns), text_ids, lengths[0], span_us)
+        kinds[entity] = kind
+        if isinstance(kernel, LabelledKernel):
+            labels = ((LABEL_TIME, INTEGER), (kernel.label, NUMBER))
+            kinds[LABELS_OF + entity] = dataclasses.replace(kind, name=LABELS_OF + entity, columns=labels)
+    return kinds
+
+
+def keys_of(kind: Kind, batch: pa.RecordBatch) -> pa.Array:
+    """The entity's key of each row as a text, null where there is none."""
+    return key_column(batch, kind.keys).cast(pa.string())
+
+
+def rows_of(kind: Kind, batch: pa.RecordBatch) -> Rows:
+    """The rows of a batch, of which each has a key, with what windows read of them."""
+    columns = [as_stored(column(batch, name), of) for name, of in kind.columns]
+    return Rows(kind.kinds, times_us(batch), (as_stored(column(batch, kind.event_id), kind.kinds[0]), *columns))
+
+
+def as_stored(values: pa.Array, kind: str) -> pa.Array:
+    """A column as tiles have it; values that are told apart, and no numbers, as texts."""
+    if kind == INTEGER:
+        return pa.array(as_int64(values))
+    if kind == NUMBER:
+        return pa.array(as_float64(values))
+    if pa.types.is_floating(values.type):  # no number and minus zero are not told apart from none and from zero
+        numbers = as_float64(values) + 0.0
+        values = pa.array(numbers, mask=np.isnan(numbers))
+    return values.cast(pa.string())
+
+
+def make_tiles(kind: Kind, batch: pa.RecordBatch) -> dict[Place, bytes]:
+    """The tiles of a batch's rows, as far as these have a key: parts of those in the store, to be merged there."""
+    known, _ = with_keys(batch, kind.keys)
+    if not known.num_rows:
+        return {}
+    rows, keys = rows_of(kind, known), keys_of(kind, known).dictionary_encode()
+    start, entity = rows.time // kind.tile_us, keys.indices.to_numpy()
+    order = np.lexsort((start, entity))
+    begins = np.flatnonzero(np.concatenate([[True], _differ(entity[order]) | _differ(start[order])]))
+    place = np.empty(len(rows), np.int64)
+    place[order] = np.repeat(np.arange(len(begins)), np.diff([*begins, len(rows)]))
+    first = order[begins]
+    united, of_place = unite(rows, place)
+    tiles = encode_tiles(united, np.searchsorted(of_place, np.arange(len(begins))))
+    names, codes, starts = keys.dictionary.to_pylist(), entity[first].tolist(), (start[first] * kind.tile_us).tolist()
+    return {Place(kind.name, names[code], at): tile for code, at, tile in zip(codes, starts, tiles, strict=True)}
+
+
+def _differ(values: Any) -> Any:
+    return values[1:] != values[:-1]

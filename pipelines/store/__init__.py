@@ -1,0 +1,113 @@
+"""The online store: tiles of each entity's past by feature set, which the graph writes and an endpoint reads.
+
+A store is `redis://[USER:$NAME@]HOST[:PORT][/DATABASE]`, the same with TLS as `rediss://`, or embedded: the path of an
+SQLite file, also written sqlite:///PATH. A password is the name of an environment variable. Several processes may read
+and write one store; a store may have tiles of several feature sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from models.errors import HeadraceError
+from models.redact import redact
+from models.store.kinds import Kind, Place
+
+_SQLITE, _REDIS = "sqlite:///", ("redis://", "rediss://")
+WAIT_SECONDS = 10.0  # that another process's write, or a server's answer, may take
+
+
+class StoreError(HeadraceError, RuntimeError):
+    """An online store that can't be used; the message shows no secret."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a feature set's tiles go, in microseconds since 1970 UTC; None of a store that has none.
+
+    All valid events before `watermark_us` are in the store, but for those that came later than that. `newest_us` is the
+    time of the latest event there; what has passed all windows by then is dropped.
+    """
+
+    watermark_us: int | None = None
+    newest_us: int | None = None
+
+    def later(self, other: Progress) -> Progress:
+        """The later of both."""
+        return Progress(_later(self.watermark_us, other.watermark_us), _later(self.newest_us, other.newest_us))
+
+
+class Store(Protocol):
+    """The tiles of one feature set. Methods raise StoreError if the store does not answer or is none.
+
+    One thread uses it at a time.
+    """
+
+    def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        """The tiles that are there of those named, in one round trip."""
+
+    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+        """Unite tiles of one kind with those that are there; again, it changes nothing.
+
+        Others may add at the same time. TileError if a tile that is there is damaged.
+        """
+
+    def put(self, tiles: Mapping[Place, bytes | None]) -> None:
+        """Have these tiles in place of what is there, or none."""
+
+    def progress(self) -> Progress:
+        """How far the tiles go."""
+
+    def advance(self, progress: Progress) -> None:
+        """Go on as far as that; never back."""
+
+    def drop(self, kind: str, before_us: int) -> int:
+        """Remove the tiles of a kind that start before a time, microseconds since 1970 UTC; how many there were."""
+
+    def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
+        """All tiles of a kind, by start and then by key as bytes of UTF-8."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def check_store(uri: str) -> None:
+    """StoreError for a place that can't be one, before anything is opened."""
+    if uri.startswith(_REDIS):
+        from pipelines.store.redis import check_redis
+
+        check_redis(uri)
+    elif not path_of(uri):
+        raise StoreError(f"{redact(uri)}: is no store: name an SQLite file, or redis://[USER:$NAME@]HOST[:PORT]")
+
+
+def is_embedded(uri: str) -> bool:
+    """Whether a store is a file of this machine."""
+    return not uri.startswith(_REDIS)
+
+
+def path_of(uri: str) -> str:
+    """The path of an embedded store; "" of what can't be one."""
+    path = uri.removeprefix(_SQLITE)
+    return "" if "://" in path else path
+
+
+def open_store(uri: str, feature_set: str, *, create: bool = False, wait_seconds: float = WAIT_SECONDS) -> Store:
+    """Open a store for one feature set; an embedded one that is not there is made with `create`.
+
+    An operation fails with StoreError after `wait_seconds`.
+    """
+    check_store(uri)
+    if is_embedded(uri):
+        from pipelines.store.sqlite import SqliteStore
+
+        return SqliteStore(path_of(uri), feature_set, create, wait_seconds)
+    from pipelines.store.redis import RedisStore
+
+    return RedisStore(uri, feature_set, wait_seconds)
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)

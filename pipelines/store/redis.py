@@ -1,0 +1,220 @@
+"""A store in Redis: a hash of tiles by key for each kind and start, and the starts of each kind in a sorted set.
+
+Tiles are united here and put there if what was read is still there, by a script; else they are united once more.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import os
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from models.redact import redact
+from models.store.kinds import Kind, Place
+from models.store.tiles import merge_tiles
+from pipelines.store import Progress, StoreError
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_FORMS = "write redis://[USER:$NAME@]HOST[:PORT][/DATABASE], or rediss:// with TLS; $NAME is a variable's name"
+_QUERY = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # files of TLS, which a URL may name
+_ROUND = 2_000  # tiles that one script puts
+_TRIES = 100
+
+# What is there of pairs (hash, key).
+_READ = """
+local found = {}
+for i = 1, #ARGV, 2 do found[#found + 1] = redis.call('HGET', ARGV[i], ARGV[i + 1]) end
+return found
+"""
+# Of triples (key, SHA-1 of what is there, "" of nothing, tile) puts those that are still so; gives the others' places.
+_PUT = """
+local others = {}
+for i = 2, #ARGV, 3 do
+  local there = redis.call('HGET', KEYS[1], ARGV[i])
+  if (there and redis.sha1hex(there) or '') == ARGV[i + 1] then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  else
+    others[#others + 1] = (i - 2) / 3
+  end
+end
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('ZADD', KEYS[2], ARGV[1], ARGV[1]) end
+return others
+"""
+_ADVANCE = """
+for i = 1, #ARGV, 2 do
+  local there = tonumber(redis.call('HGET', KEYS[1], ARGV[i]))
+  if not there or there < tonumber(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+"""
+
+
+class RedisStore:
+    """A `Store` in a database of Redis."""
+
+    def __init__(self, uri: str, feature_set: str, wait_seconds: float) -> None:
+        self._name = redact(uri)
+        self._prefix = f"headrace:{feature_set}"
+        self._redis = _connect(uri, wait_seconds)
+        with self._told():
+            self._redis.ping()
+
+    def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        """The tiles that are there, in one round trip."""
+        found = {}
+        with self._told(), self._redis.pipeline(transaction=False) as pipe:
+            rounds = [places[start : start + _ROUND] for start in range(0, len(places), _ROUND)]
+            for some in rounds:
+                pairs = [part for kind, key, start_us in some for part in (self._tiles(kind, start_us), key)]
+                pipe.eval(_READ, 0, *pairs)
+            for some, contents in zip(rounds, pipe.execute() if rounds else [], strict=True):
+                found.update({place: tile for place, tile in zip(some, contents, strict=True) if tile is not None})
+        return found
+
+    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+        """Unite tiles with those that are there; other writers may come between, and nothing of theirs is lost."""
+        left = dict(tiles)
+        for _ in range(_TRIES):
+            if not left:
+                return
+            before = self.read(list(left))
+            merged = merge_tiles(kind.kinds, [before.get(place) for place in left], list(left.values()))
+            changed = {
+                place: (before.get(place), tile)
+                for place, tile in zip(left, merged, strict=True)
+                if before.get(place) != tile
+            }
+            left = {place: left[place] for place in self._put_if_same(kind.name, changed)}
+        raise StoreError(f"{self._name}: others wrote the same tiles {_TRIES} times while they were united")
+
+    def put(self, tiles: Mapping[Place, bytes | None]) -> None:
+        """Have these tiles."""
+        with self._told(), self._redis.pipeline(transaction=True) as pipe:
+            for (kind, key, start_us), tile in tiles.items():
+                if tile is None:
+                    pipe.hdel(self._tiles(kind, start_us), key)
+                    continue
+                pipe.hset(self._tiles(kind, start_us), key, tile)
+                pipe.zadd(self._starts(kind), {str(start_us): start_us})
+            pipe.execute()
+
+    def progress(self) -> Progress:
+        """How far the tiles go."""
+        with self._told():
+            told: Any = self._redis.hmget(f"{self._prefix}:progress", ["watermark", "newest"])
+        return Progress(*(None if each is None else int(each) for each in told))
+
+    def advance(self, progress: Progress) -> None:
+        """Go on as far as that."""
+        told = {"watermark": progress.watermark_us, "newest": progress.newest_us}
+        pairs = [part for name, us in told.items() if us is not None for part in (name, us)]
+        with self._told():
+            self._redis.eval(_ADVANCE, 1, f"{self._prefix}:progress", *pairs)
+
+    def drop(self, kind: str, before_us: int) -> int:
+        """Remove the tiles that start before a time."""
+        with self._told():
+            starts: Any = self._redis.zrangebyscore(self._starts(kind), "-inf", f"({before_us}")
+            dropped = 0
+            for start in starts:
+                with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.hlen(self._tiles(kind, int(start)))
+                    pipe.unlink(self._tiles(kind, int(start)))
+                    pipe.zrem(self._starts(kind), start)
+                    dropped += pipe.execute()[0]
+            return dropped
+
+    def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
+        """All tiles, those of one start as they are when they are come to."""
+        with self._told():
+            starts: Any = self._redis.zrange(self._starts(kind), 0, -1)
+            for start in starts:
+                found = dict(self._redis.hscan_iter(self._tiles(kind, int(start)), count=_ROUND))
+                for key in sorted(found):
+                    yield Place(kind, key.decode(), int(start)), found[key]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _put_if_same(self, kind: str, changed: Mapping[Place, tuple[bytes | None, bytes]]) -> list[Place]:
+        """Put tiles where what was read is still there; the places of the others."""
+        by_start = collections.defaultdict(list)
+        for place in changed:
+            by_start[place.start_us].append(place)
+        rounds = [(us, all_[n : n + _ROUND]) for us, all_ in by_start.items() for n in range(0, len(all_), _ROUND)]
+        with self._told(), self._redis.pipeline(transaction=False) as pipe:
+            for start_us, places in rounds:
+                arguments: list[Any] = [start_us]
+                for place in places:
+                    before, tile = changed[place]
+                    told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()
+                    arguments += [place.key, told, tile]
+                pipe.eval(_PUT, 2, self._tiles(kind, start_us), self._starts(kind), *arguments)
+            answers = pipe.execute() if rounds else []
+        return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
+
+    def _tiles(self, kind: str, start_us: int) -> str:
+        return f"{self._prefix}:tiles:{kind}:{start_us}"
+
+    def _starts(self, kind: str) -> str:
+        return f"{self._prefix}:starts:{kind}"
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """StoreError for what the server or the network says."""
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise StoreError(f"{self._name}: {redact(str(error))}") from None
+
+
+def check_redis(uri: str) -> None:
+    """StoreError for a URL that can't be a Redis store's, or with a secret in it."""
+    import importlib.util
+
+    if importlib.util.find_spec("redis") is None:
+        raise StoreError(f"{redact(uri)}: a store in Redis needs redis, which is not installed: pip install redis")
+    _parts(uri)
+
+
+def _parts(uri: str) -> dict[str, Any]:
+    """What a client is told of a URL, but for the password; StoreError if it can't be."""
+    try:
+        url = urllib.parse.urlsplit(uri)
+        port, database = url.port or 6379, int(url.path.strip("/") or 0)
+        query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query)))
+    except ValueError:
+        raise StoreError(f"{redact(uri)}: is no URL of Redis: {_FORMS}") from None
+    if not url.hostname or not set(query) <= set(_QUERY) or (query and url.scheme != "rediss"):
+        raise StoreError(f"{redact(uri)}: is no URL of Redis: {_FORMS}; of a query there may be {', '.join(_QUERY)}")
+    if url.password is not None and not url.password.startswith("$"):
+        raise StoreError(f"{redact(uri)}: has a password in it: put it into a variable, and {_FORMS}")
+    told: dict[str, Any] = {"host": url.hostname, "port": port, "db": database, **query}
+    told |= {"username": urllib.parse.unquote(url.username)} if url.username else {}
+    told |= {"ssl": True, "ssl_check_hostname": True} if url.scheme == "rediss" else {}
+    if url.password is not None:
+        told["password"] = url.password[1:]
+    return told
+
+
+def _connect(uri: str, wait_seconds: float) -> Redis:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    told = _parts(uri)
+    if "password" in told:
+        variable = told["password"]
+        if variable not in os.environ:
+            raise StoreError(f"{redact(uri)}: needs the environment variable after its $, which is not set")
+        told["password"] = os.environ[variable]
+    once = Retry(NoBackoff(), 0)
+    return Redis(**told, socket_timeout=wait_seconds, socket_connect_timeout=wait_seconds, retry=once)

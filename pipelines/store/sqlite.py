@@ -1,0 +1,181 @@
+"""The embedded store: an SQLite file in WAL mode, which one process at a time writes and several read.
+
+Tiles stand by kind, start and key: those of a kind that have passed are one range. A commit is on disk before the
+process ends, however it ends; a power failure may take the last ones with it, in order, watermarks among them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from models.store.kinds import Kind, Place
+from models.store.tiles import merge_tiles
+from pipelines.store import Progress, StoreError
+
+_APPLICATION = 0x68727374  # "hrst", by which a file is known as a store
+_VERSION = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS feature_sets (name TEXT PRIMARY KEY, watermark INTEGER, newest INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kinds (id INTEGER PRIMARY KEY, feature_set TEXT, name TEXT, UNIQUE (feature_set, name));
+CREATE TABLE IF NOT EXISTS tiles (kind INTEGER, start INTEGER, key TEXT, content BLOB, PRIMARY KEY (kind, start, key))
+WITHOUT ROWID;
+"""
+
+
+class SqliteStore:
+    """A `Store` in a file."""
+
+    def __init__(self, path: str, feature_set: str, create: bool, wait_seconds: float) -> None:
+        self._path, self._feature_set = path, feature_set
+        self._kinds: dict[str, int] = {}
+        self._lock = threading.RLock()
+        with self._told():
+            if not os.path.isfile(path):
+                if not create or os.path.lexists(path):
+                    made_by = "`headrace store fill` or `headrace run --store` makes one"
+                    raise StoreError(f"{path}: no store is there: {made_by}")
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            self._connection = sqlite3.connect(path, wait_seconds, isolation_level=None, check_same_thread=False)
+            with contextlib.ExitStack() as failed:
+                failed.callback(self._connection.close)
+                self._prepare()
+                failed.pop_all()
+
+    def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        """The tiles that are there."""
+        starts = collections.defaultdict(list)
+        for place in places:
+            starts[place.kind, place.key].append(place.start_us)
+        found = {}
+        with self._told():
+            for (kind, key), wanted in starts.items():
+                if (number := self._number(kind)) is None:
+                    continue
+                holes = ", ".join("?" * len(wanted))
+                select = f"SELECT start, content FROM tiles WHERE kind = ? AND start IN ({holes}) AND key = ?"
+                for start, content in self._connection.execute(select, (number, *wanted, key)):
+                    found[Place(kind, key, start)] = content
+        return found
+
+    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+        """Unite tiles with those that are there, in one transaction."""
+        if not tiles:
+            return
+        places = list(tiles)
+        with self._writing():
+            number, execute = self._made(kind.name), self._connection.execute
+            select = "SELECT content FROM tiles WHERE kind = ? AND start = ? AND key = ?"
+            rows = [execute(select, (number, start, key)).fetchone() for _, key, start in places]
+            before = [None if row is None else row[0] for row in rows]
+            merged = merge_tiles(kind.kinds, before, list(tiles.values()))
+            self._put(
+                (number, place.start_us, place.key, tile)
+                for place, old, tile in zip(places, before, merged, strict=True)
+                if old != tile
+            )
+
+    def put(self, tiles: Mapping[Place, bytes | None]) -> None:
+        """Have these tiles, in one transaction."""
+        with self._writing():
+            rows = [(self._made(place.kind), place.start_us, place.key, tile) for place, tile in tiles.items()]
+            gone = [row[:3] for row in rows if row[3] is None]
+            self._connection.executemany("DELETE FROM tiles WHERE kind = ? AND start = ? AND key = ?", gone)
+            self._put(row for row in rows if row[3] is not None)
+
+    def progress(self) -> Progress:
+        """How far the tiles go."""
+        with self._told():
+            select = "SELECT watermark, newest FROM feature_sets WHERE name = ?"
+            return Progress(*(self._connection.execute(select, (self._feature_set,)).fetchone() or ()))
+
+    def advance(self, progress: Progress) -> None:
+        """Go on as far as that."""
+        with self._writing():
+            reached = self.progress().later(progress)
+            row = (self._feature_set, reached.watermark_us, reached.newest_us)
+            self._connection.execute("REPLACE INTO feature_sets (name, watermark, newest) VALUES (?, ?, ?)", row)
+
+    def drop(self, kind: str, before_us: int) -> int:
+        """Remove the tiles that start before a time."""
+        with self._writing():
+            delete = "DELETE FROM tiles WHERE kind = ? AND start < ?"
+            return self._connection.execute(delete, (self._made(kind), before_us)).rowcount
+
+    def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
+        """All tiles, as they are when this is called."""
+        with self._told():
+            select = "SELECT key, start, content FROM tiles WHERE kind = ? ORDER BY start, key"
+            for key, start, content in self._connection.execute(select, (self._number(kind),)):
+                yield Place(kind, key, start), content
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _prepare(self) -> None:
+        execute = self._connection.execute
+        (application,) = execute("PRAGMA application_id").fetchone()
+        (objects,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (version,) = execute("PRAGMA user_version").fetchone()
+        if objects and application != _APPLICATION:
+            raise StoreError(f"{self._path}: is a database of another program: name another file")
+        if objects and version != _VERSION:
+            raise StoreError(f"{self._path}: is a store of another version of headrace: fill a new one")
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = NORMAL")
+        if not objects:
+            with self._writing():
+                for statement in _TABLES.split(";"):
+                    execute(statement)
+                execute(f"PRAGMA application_id = {_APPLICATION}")
+                execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _put(self, rows: Iterator[tuple[int, int, str, bytes | None]]) -> None:
+        self._connection.executemany("REPLACE INTO tiles (kind, start, key, content) VALUES (?, ?, ?, ?)", rows)
+
+    def _made(self, kind: str) -> int:
+        """The number of a kind, which gets one if it has none."""
+        if (number := self._number(kind)) is not None:
+            return number
+        insert = "INSERT INTO kinds (feature_set, name) VALUES (?, ?)"
+        self._connection.execute(insert, (self._feature_set, kind))
+        return self._made(kind)
+
+    def _number(self, kind: str) -> int | None:
+        """The number of a kind, None of one that was never written."""
+        if kind not in self._kinds:
+            select = "SELECT id FROM kinds WHERE feature_set = ? AND name = ?"
+            row = self._connection.execute(select, (self._feature_set, kind)).fetchone()
+            if row is None:
+                return None
+            self._kinds[kind] = row[0]
+        return self._kinds[kind]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction, of which all or nothing is there."""
+        with self._told():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._kinds.clear()  # some may have been made just now
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """StoreError for what SQLite and the file system say."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise StoreError(f"{self._path}: {error}") from None
+            except OSError as error:
+                raise StoreError(f"{self._path}: {error.strerror or error}") from None
