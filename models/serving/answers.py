@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from models.batches import Keys, column, same_text, times_us, with_column

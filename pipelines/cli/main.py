@@ -23,6 +23,7 @@ from pipelines.cli import (
     report,
     run,
     schema,
+    serve,
     topics,
     train,
 )
@@ -47,6 +48,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     release.rollback,
     release.releases,
     parity.parity,
+    serve.serve,
     topics.pubsub,
     topics.publish,
     topics.topics,

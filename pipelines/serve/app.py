@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,14 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.errors import HeadraceError
-from models.project.declarations import Project
+from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
-from pipelines.serve.documents import INFER, SCORE, describe_score
+from pipelines.serve.documents import INFER, describe_score
 from pipelines.serve.metrics import CONTENT_TYPE, Counts
 from pipelines.serve.models import Champion
 from pipelines.serve.requests import MOST_EVENTS, HttpError, Tokens, json_response, read_body
-from pipelines.serve.service import Service, ServiceDown, time_text
+from pipelines.serve.service import Service, ServiceDown
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
@@ -88,7 +89,7 @@ class _Routes:
 
     async def server(self, request: Request) -> Response:
         """What serves."""
-        return json_response({"name": "headrace", "version": _version(), "extensions": []})
+        return json_response({"name": "headrace", "version": version("headrace"), "extensions": []})
 
     async def live(self, request: Request) -> Response:
         """Whether the process answers."""
@@ -97,7 +98,9 @@ class _Routes:
     async def ready(self, request: Request) -> Response:
         """Whether events can be scored."""
         why = self._service.broken
-        return json_response({"ready": why is None, **({} if why is None else {"why": why})}, 200 if why is None else 503)
+        return json_response(
+            {"ready": why is None, **({} if why is None else {"why": why})}, 200 if why is None else 503
+        )
 
     async def model(self, request: Request) -> Response:
         """The metadata of the champion: a tensor of each feature in, scores and decisions out."""
@@ -106,7 +109,7 @@ class _Routes:
 
     async def model_ready(self, request: Request) -> Response:
         """Whether the champion can score."""
-        name, champion = await self._champion(request)
+        name, _ = await self._champion(request)
         return json_response({"name": name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
@@ -177,7 +180,10 @@ def _time_of(text: str | None) -> int:
     """A time as ISO 8601 writes it, UTC where it says no other, in microseconds; that of now if none is given."""
     if text is None:
         return time.time_ns() // 1000
-    ...
+    try:
+        return Partitions().parse(text)
+    except ValueError:
+        raise HttpError(422, "at is a time such as 2018-06-08T12:00:00Z") from None
 
 
 def _printable(text: str) -> str:
