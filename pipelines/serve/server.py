@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,6 +28,21 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
     return uvicorn.Server(config)
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """The URL of an endpoint of this machine alone, in a thread, for as long as the block runs."""
+    server, bound = make_server(app), listen("127.0.0.1", 0)
+    bound.listen(128)
+    thread = threading.Thread(target=server.run, args=([bound],), name="endpoint", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

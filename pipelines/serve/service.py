@@ -20,8 +20,10 @@ import numpy as np
 
 from models.batches import as_int64, column
 from models.errors import HeadraceError
+from models.predictors.booster import ModelError
 from models.project.declarations import Project
 from models.serving.answers import Answering, Answers
+from models.serving.requests import RequestError
 from models.store.kinds import Kind, Place
 from models.store.tiles import TileError
 from pipelines.serve.models import Models
@@ -153,7 +155,12 @@ class Service:
         scoring = self.models.current()
         with self._watched.told():
             watermark_us = self._store.progress().watermark_us
-        answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
+        try:
+            answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
+        except ModelError as error:
+            if reason_codes:  # which models of a release can't give
+                raise RequestError(str(error)) from None
+            raise
         told = self._freshness(answers, watermark_us)
         found = self.answering.render(answers, told, with_features)
         return Reply(found, scored=answers.rows.num_rows, refused=len(answers.refused))
