@@ -24,6 +24,7 @@ from pipelines.prechecks import (
     require_one_cluster,
     require_package,
     require_span,
+    require_storable,
     require_transactional,
     require_values,
     require_whole,
@@ -33,6 +34,7 @@ from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
 from pipelines.runners.profile import cores
 from pipelines.sources.delta import place_of
+from pipelines.store import check_store, is_embedded
 
 if TYPE_CHECKING:
     pass
@@ -82,6 +84,7 @@ class RunSpec:
     beam_args: tuple[str, ...] = ()
     dry_run: bool = False
     releases: str | None = None  # a database with a log of releases, or a file that one was exported to
+    store: str | None = None  # an online store that takes what windows read
     until_idle: str | None = None  # a stream ends after so long without a message
     ours: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # options of headrace's, to know a typo by
 
@@ -186,7 +189,7 @@ class RunSpec:
             self._check_engine,
         ]
         checks += [self._check_model, self._check_alerts, self._check_values, self._check_kafka, self._check_stream]
-        checks += [self._check_transactional, self._check_databases]
+        checks += [self._check_transactional, self._check_databases, self._check_store]
         for check in [*checks, *([self._check_whole_partitions, self._check_sink] if keeps else ())]:
             yield from _fault_of(check)
         for path in self._paths():
@@ -316,6 +319,22 @@ class RunSpec:
             f"{', '.join(map(option_of, _OF_FILES[:-1]))} and --replace are for files, not for a stream",
         )
         require(len(self.labels) < 2, "a stream has one subscription of --labels")
+
+    def _check_store(self) -> None:
+        if self.store is None:
+            return
+        check_store(self.store)
+        require_storable(self.project, "--store")
+        from_state = self.state is not None or self.history_state is not None
+        require(
+            not from_state,
+            "--store: a state that a run starts from does not say which events it is of: fill the store from their "
+            "files, with `headrace store fill`",
+        )
+        require(
+            not is_embedded(self.store) or not self.profile.apart(self.beam_args),
+            f"--store: {self.profile.name}'s workers may be on other machines: name a store in Redis, not a file",
+        )
 
     def _check_transactional(self) -> None:
         if self.transactional:

@@ -22,6 +22,7 @@ from models.routes import FALLBACK, LABEL_METRICS, SHADOWS
 from models.state import Resume
 from models.totals import period_end_us
 from pipelines.monitoring.alerts import SendAlerts
+from pipelines.sinks.store import WriteStore
 from pipelines.sources import SLICE_US
 from transforms.assign import AssignReleases
 from transforms.correct import Correct
@@ -62,6 +63,7 @@ class GraphConfig:
     encoders: Encoders = NO_ENCODERS  # of the model, for the count of values that it has not learned
     states: States | None = None  # where a run starts from a state, and keeps some
     boundary_us: int = SLICE_US  # every multiple of it is an end of a slice
+    store: WriteStore | None = None  # that takes what windows read
 
     @property
     def resume(self) -> Resume | None:
@@ -97,6 +99,8 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     tables, referred = read_tables(feeds, refused, config)
     unique = join_tables(unique, tables, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
+    if config.store is not None:
+        {EVENTS: unique, **({LABELS: labels.joined} if labels else {})} | "Store" >> config.store
     featured, unexpected = compute_features(unique, labels, refused, config)
     released, shadows = assign_releases(feeds, featured, config)
     scored = rows = released | "Score" >> config.score
@@ -125,23 +129,45 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
 
 def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform, tables: Sequence[str]) -> None:
     """The same up to Deduplicate; then all events for the rows of a spine, whose keys are looked up in `tables`."""
+    past = read_past(pipeline, config)
+    asked = join_tables(pipeline | "Spine" >> spine, {name: past.tables[name] for name in tables}, config, "spine to ")
+    answers = {**past.rows, "asked": asked} | "Answer" >> config.score
+    {"answers": answers, "dead_letters": past.refused.letters(), "counts": past.counts} | "Write" >> config.sink
+    past.refused.check()
+
+
+def fill(pipeline: beam.Pipeline, config: GraphConfig) -> None:
+    """The same up to Deduplicate; then all events for a store, which stands in the place of the score."""
+    past = read_past(pipeline, config)
+    past.rows | "Store" >> config.score
+    {"dead_letters": past.refused.letters(), "counts": past.counts} | "Write" >> config.sink
+    past.refused.check()
+
+
+class Past(NamedTuple):
+    """Unique events, and labels if they are records of their own; the rows of tables; what was refused; and counts."""
+
+    rows: dict[str, beam.PCollection]
+    tables: dict[str, beam.PCollection]
+    refused: Refused
+    counts: beam.PCollection
+
+
+def read_past(pipeline: beam.Pipeline, config: GraphConfig) -> Past:
+    """Read → Decode → Validate → Deduplicate, where nothing is scored."""
     feeds = pipeline | "Read" >> config.source
     raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline)
     decoded = refused.rows_of(raw | "Decode" >> Decode(records))
     checked = decoded | "Validate" >> Validate(records)
     valid = refused.rows_of(checked)
     unique = refused.rows_of(valid | "Deduplicate" >> Deduplicate(records, config.shards, config.lateness_us))
-    rows, _ = read_tables(feeds, refused, config)
-    events = join_tables(unique, rows, config)
-    asked = join_tables(pipeline | "Spine" >> spine, {name: rows[name] for name in tables}, config, "spine to ")
-    labels = join_labels(feeds[LABELS], events, refused, config).joined if LABELS in feeds else None
-    inputs = {"events": events, "asked": asked} | ({} if labels is None else {"labels": labels})
+    tables, _ = read_tables(feeds, refused, config)
+    events = join_tables(unique, tables, config)
+    labels = {LABELS: join_labels(feeds[LABELS], events, refused, config).joined} if LABELS in feeds else {}
     read = raw | "Count read" >> CountEvents(Outcome.READ)
     history = unique | "Count history" >> CountEvents(Outcome.HISTORY)
     counts = (read, history, *left_out(checked, config)) | "Counts" >> beam.Flatten()
-    written = {"answers": inputs | "Answer" >> config.score, "dead_letters": refused.letters(), "counts": counts}
-    written | "Write" >> config.sink
-    refused.check()
+    return Past({EVENTS: events, **labels}, tables, refused, counts)
 
 
 def left_out(checked: beam.pvalue.DoOutputsTuple, config: GraphConfig, of: str = "") -> list[beam.PCollection]:

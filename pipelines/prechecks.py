@@ -54,6 +54,15 @@ def require_model(project: Project, what: str) -> None:
     require(project.has_model, f"{project.name} declares no model: there is nothing to {what}")
 
 
+def require_storable(project: Project, what: str) -> None:
+    """UsageError if an online store can't have all that a project's features need of the past."""
+    require(bool(project.rolling_features), f"{what}: {project.name} declares no rolling features: nothing is stored")
+    require(
+        not project.tables,
+        f"{what}: {project.name} declares tables, whose rows an online store does not hold: it is for projects without",
+    )
+
+
 def registry_of(project: pathlib.Path, given: str | None) -> str:
     """The URI of the registry: the one given, or that in the project's folder, wherever the command runs."""
     return given if given else f"sqlite:///{project / _REGISTRY}"

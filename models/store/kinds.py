@@ -64,6 +64,11 @@ class Kind:
         """Those of the id and the columns."""
         return (TEXT if self.text_ids else INTEGER) + "".join(kind for _, kind in self.columns)
 
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether its rows are labels and not events."""
+        return self.name.startswith(LABELS_OF)
+
     def starts_us(self, time_us: int) -> range:
         """The starts of the tiles that windows of an event at a time read, microseconds since 1970 UTC."""
         return range((time_us - self.span_us + 1) // self.tile_us * self.tile_us, time_us + 1, self.tile_us)

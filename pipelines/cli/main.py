@@ -24,6 +24,7 @@ from pipelines.cli import (
     run,
     schema,
     serve,
+    store,
     topics,
     train,
 )
@@ -66,6 +67,7 @@ app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 app.add_typer(schema.app, name="schema")
 app.add_typer(journal.app, name="journal")
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:

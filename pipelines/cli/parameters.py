@@ -65,6 +65,14 @@ KafkaConfig = Annotated[
     str | None,
     typer.Option(envvar="HEADRACE_KAFKA_CONFIG", help="Properties file of librdkafka's settings."),
 ]
+_STORE_HELP = (
+    "The online store: an SQLite file, redis://[USER:$NAME@]HOST[:PORT], or rediss:// with TLS, where $NAME is the "
+    "variable with the password."
+)
+StoreUri = Annotated[
+    str | None, typer.Option("--store", help=f"{_STORE_HELP} It takes what features need of the past.")
+]
+TheStore = Annotated[str, typer.Option("--store", help=_STORE_HELP)]
 Shards = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Parts that the work is split into; as many as workers if not given."),

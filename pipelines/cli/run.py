@@ -22,6 +22,7 @@ from pipelines.cli.parameters import (
     Shards,
     Source,
     SourceFormat,
+    StoreUri,
     Tables,
     own_options,
 )
@@ -115,6 +116,7 @@ def run(
             "and keep one of its end. Late files are scored with the days that they touch, up to --lateness."
         ),
     ] = None,
+    store: StoreUri = None,
     reason_codes: Annotated[int, typer.Option(min=0, help="Features to name with each score; slow.")] = 0,
     runner: Runner = IN_PROCESS,
     dry_run: Annotated[
@@ -171,6 +173,7 @@ def run(
             beam_args=tuple(context.args),
             dry_run=dry_run,
             releases=log,
+            store=store,
             ours=own_options(context),
         )
         spec.check()

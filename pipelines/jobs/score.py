@@ -31,6 +31,7 @@ from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.state import LateInputError
+from pipelines.sinks.store import WriteStore
 from pipelines.sources import DAY_US, SLICE_US
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.in_order import DisorderError
@@ -167,6 +168,7 @@ def assemble(
         encoders=scorer.encoders if scorer else NO_ENCODERS,
         boundary_us=DAY_US if spec.streams else slice_us,
         states=states,
+        store=WriteStore(spec.store, project, parse_duration(spec.lateness)) if spec.store else None,
     )
 
 

@@ -54,8 +54,8 @@ class Store(Protocol):
         Others may add at the same time. TileError if a tile that is there is damaged.
         """
 
-    def put(self, tiles: Mapping[Place, bytes | None]) -> None:
-        """Have these tiles in place of what is there, or none."""
+    def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
+        """Put the second tile, or none, where the first, or none, is still there; the places where it is not."""
 
     def progress(self) -> Progress:
         """How far the tiles go."""

@@ -32,18 +32,27 @@ local found = {}
 for i = 1, #ARGV, 2 do found[#found + 1] = redis.call('HGET', ARGV[i], ARGV[i + 1]) end
 return found
 """
-# Of triples (key, SHA-1 of what is there, "" of nothing, tile) puts those that are still so; gives the others' places.
+# Of triples (key, SHA-1 of what is there, "" of nothing, tile, "" of none) puts those where it is still so, and gives
+# the places of the others.
 _PUT = """
 local others = {}
 for i = 2, #ARGV, 3 do
   local there = redis.call('HGET', KEYS[1], ARGV[i])
   if (there and redis.sha1hex(there) or '') == ARGV[i + 1] then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+    if ARGV[i + 2] == '' then
+      redis.call('HDEL', KEYS[1], ARGV[i])
+    else
+      redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+    end
   else
     others[#others + 1] = (i - 2) / 3
   end
 end
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('ZADD', KEYS[2], ARGV[1], ARGV[1]) end
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.call('ZADD', KEYS[2], ARGV[1], ARGV[1])
+else
+  redis.call('ZREM', KEYS[2], ARGV[1])
+end
 return others
 """
 _ADVANCE = """
@@ -84,24 +93,27 @@ class RedisStore:
                 return
             before = self.read(list(left))
             merged = merge_tiles(kind.kinds, [before.get(place) for place in left], list(left.values()))
-            changed = {
-                place: (before.get(place), tile)
-                for place, tile in zip(left, merged, strict=True)
-                if before.get(place) != tile
-            }
-            left = {place: left[place] for place in self._put_if_same(kind.name, changed)}
+            both = {place: (before.get(place), tile) for place, tile in zip(left, merged, strict=True)}
+            left = {place: left[place] for place in self.replace(both)}
         raise StoreError(f"{self._name}: others wrote the same tiles {_TRIES} times while they were united")
 
-    def put(self, tiles: Mapping[Place, bytes | None]) -> None:
-        """Have these tiles."""
-        with self._told(), self._redis.pipeline(transaction=True) as pipe:
-            for (kind, key, start_us), tile in tiles.items():
-                if tile is None:
-                    pipe.hdel(self._tiles(kind, start_us), key)
-                    continue
-                pipe.hset(self._tiles(kind, start_us), key, tile)
-                pipe.zadd(self._starts(kind), {str(start_us): start_us})
-            pipe.execute()
+    def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
+        """Put tiles where what is there is as expected, each by itself."""
+        by_start = collections.defaultdict(list)
+        for place, (before, tile) in tiles.items():
+            if before != tile:
+                by_start[place.kind, place.start_us].append(place)
+        rounds = [(at, all_[n : n + _ROUND]) for at, all_ in by_start.items() for n in range(0, len(all_), _ROUND)]
+        with self._told(), self._redis.pipeline(transaction=False) as pipe:
+            for (kind, start_us), places in rounds:
+                arguments: list[Any] = [start_us]
+                for place in places:
+                    before, tile = tiles[place]
+                    told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()
+                    arguments += [place.key, told, tile or b""]
+                pipe.eval(_PUT, 2, self._tiles(kind, start_us), self._starts(kind), *arguments)
+            answers = pipe.execute() if rounds else []
+        return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
 
     def progress(self) -> Progress:
         """How far the tiles go."""
@@ -141,23 +153,6 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
-
-    def _put_if_same(self, kind: str, changed: Mapping[Place, tuple[bytes | None, bytes]]) -> list[Place]:
-        """Put tiles where what was read is still there; the places of the others."""
-        by_start = collections.defaultdict(list)
-        for place in changed:
-            by_start[place.start_us].append(place)
-        rounds = [(us, all_[n : n + _ROUND]) for us, all_ in by_start.items() for n in range(0, len(all_), _ROUND)]
-        with self._told(), self._redis.pipeline(transaction=False) as pipe:
-            for start_us, places in rounds:
-                arguments: list[Any] = [start_us]
-                for place in places:
-                    before, tile = changed[place]
-                    told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()
-                    arguments += [place.key, told, tile]
-                pipe.eval(_PUT, 2, self._tiles(kind, start_us), self._starts(kind), *arguments)
-            answers = pipe.execute() if rounds else []
-        return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
 
     def _tiles(self, kind: str, start_us: int) -> str:
         return f"{self._prefix}:tiles:{kind}:{start_us}"

@@ -68,24 +68,16 @@ class SqliteStore:
             return
         places = list(tiles)
         with self._writing():
-            number, execute = self._made(kind.name), self._connection.execute
-            select = "SELECT content FROM tiles WHERE kind = ? AND start = ? AND key = ?"
-            rows = [execute(select, (number, start, key)).fetchone() for _, key, start in places]
-            before = [None if row is None else row[0] for row in rows]
+            before = [self._content(place) for place in places]
             merged = merge_tiles(kind.kinds, before, list(tiles.values()))
-            self._put(
-                (number, place.start_us, place.key, tile)
-                for place, old, tile in zip(places, before, merged, strict=True)
-                if old != tile
-            )
+            self._put({place: tile for place, old, tile in zip(places, before, merged, strict=True) if old != tile})
 
-    def put(self, tiles: Mapping[Place, bytes | None]) -> None:
-        """Have these tiles, in one transaction."""
+    def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
+        """Put tiles where what is there is as expected, in one transaction."""
         with self._writing():
-            rows = [(self._made(place.kind), place.start_us, place.key, tile) for place, tile in tiles.items()]
-            gone = [row[:3] for row in rows if row[3] is None]
-            self._connection.executemany("DELETE FROM tiles WHERE kind = ? AND start = ? AND key = ?", gone)
-            self._put(row for row in rows if row[3] is not None)
+            others = [place for place, (old, _) in tiles.items() if self._content(place) != old]
+            self._put({place: tile for place, (old, tile) in tiles.items() if place not in others and old != tile})
+        return others
 
     def progress(self) -> Progress:
         """How far the tiles go."""
@@ -135,8 +127,17 @@ class SqliteStore:
                 execute(f"PRAGMA application_id = {_APPLICATION}")
                 execute(f"PRAGMA user_version = {_VERSION}")
 
-    def _put(self, rows: Iterator[tuple[int, int, str, bytes | None]]) -> None:
-        self._connection.executemany("REPLACE INTO tiles (kind, start, key, content) VALUES (?, ?, ?, ?)", rows)
+    def _content(self, place: Place) -> bytes | None:
+        select = "SELECT content FROM tiles WHERE kind = ? AND start = ? AND key = ?"
+        row = self._connection.execute(select, (self._number(place.kind), place.start_us, place.key)).fetchone()
+        return None if row is None else row[0]
+
+    def _put(self, tiles: Mapping[Place, bytes | None]) -> None:
+        rows = [(self._made(place.kind), place.start_us, place.key, tile) for place, tile in tiles.items()]
+        gone = [row[:3] for row in rows if row[3] is None]
+        self._connection.executemany("DELETE FROM tiles WHERE kind = ? AND start = ? AND key = ?", gone)
+        replace = "REPLACE INTO tiles (kind, start, key, content) VALUES (?, ?, ?, ?)"
+        self._connection.executemany(replace, [row for row in rows if row[3] is not None])
 
     def _made(self, kind: str) -> int:
         """The number of a kind, which gets one if it has none."""

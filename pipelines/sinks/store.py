@@ -1,0 +1,115 @@
+"""The online store as a sink: tiles of what windows read, as each slice is released, and how far they go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+
+from models.batches import as_int64, is_provisional, times_us
+from models.features.row import before_windows
+from models.metrics import ROWS
+from models.project.declarations import Project
+from models.record import EVENTS, LABELS
+from models.steps import Log, Shard, Step
+from models.store.kinds import Kind, kinds_of, make_tiles
+from pipelines.store import Progress, Store, open_store
+from transforms.metrics import count
+from transforms.slices import Hold
+
+
+@dataclasses.dataclass(eq=False)
+class WriteStore(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], beam.PCollection[int]]):
+    """{"events": unique events, and where windows read them "labels": joined labels} → a store that has their tiles.
+
+    What comes out is the time of the latest event of each slice, microseconds since 1970 UTC, once the store has all of
+    the slice and has gone on to there. Tiles that an event `lateness_us` older does not need are dropped then. A slice
+    that is written again changes nothing.
+    """
+
+    uri: str
+    project: Project
+    lateness_us: int
+
+    def expand(self, inputs: Mapping[str, beam.PCollection]) -> beam.PCollection:
+        """One number for each slice that has events."""
+        kinds, feature_set = tuple(kinds_of(self.project).values()), self.project.feature_set
+        parts = {
+            EVENTS: tuple(kind for kind in kinds if not kind.is_of_labels),
+            LABELS: tuple(kind for kind in kinds if kind.is_of_labels),
+        }
+        batches = dict(inputs)
+        if self.project.before_windows or self.project.windows_only:
+            before = beam.Map(before_windows, self.project).with_output_types(pa.RecordBatch)
+            batches[EVENTS] = inputs[EVENTS] | "Before windows" >> before
+        written = {
+            name: batch | f"Write {name}" >> beam.ParDo(_Write(self.uri, feature_set, parts[name]))
+            for name, batch in batches.items()
+            if parts[name]
+        }
+        routes = {EVENTS: _to_one, LABELS: _to_none}
+        reached = written | "Hold" >> Hold(_Newest(), {name: routes[name] for name in written}, output=int)
+        advance = _Advance(self.uri, feature_set, kinds, self.lateness_us)
+        return reached | "Go on" >> beam.ParDo(advance).with_output_types(int)
+
+
+def _to_one(batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
+    yield 0, None, batch
+
+
+def _to_none(batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
+    """Labels are but waited for: how far the store goes, events tell."""
+    return iter(())
+
+
+class _OfStore(beam.DoFn):
+    """Has a store open."""
+
+    def __init__(self, uri: str, feature_set: str, kinds: tuple[Kind, ...]) -> None:
+        self._uri, self._feature_set, self._kinds = uri, feature_set, kinds
+
+    def setup(self) -> None:
+        self._store: Store = open_store(self._uri, self._feature_set, create=True)
+
+    def teardown(self) -> None:
+        self._store.close()
+
+
+class _Write(_OfStore):
+    """Batches → the time of the latest row of each, once the store has it."""
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        if is_provisional(batch):  # it comes once more
+            return
+        for kind in self._kinds:
+            self._store.add(kind, make_tiles(kind, batch))
+        count(ROWS, batch.num_rows, step="stored")
+        yield pa.RecordBatch.from_arrays([pa.array([int(times_us(batch).max())])], names=["newest"])
+
+
+class _Newest(Step[Shard]):
+    """The latest of the times of a slice, when all of it is written."""
+
+    shard = Shard
+
+    def advance(self, batch: pa.RecordBatch, due_us: int, memory: None, log: Log[Shard]) -> Iterator[int]:
+        """One number."""
+        yield int(as_int64(batch.column(0)).max())
+
+
+class _Advance(_OfStore):
+    """Goes on to the latest event of a slice, and drops what has passed."""
+
+    def __init__(self, uri: str, feature_set: str, kinds: tuple[Kind, ...], lateness_us: int) -> None:
+        super().__init__(uri, feature_set, kinds)
+        self._lateness_us = lateness_us
+
+    def process(self, newest_us: int) -> Iterator[int]:
+        self._store.advance(Progress(newest_us + 1, newest_us))
+        reached: Any = self._store.progress().newest_us
+        for kind in self._kinds:
+            self._store.drop(kind.name, kind.passed_us(reached, self._lateness_us))
+        yield newest_us
