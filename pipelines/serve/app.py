@@ -60,7 +60,6 @@ def make_app(service: Service, tokens: Tokens) -> FastAPI:
             response_model=None, summary=handler.__doc__, openapi_extra=told,
         )  # fmt: skip
     app.add_exception_handler(HTTPException, _say_http)
-    app.add_exception_handler(Exception, _say_nothing)
     return app
 
 
@@ -150,6 +149,9 @@ def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts:
         except HeadraceError as error:
             _LOG.error("%s: %s", path, error)
             response = json_response({"error": "the endpoint can't answer; its log says why"}, 503)
+        except Exception:  # noqa: BLE001  it is logged, and other requests are answered
+            _LOG.exception("%s failed", path)
+            response = json_response({"error": "the endpoint failed; its log says why"}, 500)
         counts.request(path, response.status_code, time.perf_counter() - started)
         return response
 
@@ -158,10 +160,6 @@ def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts:
 
 async def _say_http(request: Request, error: Any) -> Response:
     return json_response({"error": str(error.detail)}, error.status_code, error.headers)
-
-
-async def _say_nothing(request: Request, error: Exception) -> Response:
-    return json_response({"error": "the endpoint failed; its log says why"}, 500)
 
 
 def _score_options(request: Request) -> tuple[bool, int]:
