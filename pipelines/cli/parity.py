@@ -36,7 +36,14 @@ def parity(
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import check_duration, find_registry, find_version, require, require_files
+        from pipelines.prechecks import (
+            check_duration,
+            find_registry,
+            find_version,
+            require,
+            require_files,
+            require_storable,
+        )
         from pipelines.release_store import find_log
 
         declared = load_project(project)
@@ -51,8 +58,10 @@ def parity(
             registry = find_version(project, declared.name, model, registry)
 
         if serve:
-            require(not declared.tables, f"{declared.name} joins tables, which an endpoint does not")
-            require(declared.label_type is None, f"{declared.name} has labels of their own, which none sends here")
+            require_storable(declared, "--serve")
+            require(
+                declared.label_type is None, f"--serve: {declared.name} has labels of their own: events alone are sent"
+            )
 
         from pipelines.jobs.fitting import load_bundle
 

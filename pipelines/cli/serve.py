@@ -8,14 +8,12 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.parameters import OneModel, ProjectFolder, Registry, Releases
+from pipelines.cli.parameters import OneModel, ProjectFolder, Registry, Releases, TheStore
 
 
 def serve(
     project: ProjectFolder,
-    store: Annotated[
-        str, typer.Option(help="The online store: the path of a file, or redis://[USER:$NAME@]HOST[:PORT].")
-    ],
+    store: TheStore,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 is a free one.")] = 8080,
     absorb: Annotated[
@@ -34,7 +32,7 @@ def serve(
     """Score events by HTTP, with features of what an online store has of their entities."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import find_registry, find_version, registry_of, require, require_package
+        from pipelines.prechecks import find_registry, find_version, registry_of, require_package, require_storable
         from pipelines.release_store import find_log
         from pipelines.store import check_store
 
@@ -42,7 +40,7 @@ def serve(
         check_store(store)
         for package in ("fastapi", "uvicorn"):
             require_package(package, "headrace serve")
-        require(not declared.tables, f"{declared.name} joins tables, which an endpoint does not: run it as a stream")
+        require_storable(declared, "headrace serve")
         log = None
         if declared.has_model and model is None:
             log = find_log(declared, registry_of(project, registry), releases)
