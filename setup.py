@@ -27,6 +27,8 @@ setup(
         "confluent-kafka",
         "pulsar-client",
         "httpx",
+        "fastapi",
+        "uvicorn",
         "tenacity",
         "scipy",
         "zstandard",

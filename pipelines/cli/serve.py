@@ -32,14 +32,12 @@ def serve(
     """Score events by HTTP, with features of what an online store has of their entities."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import find_registry, find_version, registry_of, require_package, require_storable
+        from pipelines.prechecks import find_registry, find_version, registry_of, require_storable
         from pipelines.release_store import find_log
         from pipelines.store import check_store
 
         declared = load_project(project)
         check_store(store)
-        for package in ("fastapi", "uvicorn"):
-            require_package(package, "headrace serve")
         require_storable(declared, "headrace serve")
         log = None
         if declared.has_model and model is None:
