@@ -19,6 +19,7 @@ from models.faults import RowFaults
 from models.project.contract import UNIX_UNITS, Contract, Field
 
 MAX_DEPTH = 100  # of objects and lists in one another
+_FEW = 32  # records that are read sooner one by one than in a block: one in a quarter of the time
 
 _OBJECT_LINE = r"^[ \t]*\{[^\n\r]*\}[ \t]*\r?\n?$"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -41,6 +42,8 @@ def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bo
     def decode_each(part: pa.BinaryArray, found: RowFaults) -> Columns:
         return decode_dicts(_read_objects(part, contract, found), contract, refuse_unknown, found)
 
+    if len(payloads) <= _FEW:
+        return decode_each(payloads, faults)
     return decode_apart(payloads, _are_plain(payloads), faults, decode_block, decode_each)
 
 
