@@ -45,6 +45,7 @@ setup(
         "delta": ["deltalake>=1.6,<2"],
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "aws": ["boto3"],
+        "redis": ["redis>=6,<9"],
     },
     package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},

@@ -19,6 +19,7 @@ from pipelines.brokers import open_broker
 from pipelines.jobs.parity import arrival_order
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.pubsub_emulator.broker import Clock
+from pipelines.sinks.store import WriteStore
 from pipelines.sinks.topics import _fitting
 from pipelines.sources import replay as replaying
 from pipelines.sources.journal import JournalError, number_of, segments
@@ -31,7 +32,8 @@ from pipelines.sources.replay import Replay
 from tests.kit.messages import records
 from tests.kit.poison import die_of_poison
 from tests.kit.releases import five_releases
-from tests.kit.stream_process import context, run
+from tests.kit.stores import digest
+from tests.kit.stream_process import DAY, context, run
 from tests.kit.support import card_fraud, run_graph, transaction
 
 pytestmark = pytest.mark.serial
@@ -109,7 +111,8 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path, follow):
     write_sample(tmp_path, 6000, seed=1, days=6, format="jsonl")
     payloads = read_payloads([f"{tmp_path}/*.jsonl"])
     released = follow and follow(card_fraud(), payloads, "customer")
-    followed = {"releases": released} if released else {}
+    stored = {"store": str(tmp_path / "store.db")}
+    followed = {"releases": released, **stored} if released else stored
     allowance_us = 3600 * SECOND
     order = arrival_order(payloads, card_fraud(), allowance_us, 7, 0.05)
     messages = [payloads[place] for place in order]
@@ -142,7 +145,10 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path, follow):
     assert process.exitcode == 0
     assert not any(row["late"] for row in bench.scores.values())
 
-    batch = run_graph(tmp_path / "batch", [f"{journal}/*.journal"], released=released)
+    anew = str(tmp_path / "anew.db")
+    store = WriteStore(anew, card_fraud(), DAY)
+    batch = run_graph(tmp_path / "batch", [f"{journal}/*.journal"], released=released, store=store)
+    assert digest(stored["store"], card_fraud()) == digest(anew, card_fraud())
     assert batch.scores.num_rows == len(payloads)
     assert bench.scores == as_streamed(batch.scores)
     files = run_graph(tmp_path / "files", [f"{tmp_path}/*.jsonl"], released=released)

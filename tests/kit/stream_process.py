@@ -12,6 +12,7 @@ from pipelines.brokers import open_broker
 from pipelines.brokers.pubsub import PubsubSubscription
 from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
+from pipelines.sinks.store import WriteStore
 from pipelines.sinks.topics import PublishRows
 from tests.kit.support import card_fraud, read_stream, tiny_scorer
 from transforms.score import Score
@@ -30,12 +31,13 @@ def run(address, journal, allowance_us, hold_seconds, options):
 def run_between(brokers, journal, allowance_us, options):
     """Score from a broker to those of scores and dead letters until SIGTERM.
 
-    Of the options, `routed` are brokers of decisions that go elsewhere than the scores, `releases` is the log that is
-    followed, and `stretch_seconds` is how long the moments before a transaction is committed and before a mark is
+    Of the options, `routed` are brokers of decisions that go elsewhere than the scores, `store` is an online store that
+    is written, `releases` is the log that is followed, and `stretch_seconds` is how long the moments before a transaction is committed and before a mark is
     written take at the most, so that kills hit them.
     """
     events, scores, dead = brokers
     project, routed, released = card_fraud(), options.pop("routed", {}), options.get("releases")
+    uri = options.pop("store", None)
     if stretch_seconds := options.pop("stretch_seconds", 0.0):
         _stretch(stretch_seconds)
     given = {"journal": journal, "horizon_us": horizon_us(project, DAY), **options}
@@ -45,7 +47,8 @@ def run_between(brokers, journal, allowance_us, options):
     score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=arrival, bundles=bundles)
     pipeline = make_pipeline("DirectRunner", [])
     sink = PublishRows(scores, dead, routed=routed)
-    build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY, at_arrival=arrival))
+    store = WriteStore(uri, project, DAY) if uri else None
+    build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY, at_arrival=arrival, store=store))
     signal.signal(signal.SIGTERM, lambda *_: pipeline.runner.stop())
     pipeline.run().wait_until_finish()
 

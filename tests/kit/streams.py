@@ -37,7 +37,7 @@ class Collect(beam.PTransform):
             pcolls[kind] | kind >> beam.Map(_keep, kind)
 
 
-def stream(payloads, allowance_us, at_arrival, seed=0, project=None, scorer=None, **options):
+def stream(payloads, allowance_us, at_arrival, seed=0, project=None, scorer=None, store=None, **options):
     project = project or card_fraud()
     _found.update(scores=[], dead_letters=[], fallback=[])
     source = read_stream(
@@ -53,7 +53,7 @@ def stream(payloads, allowance_us, at_arrival, seed=0, project=None, scorer=None
     scorer = scorer or (tiny_scorer(project.model.inputs) if project.has_model else None)
     score = Score(project, scorer, "bundle", keep_marks=at_arrival)
     pipeline = make_pipeline("DirectRunner", [])
-    config = GraphConfig(project, source, score, Collect(), lateness_us=DAY, at_arrival=at_arrival)
+    config = GraphConfig(project, source, score, Collect(), lateness_us=DAY, at_arrival=at_arrival, store=store)
     build(pipeline, dataclasses.replace(config, encoders=scorer.encoders if scorer else NO_ENCODERS))
     METRICS.clear()
     METRICS.update(read(pipeline.run().metrics()))

@@ -29,6 +29,7 @@ from pipelines.graph import GraphConfig, build
 from pipelines.jobs.identity import identify
 from pipelines.runners import DIRECT, make_pipeline
 from pipelines.sinks.files import WriteFiles
+from pipelines.sinks.store import WriteStore
 from pipelines.sources.acknowledge import AfterJournal
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
@@ -124,10 +125,12 @@ def run_graph(
     scorer: Scorer | None = None,
     routed: dict[str, tuple[str, ...]] | None = None,
     released: Any = None,
+    labels: Sequence[str] = (),
+    store: WriteStore | None = None,
 ) -> Output:
     """Run the whole graph over files and read what it wrote; with `released`, each event is of that log's releases."""
     project = project or card_fraud()
-    source = read_files(project, sources, **({} if slice_us is None else {"slice_us": slice_us}))
+    source = read_files(project, sources, labels, **({} if slice_us is None else {"slice_us": slice_us}))
     facts = identify(project, source, {"score_from": score_from_us, "reason_codes": reason_codes})
     sink = WriteFiles(
         str(directory), project.event.id, project.event.time, facts=facts, replace=replace, routed=routed or {}
@@ -140,6 +143,7 @@ def run_graph(
         sink,
         shards,
         Span(score_from_us),
+        store=store,
     )
     pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
