@@ -130,9 +130,12 @@ class Service:
         if self._waiting >= MOST_WAITING:
             raise ServiceDown("too many requests wait")
         self._waiting += 1
+        future = self._thread.submit(work)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(self._thread.submit(work)), self._deadline)
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._deadline)
         except TimeoutError:
+            if future.cancelled():  # it was never begun
+                raise ServiceDown("too many requests wait") from None
             why = f"no answer within {self._deadline:g} s"
             self._break(why)
             raise ServiceDown(why) from None

@@ -16,6 +16,7 @@ import pytest
 from models.project.project import load_project
 from pipelines.prechecks import registry_of
 from pipelines.release_store import append
+from tests.kit import redis
 from tests.kit.command import HEADRACE
 from tests.kit.releases import make_log, register_bundles
 from tests.kit.serving import SCHEMA, START, TEXT, in_order, make_events
@@ -35,9 +36,9 @@ def folder(tmp_path):
 
 
 @contextlib.contextmanager
-def serving(folder, *options):
+def serving(folder, *options, store=None):
     """A process that serves, and a client; it is killed at the end, if it has not ended."""
-    command = [HEADRACE, "serve", folder, "--store", folder / "store.db", "--port", "0", *options]
+    command = [HEADRACE, "serve", folder, "--store", store or folder / "store.db", "--port", "0", *options]
     with (folder / "serve.log").open("a") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
     try:
@@ -111,6 +112,33 @@ def test_answers_after_kills_are_those_without(folder):
                     break
                 answers.append(score(client, event).json())
     assert answers == expected
+
+
+@redis.needs_redis
+def test_redis_is_killed_and_comes_back(folder):
+    events = in_order(make_events(40))
+    with redis.running() as server:
+        store = redis.emptied(server)
+        with serving(folder, "--model", "1", "--absorb", store=store) as (_, client):
+            expected = [score(client, event).json() for event in events]
+        store = redis.emptied(server)
+        with serving(folder, "--model", "1", "--absorb", store=store) as (_, client):
+            found = [score(client, event).json() for event in events[:30]]
+            server.stop(kill=True)
+            reply = score(client, events[30])
+            assert (reply.status_code, reply.json()["decision"], reply.json()["fallback"]) == (200, "review", True)
+            assert client.get("/v2/health/ready").status_code == 503
+            assert client.get("/v2/health/live").status_code == 200
+            server.start()
+            wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+            late = [score(client, event).json() for event in events[30:]]
+    assert found == expected[:30]
+    assert [answer.pop("complete", None) for answer in late if "event" in answer] == [False] * scored(late)
+    assert late == [{name: value for name, value in a.items() if name != "complete"} for a in expected[30:]]
+
+
+def scored(answers):
+    return sum("event" in answer for answer in answers)
 
 
 def test_a_release_takes_over_without_a_lost_request(folder):
