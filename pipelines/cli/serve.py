@@ -50,7 +50,7 @@ def serve(
 
         from pipelines.jobs.serve import open_service
         from pipelines.serve.app import make_app
-        from pipelines.serve.requests import Tokens
+        from pipelines.serve.http import Tokens
         from pipelines.serve.server import listen
         from pipelines.serve.server import serve as run
 

@@ -28,8 +28,8 @@ from pipelines.jobs.released import Released
 from pipelines.jobs.score import score_files
 from pipelines.results import read_kind
 from pipelines.serve.app import make_app
+from pipelines.serve.http import Tokens
 from pipelines.serve.models import Models, OneModel, ReleasedModels
-from pipelines.serve.requests import Tokens
 from pipelines.serve.server import running
 from pipelines.serve.service import Service
 from pipelines.sinks.listed import DEAD_LETTERS, SCORES

@@ -20,9 +20,9 @@ from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
 from pipelines.serve.documents import INFER, describe_score
+from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.metrics import CONTENT_TYPE, Counts
 from pipelines.serve.models import Champion
-from pipelines.serve.requests import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.service import Service, ServiceDown
 
 _LOG = logging.getLogger("headrace")

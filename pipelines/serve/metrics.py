@@ -21,13 +21,13 @@ class Counts:
         self._requests: collections.Counter[tuple[str, int]] = collections.Counter()
         self._events: collections.Counter[str] = collections.Counter()
         self._buckets: dict[str, list[int]] = {}
-        self._seconds: collections.Counter[str] = collections.Counter()
+        self._seconds: dict[str, float] = collections.defaultdict(float)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request is answered; `path` is that of the route, of which there are few."""
         self._requests[path, status] += 1
         self._buckets.setdefault(path, [0] * (len(_BOUNDS) + 1))[bisect.bisect_left(_BOUNDS, seconds)] += 1
-        self._seconds[path] += seconds  # type: ignore[assignment]
+        self._seconds[path] += seconds
 
     def events(self, outcome: str, number: int) -> None:
         """So many events became that."""

@@ -5,8 +5,8 @@ import contextlib
 import httpx
 
 from pipelines.serve.app import make_app
+from pipelines.serve.http import Tokens
 from pipelines.serve.models import OneModel
-from pipelines.serve.requests import Tokens
 from pipelines.serve.server import running
 from pipelines.serve.service import Service
 from pipelines.store import open_store

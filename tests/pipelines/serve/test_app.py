@@ -11,9 +11,9 @@ import pytest
 from models.predictors.booster import ModelError
 from models.record import DECISION
 from models.score import decide
-from pipelines.serve import requests, service
+from pipelines.serve import http, service
+from pipelines.serve.http import Tokens
 from pipelines.serve.models import OneModel
-from pipelines.serve.requests import Tokens
 from pipelines.store import Progress, StoreError
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
@@ -123,7 +123,7 @@ def test_what_is_not_there_or_can_t_be_is_told(client, method, path, status):
 
 
 def test_a_body_is_bounded_whether_it_says_its_length_or_not(client):
-    large = b" " * (requests.MOST_BYTES + 1)
+    large = b" " * (http.MOST_BYTES + 1)
     for content in (large, iter([large])):
         assert client.post("/v1/score", content=content).status_code == 413
 
@@ -327,9 +327,9 @@ def test_without_absorb_nothing_is_written_and_answers_say_how_fresh_they_are(tm
 
 def test_tokens_have_roles(tmp_path, monkeypatch):
     file = tmp_path / "tokens"
-    names = {role: f"{role}-token-0123456789" for role in requests.ROLES}
+    names = {role: f"{role}-token-0123456789" for role in http.ROLES}
     file.write_text("# who may what\n" + "".join(f"{role} {token}\n" for role, token in names.items()))
-    monkeypatch.setenv(requests.TOKENS, str(file))
+    monkeypatch.setenv(http.TOKENS, str(file))
     with serving(PROJECT, open_faulty(tmp_path, PROJECT), tokens=Tokens.of_environment()) as client:
         statuses = {}
         for who in (None, "wrong", *names):
@@ -349,8 +349,8 @@ def test_tokens_have_roles(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", "score short", "boss 0123456789abcdef", "score 0123456789abcdef more"])
 def test_a_file_of_tokens_that_can_t_be_is_told(tmp_path, monkeypatch, text):
     (tmp_path / "tokens").write_text(text)
-    monkeypatch.setenv(requests.TOKENS, str(tmp_path / "tokens"))
-    with pytest.raises(requests.TokenError) as told:
+    monkeypatch.setenv(http.TOKENS, str(tmp_path / "tokens"))
+    with pytest.raises(http.TokenError) as told:
         Tokens.of_environment()
     assert "0123456789abcdef" not in str(told.value)
 
