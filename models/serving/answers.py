@@ -185,7 +185,7 @@ class Answering:
         there = set(rows.schema.names)
         said = [*self.project.said_columns, DECISION, UNEXPECTED, BUNDLE_ID, ROLE, RELEASE]
         groups = {b"event": [self.project.event.id, self.project.event.time]}
-        groups |= {b"features": list(self.project.feature_names)} if with_features else {}
+        groups |= {b"features": list(self.project.feature_names)} if with_features or not self.project.has_model else {}
         parts = {name: _lines(rows, names) for name, names in groups.items()}
         if REASONS in there:
             parts[b"reasons"] = [text.encode() for text in column(rows, REASONS).to_pylist()]

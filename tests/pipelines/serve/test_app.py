@@ -309,6 +309,16 @@ def test_a_model_that_can_t_explain_says_so_and_scores(tmp_path, monkeypatch):
         assert score(client).status_code == 200
 
 
+def test_a_project_without_a_model_gives_features(tmp_path):
+    start, end = TEXT.index("model:"), TEXT.index("output:")
+    bare = declared(TEXT[:start] + TEXT[end:], SCHEMA)
+    with serving(bare, open_faulty(tmp_path, bare), models=OneModel(bare)) as client:
+        reply = score(client).json()
+        assert set(reply) == {"event", "features", "unexpected", "as_of", "complete"}
+        assert reply["features"]["number_M"] == 1
+        assert client.get("/v2/models/shops").status_code == 404
+
+
 def test_without_absorb_nothing_is_written_and_answers_say_how_fresh_they_are(tmp_path):
     store = open_faulty(tmp_path, PROJECT)
     with serving(PROJECT, store, absorb=False) as client:
