@@ -48,7 +48,7 @@ def running(app: FastAPI) -> Iterator[str]:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound; OSError if the port can't be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio lets answers wait for more
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

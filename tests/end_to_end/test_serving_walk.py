@@ -40,7 +40,7 @@ def test_the_page_runs_as_printed(tmp_path):
         for name, block in (("stream", stream), ("serve", serve)):
             logs[name] = stack.enter_context((clone / f"{name}.log").open("w"))
             stack.callback(end, start(block, clone, logs[name]))
-        wait_for(lambda: "serving card_fraud on http://127.0.0.1:8080" in (clone / "serve.log").read_text())
+        wait_for(lambda: "serving served on http://127.0.0.1:8080" in (clone / "serve.log").read_text())
         wait_for(lambda: "PUBSUB_EMULATOR_HOST" in (clone / "stream.log").read_text())
         *publish, score, features = ask.splitlines(keepends=True)
         run("".join(publish), clone)
