@@ -103,31 +103,36 @@ class _Routes:
 
     async def model(self, request: Request) -> Response:
         """The metadata of the champion: a tensor of each feature in, scores and decisions out."""
-        name, champion = await self._champion(request)
+        name = request.path_params["model"]
+        champion = await self._service.do(lambda: self._champion(name))
         return json_response(describe(name, champion.bundle_id, champion.scorer, champion.project))
 
     async def model_ready(self, request: Request) -> Response:
         """Whether the champion can score."""
-        name, _ = await self._champion(request)
+        name = request.path_params["model"]
+        await self._service.do(lambda: self._champion(name))
         return json_response({"name": name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """Score rows of features by the champion."""
-        name, champion = await self._champion(request)
-        rows, told = read_rows(await read_body(request), champion.scorer.feature_names, MOST_EVENTS)
-        args = (name, champion.bundle_id, rows, champion.scorer, champion.project, told)
-        return json_response(await self._service.do(lambda: infer(*args)))
+        name, body = request.path_params["model"], await read_body(request)
+
+        def work() -> bytes:
+            champion = self._champion(name)
+            rows, told = read_rows(body, champion.scorer.feature_names, MOST_EVENTS)
+            return infer(name, champion.bundle_id, rows, champion.scorer, champion.project, told)
+
+        return json_response(await self._service.do(work))
 
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
         return Response(self._counts.text(self._service.broken is None), media_type=CONTENT_TYPE)
 
-    async def _champion(self, request: Request) -> tuple[str, Champion]:
-        name = request.path_params["model"]
-        champion = await self._service.do(self._service.models.champion)
+    def _champion(self, name: str) -> Champion:
+        champion = self._service.models.champion()
         if champion is None or name != self._service.project.name:
             raise HttpError(404, f"the model is {self._service.project.name}" if champion else "there is no model")
-        return name, champion
+        return champion
 
 
 def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts: Counts) -> Handler:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,13 +28,23 @@ pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.timeout(300)]
 SECOND = 1_000_000
 
 
+EVENT = {"id": 1, "at": START + 1, "card": "anna", "shop": 1, "amount": 12.5}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project with two bundles."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "project.yaml").write_text(TEXT)
+    (folder / "schema.pbtxt").write_text(SCHEMA)
+    register_bundles(folder, load_project(folder), registry_of(folder, None), range(2))
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    """A project with two bundles and the events that it gets."""
-    (tmp_path / "project.yaml").write_text(TEXT)
-    (tmp_path / "schema.pbtxt").write_text(SCHEMA)
-    register_bundles(tmp_path, load_project(tmp_path), registry_of(tmp_path, None), range(2))
-    return tmp_path
+def folder(made, tmp_path):
+    """A copy of it."""
+    return pathlib.Path(shutil.copytree(made, tmp_path / "project"))
 
 
 @contextlib.contextmanager
@@ -69,7 +81,7 @@ def score(client, event):
 
 
 def test_what_was_taken_is_answered_after_sigterm(folder):
-    body = json.dumps(make_events(1)[0]).encode()
+    body = json.dumps(EVENT).encode()
     with serving(folder, "--model", "1", "--absorb") as (process, client):
         address = client.base_url.host, client.base_url.port
         with socket.create_connection(address, timeout=60) as taken:
@@ -147,11 +159,10 @@ def test_a_release_takes_over_without_a_lost_request(folder):
     releases = make_log(old, {"at": START * SECOND, "champion": new}, clock="event")
     first = dataclasses.replace(releases, records=releases.records[:1])
     append(place, project.name, dataclasses.replace(first, records=()), lambda: 0, lambda _: first)
-    with serving(folder) as (_, client):
-        event = {**make_events(1)[0], "at": START + 1}
+    with serving(folder, "--absorb") as (_, client):
         seen, until = [], time.monotonic() + 60
         while new not in seen and time.monotonic() < until:
-            reply = score(client, event)
+            reply = score(client, EVENT)
             assert reply.status_code == 200
             seen.append(reply.json()["bundle_id"])
             if len(seen) == 5:
@@ -159,7 +170,7 @@ def test_a_release_takes_over_without_a_lost_request(folder):
         assert (seen[0], seen[-1]) == (old, new)
         assert sorted(seen, key=[old, new].index) == seen
         assert (reply.json()["release"], reply.json()["role"]) == (1, "champion")
-        assert score(client, {**event, "at": START - 1}).json()["bundle_id"] == old
+        assert score(client, {**EVENT, "at": START - 1}).json()["bundle_id"] == old
         assert client.get("/v2/models/shops").json()["versions"] == [new]
 
 
