@@ -24,7 +24,7 @@ from pipelines.prechecks import (
     require_one_cluster,
     require_package,
     require_span,
-    require_storable,
+    require_store,
     require_transactional,
     require_values,
     require_whole,
@@ -34,7 +34,6 @@ from pipelines.runners import IN_PROCESS, Job, Profile, Reading, profile_of
 from pipelines.runners.options import check_options
 from pipelines.runners.profile import cores
 from pipelines.sources.delta import place_of
-from pipelines.store import check_store, is_embedded
 
 if TYPE_CHECKING:
     pass
@@ -85,6 +84,8 @@ class RunSpec:
     dry_run: bool = False
     releases: str | None = None  # a database with a log of releases, or a file that one was exported to
     store: str | None = None  # an online store that takes what windows read
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # where metrics are shown while it runs; None: nowhere
     until_idle: str | None = None  # a stream ends after so long without a message
     ours: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # options of headrace's, to know a typo by
 
@@ -165,7 +166,7 @@ class RunSpec:
 
     def options(self) -> dict[str, Any]:
         """What was told and is no default, without secrets; `replace` leaves no trace in what is written."""
-        left_out = ("project", "replace", "runner", "beam_args", "ours")
+        left_out = ("project", "replace", "runner", "beam_args", "metrics_host", "metrics_port", "ours")
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: _plain(value) for name, value in told.items() if value != defaults[name]}
@@ -321,20 +322,9 @@ class RunSpec:
         require(len(self.labels) < 2, "a stream has one subscription of --labels")
 
     def _check_store(self) -> None:
-        if self.store is None:
-            return
-        check_store(self.store)
-        require_storable(self.project, "--store")
-        from_state = self.state is not None or self.history_state is not None
-        require(
-            not from_state,
-            "--store: a state that a run starts from does not say which events it is of: fill the store from their "
-            "files, with `headrace store fill`",
-        )
-        require(
-            not is_embedded(self.store) or not self.profile.apart(self.beam_args),
-            f"--store: {self.profile.name}'s workers may be on other machines: name a store in Redis, not a file",
-        )
+        if self.store is not None:
+            from_state = self.state is not None or self.history_state is not None
+            require_store(self.store, self.project, from_state, self.profile.apart(self.beam_args))
 
     def _check_transactional(self) -> None:
         if self.transactional:
@@ -344,6 +334,10 @@ class RunSpec:
 
     def _check_engine(self) -> None:
         profile = self.profile
+        require(
+            self.metrics_port is None or profile.ours,
+            f"--metrics-port is for headrace's own engine; {profile.name} has its way of its own (docs/metrics.md)",
+        )
         require(not self.dry_run or profile.dry_run is not None, "--dry-run is for --runner DataflowRunner")
         if self.streams:
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
