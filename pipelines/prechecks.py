@@ -21,6 +21,7 @@ from pipelines.brokers import is_broker
 from pipelines.databases import is_database, query_of
 from pipelines.s3 import has_credentials
 from pipelines.sources.delta import PREFIX, place_of
+from pipelines.store import check_store, is_embedded
 
 if TYPE_CHECKING:
     from models.project.declarations import Project
@@ -54,12 +55,22 @@ def require_model(project: Project, what: str) -> None:
     require(project.has_model, f"{project.name} declares no model: there is nothing to {what}")
 
 
-def require_storable(project: Project, what: str) -> None:
-    """UsageError if an online store can't have all that a project's features need of the past."""
-    require(bool(project.rolling_features), f"{what}: {project.name} declares no rolling features: nothing is stored")
+def require_store(uri: str, project: Project, from_state: bool, apart: bool) -> None:
+    """UsageError unless a store can have all that a project's features need of the past; StoreError if it is none."""
+    check_store(uri)
+    require(bool(project.rolling_features), f"--store: {project.name} declares no rolling features: nothing is stored")
     require(
         not project.tables,
-        f"{what}: {project.name} declares tables, whose rows an online store does not hold: it is for projects without",
+        f"--store: {project.name} declares tables, whose rows an online store does not hold: leave it out",
+    )
+    require(
+        not from_state,
+        "--store: a state that a run starts from does not say which events it is of: fill the store from their files, "
+        "with `headrace store fill`",
+    )
+    require(
+        not apart or not is_embedded(uri),
+        "--store: the engine's workers may be on other machines: name a store in Redis, not a file",
     )
 
 

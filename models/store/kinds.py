@@ -121,10 +121,15 @@ def as_stored(values: pa.Array, kind: str) -> pa.Array:
 def make_tiles(kind: Kind, batch: pa.RecordBatch) -> dict[Place, bytes]:
     """The tiles of a batch's rows, as far as these have a key: parts of those in the store, to be merged there."""
     known, _ = with_keys(batch, kind.keys)
-    if not known.num_rows:
+    return tiles_of(kind.name, kind.tile_us, rows_of(kind, known), keys_of(kind, known))
+
+
+def tiles_of(name: str, tile_us: int, rows: Rows, keys: pa.Array) -> dict[Place, bytes]:
+    """The tiles of rows of a kind by the key of each, a text."""
+    if not len(rows):
         return {}
-    rows, keys = rows_of(kind, known), keys_of(kind, known).dictionary_encode()
-    start, entity = rows.time // kind.tile_us, keys.indices.to_numpy()
+    encoded = keys.dictionary_encode()
+    start, entity = rows.time // tile_us, encoded.indices.to_numpy()
     order = np.lexsort((start, entity))
     begins = np.flatnonzero(np.concatenate([[True], _differ(entity[order]) | _differ(start[order])]))
     place = np.empty(len(rows), np.int64)
@@ -132,8 +137,8 @@ def make_tiles(kind: Kind, batch: pa.RecordBatch) -> dict[Place, bytes]:
     first = order[begins]
     united, of_place = unite(rows, place)
     tiles = encode_tiles(united, np.searchsorted(of_place, np.arange(len(begins))))
-    names, codes, starts = keys.dictionary.to_pylist(), entity[first].tolist(), (start[first] * kind.tile_us).tolist()
-    return {Place(kind.name, names[code], at): tile for code, at, tile in zip(codes, starts, tiles, strict=True)}
+    names, codes, starts = encoded.dictionary.to_pylist(), entity[first].tolist(), (start[first] * tile_us).tolist()
+    return {Place(name, names[code], at): tile for code, at, tile in zip(codes, starts, tiles, strict=True)}
 
 
 def _differ(values: Any) -> Any:

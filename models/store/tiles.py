@@ -89,6 +89,16 @@ def encode_tiles(rows: Rows, starts: Int64) -> list[bytes]:
     return tiles
 
 
+def kinds_in(tile: bytes) -> str:
+    """The kinds of a tile's columns, as it says itself; TileError if it says none."""
+    if len(tile) < _HEAD.size or not tile.startswith(_MAGIC):
+        raise TileError("a tile is damaged")
+    kinds = tile[_HEAD.size : _HEAD.size + tile[_HEAD.size - 1]].decode("latin-1")
+    if not kinds or not set(kinds) <= set(_TYPES):
+        raise TileError("a tile is damaged")
+    return kinds
+
+
 def decode_tiles(kinds: str, tiles: Sequence[bytes]) -> tuple[Rows, Int64]:
     """The rows of tiles one after another, and how many each has, int64[tiles].
 

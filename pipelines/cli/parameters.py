@@ -66,8 +66,8 @@ KafkaConfig = Annotated[
     typer.Option(envvar="HEADRACE_KAFKA_CONFIG", help="Properties file of librdkafka's settings."),
 ]
 _STORE_HELP = (
-    "The online store: an SQLite file, redis://[USER:$NAME@]HOST[:PORT], or rediss:// with TLS, where $NAME is the "
-    "variable with the password."
+    "The online store: an SQLite file, or redis://HOST[:PORT], with TLS rediss://, and USER:$NAME@ before HOST, where "
+    "$NAME is the variable with the password."
 )
 StoreUri = Annotated[
     str | None, typer.Option("--store", help=f"{_STORE_HELP} It takes what features need of the past.")

@@ -89,6 +89,8 @@ def check_store(spec: RunSpec, mend: bool) -> Checked:
         assert should.newest_us is not None
         until_us = min(should.newest_us, should.newest_us if has.watermark_us is None else has.watermark_us - 1)
         newest_us = max(should.newest_us, has.newest_us or should.newest_us)
+        # What is later than the files could not be put right.
+        store.settle(leave_damaged=mend and until_us >= (has.newest_us or 0))
         for kind in kinds_of(project).values():
             from_us = kind.passed_us(newest_us, parse_duration(spec.lateness))
             found = list(compare(store, expected, kind, from_us, until_us))

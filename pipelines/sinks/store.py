@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import as_int64, is_provisional, times_us
+from models.features.columns import with_keys
 from models.features.row import before_windows
 from models.metrics import ROWS
 from models.project.declarations import Project
 from models.record import EVENTS, LABELS
 from models.steps import Log, Shard, Step
-from models.store.kinds import Kind, kinds_of, make_tiles
-from pipelines.store import Progress, Store, open_store
+from models.store.kinds import Kind, keys_of, kinds_of, rows_of
+from pipelines.store import Progress, Store, go_on, open_store
 from transforms.metrics import count
 from transforms.slices import Hold
 
@@ -85,7 +85,8 @@ class _Write(_OfStore):
         if is_provisional(batch):  # it comes once more
             return
         for kind in self._kinds:
-            self._store.add(kind, make_tiles(kind, batch))
+            known, _ = with_keys(batch, kind.keys)
+            self._store.append(kind, rows_of(kind, known), keys_of(kind, known))
         count(ROWS, batch.num_rows, step="stored")
         yield pa.RecordBatch.from_arrays([pa.array([int(times_us(batch).max())])], names=["newest"])
 
@@ -108,8 +109,5 @@ class _Advance(_OfStore):
         self._lateness_us = lateness_us
 
     def process(self, newest_us: int) -> Iterator[int]:
-        self._store.advance(Progress(newest_us + 1, newest_us))
-        reached: Any = self._store.progress().newest_us
-        for kind in self._kinds:
-            self._store.drop(kind.name, kind.passed_us(reached, self._lateness_us))
+        go_on(self._store, self._kinds, Progress(newest_us + 1, newest_us), self._lateness_us)
         yield newest_us

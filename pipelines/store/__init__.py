@@ -8,12 +8,15 @@ and write one store; a store may have tiles of several feature sets.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
+
+import pyarrow as pa
 
 from models.errors import HeadraceError
 from models.redact import redact
 from models.store.kinds import Kind, Place
+from models.store.tiles import Rows
 
 _SQLITE, _REDIS = "sqlite:///", ("redis://", "rediss://")
 WAIT_SECONDS = 10.0  # that another process's write, or a server's answer, may take
@@ -54,6 +57,12 @@ class Store(Protocol):
         Others may add at the same time. TileError if a tile that is there is damaged.
         """
 
+    def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
+        """As `add`, of rows by the key of each, a text: cheap for few rows of many keys, a little less so to read."""
+
+    def settle(self, leave_damaged: bool = False) -> None:
+        """Put what was appended into tiles; TileError if something is damaged, unless that is to be left as it is."""
+
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put the second tile, or none, where the first, or none, is still there; the places where it is not."""
 
@@ -80,7 +89,7 @@ def check_store(uri: str) -> None:
 
         check_redis(uri)
     elif not path_of(uri):
-        raise StoreError(f"{redact(uri)}: is no store: name an SQLite file, or redis://[USER:$NAME@]HOST[:PORT]")
+        raise StoreError(f"{redact(uri)}: is no store: name an SQLite file, or redis://HOST[:PORT]")
 
 
 def is_embedded(uri: str) -> bool:
@@ -99,14 +108,24 @@ def open_store(uri: str, feature_set: str, *, create: bool = False, wait_seconds
 
     An operation fails with StoreError after `wait_seconds`.
     """
+    from pipelines.store.log import LoggedStore
+
     check_store(uri)
     if is_embedded(uri):
-        from pipelines.store.sqlite import SqliteStore
+        from pipelines.store.sqlite import SqliteBackend
 
-        return SqliteStore(path_of(uri), feature_set, create, wait_seconds)
-    from pipelines.store.redis import RedisStore
+        return LoggedStore(SqliteBackend(path_of(uri), feature_set, create, wait_seconds))
+    from pipelines.store.redis import RedisBackend
 
-    return RedisStore(uri, feature_set, wait_seconds)
+    return LoggedStore(RedisBackend(uri, feature_set, wait_seconds))
+
+
+def go_on(store: Store, kinds: Iterable[Kind], progress: Progress, lateness_us: int) -> None:
+    """Have a store go on as far as that, and drop the tiles that no event `lateness_us` older than the newest needs."""
+    store.advance(progress)
+    if (newest_us := store.progress().newest_us) is not None:
+        for kind in kinds:
+            store.drop(kind.name, kind.passed_us(newest_us, lateness_us))
 
 
 def _later(one: int | None, other: int | None) -> int | None:

@@ -14,14 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.redact import redact
-from models.store.kinds import Kind, Place
+from models.store.kinds import Place
 from models.store.tiles import merge_tiles
-from pipelines.store import Progress, StoreError
+from pipelines.store import StoreError
+from pipelines.store.log import Found
 
 if TYPE_CHECKING:
     from redis import Redis
 
-_FORMS = "write redis://[USER:$NAME@]HOST[:PORT][/DATABASE], or rediss:// with TLS; $NAME is a variable's name"
+_FORMS = (
+    "write redis://HOST[:PORT][/DATABASE], with TLS rediss://, and USER:$NAME@ before HOST, where NAME is the variable "
+    "with the password"
+)
 _QUERY = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # files of TLS, which a URL may name
 _ROUND = 2_000  # tiles that one script puts
 _TRIES = 100
@@ -55,7 +59,7 @@ else
 end
 return others
 """
-_ADVANCE = """
+_RAISE = """
 for i = 1, #ARGV, 2 do
   local there = tonumber(redis.call('HGET', KEYS[1], ARGV[i]))
   if not there or there < tonumber(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
@@ -63,36 +67,52 @@ end
 """
 
 
-class RedisStore:
-    """A `Store` in a database of Redis."""
+Number = tuple[int, int]  # of an entry of the log
+
+
+class RedisBackend:
+    """A backend in a database of Redis."""
 
     def __init__(self, uri: str, feature_set: str, wait_seconds: float) -> None:
         self._name = redact(uri)
         self._prefix = f"headrace:{feature_set}"
+        self._log, self._settled, self._marks = (f"{self._prefix}:{part}" for part in ("log", "settled", "marks"))
         self._redis = _connect(uri, wait_seconds)
         with self._told():
             self._redis.ping()
 
-    def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
-        """The tiles that are there, in one round trip."""
-        found = {}
+    def read(self, places: Sequence[Place], after: Number | None) -> Found:
+        """The log and then tiles, in one round trip."""
         with self._told(), self._redis.pipeline(transaction=False) as pipe:
-            rounds = [places[start : start + _ROUND] for start in range(0, len(places), _ROUND)]
-            for some in rounds:
-                pairs = [part for kind, key, start_us in some for part in (self._tiles(kind, start_us), key)]
-                pipe.eval(_READ, 0, *pairs)
-            for some, contents in zip(rounds, pipe.execute() if rounds else [], strict=True):
-                found.update({place: tile for place, tile in zip(some, contents, strict=True) if tile is not None})
-        return found
+            pipe.xrange(self._log, f"({_text(after)}" if after else "-", "+")
+            pipe.get(self._settled)
+            rounds = self._ask(pipe, places)
+            entries, settled, *answers = pipe.execute()
+        found = _tiles_of(rounds, answers)
+        numbered = [(_number(number), entry[b"rows"]) for number, entry in entries]
+        return Found(numbered, _number(settled) if settled and after else None, found)
 
-    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+    def log(self, entry: bytes) -> None:
+        """An entry of a stream."""
+        with self._told():
+            self._redis.xadd(self._log, {"rows": entry})
+
+    def settle(self, until: Number) -> None:
+        """Trim the stream."""
+        following = (until[0], until[1] + 1)
+        with self._told(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(self._settled, _text(until))
+            pipe.xtrim(self._log, minid=_text(following), approximate=False)
+            pipe.execute()
+
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles with those that are there; other writers may come between, and nothing of theirs is lost."""
         left = dict(tiles)
         for _ in range(_TRIES):
             if not left:
                 return
-            before = self.read(list(left))
-            merged = merge_tiles(kind.kinds, [before.get(place) for place in left], list(left.values()))
+            before = self._read_tiles(list(left))
+            merged = merge_tiles(kinds, [before.get(place) for place in left], list(left.values()))
             both = {place: (before.get(place), tile) for place, tile in zip(left, merged, strict=True)}
             left = {place: left[place] for place in self.replace(both)}
         raise StoreError(f"{self._name}: others wrote the same tiles {_TRIES} times while they were united")
@@ -115,18 +135,16 @@ class RedisStore:
             answers = pipe.execute() if rounds else []
         return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
 
-    def progress(self) -> Progress:
-        """How far the tiles go."""
+    def marks(self) -> dict[str, int]:
+        """All of them."""
         with self._told():
-            told: Any = self._redis.hmget(f"{self._prefix}:progress", ["watermark", "newest"])
-        return Progress(*(None if each is None else int(each) for each in told))
+            told: Any = self._redis.hgetall(self._marks)
+        return {name.decode(): int(value) for name, value in told.items()}
 
-    def advance(self, progress: Progress) -> None:
-        """Go on as far as that."""
-        told = {"watermark": progress.watermark_us, "newest": progress.newest_us}
-        pairs = [part for name, us in told.items() if us is not None for part in (name, us)]
+    def raise_marks(self, marks: Mapping[str, int]) -> None:
+        """In one step."""
         with self._told():
-            self._redis.eval(_ADVANCE, 1, f"{self._prefix}:progress", *pairs)
+            self._redis.eval(_RAISE, 1, self._marks, *(part for pair in marks.items() for part in pair))
 
     def drop(self, kind: str, before_us: int) -> int:
         """Remove the tiles that start before a time."""
@@ -154,6 +172,19 @@ class RedisStore:
         """Close the connections."""
         self._redis.close()
 
+    def _read_tiles(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        with self._told(), self._redis.pipeline(transaction=False) as pipe:
+            rounds = self._ask(pipe, places)
+            return _tiles_of(rounds, pipe.execute())
+
+    def _ask(self, pipe: Any, places: Sequence[Place]) -> list[Sequence[Place]]:
+        """Ask for tiles, by and by."""
+        rounds = [places[start : start + _ROUND] for start in range(0, len(places), _ROUND)]
+        for some in rounds:
+            pairs = [part for kind, key, start_us in some for part in (self._tiles(kind, start_us), key)]
+            pipe.eval(_READ, 0, *pairs)
+        return rounds
+
     def _tiles(self, kind: str, start_us: int) -> str:
         return f"{self._prefix}:tiles:{kind}:{start_us}"
 
@@ -169,6 +200,20 @@ class RedisStore:
             yield
         except (RedisError, OSError) as error:
             raise StoreError(f"{self._name}: {redact(str(error))}") from None
+
+
+def _tiles_of(rounds: Sequence[Sequence[Place]], answers: Sequence[Any]) -> dict[Place, bytes]:
+    pairs = [pair for some, found in zip(rounds, answers, strict=True) for pair in zip(some, found, strict=True)]
+    return {place: tile for place, tile in pairs if tile is not None}
+
+
+def _text(number: Number) -> str:
+    return f"{number[0]}-{number[1]}"
+
+
+def _number(text: bytes) -> Number:
+    first, _, second = text.decode().partition("-")
+    return int(first), int(second)
 
 
 def check_redis(uri: str) -> None:

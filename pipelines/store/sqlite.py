@@ -13,22 +13,27 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from models.store.kinds import Kind, Place
+from models.store.kinds import Place
 from models.store.tiles import merge_tiles
-from pipelines.store import Progress, StoreError
+from pipelines.store import StoreError
+from pipelines.store.log import Found
 
 _APPLICATION = 0x68727374  # "hrst", by which a file is known as a store
 _VERSION = 1
+_CACHE_KIB = 32 << 10  # of pages, of one connection
 _TABLES = """
-CREATE TABLE IF NOT EXISTS feature_sets (name TEXT PRIMARY KEY, watermark INTEGER, newest INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (feature_set TEXT, name TEXT, value INTEGER, PRIMARY KEY (feature_set, name))
+WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kinds (id INTEGER PRIMARY KEY, feature_set TEXT, name TEXT, UNIQUE (feature_set, name));
 CREATE TABLE IF NOT EXISTS tiles (kind INTEGER, start INTEGER, key TEXT, content BLOB, PRIMARY KEY (kind, start, key))
 WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY AUTOINCREMENT, feature_set TEXT, content BLOB);
 """
+_SETTLED = "settled"
 
 
-class SqliteStore:
-    """A `Store` in a file."""
+class SqliteBackend:
+    """A backend in a file."""
 
     def __init__(self, path: str, feature_set: str, create: bool, wait_seconds: float) -> None:
         self._path, self._feature_set = path, feature_set
@@ -46,30 +51,45 @@ class SqliteStore:
                 self._prepare()
                 failed.pop_all()
 
-    def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
-        """The tiles that are there."""
+    def read(self, places: Sequence[Place], after: int | None) -> Found:
+        """The log first, then tiles; it needs no transaction, as what leaves the log is in tiles before."""
         starts = collections.defaultdict(list)
         for place in places:
             starts[place.kind, place.key].append(place.start_us)
         found = {}
         with self._told():
+            execute = self._connection.execute
+            select = "SELECT id, content FROM log WHERE id > ? AND feature_set = ? ORDER BY id"
+            entries = execute(select, (after or 0, self._feature_set)).fetchall()
+            settled = self._mark(_SETTLED) if after else None
             for (kind, key), wanted in starts.items():
                 if (number := self._number(kind)) is None:
                     continue
                 holes = ", ".join("?" * len(wanted))
                 select = f"SELECT start, content FROM tiles WHERE kind = ? AND start IN ({holes}) AND key = ?"
-                for start, content in self._connection.execute(select, (number, *wanted, key)):
+                for start, content in execute(select, (number, *wanted, key)):
                     found[Place(kind, key, start)] = content
-        return found
+        return Found(entries, settled, found)
 
-    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+    def log(self, entry: bytes) -> None:
+        """One row more."""
+        with self._writing():
+            self._connection.execute("INSERT INTO log (feature_set, content) VALUES (?, ?)", (self._feature_set, entry))
+
+    def settle(self, until: int) -> None:
+        """Remove rows of the log."""
+        with self._writing():
+            self._connection.execute("DELETE FROM log WHERE id <= ? AND feature_set = ?", (until, self._feature_set))
+            self._raise(_SETTLED, until)
+
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles with those that are there, in one transaction."""
         if not tiles:
             return
         places = list(tiles)
         with self._writing():
             before = [self._content(place) for place in places]
-            merged = merge_tiles(kind.kinds, before, list(tiles.values()))
+            merged = merge_tiles(kinds, before, list(tiles.values()))
             self._put({place: tile for place, old, tile in zip(places, before, merged, strict=True) if old != tile})
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
@@ -79,18 +99,17 @@ class SqliteStore:
             self._put({place: tile for place, (old, tile) in tiles.items() if place not in others and old != tile})
         return others
 
-    def progress(self) -> Progress:
-        """How far the tiles go."""
+    def marks(self) -> dict[str, int]:
+        """All of them."""
         with self._told():
-            select = "SELECT watermark, newest FROM feature_sets WHERE name = ?"
-            return Progress(*(self._connection.execute(select, (self._feature_set,)).fetchone() or ()))
+            select = "SELECT name, value FROM marks WHERE feature_set = ?"
+            return dict(self._connection.execute(select, (self._feature_set,)).fetchall())
 
-    def advance(self, progress: Progress) -> None:
-        """Go on as far as that."""
+    def raise_marks(self, marks: Mapping[str, int]) -> None:
+        """In one transaction."""
         with self._writing():
-            reached = self.progress().later(progress)
-            row = (self._feature_set, reached.watermark_us, reached.newest_us)
-            self._connection.execute("REPLACE INTO feature_sets (name, watermark, newest) VALUES (?, ?, ?)", row)
+            for name, value in marks.items():
+                self._raise(name, value)
 
     def drop(self, kind: str, before_us: int) -> int:
         """Remove the tiles that start before a time."""
@@ -120,12 +139,25 @@ class SqliteStore:
             raise StoreError(f"{self._path}: is a store of another version of headrace: fill a new one")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         if not objects:
             with self._writing():
                 for statement in _TABLES.split(";"):
                     execute(statement)
                 execute(f"PRAGMA application_id = {_APPLICATION}")
                 execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _mark(self, name: str) -> int | None:
+        select = "SELECT value FROM marks WHERE feature_set = ? AND name = ?"
+        row = self._connection.execute(select, (self._feature_set, name)).fetchone()
+        return None if row is None else row[0]
+
+    def _raise(self, name: str, value: int) -> None:
+        upsert = (
+            "INSERT INTO marks (feature_set, name, value) VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET value = max(value, excluded.value)"
+        )
+        self._connection.execute(upsert, (self._feature_set, name, value))
 
     def _content(self, place: Place) -> bytes | None:
         select = "SELECT content FROM tiles WHERE kind = ? AND start = ? AND key = ?"

@@ -46,9 +46,11 @@ class Server:
         self._process.wait()
 
     def _answers(self):
-        with socket.socket() as tried:
-            tried.settimeout(1)
-            return tried.connect_ex(("127.0.0.1", self.port)) == 0
+        """Whether it does, and has all that it had."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as tried:
+            tried.sendall(b"PING\r\n")
+            return not tried.recv(100).startswith(b"-LOADING")
+        return False
 
 
 @contextlib.contextmanager

@@ -6,14 +6,19 @@ import random
 import sqlite3
 import subprocess
 
+import pyarrow as pa
 import pytest
 
-from models.store.kinds import Kind, Place, make_tiles
+from models.batches import times_us
+from models.features.columns import with_keys
+from models.features.row import before_windows
+from models.store.kinds import Kind, Place, keys_of, kinds_of, make_tiles, rows_of
+from models.store.recent import read_entry, write_entry
 from models.store.tiles import TileError, decode_tiles
-from pipelines.store import Progress, StoreError, check_store, open_store
+from pipelines.store import Progress, StoreError, check_store, go_on, log, open_store
 from tests.kit import redis
-from tests.kit.shops import PROJECT
-from tests.kit.stores import events_of
+from tests.kit.shops import PROJECT, TEXT, make_rows, project_of
+from tests.kit.stores import digest, events_of
 
 KIND = Kind("card", ("card",), "id", (("amount", "f"),), False, 1_000_000, 30_000_000)
 OTHER = Kind("shop", ("shop",), "id", (("kind", "t"),), False, 10_000_000, 30_000_000)
@@ -73,6 +78,81 @@ def test_tiles_are_united_and_read_back(store):
     assert list(store.scan("none")) == []
 
 
+def append(store, kind, numbers):
+    batch = events_of(PROJECT, rows(numbers))
+    known, _ = with_keys(batch, kind.keys)
+    store.append(kind, rows_of(kind, known), keys_of(kind, known))
+
+
+def test_rows_that_are_appended_are_read_as_tiles_at_once_and_later(uri, store, monkeypatch):
+    monkeypatch.setattr("pipelines.store.log.MAX_ENTRIES", 7)
+    whole, others, chosen = tiles(KIND, range(100)), tiles(OTHER, range(100)), random.Random(2)
+    numbers, seen = chosen.sample(range(100), 100), []
+    with contextlib.closing(open_store(uri, "features")) as reader:
+        for start in range(0, 100, 5):
+            part = numbers[max(start - 2, 0) : start + 5]
+            append(store, KIND, part)
+            append(store, OTHER, part)
+            append(store, OTHER, [])
+            seen += part
+            if start % 3 == 0:
+                store.add(KIND, tiles(KIND, part))
+            for each in (store, reader):
+                assert each.read([*whole, *others]) == tiles(KIND, seen) | tiles(OTHER, seen)
+        assert dict(reader.scan("card")) == whole
+        assert reader.read([*others, *whole]) == others | whole
+        # What is replaced is not brought back by what a reader has of the log.
+        place = max(whole)
+        append(store, KIND, range(100))
+        assert reader.read([place])
+        assert store.replace({place: (whole[place], None)}) == []
+        assert reader.read([place]) == store.read([place]) == {}
+
+
+def test_what_is_dropped_does_not_come_back_from_the_log(uri, store):
+    append(store, KIND, range(100))
+    store.drop("card", 5_000_000)
+    late = {place: tile for place, tile in tiles(KIND, range(100)).items() if place.start_us >= 5_000_000}
+    with contextlib.closing(open_store(uri, "features")) as other:
+        assert dict(other.scan("card")) == late
+    assert dict(store.scan("card")) == late
+
+
+def test_a_damaged_entry_of_the_log_is_told():
+    entry = write_entry(KIND, rows_of(KIND, events_of(PROJECT, rows([1]))), pa.array(["anna"]))
+    assert read_entry(entry).keys.to_pylist() == ["anna"]
+    for length in range(len(entry)):
+        with pytest.raises(TileError, match="damaged"):
+            read_entry(entry[:length])
+    for place in range(len("xxcard"), len(entry)):
+        changed = bytearray(entry)
+        changed[place] ^= 0xFF
+        with contextlib.suppress(TileError):
+            assert read_entry(bytes(changed)).named != read_entry(entry).named  # the length of a tile alone
+
+
+def test_what_is_damaged_is_told_when_the_log_is_put_into_tiles(store):
+    place = Place("card", "anna", 0)
+    good = tiles(KIND, [0])[place]
+    store.replace({place: (None, good[:-1])})
+    append(store, KIND, range(60))
+    with pytest.raises(TileError, match="card 'anna' at 0: a tile .* damaged.*--mend"):
+        store.settle()
+    whole = tiles(KIND, range(60))
+    with pytest.raises(TileError, match="damaged"):
+        store.read(list(whole))
+    del whole[place]
+    assert store.read(list(whole)) == whole
+    store.settle(leave_damaged=True)
+    assert dict(store.scan("card")) == {**whole, place: good[:-1]}
+    store._backend.log(b"no entry")
+    with pytest.raises(TileError, match="damaged: .*--mend"):
+        store.settle()
+    store.settle(leave_damaged=True)
+    store.settle()
+    assert store.read(list(whole)) == whole
+
+
 def test_what_starts_before_a_time_is_dropped_of_one_kind(store):
     store.add(KIND, tiles(KIND, range(100)))
     store.add(OTHER, tiles(OTHER, range(100)))
@@ -105,6 +185,37 @@ def test_a_tile_is_replaced_where_it_is_as_it_was(store):
     assert list(store.scan("card")) == []
 
 
+SHORT = project_of(TEXT.replace("M: month", "M: 12h").replace("{W: week}", "{W: 6h}").replace("quarter", "9h"))
+
+
+def test_forty_orders_of_arrival_leave_one_store(tmp_path):
+    found, rows, day = set(), make_rows(), 86_400_000_000
+    for seed in range(40):
+        uri, chosen = str(tmp_path / f"{seed}.db"), random.Random(seed)
+        arriving = [*rows, *chosen.sample(rows, 100)]
+        chosen.shuffle(arriving)
+        opened = open_store(uri, SHORT.feature_set, create=True)
+        while arriving:
+            size = chosen.choice([1, 7, 50, 200])
+            part, arriving = before_windows(events_of(SHORT, arriving[:size]), SHORT), arriving[size:]
+            for kind in kinds_of(SHORT).values():
+                if chosen.random() < 0.5:
+                    opened.add(kind, make_tiles(kind, part))
+                else:
+                    known, _ = with_keys(part, kind.keys)
+                    opened.append(kind, rows_of(kind, known), keys_of(kind, known))
+            if chosen.random() < 0.1:
+                opened.settle()
+            newest = int(times_us(part).max())
+            go_on(opened, kinds_of(SHORT).values(), Progress(newest + 1, newest), day)
+            if chosen.random() < 0.3:
+                opened.close()
+                opened = open_store(uri, SHORT.feature_set)
+        opened.close()
+        found.add(digest(uri, SHORT))
+    assert len(found) == 1
+
+
 def test_feature_sets_stand_apart(uri, store):
     store.add(KIND, tiles(KIND, range(9)))
     store.advance(Progress(5, 5))
@@ -126,9 +237,14 @@ def test_a_damaged_tile_is_told_and_not_written_over(store):
 
 
 def write(uri, numbers, parts):
+    log.MAX_ENTRIES = 5
     with contextlib.closing(open_store(uri, "features", create=True)) as store:
         for part in range(parts):
-            store.add(KIND, tiles(KIND, numbers[part::parts]))
+            (
+                append(store, KIND, numbers[part::parts])
+                if part % 3
+                else store.add(KIND, tiles(KIND, numbers[part::parts]))
+            )
             store.advance(Progress(part, part))
 
 

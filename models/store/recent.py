@@ -1,0 +1,126 @@
+"""Rows that were added to a store and stand in no tile yet: a log of entries, each of many entities' rows of one kind.
+
+An entry is the length of the kind's name uint16, the name in UTF-8, the length of a tile int64 in microseconds, and as
+a tile of models.store.tiles all rows, by key, with the key as a last column of texts. Numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from models.store.kinds import Int64, Kind, Place, tiles_of
+from models.store.tiles import TEXT, Rows, TileError, decode_tiles, encode_tiles, kinds_in
+
+_NAME, _LENGTH = struct.Struct("<H"), struct.Struct("<q")
+
+
+class Named(NamedTuple):
+    """The name of a kind, the length of its tiles, and the kinds of its columns."""
+
+    name: str
+    tile_us: int
+    kinds: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """An entry of a log that is read: rows in the order of their keys, and those."""
+
+    named: Named
+    rows: Rows
+    keys: pa.Array
+
+
+def write_entry(kind: Kind, rows: Rows, keys: pa.Array) -> bytes:
+    """An entry of rows of a kind, of which there must be one, and the key of each, a text."""
+    order = np.argsort(keys.dictionary_encode().indices.to_numpy(), kind="stable")
+    sorted_rows = rows.take(order)
+    with_keys = Rows(rows.kinds + TEXT, sorted_rows.time, (*sorted_rows.columns, keys.take(pa.array(order))))
+    name = kind.name.encode()
+    (tile,) = encode_tiles(with_keys, np.zeros(1, np.int64))
+    return _NAME.pack(len(name)) + name + _LENGTH.pack(kind.tile_us) + tile
+
+
+def read_entry(content: bytes) -> Entry:
+    """What `write_entry` wrote; TileError if it is damaged."""
+    try:
+        (size,) = _NAME.unpack_from(content)
+        name = content[_NAME.size : _NAME.size + size].decode()
+        (tile_us,) = _LENGTH.unpack_from(content, _NAME.size + size)
+    except (struct.error, UnicodeDecodeError):
+        raise TileError("an entry of a store's log is damaged") from None
+    tile = content[_NAME.size + size + _LENGTH.size :]
+    kinds = kinds_in(tile)
+    if len(kinds) < 2 or kinds[-1] != TEXT or tile_us <= 0:
+        raise TileError("an entry of a store's log is damaged")
+    rows, _ = decode_tiles(kinds, [tile])
+    if rows.columns[-1].null_count:
+        raise TileError("an entry of a store's log is damaged: it has rows without a key")
+    return Entry(Named(name, tile_us, kinds[:-1]), Rows(kinds[:-1], rows.time, rows.columns[:-1]), rows.columns[-1])
+
+
+def tiles_in(entries: Iterable[Entry]) -> list[tuple[Named, dict[Place, bytes]]]:
+    """The tiles of all rows of entries, by kind."""
+    found = []
+    for named, same in itertools.groupby(sorted(entries, key=lambda entry: entry.named), key=lambda entry: entry.named):
+        parts = list(same)
+        rows = _concat(named.kinds, [entry.rows for entry in parts])
+        keys = pa.concat_arrays([entry.keys for entry in parts])
+        found.append((named, tiles_of(named.name, named.tile_us, rows, keys)))
+    return found
+
+
+class Recent:
+    """Entries that were read, from which the rows of one key are found without a look at the others."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Any, Entry] = {}  # by the numbers of the log, ascending
+        self._by_key: dict[tuple[str, str], list[tuple[Any, int, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def learn(self, number: Any, entry: Entry) -> None:
+        """One more entry, with a number that is larger than those before."""
+        self._entries[number] = entry
+        encoded = entry.keys.dictionary_encode()
+        edges = [*np.flatnonzero(np.diff(encoded.indices.to_numpy(), prepend=-1)).tolist(), len(entry.keys)]
+        for key, (low, high) in zip(encoded.dictionary.to_pylist(), itertools.pairwise(edges), strict=True):
+            self._by_key.setdefault((entry.named.name, key), []).append((number, low, high))
+
+    def forget(self, until: Any) -> None:
+        """Let go of entries up to a number."""
+        gone = [number for number in self._entries if number <= until]
+        for number in gone:
+            del self._entries[number]
+        if gone:
+            kept = {at: [part for part in parts if part[0] > until] for at, parts in self._by_key.items()}
+            self._by_key = {at: parts for at, parts in kept.items() if parts}
+
+    def tiles(self, places: Sequence[Place]) -> list[tuple[Named, dict[Place, bytes]]]:
+        """Of the places those that entries have rows of, as tiles, by kind and key."""
+        found = []
+        wanted = set(places)
+        for name, key in dict.fromkeys((place.kind, place.key) for place in places):
+            parts = self._by_key.get((name, key))
+            if parts is None:
+                continue
+            entries = [self._entries[number] for number, _, _ in parts]
+            cut = [e.rows.take(np.arange(low, high)) for e, (_, low, high) in zip(entries, parts, strict=True)]
+            rows = _concat(entries[0].named.kinds, cut)
+            tiles = tiles_of(name, entries[0].named.tile_us, rows, pa.array([key] * len(rows), pa.string()))
+            found.append((entries[0].named, {place: tile for place, tile in tiles.items() if place in wanted}))
+        return found
+
+
+def _concat(kinds: str, parts: Sequence[Rows]) -> Rows:
+    times: Int64 = np.concatenate([part.time for part in parts])
+    columns = zip(*(part.columns for part in parts), strict=True)
+    return Rows(kinds, times, tuple(pa.concat_arrays(list(column)) for column in columns))

@@ -1,0 +1,162 @@
+"""A store whose rows are first added to a log, many entities' at once, and put into tiles once there are enough.
+
+A slice has few rows of many entities: to put each into its tile would cost a stream as much as the slice's scores. Who
+reads has the rows of the log beside the tiles. It reads what is new of the log before tiles, so that a row that is put
+into its tile meanwhile is seen, if twice, which is once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from models.store.kinds import Kind, Place
+from models.store.recent import Recent, read_entry, tiles_in, write_entry
+from models.store.tiles import Rows, TileError, merge_tiles
+from pipelines.store import Progress
+
+# The log is put into tiles when it has so many entries, or rows.
+MAX_ENTRIES = 256
+MAX_ROWS = 1 << 18
+_MEND = "`headrace store check --mend` puts it right"
+_WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
+
+
+class Found(NamedTuple):
+    """What a backend reads at once: entries of the log by number, the last that is in tiles, and tiles."""
+
+    entries: list[tuple[Any, bytes]]
+    settled: Any
+    tiles: dict[Place, bytes]
+
+
+class Backend(Protocol):
+    """Where tiles, a log and marks of one feature set are. Methods raise StoreError if it does not answer."""
+
+    def read(self, places: Sequence[Place], after: Any) -> Found:
+        """The log's entries after a number, None for all, read first; then the tiles that are there."""
+
+    def log(self, entry: bytes) -> None:
+        """Add an entry to the log, with a number larger than those before."""
+
+    def settle(self, until: Any) -> None:
+        """Remove the log's entries up to a number, which are in tiles."""
+
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
+        """Unite tiles of such columns with those that are there."""
+
+    def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
+        """As `Store.replace`."""
+
+    def marks(self) -> dict[str, int]:
+        """Numbers by their names."""
+
+    def raise_marks(self, marks: Mapping[str, int]) -> None:
+        """Have these numbers where they are larger than those there, or none are."""
+
+    def drop(self, kind: str, before_us: int) -> int:
+        """As `Store.drop`, of tiles alone."""
+
+    def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
+        """As `Store.scan`, of tiles alone."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class LoggedStore:
+    """A `Store` over a backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._recent = Recent()
+        self._last: Any = None  # entry that was read
+        self._entries = self._rows = 0  # that this process added since the log was last put into tiles
+
+    def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        """The tiles that are there of those named."""
+        found = self._backend.read(places, self._last)
+        for number, content in found.entries:
+            self._recent.learn(number, read_entry(content))
+            self._last = number
+        if found.settled is not None:
+            self._recent.forget(found.settled)
+        tiles = found.tiles
+        for named, more in self._recent.tiles(places) if len(self._recent) else ():
+            merged = merge_tiles(named.kinds, [tiles.get(place) for place in more], list(more.values()))
+            tiles |= zip(more, merged, strict=True)
+        return tiles
+
+    def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
+        """Add rows to the log, and now and then the log to the tiles."""
+        if not len(rows):
+            return
+        self._backend.log(write_entry(kind, rows, keys))
+        self._entries, self._rows = self._entries + 1, self._rows + len(rows)
+        if self._entries >= MAX_ENTRIES or self._rows >= MAX_ROWS:
+            self.settle()
+
+    def settle(self, leave_damaged: bool = False) -> None:
+        """Put all of the log into tiles, but for what has been dropped; others may do so at the same time."""
+        entries = []
+        found = self._backend.read((), None)
+        for _, content in found.entries:
+            try:
+                entries.append(read_entry(content))
+            except TileError as error:
+                if not leave_damaged:
+                    raise TileError(f"{error}: {_MEND}") from None
+        if found.entries:
+            marks = self._backend.marks()
+            for named, tiles in tiles_in(entries):
+                dropped_us = marks.get(_DROPPED + named.name)
+                kept = {p: tile for p, tile in tiles.items() if dropped_us is None or p.start_us >= dropped_us}
+                self._unite(named.kinds, kept, leave_damaged)
+            self._backend.settle(found.entries[-1][0])
+        self._entries = self._rows = 0
+
+    def _unite(self, kinds: str, tiles: Mapping[Place, bytes], leave_damaged: bool) -> None:
+        try:
+            self._backend.add(kinds, tiles)
+        except TileError:
+            for place, tile in tiles.items():  # to tell which it is
+                try:
+                    self._backend.add(kinds, {place: tile})
+                except TileError as error:
+                    if not leave_damaged:
+                        raise TileError(f"{place.kind} {place.key!r} at {place.start_us}: {error}: {_MEND}") from None
+
+    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+        """Unite tiles with those that are there."""
+        self._backend.add(kind.kinds, tiles)
+
+    def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
+        """Put tiles where what is there is as expected."""
+        self.settle()
+        return self._backend.replace(tiles)
+
+    def progress(self) -> Progress:
+        """How far the tiles go."""
+        marks = self._backend.marks()
+        return Progress(marks.get(_WATERMARK), marks.get(_NEWEST))
+
+    def advance(self, progress: Progress) -> None:
+        """Go on as far as that."""
+        told = {_WATERMARK: progress.watermark_us, _NEWEST: progress.newest_us}
+        self._backend.raise_marks({name: us for name, us in told.items() if us is not None})
+
+    def drop(self, kind: str, before_us: int) -> int:
+        """Remove the tiles that start before a time; rows of the log that are as old go when it is put into tiles."""
+        self._backend.raise_marks({_DROPPED + kind: before_us})
+        return self._backend.drop(kind, before_us)
+
+    def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
+        """All tiles of a kind."""
+        self.settle()
+        return self._backend.scan(kind)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._backend.close()
