@@ -42,7 +42,6 @@ def parity(
             find_version,
             require,
             require_files,
-            require_storable,
         )
         from pipelines.release_store import find_log
 
@@ -58,7 +57,10 @@ def parity(
             registry = find_version(project, declared.name, model, registry)
 
         if serve:
-            require_storable(declared, "--serve")
+            served_by = "--serve is for projects with rolling features, and without tables"
+            require(
+                bool(declared.rolling_features) and not declared.tables, f"{served_by}, which {declared.name} is not"
+            )
             require(
                 declared.label_type is None, f"--serve: {declared.name} has labels of their own: events alone are sent"
             )

@@ -32,13 +32,11 @@ def serve(
     """Score events by HTTP, with features of what an online store has of their entities."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import find_registry, find_version, registry_of, require_storable
+        from pipelines.prechecks import find_registry, find_version, registry_of, require_store
         from pipelines.release_store import find_log
-        from pipelines.store import check_store
 
         declared = load_project(project)
-        check_store(store)
-        require_storable(declared, "headrace serve")
+        require_store(store, declared, from_state=False, apart=False)
         log = None
         if declared.has_model and model is None:
             log = find_log(declared, registry_of(project, registry), releases)

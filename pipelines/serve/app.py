@@ -21,7 +21,7 @@ from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
 from pipelines.serve.documents import INFER, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
-from pipelines.serve.metrics import CONTENT_TYPE, Counts
+from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
 from pipelines.serve.models import Champion
 from pipelines.serve.service import Service, ServiceDown
 
@@ -126,7 +126,7 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
-        return Response(self._counts.text(self._service.broken is None), media_type=CONTENT_TYPE)
+        return Response(self._counts.text(self._service.broken is None), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _champion(self, name: str) -> Champion:
         champion = self._service.models.champion()

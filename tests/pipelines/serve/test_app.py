@@ -214,8 +214,8 @@ def test_metrics_and_documents_are_there(client):
     score(client)
     text = client.get("/metrics").text
     assert 'headrace_http_requests_total{path="/v1/score",status="200"}' in text
-    assert 'headrace_http_request_seconds_bucket{path="/v1/score",le="+Inf"}' in text
-    assert "headrace_ready 1" in text
+    assert 'headrace_http_request_seconds_bucket{le="+Inf",path="/v1/score"}' in text
+    assert "headrace_ready 1.0" in text
     document = client.get("/openapi.json").json()
     examples = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert score(client, examples["event"]["value"]).status_code == 200
@@ -244,7 +244,7 @@ def test_a_store_that_fails_gives_the_fallback_decision_and_comes_back(tmp_path)
             assert client.get("/v2/health/ready").status_code == 503
         assert client.get("/v2/health/live").status_code == 200
         assert client.get("/v1/features/card/anna").status_code == 503
-        assert "headrace_ready 0" in client.get("/metrics").text
+        assert "headrace_ready 0.0" in client.get("/metrics").text
         store.before = lambda: None
         wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
         later = score(client, {**EVENT, "id": 3, "at": EVENT["at"] + 1}).json()
