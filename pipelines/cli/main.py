@@ -24,6 +24,7 @@ from pipelines.cli import (
     run,
     schema,
     serve,
+    slo,
     store,
     topics,
     train,
@@ -58,6 +59,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     refused.quarantine,
     train.baseline,
     report.report,
+    slo.slo,
     demo.demo,
 )
 for _command in _COMMANDS:
@@ -68,6 +70,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(schema.app, name="schema")
 app.add_typer(journal.app, name="journal")
 app.add_typer(store.app, name="store")
+app.add_typer(slo.monitoring, name="monitoring")
 
 
 def main() -> None:
