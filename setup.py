@@ -28,6 +28,8 @@ setup(
         "confluent-kafka",
         "pulsar-client",
         "httpx",
+        "fastapi",
+        "uvicorn",
         "tenacity",
         "scipy",
         "zstandard",

@@ -9,7 +9,7 @@ from models.codecs.avro_records import DATUM_ERRORS, WriterSchemaError, decode_a
 from models.codecs.avro_times import PlainSchema, plain_schema
 from models.codecs.columns import RECORD, Columns, decode_rows
 from models.codecs.csv_records import decode_csv
-from models.codecs.json_records import decode_json
+from models.codecs.json_records import decode_json, is_deep
 from models.codecs.lines import decode_apart, record_lengths
 from models.codecs.output import encode_json_lines, row_as_json, rows_as_json
 
@@ -28,6 +28,7 @@ __all__ = [
     "decode_json",
     "decode_rows",
     "encode_json_lines",
+    "is_deep",
     "parse_writer_schema",
     "plain_schema",
     "record_lengths",

@@ -19,6 +19,7 @@ from models.faults import RowFaults
 from models.project.contract import UNIX_UNITS, Contract, Field
 
 MAX_DEPTH = 100  # of objects and lists in one another
+_FEW = 32  # records that are read sooner one by one than in a block: one in a quarter of the time
 
 _OBJECT_LINE = r"^[ \t]*\{[^\n\r]*\}[ \t]*\r?\n?$"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -41,6 +42,8 @@ def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bo
     def decode_each(part: pa.BinaryArray, found: RowFaults) -> Columns:
         return decode_dicts(_read_objects(part, contract, found), contract, refuse_unknown, found)
 
+    if len(payloads) <= _FEW:
+        return decode_each(payloads, faults)
     return decode_apart(payloads, _are_plain(payloads), faults, decode_block, decode_each)
 
 
@@ -126,7 +129,7 @@ def _read_objects(payloads: pa.BinaryArray, contract: Contract, faults: RowFault
 
 def _read_object(payload: bytes, contract: Contract) -> Any:
     """A record's members, as an _Ambiguous where some are there twice, or a _Refused."""
-    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+    if is_deep(payload):
         return _Refused(f"nested deeper than {MAX_DEPTH} levels", payload)
     decoder = _EXACT if len(payload) > 1000 or _NEGATIVE_ZERO.search(payload) else _PLAIN
     try:
@@ -195,6 +198,11 @@ def _parse_int(text: str) -> int | float:
 # Numbers need a second look where they may be -0, or of more digits than Python makes an integer of.
 _PLAIN = json.JSONDecoder(parse_constant=_Constant, object_pairs_hook=_to_object)
 _EXACT = json.JSONDecoder(parse_constant=_Constant, object_pairs_hook=_to_object, parse_int=_parse_int)
+
+
+def is_deep(payload: bytes) -> bool:
+    """Whether objects and lists stand in one another deeper than MAX_DEPTH."""
+    return payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _depth(payload) > MAX_DEPTH
 
 
 def _depth(payload: bytes) -> int:

@@ -10,7 +10,7 @@ from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import ProjectFolder, Registry, Source, Tables, Threads
 
 if TYPE_CHECKING:
-    from pipelines.jobs.parity import Parity
+    from pipelines.jobs.parity import Proof
 
 
 def parity(
@@ -29,11 +29,20 @@ def parity(
         str | None, typer.Option(help="Follow a log of releases: a database, or a file that one was exported to.")
     ] = None,
     threads: Threads = 2,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Send the events to an endpoint, one by one, in place of streaming them.")
+    ] = False,
 ) -> None:
     """Stream the events of files through an embedded Pub/Sub, score them in batch too, and compare every bit."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import check_duration, find_registry, find_version, require, require_files
+        from pipelines.prechecks import (
+            check_duration,
+            find_registry,
+            find_version,
+            require,
+            require_files,
+        )
         from pipelines.release_store import find_log
 
         declared = load_project(project)
@@ -47,8 +56,16 @@ def parity(
         elif declared.has_model:
             registry = find_version(project, declared.name, model, registry)
 
+        if serve:
+            served_by = "--serve is for projects with rolling features, and without tables"
+            require(
+                bool(declared.rolling_features) and not declared.tables, f"{served_by}, which {declared.name} is not"
+            )
+            require(
+                declared.label_type is None, f"--serve: {declared.name} has labels of their own: events alone are sent"
+            )
+
         from pipelines.jobs.fitting import load_bundle
-        from pipelines.jobs.parity import check_parity
 
         bundle = scorer = released = None
         if releases is not None:
@@ -61,10 +78,20 @@ def parity(
 
             bundle = load_bundle(declared, project, model, str(registry))
             scorer = Scorer.from_bundle(bundle, nthread=threads)
-        found = check_parity(
-            declared, bundle, scorer, source, allowance, seed, duplicates, tuple(table or ()), released
-        )
+        found: Proof
+        if serve:
+            from pipelines.jobs.serve_parity import check_served
+
+            found = served = check_served(declared, bundle, scorer, source, released)
+        else:
+            from pipelines.jobs.parity import check_parity
+
+            found = check_parity(
+                declared, bundle, scorer, source, allowance, seed, duplicates, tuple(table or ()), released
+            )
         show(found)
+        if serve:
+            typer.echo(f"served: {served.complete:,} answers say that they are complete")
         if not found.scored:
             typer.echo("no event was scored, so this proves nothing: see the reasons of the dead letters above")
         elif found.blind:
@@ -74,7 +101,7 @@ def parity(
             raise typer.Exit(1)
 
 
-def show(found: Parity) -> None:
+def show(found: Proof) -> None:
     """Print what was found."""
     from rich.table import Table
 
@@ -86,5 +113,5 @@ def show(found: Parity) -> None:
     for c in (*found.comparisons, *found.controls):
         table.add_row(c.what, f"{c.rows:,}", f"{c.different:,}", c.first)
     console.print(table)
-    for name, result in (("batch", found.batch), ("stream", found.stream)):
+    for name, result in found.runs.items():
         console.print(f"{name}: {result.outcomes} in {result.seconds:.1f} s")

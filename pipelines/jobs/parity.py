@@ -50,11 +50,10 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parity:
-    """What a parity run found."""
+class Proof:
+    """What came of comparing batch with another way."""
 
     batch: RunResult
-    stream: RunResult
     comparisons: tuple[Comparison, ...]
     controls: tuple[Comparison, ...]
 
@@ -73,6 +72,23 @@ class Parity:
     def blind(self) -> bool:
         """Nothing differs, and a control neither: the order of arrival, or a late release, could make no difference."""
         return not any(c.different for c in self.comparisons) and not all(c.different for c in self.controls)
+
+    @property
+    def runs(self) -> dict[str, RunResult]:
+        """The runs that were compared, by what they are called."""
+        return {"batch": self.batch}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity(Proof):
+    """What a parity run found."""
+
+    stream: RunResult
+
+    @property
+    def runs(self) -> dict[str, RunResult]:
+        """Batch and stream."""
+        return {**super().runs, "stream": self.stream}
 
 
 def check_parity(
@@ -125,7 +141,7 @@ def check_payloads(
         if released is not None and len((log := released.read()).records) > 1:
             rows = read_kind(batch.directory, SCORES)
             controls.append(late_releases(project, log, rows, parse_duration(allowance)))
-        return Parity(batch, stream, compared, tuple(controls))
+        return Parity(batch, compared, tuple(controls), stream)
 
 
 def arrival_order(payloads: Sequence[bytes], project: Project, allowance_us: int, seed: int, share: float) -> list[int]:
@@ -238,11 +254,16 @@ def compare_counts(what: str, ours: collections.Counter[Any], theirs: collection
     return Comparison(what, ours.total(), only.total() + too_many.total(), first)
 
 
-def compare_tables(what: str, ours: pa.Table, theirs: pa.Table, names: Sequence[str]) -> Comparison:
-    """In how many rows some bit of the columns differs; tables of other lengths differ in each missing row."""
+def compare_tables(
+    what: str, ours: pa.Table, theirs: pa.Table, names: Sequence[str], done: str = "streamed"
+) -> Comparison:
+    """In how many rows some bit of the columns differs; tables of other lengths differ in each missing row.
+
+    `done` says what was done to get `theirs`.
+    """
     rows = max(len(ours), len(theirs))
     if len(ours) != len(theirs):
-        lengths = f"{len(ours)} rows in batch, {len(theirs)} streamed"
+        lengths = f"{len(ours)} rows in batch, {len(theirs)} {done}"
         return Comparison(what, rows, abs(len(ours) - len(theirs)), lengths)
     if not rows:  # and perhaps no columns
         return Comparison(what, 0, 0)

@@ -3,23 +3,20 @@
 import contextlib
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.kit.support import ROOT, read_output
+from tests.kit.walks import EXPORT, end, environment, make_clone, shell, start
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-BIN = pathlib.Path(sys.executable).parent
 STREAM = ("headrace pubsub", "pubsub://")
-EXPORT = 'export PATH="$PWD/.venv/bin:$PATH"'
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(1200)]
 
@@ -27,23 +24,7 @@ pytestmark = [pytest.mark.serial, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A folder that looks like a clone after `make setup`."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("examples", "pipelines"):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / "bin").symlink_to(BIN)
-    return folder
-
-
-def environment():
-    """This process's, but for headrace on the PATH and what would choose another registry or server."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE") and k != "PUBSUB_EMULATOR_HOST"}
-    path = [part for part in kept["PATH"].split(os.pathsep) if pathlib.Path(part) != BIN]
-    return {**kept, "PATH": os.pathsep.join(path), "COLUMNS": "100"}
-
-
-def shell(text):
-    return ["bash", "-euc", f"{EXPORT}\n{text}" if EXPORT not in text else text]
+    return make_clone(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +97,7 @@ def test_the_stream_runs_in_three_terminals(said, clone):
         running = []
         for name, block in (("server", server), ("stream", stream), ("publisher", publisher)):
             log = stack.enter_context((clone / f"{name}.log").open("w"))
-            process = subprocess.Popen(
-                shell(block), cwd=clone, env=environment(), stdout=log, stderr=log, start_new_session=True
-            )
+            process = start(block, clone, log)
             running.append(process)
             stack.callback(end, process)
             if name == "server":
@@ -142,12 +121,6 @@ def wait_for(done, running):
         assert time.monotonic() < deadline, "nothing came out"
         assert all(process.poll() is None for process in running), [process.args for process in running]
         time.sleep(0.2)
-
-
-def end(process):
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_the_success_file_lists_what_the_run_wrote(said, clone):

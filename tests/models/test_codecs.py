@@ -151,6 +151,25 @@ json_records_ = st.one_of(
 json_payloads = st.lists(st.tuples(json_records_, endings).map(b"".join), min_size=1, max_size=12)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def blocks():
+    """Few records are read in blocks, too, so that what is said of these is tested."""
+    few = json_records._FEW
+    with mock.patch.object(json_records, "_FEW", 0):
+        yield few
+
+
+def test_few_json_records_are_read_one_by_one(blocks):
+    payloads = [b'{"i":1}'] * (blocks + 1)
+    with (
+        mock.patch.object(json_records, "_FEW", blocks),
+        mock.patch.object(json_records, "_read_block", side_effect=AssertionError),
+    ):
+        assert results(as_json, payloads[1:]) == [results(as_json, payloads[:1])[0]] * blocks
+        with pytest.raises(AssertionError):
+            results(as_json, payloads)
+
+
 @settings(deadline=None, max_examples=400)
 @given(json_payloads, st.booleans())
 def test_json_is_the_same_fast_slow_and_alone(payloads, refuse):

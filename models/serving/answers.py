@@ -1,0 +1,204 @@
+"""Answers to requests: events to features, scores and decisions, with the bits that the graph gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from models.batches import Keys, column, same_text, times_us, with_column
+from models.codecs import encode_json_lines
+from models.dead_letters import split_good
+from models.features.expect import check_features
+from models.features.row import before_windows
+from models.predictors.booster import Scorer
+from models.project.declarations import Project
+from models.record import (
+    BUNDLE_ID,
+    DECISION,
+    EVENT_TIME,
+    REASONS,
+    RELEASE,
+    ROLE,
+    UNEXPECTED,
+)
+from models.rollout.apply import Bundles, score_released
+from models.rollout.assign import Releases
+from models.score import score_batch
+from models.serving.requests import Refusal, RequestError, take_in
+from models.store.kinds import LABELS_OF, Kind, Place, make_tiles
+from models.store.past import PastFeatures
+from models.store.tiles import merge_tiles
+
+# The steps of the graph whose refused events get the project's fallback decision.
+_FALLS_BACK = ("Decode", "Validate", "CheckFeatures")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What scores: a bundle, or those that releases say, or nothing, where a project has features alone."""
+
+    scorer: Scorer | None = None
+    bundle_id: str = ""
+    releases: Releases | None = None
+    bundles: Bundles | None = None
+
+    def score(self, featured: pa.RecordBatch, project: Project, reason_codes: int) -> pa.RecordBatch:
+        """Score rows, as models.score.score_batch or models.rollout.apply.score_released makes them."""
+        if self.releases is None or self.bundles is None:
+            return score_batch(featured, project, self.scorer, self.bundle_id, reason_codes)
+        keys = {name: column(featured, field) for name, field in project.entities.items()}
+        assigned = self.releases.assign(times_us(featured), keys)
+        for name, values in assigned.columns().items():
+            featured = with_column(featured, name, values)
+        return score_released(featured, project, self.bundles, reason_codes)
+
+
+class Pasts(Protocol):
+    """Where the past of entities is kept, in tiles."""
+
+    def read(self, places: Sequence[Place]) -> Mapping[Place, bytes]:
+        """The tiles that are there."""
+
+    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+        """Unite tiles of one kind with those that are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Score rows of the events of a request, the place of each in it, int64[n], and by place refusals."""
+
+    rows: pa.RecordBatch
+    places: Keys
+    refused: dict[int, Refusal]
+
+
+class Answering:
+    """A project's events to answers.
+
+    Events of one request see each other, as those of the past, in the order of (event time, event id): an event's
+    features are the same whether those before it came earlier or with it, and in whatever order they stand.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._records = project.event_type
+        self._past = PastFeatures(project)
+        self._kinds = [kind for name, kind in self._past.kinds.items() if not name.startswith(LABELS_OF)]
+
+    def answer(
+        self, payloads: Sequence[bytes], scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
+    ) -> Answers:
+        """Score events, JSON each. With `absorb` the valid ones are added to the past of their entities, too."""
+        intake = take_in(payloads, self._records)
+        events, places, refused = intake.batch, intake.places, dict(intake.refused)
+        if not events.num_rows:
+            return Answers(events, places, refused)
+        tiles = dict(pasts.read(self._past.places(events)))
+        own = self._tiles_of(events) if absorb or events.num_rows > 1 else {}
+        featured = self._past.compute(events, self._with_own(tiles, own) if events.num_rows > 1 else tiles)
+        if self.project.expect:
+            featured, faults, _ = check_features(featured, self.project)
+            rows = places[faults.rows].tolist()
+            refused |= {p: Refusal("CheckFeatures", text) for p, text in zip(rows, faults.reasons(), strict=True)}
+            featured, places = split_good(featured, faults.bad), places[~faults.bad]
+        rows = scoring.score(featured, self.project, reason_codes) if featured.num_rows else featured
+        if absorb:
+            for kind, added in own.items():
+                pasts.add(self._past.kinds[kind], added)
+        return Answers(rows, places, refused)
+
+    def _tiles_of(self, events: pa.RecordBatch) -> dict[str, dict[Place, bytes]]:
+        """What the windows of later events need of these, by the kinds of tiles."""
+        if self.project.before_windows or self.project.windows_only:
+            events = before_windows(events, self.project)
+        made = {kind.name: make_tiles(kind, events) for kind in self._kinds}
+        return {name: tiles for name, tiles in made.items() if tiles}
+
+    def _with_own(self, tiles: dict[Place, bytes], own: Mapping[str, dict[Place, bytes]]) -> Mapping[Place, bytes]:
+        for name, mine in own.items():
+            before = [tiles.get(place) for place in mine]
+            merged = merge_tiles(self._past.kinds[name].kinds, before, list(mine.values()))
+            tiles |= dict(zip(mine, merged, strict=True))
+        return tiles
+
+    def features_at(self, entity: str, key: str, at_us: int, pasts: Pasts) -> bytes:
+        """The rolling features of an entity as of a time, microseconds since 1970 UTC, as a JSON object.
+
+        RequestError for an entity that the project has no windows of, or a key that is none.
+        """
+        one = self._key_of(entity, key)
+        tiles = pasts.read(self._past.places_of(entity, one, at_us))
+        found = self._past.answer(entity, [one], np.array([at_us]), tiles)
+        row = pa.RecordBatch.from_arrays([pa.array(values) for values in found.values()], names=list(found))
+        return encode_json_lines(row).rstrip()
+
+    def _key_of(self, entity: str, key: str) -> str:
+        """An entity's key as the tiles have it."""
+        names = self.project.key_fields.get(entity, ())
+        if len(names) != 1:
+            known = ", ".join(name for name, fields in self.project.key_fields.items() if len(fields) == 1)
+            raise RequestError(f"no windows are of the entity {entity!r} alone; there are: {known or 'none'}")
+        if self.project.contract.fields[names[0]].kind != "int":
+            return key
+        if not re.fullmatch(r"-?[0-9]{1,19}", key) or not -(2**63) <= int(key) < 2**63:
+            raise RequestError(f"{names[0]} is a whole number of 64 bits")
+        return str(int(key))
+
+    def without_past(self, payloads: Sequence[bytes], action: str) -> Answers:
+        """The valid events with one decision, that for events whose past can't be read, and without a score."""
+        intake = take_in(payloads, self._records)
+        event = self.project.event
+        columns = [column(intake.batch, event.id), column(intake.batch, EVENT_TIME)]
+        decided = same_text(action, intake.batch.num_rows)
+        rows = pa.RecordBatch.from_arrays([*columns, decided], names=[event.id, event.time, DECISION])
+        return Answers(rows, intake.places, intake.refused)
+
+    def render(self, answers: Answers, about: Sequence[bytes], with_features: bool) -> list[bytes]:
+        """The answer to each event of the request as a JSON object; `about` has more members for each row.
+
+        Numbers of 32 and of 64 bits are written with as few digits as read back to the same bits of that type.
+        """
+        found: dict[int, bytes] = {place: self._render_refusal(refusal) for place, refusal in answers.refused.items()}
+        if answers.rows.num_rows and len(answers.places):
+            found |= dict(
+                zip(answers.places.tolist(), self._render_rows(answers.rows, about, with_features), strict=True)
+            )
+        return [found[place] for place in sorted(found)]
+
+    def decision_of(self, refusal: Refusal) -> str | None:
+        """The fallback decision that the project declares for a refused event, if it does."""
+        fallback = self.project.fallback
+        return fallback.action if fallback is not None and refusal.step in _FALLS_BACK else None
+
+    def _render_refusal(self, refusal: Refusal) -> bytes:
+        told = {"refused": {"step": refusal.step, "reasons": json.loads(refusal.reasons)}}
+        decision = self.decision_of(refusal)
+        return json.dumps(told if decision is None else {**told, DECISION: decision}, ensure_ascii=False).encode()
+
+    def _render_rows(self, rows: pa.RecordBatch, about: Sequence[bytes], with_features: bool) -> list[bytes]:
+        there = set(rows.schema.names)
+        said = [*self.project.said_columns, DECISION, UNEXPECTED, BUNDLE_ID, ROLE, RELEASE]
+        groups = {b"event": [self.project.event.id, self.project.event.time]}
+        groups |= {b"features": list(self.project.feature_names)} if with_features or not self.project.has_model else {}
+        parts = {name: _lines(rows, names) for name, names in groups.items()}
+        if REASONS in there:
+            parts[b"reasons"] = [text.encode() for text in column(rows, REASONS).to_pylist()]
+        plain = [line[1:-1] for line in _lines(rows, [name for name in said if name in there])]
+        found = []
+        for row, members in enumerate(plain):
+            nested = b",".join(b'"%s":%s' % (name, lines[row]) for name, lines in parts.items())
+            found.append(b"{" + b",".join(filter(None, (nested, members, about[row]))) + b"}")
+        return found
+
+
+def _lines(rows: pa.RecordBatch, names: Sequence[str]) -> list[bytes]:
+    """Each row's columns as a JSON object."""
+    if not names:
+        return [b"{}"] * rows.num_rows
+    return encode_json_lines(rows.select(list(names))).splitlines()

@@ -1,0 +1,61 @@
+"""`headrace serve`: score events by request."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.errors import clear_errors
+from pipelines.cli.parameters import OneModel, ProjectFolder, Registry, Releases, TheStore
+
+
+def serve(
+    project: ProjectFolder,
+    store: TheStore,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 is a free one.")] = 8080,
+    absorb: Annotated[
+        bool,
+        typer.Option(
+            "--absorb",
+            help="Add each event to the store before it is answered, where no stream does; a store that is not there "
+            "is made.",
+        ),
+    ] = False,
+    deadline: Annotated[float, typer.Option(min=0.001, max=60, help="Seconds that a request may wait and take.")] = 1.0,
+    model: OneModel = None,
+    releases: Releases = None,
+    registry: Registry = None,
+) -> None:
+    """Score events by HTTP, with features of what an online store has of their entities."""
+    with clear_errors():
+        from models.project.project import load_project
+        from pipelines.prechecks import find_registry, find_version, registry_of, require_store
+        from pipelines.release_store import find_log
+
+        declared = load_project(project)
+        require_store(store, declared, from_state=False, apart=False)
+        log = None
+        if declared.has_model and model is None:
+            log = find_log(declared, registry_of(project, registry), releases)
+        model = model or "champion"
+        if log is not None:
+            registry = find_registry(project, registry)
+        elif declared.has_model:
+            registry = find_version(project, declared.name, model, registry)
+
+        from pipelines.jobs.serve import open_service
+        from pipelines.serve.app import make_app
+        from pipelines.serve.http import Tokens
+        from pipelines.serve.server import listen
+        from pipelines.serve.server import serve as run
+
+        logging.getLogger("headrace").setLevel(logging.INFO)
+        tokens = Tokens.of_environment()
+        bound = listen(host, port)
+        service = open_service(declared, project, store, log, model, str(registry), absorb, deadline)
+        host, port = bound.getsockname()[:2]
+        run(make_app(service, tokens), bound, lambda: typer.echo(f"serving {declared.name} on http://{host}:{port}"))
+        typer.echo("all that was taken is answered")

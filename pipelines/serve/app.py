@@ -1,0 +1,193 @@
+"""The endpoint's routes; what they say when something is wrong is JSON, `{"error": TEXT}`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.errors import HeadraceError
+from models.partitions import Partitions
+from models.serving.requests import RequestError, split_events
+from models.serving.tensors import describe, infer, read_rows
+from pipelines.serve.documents import INFER, describe_score
+from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
+from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
+from pipelines.serve.models import Champion
+from pipelines.serve.service import Service, ServiceDown
+
+_LOG = logging.getLogger("headrace")
+MOST_REASONS = 20
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service, tokens: Tokens) -> FastAPI:
+    """The endpoint of a service, which it closes at its end."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(service.watch())
+        yield
+        watching.cancel()
+        service.close()
+
+    project, counts = service.project, Counts()
+    app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
+    routes = _Routes(service, counts)
+    for method, path, role, handler, told in (
+        ("POST", "/v1/score", "score", routes.score, describe_score(project)),
+        ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
+        ("GET", "/v2", None, routes.server, None),
+        ("GET", "/v2/health/live", None, routes.live, None),
+        ("GET", "/v2/health/ready", None, routes.ready, None),
+        ("GET", "/v2/models/{model}", "read", routes.model, None),
+        ("GET", "/v2/models/{model}/ready", None, routes.model_ready, None),
+        ("POST", "/v2/models/{model}/infer", "score", routes.infer, INFER),
+        ("GET", "/metrics", "read", routes.metrics, None),
+    ):
+        told = {"summary": handler.__doc__, **(told or {})}
+        app.add_api_route(
+            path, _told(handler, path, role, tokens, counts), methods=[method], name=handler.__name__,
+            response_model=None, summary=handler.__doc__, openapi_extra=told,
+        )  # fmt: skip
+    app.add_exception_handler(HTTPException, _say_http)
+    return app
+
+
+class _Routes:
+    """What is done for each route."""
+
+    def __init__(self, service: Service, counts: Counts) -> None:
+        self._service, self._counts = service, counts
+
+    async def score(self, request: Request) -> Response:
+        """Score an event, or a list of events."""
+        with_features, reasons = _score_options(request)
+        payloads, is_list = split_events(await read_body(request), MOST_EVENTS)
+        reply = await self._service.score(payloads, with_features, reasons)
+        for outcome in ("scored", "refused", "fallback"):
+            self._counts.events(outcome, getattr(reply, outcome))
+        if is_list:
+            return json_response(b"[" + b",".join(reply.answers) + b"]")
+        return json_response(reply.answers[0], 422 if reply.refused else 200)
+
+    async def features(self, request: Request) -> Response:
+        """The rolling features of an entity as of now, or as of `at`."""
+        entity, key = request.path_params["entity"], request.path_params["key"]
+        at_us = _time_of(request.query_params.get("at"))
+        return json_response(await self._service.features(entity, key, at_us))
+
+    async def server(self, request: Request) -> Response:
+        """What serves."""
+        return json_response({"name": "headrace", "version": version("headrace"), "extensions": []})
+
+    async def live(self, request: Request) -> Response:
+        """Whether the process answers."""
+        return json_response({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether events can be scored."""
+        why = self._service.broken
+        return json_response(
+            {"ready": why is None, **({} if why is None else {"why": why})}, 200 if why is None else 503
+        )
+
+    async def model(self, request: Request) -> Response:
+        """The metadata of the champion: a tensor of each feature in, scores and decisions out."""
+        name = request.path_params["model"]
+        champion = await self._service.do(lambda: self._champion(name))
+        return json_response(describe(name, champion.bundle_id, champion.scorer, champion.project))
+
+    async def model_ready(self, request: Request) -> Response:
+        """Whether the champion can score."""
+        name = request.path_params["model"]
+        await self._service.do(lambda: self._champion(name))
+        return json_response({"name": name, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        """Score rows of features by the champion."""
+        name, body = request.path_params["model"], await read_body(request)
+
+        def work() -> bytes:
+            champion = self._champion(name)
+            rows, told = read_rows(body, champion.scorer.feature_names, MOST_EVENTS)
+            return infer(name, champion.bundle_id, rows, champion.scorer, champion.project, told)
+
+        return json_response(await self._service.do(work))
+
+    async def metrics(self, request: Request) -> Response:
+        """What Prometheus reads."""
+        return Response(self._counts.text(self._service.broken is None), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _champion(self, name: str) -> Champion:
+        champion = self._service.models.champion()
+        if champion is None or name != self._service.project.name:
+            raise HttpError(404, f"the model is {self._service.project.name}" if champion else "there is no model")
+        return champion
+
+
+def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts: Counts) -> Handler:
+    """A route that is counted, and that says what is wrong."""
+
+    async def answer(request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            if role is not None:
+                tokens.check(request, role)
+            response = await handler(request)
+        except HttpError as error:
+            told = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+            response = json_response({"error": error.message}, error.status, told)
+        except RequestError as error:
+            response = json_response({"error": _printable(str(error))}, 422)
+        except ServiceDown as error:
+            response = json_response({"error": str(error)}, 503, {"Retry-After": "1"})
+        except HeadraceError as error:
+            _LOG.error("%s: %s", path, error)
+            response = json_response({"error": "the endpoint can't answer; its log says why"}, 503)
+        except Exception:  # noqa: BLE001  it is logged, and other requests are answered
+            _LOG.exception("%s failed", path)
+            response = json_response({"error": "the endpoint failed; its log says why"}, 500)
+        counts.request(path, response.status_code, time.perf_counter() - started)
+        return response
+
+    return answer
+
+
+async def _say_http(request: Request, error: Any) -> Response:
+    return json_response({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+def _score_options(request: Request) -> tuple[bool, int]:
+    known = {"features", "reasons"}
+    if unknown := sorted(set(request.query_params) - known):
+        raise HttpError(422, f"no option {_printable(unknown[0])[:100]!r}; there are: {', '.join(sorted(known))}")
+    features, reasons = request.query_params.get("features", "false"), request.query_params.get("reasons", "0")
+    if features not in ("true", "false"):
+        raise HttpError(422, "features is true or false")
+    if not (reasons.isascii() and reasons.isdigit() and len(reasons) < 3 and int(reasons) <= MOST_REASONS):
+        raise HttpError(422, f"reasons is a number of features up to {MOST_REASONS}")
+    return features == "true", int(reasons)
+
+
+def _time_of(text: str | None) -> int:
+    """A time as ISO 8601 writes it, UTC where it says no other, in microseconds; that of now if none is given."""
+    if text is None:
+        return time.time_ns() // 1000
+    try:
+        return Partitions().parse(text)
+    except ValueError:
+        raise HttpError(422, "at is a time such as 2018-06-08T12:00:00Z") from None
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

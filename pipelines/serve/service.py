@@ -1,0 +1,208 @@
+"""What an endpoint does, one request after another, in a thread of its own; with deadlines, and without its store.
+
+Requests wait for the thread, no longer than the deadline. When the store fails or is too slow, the service is broken:
+requests get the project's fallback decision at once, or are told to come again, until a look at the store, once a
+second, finds that it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from models.batches import as_int64, column
+from models.errors import HeadraceError
+from models.predictors.booster import ModelError
+from models.project.declarations import Project
+from models.serving.answers import Answering, Answers
+from models.serving.requests import RequestError
+from models.store.kinds import Kind, Place
+from models.store.tiles import TileError
+from pipelines.serve.models import Models
+from pipelines.store import Store, StoreError
+
+_LOG = logging.getLogger("headrace")
+_LOOK_SECONDS = 1.0
+MOST_WAITING = 256
+T = TypeVar("T")
+
+
+class ServiceDown(HeadraceError):
+    """An endpoint that can't answer now: its store does not answer, or too many requests wait."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """Answers to a request's events, JSON each in their order, how many were scored, refused and fell back."""
+
+    answers: list[bytes]
+    scored: int = 0
+    refused: int = 0
+    fallback: int = 0
+
+
+class _Watched:
+    """The store; what it fails with is told apart from what else may fail."""
+
+    def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
+        self._store, self._failed = store, failed
+
+    def read(self, places: Sequence[Place]) -> Mapping[Place, bytes]:
+        """As the store."""
+        with self.told():
+            return self._store.read(places)
+
+    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
+        """As the store."""
+        with self.told():
+            self._store.add(kind, tiles)
+
+    @contextlib.contextmanager
+    def told(self) -> Any:
+        """ServiceDown for a store that does not answer."""
+        try:
+            yield
+        except StoreError as error:
+            self._failed(str(error))
+            raise ServiceDown("the store does not answer") from None
+        except TileError as error:
+            _LOG.error("the store holds a damaged tile: %s; `headrace store check` mends it", error)
+            raise ServiceDown("the store holds a damaged tile of this entity") from None
+
+
+class Service:
+    """A project that is served."""
+
+    def __init__(self, project: Project, models: Models, store: Store, absorb: bool, deadline_seconds: float) -> None:
+        """`deadline_seconds` is the time that a request may wait and take."""
+        self.project, self.models, self.absorbs = project, models, absorb
+        self.answering = Answering(project)
+        self._store = store
+        self._watched = _Watched(store, self._break)
+        self._deadline = deadline_seconds
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "answers")
+        self._waiting = 0
+        self._lost_us: int | None = None  # the time of the first event that was not absorbed
+        self.broken: str | None = None
+
+    async def score(self, payloads: Sequence[bytes], with_features: bool = False, reason_codes: int = 0) -> Reply:
+        """Answers to events; ServiceDown if there are none, and the project declares no fallback decision."""
+        try:
+            return await self._do(lambda: self._score(payloads, with_features, reason_codes))
+        except ServiceDown:
+            if self.project.fallback is None:
+                raise
+        return await asyncio.get_running_loop().run_in_executor(None, self._fall_back, payloads)
+
+    async def features(self, entity: str, key: str, at_us: int) -> bytes:
+        """The rolling features of an entity's key as of a time, microseconds since 1970 UTC, as a JSON object."""
+        return await self._do(lambda: self._features(entity, key, at_us))
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """What needs no store, in the thread; ServiceDown if it has no time for it."""
+        return await self._do(work, needs_store=False)
+
+    async def watch(self) -> None:
+        """Look at the store while it fails, until this is cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self.broken is not None:
+                with contextlib.suppress(ServiceDown):
+                    await self._do(self._look, needs_store=False)
+
+    def close(self) -> None:
+        """End the thread, when it has answered."""
+        self._thread.shutdown()
+        self.models.close()
+        self._store.close()
+
+    async def _do(self, work: Callable[[], T], needs_store: bool = True) -> T:
+        if needs_store and self.broken is not None:
+            raise ServiceDown(self.broken)
+        if self._waiting >= MOST_WAITING:
+            raise ServiceDown("too many requests wait")
+        self._waiting += 1
+        future = self._thread.submit(work)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._deadline)
+        except TimeoutError:
+            if future.cancelled():  # it was never begun
+                raise ServiceDown("too many requests wait") from None
+            why = f"no answer within {self._deadline:g} s"
+            self._break(why)
+            raise ServiceDown(why) from None
+        finally:
+            self._waiting -= 1
+
+    def _break(self, why: str) -> None:
+        if self.broken is None:
+            _LOG.error("not ready: %s", why)
+        self.broken = why
+
+    def _look(self) -> None:
+        with self._watched.told():
+            self._store.progress()
+        if self.broken is not None:
+            _LOG.warning("ready again: the store answers")
+        self.broken = None
+
+    def _score(self, payloads: Sequence[bytes], with_features: bool, reason_codes: int) -> Reply:
+        scoring = self.models.current()
+        with self._watched.told():
+            watermark_us = self._store.progress().watermark_us
+        try:
+            answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
+        except ModelError as error:
+            if reason_codes:  # which models of a release can't give
+                raise RequestError(str(error)) from None
+            raise
+        told = self._freshness(answers, watermark_us)
+        found = self.answering.render(answers, told, with_features)
+        return Reply(found, scored=answers.rows.num_rows, refused=len(answers.refused))
+
+    def _fall_back(self, payloads: Sequence[bytes]) -> Reply:
+        assert self.project.fallback is not None
+        answers = self.answering.without_past(payloads, self.project.fallback.action)
+        times = as_int64(column(answers.rows, self.project.event.time))
+        if len(times):
+            self._lost_us = min(int(times.min()), self._lost_us if self._lost_us is not None else 1 << 62)
+        told = [b'"fallback":true,"complete":false'] * len(times)
+        found = self.answering.render(answers, told, False)
+        return Reply(found, refused=len(answers.refused), fallback=len(times))
+
+    def _features(self, entity: str, key: str, at_us: int) -> bytes:
+        with self._watched.told():
+            watermark_us = self._store.progress().watermark_us
+        features = self.answering.features_at(entity, key, at_us, self._watched)
+        return b'{"features":' + features + b"," + self._told(watermark_us, at_us) + b"}"
+
+    def _freshness(self, answers: Answers, watermark_us: int | None) -> list[bytes]:
+        """How fresh the state was that each row is of."""
+        if not answers.rows.num_rows:
+            return []
+        times = as_int64(column(answers.rows, self.project.event.time)).tolist()
+        return [self._told(watermark_us, time_us) for time_us in times]
+
+    def _told(self, watermark_us: int | None, time_us: int) -> bytes:
+        """`as_of`, before which all events are in the store, and whether all are there that are before a time.
+
+        An endpoint that absorbs is the only way in, so that all are there but those that it had to answer without.
+        """
+        complete = watermark_us is not None and time_us < watermark_us
+        complete |= self.absorbs and (self._lost_us is None or time_us < self._lost_us)
+        as_of = b"null" if watermark_us is None else b'"%s"' % time_text(watermark_us).encode()
+        return b'"as_of":%s,"complete":%s' % (as_of, b"true" if complete else b"false")
+
+
+def time_text(time_us: int) -> str:
+    """A time as ISO 8601 writes it."""
+    since = np.datetime64(time_us, "us").astype(datetime.datetime)
+    return f"{since.isoformat()}Z" if isinstance(since, datetime.datetime) else str(time_us)

@@ -1,0 +1,143 @@
+"""What an endpoint computes of events as they come has the bits that the graph gives them over files."""
+
+import itertools
+import json
+import random
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from models.rollout.assign import Releases
+from models.serving.answers import Answering, Scoring
+from tests.kit.declared import declared
+from tests.kit.releases import five_releases
+from tests.kit.serving import SCHEMA, TEXT, PastsInMemory, as_lines, assert_same_bits, in_order, make_events
+from tests.kit.support import DATA, card_fraud, needs_data, run_graph, tiny_scorer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory):
+    """A project, its events, and what the graph makes of them."""
+    folder = tmp_path_factory.mktemp("shops")
+    project, events = declared(TEXT, SCHEMA), make_events()
+    path = folder / "events.jsonl"
+    path.write_bytes(b"\n".join(as_lines(events)) + b"\n")
+    return project, events, run_graph(folder / "run", [str(path)], project)
+
+
+def ask(project, scoring, requests, absorb=True, **options):
+    """The answers to lists of records, one list after another."""
+    answering, pasts = Answering(project), PastsInMemory()
+    for request in requests:
+        answers = answering.answer(as_lines(request), scoring, pasts, absorb, **options)
+        yield from map(json.loads, answering.render(answers, [b'"complete":true'] * 1000, True))
+
+
+def fixed(project) -> Scoring:
+    return Scoring(tiny_scorer(project.model.inputs), "bundle")
+
+
+def split(answers):
+    answers = list(answers)
+    return [a for a in answers if "refused" not in a], [a for a in answers if "refused" in a]
+
+
+def columns(project):
+    return [*project.feature_names, "score", "decision", "bundle_id"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_events_one_by_one_or_in_lists_get_the_bits_of_batch(shops, seed):
+    project, events, batch = shops
+    ordered, random_ = in_order(events), random.Random(seed)
+    cuts = (
+        [0, *sorted(random_.sample(range(1, len(ordered)), 20 * seed)), len(ordered)]
+        if seed
+        else range(len(ordered) + 1)
+    )
+    requests = [ordered[a:b] for a, b in itertools.pairwise(cuts)]
+    if seed:
+        for request in requests:
+            random_.shuffle(request)
+    scored, refused = split(ask(project, fixed(project), requests))
+    assert len(scored) == batch.outcomes["scored"] > 400
+    assert_same_bits(scored, batch.scores, columns(project))
+    told = sorted(json.dumps(a["refused"]["reasons"]) for a in refused)
+    assert told == sorted(json.dumps(json.loads(text)) for text in batch.dead_letters["reasons"].to_pylist())
+    assert (
+        {a["refused"]["step"] for a in refused}
+        == set(batch.dead_letters["step"].to_pylist())
+        == {"Validate", "CheckFeatures"}
+    )
+    assert {a["decision"] for a in refused} == {"review"}
+
+
+def test_an_event_that_is_sent_again_has_the_same_answer(shops):
+    project, events, _ = shops
+    ordered = in_order(events)[:200]
+    once = list(ask(project, fixed(project), [[event] for event in ordered]))
+    answers = list(ask(project, fixed(project), [[event] for event in ordered for _ in range(2)]))
+    assert answers[::2] == answers[1::2] == once
+
+
+def test_an_event_that_comes_after_later_ones_sees_what_was_before_it(shops):
+    project, events, batch = shops
+    ordered = in_order(events)
+    late = next(e for e in ordered[300:] if e["amount"] == 12.5)
+    answers = ask(project, fixed(project), [[e for e in ordered if e is not late], [late]])
+    assert_same_bits(
+        [list(answers)[-1]],
+        batch.scores.filter([i == late["id"] for i in batch.scores["id"].to_pylist()]),
+        columns(project),
+    )
+
+
+@pytest.mark.parametrize("control", ["nothing absorbed", "one event late"])
+def test_a_past_that_lacks_events_gives_other_features(shops, control):
+    project, events, batch = shops
+    ordered = in_order(events)
+    if control == "nothing absorbed":
+        answers = ask(project, fixed(project), [[event] for event in ordered], absorb=False)
+    else:
+        answering, pasts, answers, before = Answering(project), PastsInMemory(), [], None
+        scoring = fixed(project)
+        for line in as_lines(ordered):
+            found = answering.answer([line], scoring, pasts)
+            answers += map(json.loads, answering.render(found, [b""] * 1000, True))
+            if before:
+                answering.answer([before], scoring, pasts, absorb=True)
+            before = line
+    scored, _ = split(answers)
+    with pytest.raises(AssertionError):
+        assert_same_bits(scored, batch.scores, columns(project))
+
+
+def test_releases_say_which_model_answers(shops, tmp_path):
+    project, events, _ = shops
+    lines = as_lines(in_order(events))
+    released = five_releases(project, lines, "card")
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    batch = run_graph(tmp_path / "run", [str(path)], project, released=released)
+    scoring = Scoring(releases=Releases(released.read().records), bundles=released.bundles)
+    scored, _ = split(ask(project, scoring, [[event] for event in in_order(events)]))
+    assert_same_bits(scored, batch.scores, [*columns(project), "role", "release"])
+    assert len({a["bundle_id"] for a in scored}) == 3
+
+
+@needs_data
+def test_card_transactions_get_the_bits_of_batch(tmp_path):
+    project = card_fraud()
+    rows = pq.read_table(DATA / "transactions.parquet").slice(0, 300_000)
+    some = pc.is_in(rows["CUSTOMER_ID"], value_set=rows["CUSTOMER_ID"].slice(0, 6).combine_chunks())
+    events = [{**row, "TX_DATETIME": str(row["TX_DATETIME"])} for row in rows.filter(some).to_pylist()]
+    (tmp_path / "events.jsonl").write_bytes(b"\n".join(as_lines(events)))
+    batch = run_graph(tmp_path / "run", [str(tmp_path / "events.jsonl")], project)
+    ordered = sorted(events, key=lambda event: (event["TX_DATETIME"], event["TRANSACTION_ID"]))
+    scored, refused = split(ask(project, fixed(project), [[event] for event in ordered]))
+    assert not refused
+    assert len(scored) > 500
+    assert_same_bits(scored, batch.scores, columns(project), "TRANSACTION_ID")

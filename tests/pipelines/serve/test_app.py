@@ -1,0 +1,372 @@
+"""The endpoint's routes, as a client sees them, whatever it sends."""
+
+import json
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from models.predictors.booster import ModelError
+from models.record import DECISION
+from models.score import decide
+from pipelines.serve import http, service
+from pipelines.serve.http import Tokens
+from pipelines.serve.models import OneModel
+from pipelines.store import Progress, StoreError
+from tests.kit.declared import declared
+from tests.kit.endpoints import open_faulty, serving
+from tests.kit.serving import SCHEMA, START, TEXT, as_lines, in_order, make_events
+from tests.kit.support import tiny_scorer
+
+pytestmark = pytest.mark.slow
+
+EVENT = {"id": 1, "at": START + 60, "card": "anna", "shop": 1, "amount": 12.5}
+PROJECT = declared(TEXT, SCHEMA)
+NO_FALLBACK = declared(TEXT.replace("fallback: {action: review}\n", ""), SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with serving(PROJECT, open_faulty(tmp_path_factory.mktemp("store"), PROJECT)) as client:
+        client.post("/v1/score", content=b"[" + b",".join(as_lines(in_order(make_events(60)))) + b"]")
+        yield client
+
+
+def score(client, event=EVENT, **options):
+    return client.post("/v1/score", json=event, **options)
+
+
+def test_an_event_gets_its_answer(client):
+    reply = score(client)
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert set(reply.json()) == {"event", "score", "decision", "unexpected", "bundle_id", "as_of", "complete"}
+    assert reply.json()["event"] == {"id": 1, "at": "2018-12-01T00:01:00.000000Z"}
+
+
+def test_features_and_reasons_are_given_to_whom_asks(client):
+    reply = score(client, params={"features": "true", "reasons": 3}).json()
+    assert set(reply["features"]) == set(PROJECT.feature_names)
+    assert len(reply["reasons"]) == 3
+    assert all(name in PROJECT.model.inputs for name, _ in reply["reasons"])
+
+
+def test_a_list_is_answered_in_its_order(client):
+    events = [EVENT, {**EVENT, "id": 2, "card": None}, {**EVENT, "id": 3, "at": START}, 7]
+    reply = score(client, events)
+    assert reply.status_code == 200
+    scored, refused, earlier, other = reply.json()
+    assert [answer["event"]["id"] for answer in (scored, earlier)] == [1, 3]
+    assert refused["refused"] == {"step": "Validate", "reasons": [{"field": "card", "rule": "missing", "value": ""}]}
+    assert refused["decision"] == "review"
+    assert other["refused"]["step"] == "Decode"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"null", "not a JSON object"),
+        (b'"x"', "not a JSON object"),
+        (b"[]", "holds no event"),
+        (b"[{}", "not JSON"),
+        (b"[{},]", "not JSON"),
+        (b"[{}] x", "not JSON"),
+        (b"[{} {}]", "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 5_000, "nested deeper"),
+        (b"[" + b",".join([b"{}"] * 1001) + b"]", "more than 1,000 events"),
+        (b"\xff", "not JSON"),
+        (b"[\xff]", "not UTF-8"),
+        (b'{"id": NaN, "at": 1543622400, "card": "x"}', "not a 64-bit integer"),
+        (b'{"id": 1, "at": 1e400, "card": "x"}', "not a"),
+        (b'{"id": 1, "at": 1543622400, "card": "\\ud800"}', "not UTF-8"),
+        (b'{"id": 1, "id": 2, "at": 1543622400, "card": "x"}', "named twice"),
+        (b'{"id": 1, "at": ' + b"9" * 5000 + b', "card": "x"}', "not a time"),
+        (b'{"id": 1, "at": 1543622400, "card": "' + b"x" * 70_000 + b'"}', "larger than"),
+        (b'{"id": 1, "at": 1543622400, "card": "x", "amount": 1e300}', "above"),
+    ],
+)
+def test_what_is_no_event_is_refused_with_its_reason(client, body, said):
+    reply = client.post("/v1/score", content=body)
+    assert reply.status_code == 422, reply.text
+    assert said in reply.text.replace("\\", "")
+    assert client.get("/v2/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/score", 405),
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/features/card", 404),
+        ("POST", "/v1/score?reasons=21", 422),
+        ("POST", "/v1/score?reasons=-1", 422),
+        ("POST", "/v1/score?feature=true", 422),
+        ("GET", "/v1/features/town/1", 422),
+        ("GET", "/v1/features/card%20and%20shop/1", 422),
+        ("GET", "/v1/features/shop/one", 422),
+        ("GET", "/v1/features/shop/99999999999999999999", 422),
+        ("GET", "/v1/features/shop/1?at=never", 422),
+        ("GET", "/v1/features/card/%00%ff", 200),
+        ("GET", "/v2/models/nothing", 404),
+        ("POST", "/v2/models/shops/infer", 422),
+    ],
+)
+def test_what_is_not_there_or_can_t_be_is_told(client, method, path, status):
+    reply = client.request(method, path, content=b"{}" if method == "POST" else None)
+    assert reply.status_code == status, reply.text
+    assert status == 200 or reply.json()["error"]
+
+
+def test_a_body_is_bounded_whether_it_says_its_length_or_not(client):
+    large = b" " * (http.MOST_BYTES + 1)
+    for content in (large, iter([large])):
+        assert client.post("/v1/score", content=content).status_code == 413
+
+
+def test_random_bytes_never_break_it(client):
+    chosen = random.Random(3)
+    whole = json.dumps([EVENT, EVENT]).encode()
+    for _ in range(150):
+        body = bytearray(whole)
+        for _ in range(chosen.randrange(1, 6)):
+            body[chosen.randrange(len(body))] = chosen.randrange(256)
+        for path in ("/v1/score", "/v2/models/shops/infer"):
+            reply = client.post(path, content=bytes(body))
+            assert reply.status_code in (200, 422)
+            assert reply.json()
+
+
+def test_features_as_of_a_time_are_those_of_the_event_but_for_itself(client):
+    at = START + 20 * 86_400 + 1
+    asked = client.get("/v1/features/card/anna", params={"at": "2018-12-21T00:00:01Z"}).json()
+    event = score(client, {**EVENT, "id": 10_000, "at": at}, params={"features": "true"}).json()["features"]
+    assert asked["complete"] is True
+    assert asked["features"]["number_M"] == event["number_M"] - 1 > 0
+    assert asked["features"]["before_D"] == event["before_D"]
+
+
+class TestInfer:
+    """The Open Inference Protocol."""
+
+    names = PROJECT.model.inputs
+    rows = np.random.default_rng(1).normal(50, 30, (5, len(names))).astype(np.float32)
+
+    def request(self, client, *tensors, **more):
+        return client.post("/v2/models/shops/infer", json={"inputs": list(tensors), **more})
+
+    def test_rows_get_the_bits_of_the_model(self, client):
+        rows = self.rows.copy()
+        rows[0, 1] = np.nan
+        data = [None if value != value else float(str(np.float32(value))) for value in rows.ravel()]
+        together = {"name": "features", "shape": list(rows.shape), "datatype": "FP32", "data": data}
+        reply = self.request(client, together, id="a")
+        columns = zip(self.names, np.array(data, object).reshape(rows.shape).T, strict=True)
+        each = [{"name": n, "shape": [5, 1], "datatype": "FP32", "data": list(values)} for n, values in columns]
+        assert self.request(client, *each).json()["outputs"] == reply.json()["outputs"]
+        expected = tiny_scorer(self.names).score(rows)
+        told = {tensor["name"]: tensor for tensor in reply.json()["outputs"]}
+        assert (np.array(told["score"]["data"], np.float32).view(np.int32) == expected.view(np.int32)).all()
+        assert told[DECISION]["data"] == decide(expected, PROJECT.decisions).to_pylist()
+        assert (reply.json()["model_name"], reply.json()["model_version"], reply.json()["id"]) == (
+            "shops",
+            "bundle",
+            "a",
+        )
+
+    def test_the_metadata_name_the_tensors_that_are_taken(self, client):
+        told = client.get("/v2/models/shops").json()
+        assert [tensor["name"] for tensor in told["inputs"]] == list(self.names)
+        assert client.get("/v2/models/shops/ready").json() == {"name": "shops", "ready": True}
+        tensors = [{**tensor, "shape": [1], "data": [1]} for tensor in told["inputs"]]
+        assert self.request(client, *tensors).status_code == 200
+        assert self.request(client, *tensors[1:]).status_code == 422
+        assert self.request(client, *tensors, {**tensors[0], "name": "more"}).status_code == 422
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"shape": [1]},
+            {"shape": [2, 11]},
+            {"shape": [1.5, 11]},
+            {"shape": "x"},
+            {"shape": [1e300, 11]},
+            {"datatype": "BYTES"},
+            {"data": ["x"] * 11},
+            {"data": [{}] * 11},
+            {"data": 1},
+            {"data": [1] * 12},
+        ],
+    )
+    def test_other_tensors_are_refused(self, client, wrong):
+        tensor = {"name": "features", "shape": [1, 11], "datatype": "FP32", "data": [1] * 11}
+        assert self.request(client, tensor).status_code == 200
+        reply = self.request(client, {**tensor, **wrong})
+        assert reply.status_code == 422
+        assert "features" in reply.json()["error"]
+
+
+def test_metrics_and_documents_are_there(client):
+    score(client)
+    text = client.get("/metrics").text
+    assert 'headrace_http_requests_total{path="/v1/score",status="200"}' in text
+    assert 'headrace_http_request_seconds_bucket{le="+Inf",path="/v1/score"}' in text
+    assert "headrace_ready 1.0" in text
+    document = client.get("/openapi.json").json()
+    examples = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert score(client, examples["event"]["value"]).status_code == 200
+    assert client.get("/docs").status_code == 200
+
+
+def test_a_store_that_fails_gives_the_fallback_decision_and_comes_back(tmp_path):
+    store = open_faulty(tmp_path, PROJECT)
+
+    def fail():
+        raise StoreError("the disk is gone")
+
+    with serving(PROJECT, store) as client:
+        assert score(client).json()["complete"] is True
+        store.before = fail
+        for _ in range(2):
+            reply = score(client, {**EVENT, "id": 2})
+            assert reply.status_code == 200
+            assert reply.json() == {
+                "event": {"id": 2, "at": "2018-12-01T00:01:00.000000Z"},
+                "decision": "review",
+                "fallback": True,
+                "complete": False,
+            }
+            assert score(client, {**EVENT, "card": None}).status_code == 422
+            assert client.get("/v2/health/ready").status_code == 503
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/v1/features/card/anna").status_code == 503
+        assert "headrace_ready 0.0" in client.get("/metrics").text
+        store.before = lambda: None
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        later = score(client, {**EVENT, "id": 3, "at": EVENT["at"] + 1}).json()
+        assert "score" in later
+        assert later["complete"] is False  # event 2 was not absorbed
+        store.advance(Progress((START + 3600) * 1_000_000))
+        assert score(client, {**EVENT, "id": 3, "at": EVENT["at"] + 1}).json()["complete"] is True
+
+
+def test_a_store_that_is_slow_is_waited_for_until_the_deadline(tmp_path):
+    store = open_faulty(tmp_path, NO_FALLBACK)
+    with serving(NO_FALLBACK, store, deadline=2.0) as client:
+        assert score(client).status_code == 200
+        slow = threading.Event()
+        store.before = slow.wait
+        reply = score(client)
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "1"
+        assert score(client).json()["error"] == "no answer within 2 s"
+        store.before = lambda: None
+        slow.set()
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        assert score(client).status_code == 200
+
+
+def test_more_requests_than_may_wait_are_told_to_come_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "MOST_WAITING", 1)
+    store, go = open_faulty(tmp_path, NO_FALLBACK), threading.Event()
+    with serving(NO_FALLBACK, store) as client:
+        store.before = go.wait
+        first = threading.Thread(target=score, args=(client,))
+        first.start()
+        wait_for(lambda: client.service._waiting == 1)
+        reply = score(client)
+        go.set()
+        first.join()
+        assert reply.json() == {"error": "too many requests wait"}
+        assert client.get("/v2/health/ready").status_code == 200
+
+
+def test_an_unforeseen_error_tells_nothing(tmp_path, monkeypatch):
+    class Broken(OneModel):
+        def current(self):
+            raise RuntimeError("password=hunter2")
+
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), models=Broken(PROJECT)) as client:
+        reply = score(client)
+        assert reply.status_code == 500
+        assert "hunter2" not in reply.text
+        assert client.get("/v2/health/live").status_code == 200
+
+
+def test_a_model_that_can_t_explain_says_so_and_scores(tmp_path, monkeypatch):
+    scorer = tiny_scorer(PROJECT.model.inputs)
+
+    def refuse(*args):
+        raise ModelError("contributions are of trees")
+
+    monkeypatch.setattr(scorer, "contributions", refuse)
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), models=OneModel(PROJECT, scorer, "bundle")) as client:
+        assert score(client, params={"reasons": 1}).json() == {"error": "contributions are of trees"}
+        assert score(client).status_code == 200
+
+
+def test_a_project_without_a_model_gives_features(tmp_path):
+    start, end = TEXT.index("model:"), TEXT.index("output:")
+    bare = declared(TEXT[:start] + TEXT[end:], SCHEMA)
+    with serving(bare, open_faulty(tmp_path, bare), models=OneModel(bare)) as client:
+        reply = score(client).json()
+        assert set(reply) == {"event", "features", "unexpected", "as_of", "complete"}
+        assert reply["features"]["number_M"] == 1
+        assert client.get("/v2/models/shops").status_code == 404
+
+
+def test_without_absorb_nothing_is_written_and_answers_say_how_fresh_they_are(tmp_path):
+    store = open_faulty(tmp_path, PROJECT)
+    with serving(PROJECT, store, absorb=False) as client:
+        for _ in range(2):
+            reply = score(client, params={"features": "true"}).json()
+            assert (reply["features"]["number_M"], reply["as_of"], reply["complete"]) == (1, None, False)
+        later = {**EVENT, "id": 2}
+        together = score(client, [EVENT, later], params={"features": "true"}).json()
+        assert [answer["features"]["number_M"] for answer in together] == [1, 2]
+        assert score(client, later, params={"features": "true"}).json()["features"]["number_M"] == 1
+        store.advance(Progress((START + 3600) * 1_000_000))
+        reply = score(client).json()
+        assert (reply["as_of"], reply["complete"]) == ("2018-12-01T01:00:00Z", True)
+        assert score(client, {**EVENT, "at": START + 3600}).json()["complete"] is False
+
+
+def test_tokens_have_roles(tmp_path, monkeypatch):
+    file = tmp_path / "tokens"
+    names = {role: f"{role}-token-0123456789" for role in http.ROLES}
+    file.write_text("# who may what\n" + "".join(f"{role} {token}\n" for role, token in names.items()))
+    monkeypatch.setenv(http.TOKENS, str(file))
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), tokens=Tokens.of_environment()) as client:
+        statuses = {}
+        for who in (None, "wrong", *names):
+            headers = {} if who is None else {"Authorization": f"Bearer {names.get(who, who)}"}
+            paths = ("/v1/features/card/anna", "/metrics", "/v2/health/ready")
+            read = [client.get(path, headers=headers).status_code for path in paths]
+            statuses[who] = [score(client, headers=headers).status_code, *read]
+    assert statuses == {
+        None: [401, 401, 401, 200],
+        "wrong": [401, 401, 401, 200],
+        "score": [200, 403, 403, 200],
+        "read": [403, 200, 200, 200],
+        "admin": [200, 200, 200, 200],
+    }
+
+
+@pytest.mark.parametrize("text", ["", "score short", "boss 0123456789abcdef", "score 0123456789abcdef more"])
+def test_a_file_of_tokens_that_can_t_be_is_told(tmp_path, monkeypatch, text):
+    (tmp_path / "tokens").write_text(text)
+    monkeypatch.setenv(http.TOKENS, str(tmp_path / "tokens"))
+    with pytest.raises(http.TokenError) as told:
+        Tokens.of_environment()
+    assert "0123456789abcdef" not in str(told.value)
+
+
+def wait_for(there):
+    until = time.monotonic() + 30
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.05)
