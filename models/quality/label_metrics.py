@@ -53,7 +53,7 @@ def carried_columns(project: Project) -> tuple[str, ...]:
     ranked = [project.entities[metric.entity] for metric in project.declared_metrics.values()]
     said = [PREDICTED] if project.classes else []
     said += [DECISION] if project.decisions else []
-    names = [*project.score_columns, *said, BUNDLE_ID, *ranked, *_declared_slices(project)]
+    names = [*project.score_columns, *said, BUNDLE_ID, *ranked, *declared_slices(project)]
     return tuple(dict.fromkeys(names))
 
 
@@ -140,8 +140,8 @@ def last_revisions(records: pa.RecordBatch) -> pa.RecordBatch:
     return records.filter(pa.array(revisions == revisions[last]))
 
 
-def _declared_slices(project: Project) -> list[str]:
-    """Those that a score row has."""
+def declared_slices(project: Project) -> list[str]:
+    """The slices of the training that a score row has."""
     there = {*project.entities.values(), *project.output, *project.feature_names}
     return [name for name in project.training.slices if name in there - {project.label and project.label.field}]
 
@@ -153,7 +153,7 @@ def _has_bins(project: Project) -> bool:
 def _slices(project: Project) -> list[str]:
     said = [DECISION] if project.decisions else []
     said += [PREDICTED] if project.classes else []
-    return [*said, *([SCORE] if _has_bins(project) else []), *_declared_slices(project)]
+    return [*said, *([SCORE] if _has_bins(project) else []), *declared_slices(project)]
 
 
 def _outputs(project: Project) -> tuple[str, ...]:
@@ -183,6 +183,11 @@ def _texts(rows: pa.RecordBatch, name: str) -> pa.Array:
         scores = values.to_numpy(zero_copy_only=False).astype(np.float64)
         places = np.searchsorted(np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS, scores, side="right")
         return pa.array([f"{place / CALIBRATION_BINS:g}" for place in range(CALIBRATION_BINS)]).take(pa.array(places))
+    return slice_texts(name, values)
+
+
+def slice_texts(name: str, values: pa.Array) -> pa.Array:
+    """The name of each row's slice, by the values of a column; EvaluationError if rows can't be cut by them."""
     if pa.types.is_floating(values.type):
         names, codes = slice_values(name, values.to_numpy(zero_copy_only=False), (len(values),))
         return pa.array(list(map(slice_name, names)), pa.string()).take(pa.array(codes))
@@ -276,10 +281,14 @@ def _evaluate(known: pa.RecordBatch, slices: Sequence[str], project: Project) ->
 
 
 def _of_probabilities(known: pa.RecordBatch, project: Project) -> dict[str, float | None]:
+    label, outputs = _labels_and_outputs(known, project)
+    return measure_probabilities(label, outputs, project)
+
+
+def measure_probabilities(label: Numbers, outputs: Numbers, project: Project) -> dict[str, float | None]:
     """How true they are; of classes the mean alone, as the rest is among the figures of a test."""
     if not _has_bins(project):
         return {}
-    label, outputs = _labels_and_outputs(known, project)
     scores = outputs.max(axis=1, initial=0) if project.classes else outputs
     said = {"mean_score": exact_sum(scores.astype(np.float64)) / len(scores) if len(scores) else None}
     if project.classes:
