@@ -44,6 +44,6 @@ setup(
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "aws": ["boto3"],
     },
-    package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
+    package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html", "*.css"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},
 )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from models.predictors.challenge import gain_of
 from models.predictors.measures import heading, shown
 from models.project.rollouts import Margins, Rules
 from models.rollout.comparison import Comparison
 from models.rollout.figures import Estimate
+from models.rollout.records import MAX_TEXT
 
 
 class Verdict(enum.StrEnum):
@@ -37,8 +39,30 @@ class Ruling:
     text: str
 
 
-def judge(compared: Comparison, rules: Rules | None) -> tuple[Verdict, tuple[Ruling, ...]]:
-    """The verdict, and what each rule says."""
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """A comparison, the verdict, and what each rule says; `metric` is the figure to show windows and slices by."""
+
+    project: str
+    metric: str | None
+    comparison: Comparison
+    verdict: Verdict
+    rulings: tuple[Ruling, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        rulings = [dataclasses.asdict(each) for each in self.rulings]
+        told = {"project": self.project, "verdict": self.verdict, "rulings": rulings}
+        return {**told, **self.comparison.as_dict()}
+
+    def reason(self) -> str:
+        """Why, in a line, as a release record has it."""
+        told = [f"{each.rule}: {each.text}" for each in self.rulings if each.verdict is self.verdict]
+        return f"rollout says {self.verdict}: {'; '.join(told[:2])}{_more(len(told) - 2)}"[:MAX_TEXT]
+
+
+def judge(project: str, compared: Comparison, rules: Rules | None) -> Decided:
+    """The verdict on a comparison of a project's bundles, and what each rule says."""
     if rules is None:
         rulings = [Ruling("rules", Verdict.HOLD, "project.yaml declares no rollout.rules to decide by")]
     elif min(compared.overall.events) < rules.minimum.events:
@@ -46,7 +70,9 @@ def judge(compared: Comparison, rules: Rules | None) -> tuple[Verdict, tuple[Rul
         rulings = [Ruling("events", Verdict.HOLD, told)]
     else:
         rulings = list(_judge_margins(compared, rules))
-    return max((each.verdict for each in rulings), key=_ORDER.index), tuple(rulings)
+    verdict = max((each.verdict for each in rulings), key=_ORDER.index)
+    metric = (rules and rules.metric) or next(iter(compared.overall.figures), None)
+    return Decided(project, metric, compared, verdict, tuple(rulings))
 
 
 def _judge_margins(compared: Comparison, rules: Rules) -> Iterator[Ruling]:
