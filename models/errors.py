@@ -10,6 +10,7 @@ HeadraceError
 ├── SchemaMismatch          a schema that a bundle can't be run with
 ├── RegistryError           a registry, name, version or alias that isn't there or can't be used
 ├── ReleaseError            a release record or log that can't be, or a release that can't be made
+├── ComparisonError         rows in which no champion and challenger can be compared
 ├── BundleError             a bundle that can't be made, saved or loaded
 ├── ModelError              a model that must not score
 │   ├── ModelCorrupt        its bytes are not those that were registered

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from models.project.declarations import Project
 from models.project.rollouts import Rules
 from models.quality.distances import chance_of_stability_index, stability_index
+from models.rollout.assign import CANARY, SHADOW
 from models.rollout.figures import (
     ALPHA,
     GROUPS,
@@ -119,7 +120,7 @@ class Comparison:
 def compare(sides: Sides, duel: Duel, project: Project) -> Comparison:
     """Compare both sides, in windows as `rollout.rules` declares; ComparisonError if they are too many."""
     window_us = (project.rollout.rules or Rules()).window
-    comparer = _Comparer(sides, duel.way == "shadow", project)
+    comparer = _Comparer(sides, duel.way == SHADOW, project)
     both = (sides.champion, sides.challenger)
     everything = comparer.compare([np.arange(len(side.times)) for side in both])
     starts = [side.times // window_us * window_us for side in both]
@@ -136,7 +137,7 @@ def compare(sides: Sides, duel: Duel, project: Project) -> Comparison:
         for name, found in sides.slices.items()
         for place, value in enumerate(found)
     ]
-    changed, examples = _changes(sides) if duel.way == "shadow" else ((), ())
+    changed, examples = _changes(sides) if duel.way == SHADOW else ((), ())
     times = np.concatenate([side.times for side in both])
     labelled = [side.labelled for side in both if side.labelled is not None]
     weighted = any(each.weight is not None for each in labelled)
@@ -155,7 +156,7 @@ def compare(sides: Sides, duel: Duel, project: Project) -> Comparison:
         left_out=sides.left_out,
         changes=changed,
         examples=examples,
-        latency_ms=_latencies(both),
+        latency_ms=_latencies(both) if duel.way == CANARY else {},
         without_pair=sides.without_pair,
         apart=sides.apart,
         held_out=sides.held_out,
