@@ -20,6 +20,7 @@ from models.record import (
     SCORED_AT,
     SHADOW_DECISION,
     TIMESTAMP,
+    WEIGHT,
 )
 from pipelines.results import RunError
 from pipelines.sinks.folder import Folder
@@ -77,15 +78,10 @@ def _read(path: str, names: Sequence[str], types: dict[str, pa.DataType]) -> pa.
 
 def _types(project: Project) -> dict[str, pa.DataType]:
     """The types of the columns of score rows that are known beforehand."""
-    event, fields = project.event, project.contract.fields
-    known = {name: field.arrow_type for name, field in fields.items() if name != event.time}
-    known |= {event.time: TIMESTAMP, INGESTED_AT: TIMESTAMP, SCORED_AT: TIMESTAMP, RELEASE: pa.int32()}
-    return (
-        known
-        | dict.fromkeys(project.score_columns, pa.float32())
-        | dict.fromkeys(_TEXTS, pa.string())
-        | {CORRECTION: pa.bool_()}
-    )
+    known = {name: field.arrow_type for name, field in project.contract.fields.items()}
+    known |= dict.fromkeys((project.event.time, INGESTED_AT, SCORED_AT), TIMESTAMP)
+    known |= dict.fromkeys(project.score_columns, pa.float32()) | dict.fromkeys(_TEXTS, pa.string())
+    return known | {RELEASE: pa.int32(), WEIGHT: pa.float64(), CORRECTION: pa.bool_()}
 
 
 def _plain(values: pa.ChunkedArray, kind: pa.DataType | None) -> pa.ChunkedArray:

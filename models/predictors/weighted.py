@@ -6,14 +6,32 @@ precision one exact sum: neither the order of the rows nor the machine changes a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from models.predictors.evaluation import Evaluation, Metrics, slice_name, slice_values
 from models.predictors.measures import exact_sum
 
 Int64 = npt.NDArray[np.int64]
+
+
+def evaluate_weighted(label: Int64, score: npt.NDArray[Any], weight: Int64, slices: Mapping[str, Any]) -> Evaluation:
+    """As `models.predictors.evaluation.evaluate`, of rows that count by their weights; of weight 0 not at all."""
+    there = weight > 0
+
+    def measure(rows: npt.NDArray[Any]) -> Metrics:
+        figures = weighted_figures(label[rows], score[rows], weight[rows])
+        return Metrics(len(rows), int(label[rows].sum()), figures["roc_auc"], figures["average_precision"])
+
+    by_column: dict[str, dict[str, Metrics]] = {}
+    for name, values in slices.items():
+        names, codes = slice_values(name, np.asarray(values), label.shape)
+        parts = (np.flatnonzero((codes == place) & there) for place in range(len(names)))
+        by_column[name] = dict(zip(map(slice_name, names), map(measure, parts), strict=True))
+    return Evaluation(measure(np.flatnonzero(there)), by_column)
 
 
 def weighted_figures(label: Int64, score: npt.NDArray[Any], weight: Int64) -> dict[str, float | None]:

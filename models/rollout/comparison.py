@@ -17,6 +17,7 @@ from models.project.declarations import Project
 from models.project.rollouts import Rules
 from models.quality.distances import chance_of_stability_index, stability_index
 from models.rollout.assign import CANARY, SHADOW
+from models.rollout.duel import ComparisonError, Duel
 from models.rollout.figures import (
     ALPHA,
     GROUPS,
@@ -27,7 +28,7 @@ from models.rollout.figures import (
     compare_means,
     compare_shares,
 )
-from models.rollout.sides import ComparisonError, Duel, Side, Sides
+from models.rollout.sides import Side, Sides
 
 BINS = 10
 MAX_EXAMPLES = 10

@@ -1,27 +1,57 @@
 """Holdout: what those who pass whatever their score tell of what is blocked, whose labels never become known.
 
-Of a row that is not held out and blocked, a label says nothing, as it is one of the model's own choice. So such rows
-count nothing, and each row that is held out and would be blocked stands for 1 / share of them: the estimator of Horvitz
-and Thompson (1952), the chance to be held out being that of the entity's hash.
+Of a row that is blocked, a label says nothing: there is none, or it is of the model's own choice. So such a row counts
+nothing, and each row that is held out and would be blocked stands for 1 / share of them: the estimator of Horvitz and
+Thompson (1952), the chance to be held out being the share that the entity's hash falls into.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_int64, column, partition, take_rows
+from models.batches import as_int64, column
 from models.project.declarations import Project
-from models.record import DECISION, RELEASE, SHADOW_DECISION
-from models.rollout.apply import decide_by
-from models.rollout.assign import thresholds_text
-from models.rollout.records import HOLDOUT, SHARES, Release
-from models.score import columns_of_outputs
+from models.record import DECISION, SHADOW_DECISION, WEIGHT
+from models.rollout.records import HOLDOUT, SHARES
 
-UNIT = 10_000  # the weight of a row that stands for itself alone
+UNIT = 10_000  # weights are whole numbers of 1/UNIT
 Int64 = npt.NDArray[np.int64]
+
+
+def weigh(decided: pa.Array, held_out: pa.Array, share: pa.Array, blocks: Sequence[str]) -> pa.Array:
+    """How much each row counts for figures by labels, float64[n] of four decimal places.
+
+    It is null where nothing tells of what was blocked, as there is no holdout.
+
+    Args:
+        decided: what the models decided, texts [n].
+        held_out: bool[n], which rows pass nonetheless.
+        share: of keys that do, integers[n] in 10,000ths; 0 where there is no holdout.
+        blocks: the decisions that block.
+    """
+    blocked = np.asarray(pc.is_in(decided.cast(pa.string()), value_set=pa.array(blocks, pa.string())))
+    shares = as_int64(share)
+    stands_for = (UNIT * SHARES + shares // 2) // np.maximum(shares, 1)
+    whole = np.where(blocked, np.where(np.asarray(held_out), stands_for, 0), UNIT)
+    return pa.array(whole / UNIT, mask=shares == 0)
+
+
+def weights_of(rows: pa.RecordBatch | pa.Table, project: Project) -> Int64 | None:
+    """How much each score row counts, int64[n] in 1/UNIT; None where each is one, as nothing is known or needed.
+
+    Rows of a time without a holdout count nothing beside others of a time with one.
+    """
+    if not (project.rollout.blocks and project.has_positives and WEIGHT in rows.schema.names):
+        return None
+    weights = rows.column(rows.schema.get_field_index(WEIGHT))
+    if weights.null_count == len(weights):
+        return None
+    return np.asarray(np.rint(weights.fill_null(0.0).to_numpy() * UNIT), np.int64)
 
 
 def decided_rows(rows: pa.RecordBatch) -> pa.Array:
@@ -37,50 +67,3 @@ def held_out(rows: pa.RecordBatch, project: Project) -> npt.NDArray[np.bool_]:
     if not project.decisions:
         return np.zeros(rows.num_rows, bool)
     return np.asarray(pc.equal(decided_rows(rows), HOLDOUT).fill_null(False))
-
-
-def own_decisions(rows: pa.RecordBatch, project: Project, releases: dict[int, Release]) -> pa.Array:
-    """What the model decided of each score row, strings [n]: of one that is held out, what it would have decided.
-
-    `releases` are the records by their numbers, of all that the rows have in `release`.
-    """
-    decided, held = decided_rows(rows), np.flatnonzero(held_out(rows, project))
-    if not len(held):
-        return decided
-    some = take_rows(rows, held)
-    place, found = np.empty(len(held), np.int64), []
-    numbers = as_int64(column(some, RELEASE))
-    places = np.argsort(numbers, kind="stable")
-    place[places] = np.arange(len(held))
-    for number, part in partition(some, numbers):
-        outputs = outputs_of(part, project)
-        by = decide_by(project, thresholds_text(releases[number]))
-        found.append(columns_of_outputs(outputs, by)[DECISION].cast(pa.string()))
-    would = pa.concat_arrays(found).take(pa.array(place))
-    mask = np.zeros(rows.num_rows, bool)
-    mask[held] = True
-    return pc.replace_with_mask(decided, pa.array(mask), would)
-
-
-def outputs_of(rows: pa.RecordBatch, project: Project) -> npt.NDArray[np.float32]:
-    """What the model said of score rows: float32[n], or of several outputs [n, o]; null as NaN."""
-    names = project.score_columns[1:] or project.score_columns
-    outputs = [column(rows, name).cast(pa.float32()).to_numpy(zero_copy_only=False) for name in names]
-    return np.column_stack(outputs) if project.outputs else outputs[0]
-
-
-def weigh(rows: pa.RecordBatch, own: pa.Array, project: Project, releases: dict[int, Release]) -> Int64:
-    """How much each score row counts for figures by labels, int64[n], in 1/UNIT of a row.
-
-    Rows of a release without a holdout count nothing, as none of them tells of what was blocked. `own` is what the
-    model decided, as `own_decisions` has it.
-    """
-    blocked = np.asarray(pc.is_in(own, value_set=pa.array(project.rollout.blocks, pa.string())))
-    numbers = as_int64(column(rows, RELEASE))
-    share = np.zeros(len(numbers), np.int64)
-    for number in np.unique(numbers).tolist():
-        holdout = releases[number].holdout
-        share[numbers == number] = holdout.per_10000 if holdout else 0
-    stands_for = (UNIT * SHARES + share // 2) // np.maximum(share, 1)
-    weight = np.where(blocked, np.where(held_out(rows, project), stands_for, 0), UNIT)
-    return np.where(share > 0, weight, 0)

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_batch, as_float64, as_int64, column, take_rows
-from models.errors import HeadraceError
+from models.batches import as_batch, as_float64, as_int64, column, partition, take_rows
 from models.predictors.evaluation import EvaluationError
 from models.predictors.measures import label_numbers
 from models.project.declarations import Project
@@ -33,34 +31,17 @@ from models.record import (
     SCORED_AT,
     SHADOW_DECISION,
     TIMESTAMP,
+    WEIGHT,
 )
-from models.rollout.assign import CANARY, CHAMPION, SHADOW
+from models.rollout.apply import decide_by
+from models.rollout.assign import CANARY, CHAMPION, SHADOW, thresholds_text
+from models.rollout.duel import ComparisonError, Duel
 from models.rollout.figures import DAY_US, Int64, Labelled, groups_of
-from models.rollout.holdout import held_out, outputs_of, own_decisions, weigh
-from models.rollout.records import Release, ReleaseLog, order
+from models.rollout.holdout import decided_rows, held_out, weights_of
+from models.rollout.records import Release
+from models.score import columns_of_outputs
 
 MAX_SLICE_VALUES = 100  # by which champion and challenger are compared
-Way = Literal["shadow", "canary"]
-
-
-class ComparisonError(HeadraceError, ValueError):
-    """Rows in which no champion and challenger can be compared."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Duel:
-    """Who is compared with whom: ids of bundles, how the challenger ran, and the releases in which both did."""
-
-    champion: str
-    challenger: str
-    way: Way
-    releases: dict[int, Release]
-
-    @property
-    def entity(self) -> str | None:
-        """The entity of a canary's share, in the last of the releases."""
-        share = max(self.releases.values(), key=order).canary
-        return share.entity if self.way == "canary" and share else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,39 +92,15 @@ class Sides:
 def needed_columns(project: Project) -> list[str]:
     """The columns of score rows that a comparison reads, as far as there are; the first ones it can't do without."""
     label = [project.label.field] if project.label else []
-    more = [DECISION, SHADOW_DECISION, CORRECTION, INGESTED_AT, SCORED_AT, *label, *project.entities.values()]
+    more = [SHADOW_DECISION, WEIGHT, CORRECTION, INGESTED_AT, SCORED_AT, *label]
     return list(dict.fromkeys([*required_columns(project), *more, *declared_slices(project)]))
 
 
 def required_columns(project: Project) -> list[str]:
     """The columns that score rows must have to be compared."""
     decision = [DECISION] if project.decisions else []
-    return [project.event.id, project.event.time, *project.score_columns, BUNDLE_ID, ROLE, RELEASE, *decision]
-
-
-def find_duel(log: ReleaseLog, challenger: str | None, at_us: int) -> Duel:
-    """Who stands against the champion of an event time, microseconds since 1970 UTC: its canary, or else its shadow.
-
-    Raises:
-        ComparisonError: if nobody does, several shadows do and none of them is named, or the one named does not.
-    """
-    now = log.in_effect(at_us)
-    if now is None:
-        raise ComparisonError("the release log has no record")
-    known = [bundle for bundle in (now.challenger, *now.shadows) if bundle is not None]
-    if not known:
-        raise ComparisonError(
-            f"release {now.seq} has neither canary nor shadow: `headrace release PROJECT VERSION --canary 5%`, or "
-            "`--shadow VERSION`, sets a challenger beside the champion"
-        )
-    if challenger is None and now.challenger is None and len(known) > 1:
-        raise ComparisonError(f"release {now.seq} has several shadows, {', '.join(known)}: say --challenger VERSION")
-    chosen = challenger or known[0]
-    if chosen not in known:
-        raise ComparisonError(f"bundle {chosen} is neither canary nor shadow in release {now.seq}")
-    way: Way = "canary" if chosen == now.challenger else "shadow"
-    both = {r.seq: r for r in log.records if r.champion == now.champion and _runs(r, chosen, way)}
-    return Duel(now.champion, chosen, way, both)
+    said = [*project.score_columns, *decision, BUNDLE_ID, ROLE, RELEASE]
+    return [project.event.id, project.event.time, *project.entities.values(), *said]
 
 
 def make_sides(scores: pa.Table, shadows: pa.Table, duel: Duel, project: Project) -> Sides:
@@ -171,10 +128,6 @@ def make_sides(scores: pa.Table, shadows: pa.Table, duel: Duel, project: Project
     theirs = _beside(mine, theirs, places, project)
     group = groups_of(column(mine, project.event.id))
     return _sides(mine, theirs, [group, group], duel, project, without_pair=int((places < 0).sum()))
-
-
-def _runs(release: Release, bundle: str, way: Way) -> bool:
-    return bundle in release.shadows if way == "shadow" else bundle == release.challenger
 
 
 def _require_rows(mine: pa.RecordBatch, theirs: pa.RecordBatch, duel: Duel) -> None:
@@ -245,24 +198,15 @@ def _sides(
     found = {name for each in decided if each is not None for name in each.unique().to_pylist() if name is not None}
     actions = tuple(dict.fromkeys([*declared, *sorted(found)]))
     slices, left_out = _slices(mine, theirs, project)
-    # Whoever decided, decided what is known: of a shadow's events that is the champion.
-    by = [decided[0], decided[0] if duel.way == "shadow" else decided[1]]
-    rows = (mine, mine) if duel.way == "shadow" else (mine, theirs)
-    weights = [
-        weigh(some, own, project, duel.releases) if _is_weighed(duel, project) and own is not None else None
-        for some, own in zip(rows, by, strict=True)
-    ]
+    weights = [weights_of(rows, project) for rows in (mine, theirs)]
+    if any(weight is not None for weight in weights):  # of one of which nothing is known, no row counts
+        weights = [np.zeros(len(g), np.int64) if w is None else w for w, g in zip(weights, groups, strict=True)]
     sides = [
         _side(some, own, group, weight, actions, slices, project)
         for some, own, group, weight in zip((mine, theirs), decided, groups, weights, strict=True)
     ]
     held = sum(int(held_out(some, project).sum()) for some in ((mine,) if duel.way == "shadow" else (mine, theirs)))
     return Sides(sides[0], sides[1], actions, slices, left_out, without_pair, apart, held)
-
-
-def _is_weighed(duel: Duel, project: Project) -> bool:
-    """Whether figures are of rows that stand for others: where something blocks, and some are held out of it."""
-    return bool(project.rollout.blocks) and any(each.holdout for each in duel.releases.values())
 
 
 def _each(mine: pa.RecordBatch, theirs: pa.RecordBatch, duel: Duel) -> Iterator[tuple[pa.RecordBatch, bool]]:
@@ -276,7 +220,29 @@ def _decisions(rows: pa.RecordBatch, duel: Duel, project: Project, is_shadow: bo
         return None
     if is_shadow:
         return column(rows, DECISION).cast(pa.string())
-    return own_decisions(rows, project, duel.releases)
+    return _own_decisions(rows, project, duel.releases)
+
+
+def _own_decisions(rows: pa.RecordBatch, project: Project, releases: dict[int, Release]) -> pa.Array:
+    """What the model decided of each score row, strings [n]: of one that is held out, what it would have decided."""
+    decided, held = decided_rows(rows), held_out(rows, project)
+    if not held.any():
+        return decided
+    some = take_rows(rows, np.flatnonzero(held))
+    numbers = as_int64(column(some, RELEASE))
+    found = []
+    for number, part in partition(some, numbers):
+        by = decide_by(project, thresholds_text(releases[number]))
+        found.append(columns_of_outputs(_outputs(part, project), by)[DECISION].cast(pa.string()))
+    place = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
+    return pc.replace_with_mask(decided, pa.array(held), pa.concat_arrays(found).take(pa.array(place)))
+
+
+def _outputs(rows: pa.RecordBatch, project: Project) -> npt.NDArray[np.float32]:
+    """What the model said of score rows: float32[n], or of several outputs [n, o]; null as NaN."""
+    names = project.score_columns[1:] or project.score_columns
+    outputs = [column(rows, name).cast(pa.float32()).to_numpy(zero_copy_only=False) for name in names]
+    return np.column_stack(outputs) if project.outputs else np.asarray(outputs[0])
 
 
 def _side(
@@ -288,7 +254,7 @@ def _side(
     slices: dict[str, tuple[str, ...]],
     project: Project,
 ) -> Side:
-    outputs = outputs_of(rows, project)
+    outputs = _outputs(rows, project)
     finite = np.isfinite(outputs) if outputs.ndim == 1 else np.isfinite(outputs).all(axis=1)
     times = as_int64(column(rows, project.event.time))
     score = column(rows, SCORE).cast(pa.float32()).to_numpy(zero_copy_only=False)

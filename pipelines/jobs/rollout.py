@@ -11,9 +11,10 @@ from models.codecs.times import micros_of
 from models.project.declarations import Project
 from models.rollout.changes import Told, with_champion, with_shadows
 from models.rollout.comparison import compare
+from models.rollout.duel import find_duel
 from models.rollout.records import Release, ReleaseError, ReleaseLog
 from models.rollout.rules import Decided, Verdict, judge
-from models.rollout.sides import find_duel, make_sides, needed_columns, required_columns
+from models.rollout.sides import make_sides, needed_columns, required_columns
 from models.routes import SHADOWS
 from pipelines.jobs.releasing import Desk, release
 from pipelines.results import RunError, paths_of

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.batches import as_batch
 from models.predictors.evaluation import average_precision, roc_auc
 from models.predictors.weighted import weighted_figures
 from models.rollout.assign import parts_of
 from models.rollout.comparison import compare
-from models.rollout.holdout import UNIT, own_decisions, weigh
-from models.rollout.sides import find_duel, make_sides
+from models.rollout.duel import find_duel
+from models.rollout.holdout import UNIT, weigh, weights_of
+from models.rollout.sides import make_sides
 from models.rollout.tables import notes_of
 from tests.kit.rollouts import DAY, START, holdout, make_rows, project_of, shadow_log, shadowed
 
@@ -50,7 +50,9 @@ def blocked_world(rows, per_10000):
     inside = held(rows, per_10000)
     decided = np.array(scores["decision"].to_pylist())
     gone = (decided == "block") & ~inside
-    scores = scores.set_column(4, "fraud", pa.array(rows["fraud"], mask=gone))
+    share = np.full(len(decided), per_10000)
+    weight = weigh(pa.array(decided), pa.array(inside), pa.array(share), ["block"])
+    scores = scores.set_column(4, "fraud", pa.array(rows["fraud"], mask=gone)).append_column("weight", weight)
     return scores.set_column(6, "decision", pa.array(np.where(inside, "holdout", decided).tolist())), shadows, gone
 
 
@@ -61,34 +63,30 @@ def compared(scores, shadows, per_10000, project=BLOCKS):
 
 
 def test_weights_are_one_in_the_share_of_those_who_would_be_blocked():
-    rows = make_rows(3000)
-    scores, _, gone = blocked_world(rows, 500)
-    releases = {1: shadow_log(holdout=holdout(500)).records[1]}
-    batch = as_batch(scores.combine_chunks())
-    own = own_decisions(batch, BLOCKS, releases)
-    weight = weigh(batch, own, BLOCKS, releases)
-    would = np.array(own.to_pylist()) == "block"
-    inside = held(rows, 500)
-    assert (would == (rows["old0"] >= np.float32(0.7))).all()
-    assert set(weight[gone].tolist()) == {0}
-    assert set(weight[would & inside].tolist()) == {UNIT * 20}
-    assert set(weight[~would].tolist()) == {UNIT}
-    assert weigh(batch, own, BLOCKS, {1: shadow_log().records[1]}).tolist() == [0] * 3000
-    third = {1: shadow_log(holdout=holdout(300)).records[1]}
-    assert set(weigh(batch, own, BLOCKS, third)[would & inside].tolist()) == {333_333}
+    decided = pa.array(["block", "block", "approve", "approve"]).dictionary_encode()
+    inside = pa.array([True, False, True, False])
+
+    def weights(*shares):
+        return weigh(decided, inside, pa.array(shares, pa.int32()), ["block"]).to_pylist()
+
+    assert weights(500, 500, 500, 500) == [20, 0, 1, 1]
+    assert weights(300, 10_000, 1, 1) == [33.3333, 0, 1, 1]
+    assert weights(1, 0, 0, 5) == [10_000, None, None, 1]
+    rows = pa.table({"weight": pa.array([33.3333, None, 0, 1e4, 1])})
+    assert weights_of(rows, BLOCKS).tolist() == [333_333, 0, 0, UNIT * UNIT, UNIT]
+    assert weights_of(rows, project_of()) is None
+    assert weights_of(pa.table({"weight": pa.nulls(3, pa.float64())}), BLOCKS) is None
+    assert weights_of(pa.table({"score": [1.0]}), BLOCKS) is None
 
 
 def test_weighted_figures_are_those_of_all_and_unweighted_ones_are_not():
     """Over 40 worlds, as of one world the few that are held out tell but roughly."""
-    releases = {1: shadow_log(holdout=holdout(1000)).records[1]}
     weighted, selected = [], []
     for seed in range(40):
         rows = make_rows(10_000, seed=seed, cards=4000)
         wanted = roc_auc(rows["fraud"], rows["old0"])
         scores, _, gone = blocked_world(rows, 1000)
-        batch = as_batch(scores.combine_chunks())
-        weight = weigh(batch, own_decisions(batch, BLOCKS, releases), BLOCKS, releases)
-        found = weighted_figures(np.where(gone, 0, rows["fraud"]), rows["old0"], weight)
+        found = weighted_figures(np.where(gone, 0, rows["fraud"]), rows["old0"], weights_of(scores, BLOCKS))
         weighted.append(found["roc_auc"] - wanted)
         selected.append(roc_auc(rows["fraud"][~gone], rows["old0"][~gone]) - wanted)
     assert abs(np.mean(weighted)) < 0.003
@@ -108,7 +106,7 @@ def test_a_comparison_weighs_what_blocked_events_left_and_nothing_else():
     names = scores.schema.names
     known = scores.set_column(names.index("fraud"), "fraud", pa.array(rows["fraud"]))
     assert compared(known, shadows, 1000).overall == found.overall
-    found = compared(scores, shadows, 0)
+    found = compared(*blocked_world(rows, 0)[:2], 0)
     assert found.selected
     assert not found.weighted
     assert "log_loss" in found.overall.figures

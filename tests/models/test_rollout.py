@@ -12,9 +12,10 @@ from models.predictors.evaluation import roc_auc
 from models.record import TIMESTAMP
 from models.rollout.assign import parts_of
 from models.rollout.comparison import compare
+from models.rollout.duel import ComparisonError, find_duel
 from models.rollout.figures import GROUPS, compare_means, compare_shares, groups_of
 from models.rollout.rules import Verdict, judge
-from models.rollout.sides import ComparisonError, find_duel, make_sides
+from models.rollout.sides import make_sides
 from models.score import decide
 from tests.kit.release_logs import ENTITIES
 from tests.kit.releases import make_log
