@@ -207,6 +207,8 @@ def evaluate_columns(
     tops, slices = _measured(rows, days, project)
     if not project.has_positives:
         return evaluate_target(label, outputs, project.target, slices)
+    if (weight := weights_of(rows, project)) is not None:
+        return evaluate_weighted(label, outputs, weight, slices)
     return evaluate(label, outputs, declared=tops, slices=slices)
 
 

@@ -42,6 +42,8 @@ def _check_retrain(project: Project) -> Iterator[Fault]:
         return
     known = [*STANDARD, *project.metrics] if project.has_positives else figure_names(project)
     known = [name for name in known if not NO_BETTER.fullmatch(name)]
+    if project.rollout.blocks and project.has_positives:
+        known = list(STANDARD)  # by which rows can be weighed
     if retrain.gate.metric not in known:
         yield ("retrain", "gate", "metric"), f"{retrain.gate.metric!r} is no figure; there are {', '.join(known)}"
     for name in retrain.gate.slices:
