@@ -23,6 +23,18 @@ UNIT = 10_000  # weights are whole numbers of 1/UNIT
 Int64 = npt.NDArray[np.int64]
 
 
+# What has to be known to read figures by labels, where decisions block.
+SELECTED = (
+    "Labels are selected by the models' own decisions: what is blocked (rollout.blocks) gets none, and there is no "
+    "holdout, so figures by labels are of what passed alone. `headrace release PROJECT champion --holdout 1%` lets a "
+    "share pass."
+)
+WEIGHTED = (
+    "Figures by labels are weighted: rows that are held out and would be blocked stand for all that are blocked, whose "
+    "labels are not known; other rows that were blocked count nothing."
+)
+
+
 def weigh(decided: pa.Array, held_out: pa.Array, share: pa.Array, blocks: Sequence[str]) -> pa.Array:
     """How much each row counts for figures by labels, float64[n] of four decimal places.
 

@@ -9,6 +9,7 @@ from models.predictors.measures import heading, shown
 from models.project.sections import duration_text
 from models.rollout.comparison import Compared, Comparison
 from models.rollout.figures import ALPHA, Estimate
+from models.rollout.holdout import SELECTED, WEIGHTED
 from models.rollout.records import time_text
 from models.rollout.rules import Decided
 
@@ -48,16 +49,9 @@ def named(bundle: str, versions: Mapping[str, int]) -> str:
 def notes_of(told: Comparison) -> Iterator[str]:
     """What has to be known to read the figures."""
     if told.selected:
-        yield (
-            "Labels are selected by the models' own decisions: what is blocked (rollout.blocks) gets none, and there "
-            "is no holdout, so figures by labels are of what passed alone. `headrace release PROJECT champion "
-            "--holdout 1%` lets a share pass."
-        )
+        yield SELECTED
     if told.weighted:
-        yield (
-            "Figures by labels are weighted: rows that are held out and would be blocked stand for all that are "
-            "blocked, whose labels are not known; other rows that were blocked count nothing."
-        )
+        yield WEIGHTED
     if told.held_out:
         yield f"{told.held_out:,} events were held out: what counts as their decision is what the model would decide."
     if told.without_pair:

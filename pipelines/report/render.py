@@ -208,6 +208,7 @@ def _performance(performance: Performance) -> dict[str, Any]:
             plots.append(figure_of(name, "", plot_lines(performance.starts, {"": values}, fit=True)))
     return {
         "fault": cut(performance.fault),
+        "note": performance.note,
         "binary": performance.binary,
         "headings": [breakable(heading(name)) for name in figures],
         "metrics": metrics[:MAX_ROWS],

@@ -1,6 +1,7 @@
 """The decision report of a stream's rows is that of a run over files, byte for byte, where neither has times."""
 
 import dataclasses
+import html
 import json
 import random
 
@@ -10,11 +11,12 @@ import pytest
 
 from models.predictors.weighted import weighted_figures
 from models.rollout.assign import parts_of
-from models.rollout.holdout import weights_of
+from models.rollout.holdout import SELECTED, WEIGHTED, weights_of
 from models.rollout.rules import Decided
 from models.rollout.tables import tables_of
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.rollout import decide, files_of_run
+from pipelines.report import report
 from pipelines.results import evaluate_scores, read_files, read_label_metrics
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
@@ -145,3 +147,6 @@ def test_rows_weigh_by_the_holdout_of_their_release_and_so_do_label_metrics(tmp_
     assert evaluation.overall.figures() == wanted
     assert evaluation.overall.rows == (weight > 0).sum()
     assert set(evaluation.slices["shop"]) == {"a", "b", "c"}
+    page = report(project, runs[0], tmp_path / "report.html").read_text()
+    assert html.escape(WEIGHTED) in page
+    assert html.escape(SELECTED) not in page

@@ -1,7 +1,9 @@
 """`headrace rollout`: a run's rows, what is said of them, the exit code, and what is released."""
 
+import dataclasses
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.codecs import encode_json_lines
+from models.predictors.registry import list_versions, load, register
 from models.project.project import load_project
 from models.rollout.assign import parts_of
 from pipelines.cli.main import app
@@ -19,6 +22,7 @@ from pipelines.release_store import read_log
 from tests.kit.browser import browse, find_misfits, needs_chromium
 from tests.kit.releases import register_bundles
 from tests.kit.rollouts import DAY, NEW, OLD, RULES, SCHEMA, TEXT, make_rows, shadowed, table
+from tests.kit.support import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +56,6 @@ def log_of(folder):
 
 
 def bundles_of(folder):
-    from models.predictors.registry import list_versions
-
     return [version.bundle_id for version in list_versions("shops", registry_of(folder, None))]
 
 
@@ -210,7 +212,7 @@ def test_without_a_release_there_is_nothing_to_compare(folder, tmp_path):
         ("a.jsonl", b'{"id": 1, "at": "2018-12-01T00:00:00Z"}\n{"id": ', "can't be read as score rows"),
         ("a.jsonl", b'{"id": "one"}\n', "can't be read as score rows"),
         ("a.jsonl", b"[1, 2]\n", "can't be read as score rows"),
-        ("a.jsonl", b'{"id": 1, "at": "2018-12-01T00:00:00Z"}\n', "has no column 'score'"),
+        ("a.jsonl", b'{"id": 1, "at": "2018-12-01T00:00:00Z"}\n', "has no column 'card'"),
         ("a.jsonl", b"\n", "no score rows"),
         ("a.jsonl", b"\xff\xfe\x00", "can't be read as score rows"),
     ],
@@ -234,6 +236,51 @@ def test_texts_of_the_data_are_texts_on_the_page(folder, tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_walk_of_the_page_runs_as_printed(folder):
+    """In a small project, of the days of the page, where a bundle of the same model is the challenger."""
+    page = (ROOT / "docs" / "releases.md").read_text()
+    page = page[page.index("## Promote, hold or roll back") :]
+    walk, declared = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("sh", "yaml"))
+    text = (folder / "project.yaml").read_text()
+    (folder / "project.yaml").write_text(text[: text.index("rollout:")] + declared)
+    shutil.rmtree(folder / ".headrace")
+    project, uri = load_project(folder), registry_of(folder, None)
+    register_bundles(folder, project, uri, [0])
+    first = load("shops", 1, uri)
+    register(dataclasses.replace(first, schema=first.schema + b"# again\n"), "shops", uri)
+    chosen = np.random.default_rng(0)
+    amounts = chosen.normal(-2, 1, 4000)
+    (folder / "data").mkdir()
+    pq.write_table(
+        pa.table(
+            {
+                "id": np.arange(4000),
+                "at": 1_528_416_000 + chosen.integers(0, 5 * 86_400, 4000),  # from 8 June 2018 on
+                "card": np.arange(4000),
+                "shop": chosen.choice(["a", "b"], 4000),
+                "amount": amounts,
+                "fraud": (amounts + chosen.normal(0, 0.5, 4000) > -1.5).astype(int),
+            }
+        ),
+        folder / "data" / "events.parquet",
+    )
+    said, codes = [], []
+    for line in walk.replace("my_project", shlex.quote(str(folder))).splitlines():
+        name, *args = shlex.split(line, comments=True)
+        assert name == "headrace"
+        done = CliRunner().invoke(app, args, env={"COLUMNS": "200"})
+        said.append(done.output)
+        codes.append(done.exit_code)
+    assert codes == [0] * 5, said
+    assert "verdict: promote" in said[2]
+    assert (folder / "rollout.html").exists()
+    assert re.findall(r"^release (\d)", said[-1], re.MULTILINE) == ["0", "1", "2"]
+    assert [record.champion for record in log_of(folder).records] == [
+        *bundles_of(folder)[:1] * 2,
+        bundles_of(folder)[1],
+    ]
 
 
 @pytest.fixture(scope="module")
