@@ -68,7 +68,7 @@ def _read(path: str, names: Sequence[str], types: dict[str, pa.DataType]) -> pa.
     if not content.strip():
         return pa.table({})
     told = pa.schema([(name, types[name]) for name in names if name in types])
-    options = pyarrow.json.ParseOptions(explicit_schema=told, unexpected_field_behavior="infer")
+    options = pyarrow.json.ParseOptions(explicit_schema=told, unexpected_field_behavior="ignore")
     at_once = pyarrow.json.ReadOptions(block_size=min(_MAX_LINE_BYTES, max(len(content), 1)))
     table = pyarrow.json.read_json(io.BytesIO(content), read_options=at_once, parse_options=options)
     # A field that no row has comes as one that is null everywhere.
@@ -78,7 +78,8 @@ def _read(path: str, names: Sequence[str], types: dict[str, pa.DataType]) -> pa.
 
 def _types(project: Project) -> dict[str, pa.DataType]:
     """The types of the columns of score rows that are known beforehand."""
-    known = {name: field.arrow_type for name, field in project.contract.fields.items()}
+    known = dict.fromkeys(project.feature_names, pa.float64())
+    known |= {name: field.arrow_type for name, field in project.contract.fields.items()}
     known |= dict.fromkeys((project.event.time, INGESTED_AT, SCORED_AT), TIMESTAMP)
     known |= dict.fromkeys(project.score_columns, pa.float32()) | dict.fromkeys(_TEXTS, pa.string())
     return known | {RELEASE: pa.int32(), WEIGHT: pa.float64(), CORRECTION: pa.bool_()}

@@ -70,10 +70,12 @@ def rollout(
 
         from pipelines.cli.rollout_shown import print_decided
         from pipelines.jobs.rollout import decide, files_of_run
-        from pipelines.report.rollout import check_outputs, write_html, write_json
-        from pipelines.terminal import console, working
+        from pipelines.terminal import working
 
-        check_outputs(json_, html)
+        if json_ or html:
+            from pipelines.report.rollout import check_outputs
+
+            check_outputs(json_, html)
         registered = versions_of(project, declared.name, registry)
         versions = {version.bundle_id: version.version for version in registered}
         bundle = _bundle_of(challenger, registered, log)
@@ -81,12 +83,11 @@ def rollout(
         with working("comparing"):
             decided = decide(declared, log, *files, labels or (), bundle)
         print_decided(decided, versions)
-        if json_ is not None:
-            write_json(decided, json_)
-            console.print(f"JSON in {json_}", soft_wrap=True)
-        if html is not None:
-            write_html(decided, versions, html)
-            console.print(f"report in {html}", soft_wrap=True)
+        if json_ or html:
+            from pipelines.report.rollout import write_reports
+
+            write_reports(decided, versions, json_, html)
+            typer.echo(f"report in {' and '.join(str(path) for path in (json_, html) if path)}")
         if desk is not None:
             _apply(declared, decided, desk, author, approver, change_id)
     raise typer.Exit(EXIT_CODES[decided.verdict])

@@ -29,14 +29,23 @@ def check_outputs(json_file: pathlib.Path | None, html_file: pathlib.Path | None
             check_output(path, mark)
 
 
-def write_json(decided: Decided, output: pathlib.Path) -> None:
+def write_reports(
+    decided: Decided, versions: Mapping[str, int], json_file: pathlib.Path | None, html_file: pathlib.Path | None
+) -> None:
+    """Write those that are asked for; `versions` are those of bundles, by their ids."""
+    if json_file is not None:
+        _write_json(decided, json_file)
+    if html_file is not None:
+        _write_html(decided, versions, html_file)
+
+
+def _write_json(decided: Decided, output: pathlib.Path) -> None:
     """All figures as JSON, times in microseconds since 1970 UTC; the same rows give the same bytes."""
     told = {"report": "rollout", **decided.as_dict()}
     write(output, json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n", _JSON_MARK)
 
 
-def write_html(decided: Decided, versions: Mapping[str, int], output: pathlib.Path) -> None:
-    """The page; `versions` are those of bundles, by their ids."""
+def _write_html(decided: Decided, versions: Mapping[str, int], output: pathlib.Path) -> None:
     page = fill(
         "rollout.html",
         project=decided.project,
