@@ -29,10 +29,12 @@ def rollout(
     ] = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option(help="In its place: file of score rows, Parquet or JSON lines of a topic; may be repeated."),
+        typer.Option(
+            help="In its place: path or glob of score rows, Parquet or JSON lines of a topic; may repeat."
+        ),
     ] = None,
     shadows: Annotated[
-        list[str] | None, typer.Option(help="With --scores: file of the rows of shadows; may be repeated.")
+        list[str] | None, typer.Option(help="With --scores: path or glob of the rows of shadows; may be repeated.")
     ] = None,
     labels: Labels = None,
     challenger: Annotated[
@@ -69,7 +71,7 @@ def rollout(
         log = _read_log(project, declared, registry, releases)
 
         from pipelines.cli.rollout_shown import print_decided
-        from pipelines.jobs.rollout import decide, files_of_run
+        from pipelines.jobs.rollout import decide, files_of, files_of_run
         from pipelines.terminal import working
 
         if json_ or html:
@@ -79,7 +81,7 @@ def rollout(
         registered = versions_of(project, declared.name, registry)
         versions = {version.bundle_id: version.version for version in registered}
         bundle = _bundle_of(challenger, registered, log)
-        files = files_of_run(run) if run is not None else (scores or [], shadows or [])
+        files = files_of_run(run) if run is not None else (files_of(scores or []), files_of(shadows or []))
         with working("comparing"):
             decided = decide(declared, log, *files, labels or (), bundle)
         print_decided(decided, versions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Sequence
 
 import pyarrow.compute as pc
@@ -30,6 +31,12 @@ def files_of_run(run: str) -> tuple[list[str], list[str]]:
     if not scores:
         raise RunError(f"{run}: has no score rows: not the folder of a run")
     return scores, shadows
+
+
+def files_of(patterns: Sequence[str]) -> list[str]:
+    """The files that paths and globs of this machine name, in order; what is elsewhere as it stands."""
+    found = [glob.glob(each, recursive=True) if "://" not in each else [each] for each in patterns]
+    return sorted({path for paths in found for path in paths})
 
 
 def decide(
