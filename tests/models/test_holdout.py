@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.predictors.evaluation import average_precision, roc_auc
@@ -22,6 +22,7 @@ BLOCKS = project_of(blocks=["block"])
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 4)), max_size=40)
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_a_row_of_a_weight_counts_as_so_many_rows(rows):
     label, score, weight = (

@@ -36,6 +36,8 @@ from tests.kit.rollouts import (
     table,
 )
 
+pytestmark = pytest.mark.slow
+
 END = START + 100 * DAY
 NONE = pa.table({})
 
