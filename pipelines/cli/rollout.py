@@ -29,9 +29,7 @@ def rollout(
     ] = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option(
-            help="In its place: path or glob of score rows, Parquet or JSON lines of a topic; may repeat."
-        ),
+        typer.Option(help="In its place: path or glob of score rows, Parquet or JSON lines of a topic; may repeat."),
     ] = None,
     shadows: Annotated[
         list[str] | None, typer.Option(help="With --scores: path or glob of the rows of shadows; may be repeated.")
