@@ -44,7 +44,7 @@ HeadraceError
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered
 ├── ExpositionError         a port that metrics can't be shown on
-├── ScrapeError             metrics that can't be read
+├── ScrapeError             an address that shows no metrics of headrace's
 ├── ImportedModelError      a model from elsewhere that no bundle can be made of
 ├── RunError                a run that can't start as it is asked for, or has not left what a run leaves
 ├── RunnerError             an engine that is not known or can't do what is asked of it
