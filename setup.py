@@ -48,6 +48,6 @@ setup(
         "aws": ["boto3"],
         "redis": ["redis>=6,<9"],
     },
-    package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html"]},
+    package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html", "*.css"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},
 )

@@ -10,6 +10,7 @@ HeadraceError
 ├── SchemaMismatch          a schema that a bundle can't be run with
 ├── RegistryError           a registry, name, version or alias that isn't there or can't be used
 ├── ReleaseError            a release record or log that can't be, or a release that can't be made
+├── ComparisonError         rows in which no champion and challenger can be compared
 ├── BundleError             a bundle that can't be made, saved or loaded
 ├── ModelError              a model that must not score
 │   ├── ModelCorrupt        its bytes are not those that were registered
@@ -51,6 +52,8 @@ HeadraceError
 ├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered
+├── ExpositionError         a port that metrics can't be shown on
+├── ScrapeError             an address that shows no metrics of headrace's
 ├── ImportedModelError      a model from elsewhere that no bundle can be made of
 ├── RunError                a run that can't start as it is asked for, or has not left what a run leaves
 ├── RunnerError             an engine that is not known or can't do what is asked of it

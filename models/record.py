@@ -17,8 +17,8 @@ Columns whose names start with `__` go between the steps:
 - `__message` string, `__partition` int32, from a stream's source and in its journal only: the broker's id of the
   message, and the part of the topic that it came in
 - `__earlier`, `__content` and `__label_time` are of one step each
-- `__release` int32, `__held_out` bool, `__role`, `__bundle`, `__shadows` and `__thresholds`, dictionaries of strings,
-  of events between the step that assigns releases and the score: see models.rollout.assign
+- `__release` int32, `__held_out` bool, `__holdout_share` int32, `__role`, `__bundle`, `__shadows` and `__thresholds`,
+  dictionaries of strings, of events between the step that assigns releases and the score: see models.rollout.assign
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CONTENT = "__content"
 LABEL_TIME = "__label_time"
 ASKED = "__asked"  # the number of a row of a spine, which asks for features and is no event
 RELEASE_NUMBER, RELEASE_ROLE, BUNDLE = "__release", "__role", "__bundle"
-SHADOWS, THRESHOLDS, HELD_OUT = "__shadows", "__thresholds", "__held_out"
+SHADOWS, THRESHOLDS, HELD_OUT, HOLDOUT_SHARE = "__shadows", "__thresholds", "__held_out", "__holdout_share"
 
 IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
 # Of history, that the period of a length in which an event is was not over when the process before ended.
@@ -73,6 +73,7 @@ SHADOW_DECISION = "shadow_decision"
 OUTCOME = "outcome"  # of rows with the fallback decision alone: what became of their event
 UNEXPECTED = "unexpected"  # of projects that mark features that are not as expected
 ROLE, RELEASE = "role", "release"  # of a run with a log of releases alone
+WEIGHT = "weight"  # of projects whose decisions block, see models.rollout.holdout
 # What no declaration may be called.
 RESERVED = (SCORE, DECISION, REASONS, BUNDLE_ID, VERDICT_ID, SHADOW_DECISION)
 

@@ -37,6 +37,7 @@ from models.record import (
     SCORE,
     SCORED_AT,
     UNEXPECTED,
+    WEIGHT,
 )
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
@@ -55,7 +56,7 @@ def score_batch(
 ) -> pa.RecordBatch:
     """Score rows: id, event time, entities, output fields, features, what is said, decision, bundle id.
 
-    Without a scorer, what stands up to the features.
+    Without a scorer, what stands up to the features. Where decisions block, a weight stands at the end, unknown.
     """
     result = output_columns(batch, project)
     if scorer is None:
@@ -66,6 +67,8 @@ def score_batch(
     if reason_codes:
         result[REASONS] = _reasons(scorer, inputs, reason_codes, main_outputs(outputs, project))
     result[BUNDLE_ID] = same_text(bundle_id, batch.num_rows)
+    if project.rollout.blocks:  # known where a release log has a holdout
+        result[WEIGHT] = pa.nulls(batch.num_rows, pa.float64())
     return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
 
 

@@ -20,11 +20,13 @@ from models.partitions import Span
 from models.predictors.bundle import Bundle
 from models.predictors.evaluation import Evaluation, Evaluator, TopOfDay, evaluate
 from models.predictors.measures import Numbers, evaluate_target, label_numbers
+from models.predictors.weighted import evaluate_weighted
 from models.project.declarations import Project
 from models.quality.label_metrics import AS_OF, last_revisions, sort_records
 from models.quality.records import Verdict
 from models.quality.window_statistics import read_baseline
-from models.record import DECISION
+from models.record import DECISION, WEIGHT
+from models.rollout.holdout import weights_of
 from models.routes import LABEL_METRICS
 from pipelines.sinks.delta import active_names, is_delta
 from pipelines.sinks.folder import Folder, SinkError
@@ -151,7 +153,8 @@ def read_evaluated_files(directory: str, project: Project, labels: Sequence[str]
         return
     ranked = [project.entities[metric.entity] for metric in project.declared_metrics.values()]
     needed = {*project.score_columns, project.event.time, *([project.event.id] if labels else [])}
-    wanted = [*needed, DECISION, *ranked, *project.training.slices, *([] if labels else [project.label.field])]
+    weight = [WEIGHT] if project.rollout.blocks else []
+    wanted = [*needed, DECISION, *weight, *ranked, *project.training.slices, *([] if labels else [project.label.field])]
     names = list(dict.fromkeys(wanted))
     for table in [read_kind(directory, SCORES, names)] if labels else read_files(directory, SCORES, names):
         if not needed <= set(table.schema.names):
@@ -169,17 +172,21 @@ def read_evaluated_files(directory: str, project: Project, labels: Sequence[str]
 def evaluate_tables(tables: Iterable[pa.Table], project: Project) -> Evaluation | None:
     """How good the scores of `read_evaluated_files` were, None without rows; EvaluationError if a slice is none.
 
-    Of a target with positives no more than a table is held at once.
+    Of a target with positives no more than a table is held at once, unless rows are weighed as some are held out.
     """
-    if not project.has_positives:
-        tables = [pa.concat_tables(held)] if (held := list(tables)) else []
+    if not project.has_positives or project.rollout.blocks:
+        held = list(tables)
+        tables = [pa.concat_tables(held, promote_options="default")] if held else []
     evaluator = Evaluator()
     for table in tables:
         label, outputs = evaluated_columns(table, project)
+        weight = weights_of(table, project)
         days = table.column(project.event.time).cast(pa.int64()).to_numpy() // DAY_US
         if not project.has_positives:
             return evaluate_columns(label, outputs, table, days, project)
         tops, slices = _measured(table, days, project)
+        if weight is not None:
+            return evaluate_weighted(label, outputs, weight, slices)
         evaluator.add(label, outputs, declared=tops, slices=slices)
     return evaluator.evaluation() if evaluator.has_rows else None
 
@@ -200,6 +207,8 @@ def evaluate_columns(
     tops, slices = _measured(rows, days, project)
     if not project.has_positives:
         return evaluate_target(label, outputs, project.target, slices)
+    if (weight := weights_of(rows, project)) is not None:
+        return evaluate_weighted(label, outputs, weight, slices)
     return evaluate(label, outputs, declared=tops, slices=slices)
 
 

@@ -54,7 +54,10 @@ def has_fallen(metric: str, before: float, now: float, fall: float) -> bool:
     return gained is not None and gained < -fall
 
 
-def _gain(metric: str, before: float | None, after: float | None) -> float | None:
-    if before is None or after is None:
-        return None
+def gain_of(metric: str, before: float, after: float) -> float:
+    """By how much a figure is better after than before."""
     return before - after if _LESS_IS_BETTER.fullmatch(metric) else after - before
+
+
+def _gain(metric: str, before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else gain_of(metric, before, after)

@@ -42,7 +42,14 @@ class Learned:
 
 
 def learn(
-    examples: pa.Table, times: Rows, label: Labels, rows: Rows, held: Rows, project: Project, nthread: int
+    examples: pa.Table,
+    times: Rows,
+    label: Labels,
+    rows: Rows,
+    held: Rows,
+    project: Project,
+    nthread: int,
+    weight: npt.NDArray[np.float32] | None = None,
 ) -> Learned:
     """The model of some rows of a table that is in order.
 
@@ -54,6 +61,7 @@ def learn(
         held: the rows whose loss may end the training; none without early stopping.
         project: what is declared.
         nthread: threads, at least 1.
+        weight: [n] above 0 of the rows to learn from, how much each counts for the trees; all as much if not given.
 
     Raises:
         TrainingError: on parameters, values or classes that no model can be made of.
@@ -88,6 +96,7 @@ def learn(
         feature_types=encoders.feature_types(names),
         target=project.target,
         stopping=stopping,
+        weight=None if weight is None else weight[rows],
         nthread=nthread,
     )
     return _learned(booster, own, encoders, names)

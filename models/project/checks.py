@@ -20,6 +20,7 @@ from models.project.learned import parse_metric
 from models.project.parameters import find_parameter_faults
 from models.project.places import Fault, place_of, unknown_field
 from models.project.rolling_checks import check_rolling
+from models.project.rollout_checks import check_rollout
 from models.project.syntax import ExpressionError
 from models.project.table_checks import check_tables
 from models.project.target_checks import check_categories, check_decisions, check_early_stopping, check_target
@@ -62,6 +63,7 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from check_sinks(project)
     yield from _check_quality(project)
     yield from check_feedback(project)
+    yield from check_rollout(project)
     yield from _check_slo(project)
     yield from _check_partitions(project)
 

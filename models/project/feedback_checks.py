@@ -10,7 +10,7 @@ from models.project.declarations import Project
 from models.project.places import Fault
 from models.quality.label_metrics import COLUMNS, figure_names
 
-_NO_BETTER = re.compile("mean_score|coverage_.*|score_[0-9]+th")  # figures that are neither better nor worse
+NO_BETTER = re.compile("mean_score|coverage_.*|score_[0-9]+th")  # figures that are neither better nor worse
 
 
 def check_feedback(project: Project) -> Iterator[Fault]:
@@ -41,7 +41,9 @@ def _check_retrain(project: Project) -> Iterator[Fault]:
         yield ("retrain",), "needs a label to be better by: declare label"
         return
     known = [*STANDARD, *project.metrics] if project.has_positives else figure_names(project)
-    known = [name for name in known if not _NO_BETTER.fullmatch(name)]
+    known = [name for name in known if not NO_BETTER.fullmatch(name)]
+    if project.rollout.blocks and project.has_positives:
+        known = list(STANDARD)  # by which rows can be weighed
     if retrain.gate.metric not in known:
         yield ("retrain", "gate", "metric"), f"{retrain.gate.metric!r} is no figure; there are {', '.join(known)}"
     for name in retrain.gate.slices:

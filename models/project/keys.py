@@ -16,7 +16,7 @@ from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
 from models.project.objectives import Fast, Objective, Objectives
 from models.project.retraining import Gate, LabelMetrics, Retrain
-from models.project.rollouts import Rollout
+from models.project.rollouts import Margins, Minimum, Rollout, Rules
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, duration_text
 from models.project.tables import Table, Totals
 from models.project.targets import Target
@@ -45,6 +45,9 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("retrain",): Retrain,
     ("retrain", "gate"): Gate,
     ("rollout",): Rollout,
+    ("rollout", "rules"): Rules,
+    ("rollout", "rules", "minimum"): Minimum,
+    ("rollout", "rules", "margins"): Margins,
     ("slo",): Objectives,
     ("slo", "latency"): Fast,
     ("slo", "valid"): Objective,
@@ -79,7 +82,7 @@ WHAT = {
     "quality": "How score rows are watched.",
     "label_metrics": "How good scores are, as labels become known.",
     "retrain": "When `headrace nightly` trains anew, and what becomes of the bundle.",
-    "rollout": "How the project's release log is kept.",
+    "rollout": "How the project's release log is kept, and what a challenger is judged by.",
     "slo": "What the project promises: `headrace slo` tells whether it is kept (docs/slo.md).",
     "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
     "timezone": "Of days and hours, such as `Europe/Berlin`.",
@@ -184,6 +187,20 @@ WHAT = {
     },
     "slo.latency.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`.",
     "rollout.lead": "So long after it is made a release takes effect at the earliest: 1s to 1d.",
+    "rollout.blocks": "Decisions after which no label becomes known, as what was asked for does not happen.",
+    "rollout.rules": "When `headrace rollout` says promote, hold or roll back.",
+    "rollout.rules.window": "The length of the windows of event time that champion and challenger are shown by.",
+    "rollout.rules.metric": "The figure that they are judged by as labels become known, such as `roc_auc`.",
+    "rollout.rules.minimum": "What each of the two must have before anything is decided.",
+    "rollout.rules.margins": "How far the challenger may be from the champion; what has no margin is not judged.",
+    "rollout.rules.minimum.events": "So many events; with fewer the verdict is hold.",
+    "rollout.rules.minimum.labels": "So many of them with a label, for what is judged by labels.",
+    "rollout.rules.margins.metric": "By so much the metric may be worse, over all rows.",
+    "rollout.rules.margins.slices": "By so much it may be worse on any value of any slice of `training.slices`.",
+    "rollout.rules.margins.decisions": "By so much the share of any decision may be another.",
+    "rollout.rules.margins.psi": "So large the population stability index of the scores may be.",
+    "rollout.rules.margins.errors": "By so much the share of events without a finite score may be larger.",
+    "rollout.rules.margins.latency": "So many times that of the champion the 99th percentile of the latency may be.",
 }
 
 

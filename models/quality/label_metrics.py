@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_batch, as_int64, column, partition, times_us
+from models.batches import as_batch, as_int64, column, partition, times_us, with_column
 from models.predictors.evaluation import MAX_SLICE_VALUES, Evaluation, TopOfDay, evaluate, slice_name, slice_values
 from models.predictors.measures import (
     CALIBRATION_BINS,
@@ -27,12 +27,15 @@ from models.predictors.measures import (
     label_numbers,
     log_loss,
 )
+from models.predictors.weighted import evaluate_weighted
 from models.project.declarations import Project
 from models.project.targets import output_name
-from models.record import BUNDLE_ID, DECISION, EVENT_TIME, LABEL_TIME, PREDICTED, SCORE, TIMESTAMP
+from models.record import BUNDLE_ID, DECISION, EVENT_TIME, LABEL_TIME, PREDICTED, SCORE, TIMESTAMP, WEIGHT
+from models.rollout.holdout import weights_of
 
 AS_OF, WINDOW_START, WINDOW_END, REVISION = "as_of", "window_start", "window_end", "revision"
 COVERAGE, DELAY_MEDIAN, DELAY_MAX = "coverage", "delay_median_s", "delay_max_s"
+WEIGHTED = "weighted"  # of projects whose decisions block
 DUE, END, ROWS, DELAY = "__due", "__window_end", "__rows", "__delay"
 DAY_US = 86_400_000_000
 _SLICE = "__slice "
@@ -44,7 +47,7 @@ _KINDS = [
     *((name, pa.float64()) for name in (COVERAGE, DELAY_MEDIAN, DELAY_MAX)),
 ]
 # Of a record, beside those that are named by what is declared.
-COLUMNS = {*dict(_KINDS), "positives", "log_loss", "calibration_error", "mean_score"}
+COLUMNS = {*dict(_KINDS), WEIGHTED, "positives", "log_loss", "calibration_error", "mean_score"}
 _SECOND_US = 1_000_000
 
 
@@ -53,7 +56,8 @@ def carried_columns(project: Project) -> tuple[str, ...]:
     ranked = [project.entities[metric.entity] for metric in project.declared_metrics.values()]
     said = [PREDICTED] if project.classes else []
     said += [DECISION] if project.decisions else []
-    names = [*project.score_columns, *said, BUNDLE_ID, *ranked, *_declared_slices(project)]
+    said += [WEIGHT] if project.rollout.blocks else []
+    names = [*project.score_columns, *said, BUNDLE_ID, *ranked, *declared_slices(project)]
     return tuple(dict.fromkeys(names))
 
 
@@ -111,12 +115,15 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
         labelled = pc.equal(column(rows, ROWS), 0)
         counts, known = rows.filter(pc.invert(labelled)), rows.filter(labelled)
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
+        if weights_of(known, project) is not None:  # what is not known of some counts nothing
+            known = with_column(known, WEIGHT, column(known, WEIGHT).fill_null(0.0))
         names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
         measured = _evaluate(known, [name for name in names if name != SCORE], project)
         for name, value, number, some in _sliced(counts, known, names):
             figures = measured.slices.get(name, {}).get(value) if name else measured.overall
             said = {**times, REVISION: revision, BUNDLE_ID: bundle, "slice": name, "value": value}
-            records.append({**said, **_coverage(number, some), **_label_counts(some, project)})
+            records.append({**said, **_coverage(number, some), **_weighted(some, project)})
+            records[-1] |= _label_counts(some, project)
             records[-1] |= {**(figures.figures() if figures else {}), **_of_probabilities(some, project)}
     return as_batch(pa.Table.from_pylist(records, _record_schema(project)))
 
@@ -140,8 +147,8 @@ def last_revisions(records: pa.RecordBatch) -> pa.RecordBatch:
     return records.filter(pa.array(revisions == revisions[last]))
 
 
-def _declared_slices(project: Project) -> list[str]:
-    """Those that a score row has."""
+def declared_slices(project: Project) -> list[str]:
+    """The slices of the training that a score row has."""
     there = {*project.entities.values(), *project.output, *project.feature_names}
     return [name for name in project.training.slices if name in there - {project.label and project.label.field}]
 
@@ -153,7 +160,7 @@ def _has_bins(project: Project) -> bool:
 def _slices(project: Project) -> list[str]:
     said = [DECISION] if project.decisions else []
     said += [PREDICTED] if project.classes else []
-    return [*said, *([SCORE] if _has_bins(project) else []), *_declared_slices(project)]
+    return [*said, *([SCORE] if _has_bins(project) else []), *declared_slices(project)]
 
 
 def _outputs(project: Project) -> tuple[str, ...]:
@@ -164,7 +171,8 @@ def _measured(project: Project) -> list[str]:
     """The columns of a row with a label that figures are of; null where rows are counted."""
     assert project.label is not None
     ranked = [project.entities[metric.entity] for metric in project.declared_metrics.values()]
-    return list(dict.fromkeys([project.event.id, *_outputs(project), *ranked, project.label.field]))
+    weight = [WEIGHT] if project.rollout.blocks else []
+    return list(dict.fromkeys([project.event.id, *_outputs(project), *ranked, *weight, project.label.field]))
 
 
 def _keys(rows: pa.RecordBatch, known_us: npt.NDArray[np.int64], project: Project) -> dict[str, pa.Array]:
@@ -183,6 +191,11 @@ def _texts(rows: pa.RecordBatch, name: str) -> pa.Array:
         scores = values.to_numpy(zero_copy_only=False).astype(np.float64)
         places = np.searchsorted(np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS, scores, side="right")
         return pa.array([f"{place / CALIBRATION_BINS:g}" for place in range(CALIBRATION_BINS)]).take(pa.array(places))
+    return slice_texts(name, values)
+
+
+def slice_texts(name: str, values: pa.Array) -> pa.Array:
+    """The name of each row's slice, by the values of a column; EvaluationError if rows can't be cut by them."""
     if pa.types.is_floating(values.type):
         names, codes = slice_values(name, values.to_numpy(zero_copy_only=False), (len(values),))
         return pa.array(list(map(slice_name, names)), pa.string()).take(pa.array(codes))
@@ -193,13 +206,15 @@ def _part_schema(project: Project) -> pa.Schema:
     fields = {name: field.arrow_type for name, field in project.contract.fields.items()}
     kinds = [(DUE, pa.int64()), (END, pa.int64()), (BUNDLE_ID, pa.string())]
     kinds += [(_SLICE + name, pa.string()) for name in _slices(project)]
-    kinds += [(name, fields.get(name, pa.float32())) for name in _measured(project)]
+    known = {**fields, **({WEIGHT: pa.float64()} if project.rollout.blocks else {})}
+    kinds += [(name, known.get(name, pa.float32())) for name in _measured(project)]
     return pa.schema([*kinds, (EVENT_TIME, TIMESTAMP), (DELAY, pa.int64()), (ROWS, pa.int64())])
 
 
 def _record_schema(project: Project) -> pa.Schema:
     none = _no_rows(project)
-    kinds = [*_KINDS, *((name, pa.int64()) for name in _label_counts(none, project))]
+    counts = {**_weighted(none, project), **_label_counts(none, project)}
+    kinds = [*_KINDS, *((name, pa.int64()) for name in counts)]
     return pa.schema([*kinds, *((name, pa.float64()) for name in figure_names(project))])
 
 
@@ -243,6 +258,12 @@ def _coverage(rows: int, known: pa.RecordBatch) -> dict[str, Any]:
     }
 
 
+def _weighted(known: pa.RecordBatch, project: Project) -> dict[str, int]:
+    """Of rows with a label, where decisions block, how many figures are of, as they stand for others; else 0."""
+    weight = weights_of(known, project)
+    return {WEIGHTED: 0 if weight is None else int((weight > 0).sum())} if project.rollout.blocks else {}
+
+
 def _label_counts(known: pa.RecordBatch, project: Project) -> dict[str, int]:
     """How many are positive, or of each class."""
     assert project.label is not None
@@ -267,6 +288,9 @@ def _evaluate(known: pa.RecordBatch, slices: Sequence[str], project: Project) ->
     values = {name: column(known, _SLICE + name).to_numpy(zero_copy_only=False) for name in slices}
     if not project.has_positives:
         return evaluate_target(label, outputs, project.target, values)
+    weight = weights_of(known, project)
+    if weight is not None:
+        return evaluate_weighted(label, outputs, weight, values)
     days = times_us(known) // DAY_US
     tops = {
         name: TopOfDay(days, column(known, project.entities[m.entity]).to_numpy(zero_copy_only=False), m.k)
@@ -276,10 +300,16 @@ def _evaluate(known: pa.RecordBatch, slices: Sequence[str], project: Project) ->
 
 
 def _of_probabilities(known: pa.RecordBatch, project: Project) -> dict[str, float | None]:
+    if weights_of(known, project) is not None:
+        return {}
+    label, outputs = _labels_and_outputs(known, project)
+    return measure_probabilities(label, outputs, project)
+
+
+def measure_probabilities(label: Numbers, outputs: Numbers, project: Project) -> dict[str, float | None]:
     """How true they are; of classes the mean alone, as the rest is among the figures of a test."""
     if not _has_bins(project):
         return {}
-    label, outputs = _labels_and_outputs(known, project)
     scores = outputs.max(axis=1, initial=0) if project.classes else outputs
     said = {"mean_score": exact_sum(scores.astype(np.float64)) / len(scores) if len(scores) else None}
     if project.classes:

@@ -13,8 +13,21 @@ import pyarrow.compute as pc
 from models.batches import column, concat_batches, partition, same_text, take_rows, with_column
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
-from models.record import BUNDLE, DECISION, HELD_OUT, RELEASE, RELEASE_NUMBER, RELEASE_ROLE, ROLE, SHADOWS, THRESHOLDS
+from models.record import (
+    BUNDLE,
+    DECISION,
+    HELD_OUT,
+    HOLDOUT_SHARE,
+    RELEASE,
+    RELEASE_NUMBER,
+    RELEASE_ROLE,
+    ROLE,
+    SHADOWS,
+    THRESHOLDS,
+    WEIGHT,
+)
 from models.rollout.assign import SHADOW
+from models.rollout.holdout import weigh
 from models.rollout.records import HOLDOUT, ReleaseError
 from models.score import score_batch, with_columns
 
@@ -26,7 +39,8 @@ def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, re
     """Score rows as `models.score.score_batch` makes them, in the batch's order, with `role` and `release` at the end.
 
     The batch has the columns of `models.rollout.assign`. Where the project declares decisions, that of an event that is
-    held out is HOLDOUT, so that it passes whatever its score.
+    held out is HOLDOUT, so that it passes whatever its score. Where some of them block, `weight` is known,
+    if the event's release has a holdout.
     """
     keys = _codes(batch, BUNDLE, THRESHOLDS)
     parts = []
@@ -36,11 +50,15 @@ def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, re
     rows = concat_batches(parts)
     if len(parts) > 1:
         rows = take_rows(rows, np.argsort(np.argsort(keys, kind="stable"), kind="stable"))
+    told = {ROLE: column(batch, RELEASE_ROLE), RELEASE: column(batch, RELEASE_NUMBER)}
     held_out = column(batch, HELD_OUT)
+    if project.rollout.blocks:
+        weight = weigh(column(rows, DECISION), held_out, column(batch, HOLDOUT_SHARE), project.rollout.blocks)
+        rows = with_column(rows, WEIGHT, weight)
     if DECISION in rows.schema.names and pc.any(held_out).as_py():
         decided = column(rows, DECISION).cast(pa.string())
         rows = with_column(rows, DECISION, pc.if_else(held_out, HOLDOUT, decided).dictionary_encode())
-    return with_columns(rows, {ROLE: column(batch, RELEASE_ROLE), RELEASE: column(batch, RELEASE_NUMBER)})
+    return with_columns(rows, told)
 
 
 def score_shadows(batch: pa.RecordBatch, project: Project, bundles: Bundles) -> Iterator[pa.RecordBatch]:

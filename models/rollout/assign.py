@@ -21,13 +21,23 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import hash_keys
-from models.record import BUNDLE, EVENT_TIME, HELD_OUT, RELEASE_NUMBER, RELEASE_ROLE, SHADOWS, SYSTEM_FIELDS, THRESHOLDS
+from models.record import (
+    BUNDLE,
+    EVENT_TIME,
+    HELD_OUT,
+    HOLDOUT_SHARE,
+    RELEASE_NUMBER,
+    RELEASE_ROLE,
+    SHADOWS,
+    SYSTEM_FIELDS,
+    THRESHOLDS,
+)
 from models.rollout.records import SHARES, Release, ReleaseError, Share, canonical, from_json, order
 
 CHAMPION, CANARY, SHADOW = ROLES = ("champion", "canary", "shadow")
 RECORD = "record"  # a column of release records in their canonical form
 
-_COLUMNS = (RELEASE_NUMBER, RELEASE_ROLE, BUNDLE, SHADOWS, THRESHOLDS, HELD_OUT)
+_COLUMNS = (RELEASE_NUMBER, RELEASE_ROLE, BUNDLE, SHADOWS, THRESHOLDS, HELD_OUT, HOLDOUT_SHARE)
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Rows = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -36,7 +46,8 @@ class Assigned(NamedTuple):
     """Of each event, the number int32[n] of its release, and what that says, as dictionaries of strings [n].
 
     That is the role and id of the bundle that scores it, a JSON list of the ids of shadows, and a JSON object of
-    thresholds, "" where the project's own hold. `holdout`, bool[n], tells which pass whatever their score.
+    thresholds, "" where the project's own hold. `holdout`, bool[n], tells which pass whatever their score, and
+    `holdout_share`, int32[n], the share of keys that do in 10,000ths, 0 where there is no holdout.
     """
 
     release: pa.Array
@@ -45,6 +56,7 @@ class Assigned(NamedTuple):
     shadows: pa.DictionaryArray
     thresholds: pa.DictionaryArray
     holdout: pa.BooleanArray
+    holdout_share: pa.Array
 
     def columns(self) -> dict[str, pa.Array]:
         """As the columns that go between steps."""
@@ -82,6 +94,8 @@ class Releases:
         place = np.searchsorted(self._from_us, times_us, side="right") - 1
         if len(place) and place.min() < 0:
             raise ReleaseError("events are of a time before all release records: record 0 is missing")
+        holdouts = [release.holdout for release in self._ordered]
+        shares = np.array([share.per_10000 if share else 0 for share in holdouts], np.int32)
         is_canary = self._inside(place, [release.canary for release in self._ordered], keys)
         bundle = np.where(is_canary, self._challenger[place], self._champion[place]).astype(np.int32)
         return Assigned(
@@ -90,7 +104,8 @@ class Releases:
             pa.DictionaryArray.from_arrays(pa.array(bundle), self._bundles),
             pa.DictionaryArray.from_arrays(pa.array(self._shadows[place]), self._shadow_lists),
             pa.DictionaryArray.from_arrays(pa.array(self._thresholds[place]), self._threshold_texts),
-            pa.array(self._inside(place, [release.holdout for release in self._ordered], keys)),
+            pa.array(self._inside(place, holdouts, keys)),
+            pa.array(shares[place]),
         )
 
     def _inside(self, place: Int64, shares: Sequence[Share | None], keys: Mapping[str, pa.Array]) -> Rows:

@@ -61,7 +61,7 @@ def release(
 ) -> None:
     """Release a bundle: from a time on it is champion, or has a canary's share. What is not said stays as it is."""
     with clear_errors():
-        declared, desk = _open_desk(project, registry, releases, at, "release")
+        declared, desk = open_desk(project, registry, releases, at, "release")
 
         from pipelines.jobs import releasing
 
@@ -72,7 +72,7 @@ def release(
         if log is None:
             typer.echo(f"{declared.name}: nothing to release: all of that is in effect by then")
             return
-        _print_newest(declared, desk, log)
+        print_newest(declared, desk, log)
         if releasing.move_alias(desk, log) is None:
             typer.echo(
                 "the registry's champion stays as it is, as this is for later: runs without --releases take that"
@@ -104,11 +104,11 @@ def promote(
         else:
             from pipelines.jobs import releasing
 
-            _, desk = _open_desk(project, registry, releases, at, "promote")
+            _, desk = open_desk(project, registry, releases, at, "promote")
             change = releasing.changes(desk, str(number))
             log = releasing.release(desk, change, releasing.told_by(reason, author, approver, change_id))
             if log is not None:
-                _print_newest(declared, desk, log)
+                print_newest(declared, desk, log)
         set_alias(declared.name, CHAMPION, number, uri)
         typer.echo(f"{declared.name}: version {number} is champion")
 
@@ -125,12 +125,12 @@ def rollback(
 ) -> None:
     """Go back to the state before the one in effect: without its canary, or with the champion before."""
     with clear_errors():
-        declared, desk = _open_desk(project, registry, releases, at, "roll back")
+        declared, desk = open_desk(project, registry, releases, at, "roll back")
 
         from pipelines.jobs import releasing
 
         log = releasing.roll_back(desk, releasing.told_by(reason, author, approver, change_id))
-        _print_newest(declared, desk, log)
+        print_newest(declared, desk, log)
         if version := releasing.move_alias(desk, log):
             typer.echo(f"{declared.name}: version {version.version} is champion")
 
@@ -152,7 +152,7 @@ def releases(
 
         declared = _load(project, "release")
         require(not (json_ and export), "say --json or --export, not both")
-        place = _place_of(registry_of(project, registry), releases)
+        place = place_of(registry_of(project, registry), releases)
         log = read_log(place, declared)
         if log is None:
             typer.echo(f"{declared.name}: no release yet: runs take the registry's champion")
@@ -164,7 +164,7 @@ def releases(
 
         from pipelines.cli.releases_shown import as_json, log_lines
 
-        versions = _versions(project, declared.name, registry)
+        versions = versions_of(project, declared.name, registry)
         if json_:
             typer.echo(as_json(declared.name, log, versions))
             return
@@ -181,21 +181,23 @@ def _load(project: pathlib.Path, what: str) -> Project:
     return declared
 
 
-def _open_desk(
+def open_desk(
     project: pathlib.Path, registry: str | None, place: str | None, at: str | None, what: str
 ) -> tuple[Project, Desk]:
+    """The project, and the desk where its releases are made, checked."""
     declared, at_us = _load(project, what), _micros("--at", at)
 
     from pipelines.jobs.releasing import Desk
     from pipelines.prechecks import find_registry
 
     uri = find_registry(project, registry)
-    desk = Desk(declared, project, uri, _place_of(uri, place), at_us)
+    desk = Desk(declared, project, uri, place_of(uri, place), at_us)
     desk.check()
     return declared, desk
 
 
-def _place_of(registry: str, given: str | None) -> str:
+def place_of(registry: str, given: str | None) -> str:
+    """Where the release log is; UsageError if nothing tells."""
     from pipelines.prechecks import require
     from pipelines.release_store import place_of_log
 
@@ -212,7 +214,7 @@ def _micros(option: str, text: str | None) -> int | None:
     return None if time is None else micros_of(time)
 
 
-def _versions(project: pathlib.Path, name: str, registry: str | None) -> list[Any]:
+def versions_of(project: pathlib.Path, name: str, registry: str | None) -> list[Any]:
     """The registered versions; of a log that was taken elsewhere, without its registry, none."""
     from models.predictors.registry import RegistryError, list_versions
     from pipelines.prechecks import registry_of
@@ -223,7 +225,8 @@ def _versions(project: pathlib.Path, name: str, registry: str | None) -> list[An
         return []
 
 
-def _print_newest(declared: Project, desk: Desk, log: ReleaseLog) -> None:
+def print_newest(declared: Project, desk: Desk, log: ReleaseLog) -> None:
+    """Print what the newest record says."""
     from models.predictors.registry import list_versions
     from pipelines.cli.releases_shown import newest_lines
 

@@ -35,6 +35,10 @@ def train(
         str | None,
         typer.Option(help="Folder to keep the examples and dead letters in; else dead letters are in .headrace."),
     ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(help="Folder of a run whose score rows say how much an event counts (rollout.blocks)."),
+    ] = None,
     replace: Replace = False,
     promote: Annotated[bool, typer.Option(help="Make the new bundle champion.")] = False,
     runner: Runner = IN_PROCESS,
@@ -67,6 +71,9 @@ def train(
         )
         first = parse_time("--start", start)
         require(bool(examples) or not replace, "--replace is for the output of another run in --examples")
+        require(
+            scores is None or bool(declared.rollout.blocks), "--scores are for a project that declares rollout.blocks"
+        )
         spec.check(keeps=bool(examples))
         dead_letters = project / ".headrace" / "training"
         if not examples:
@@ -86,7 +93,7 @@ def train(
         from pipelines.cli.outcome import print_training
         from pipelines.jobs import train as training
 
-        trained = training.train(spec, project, start=first, dead_letters=dead_letters)
+        trained = training.train(spec, project, start=first, dead_letters=dead_letters, scores=scores)
         registered = training.register(trained, spec.project, registry, promote)
         print_training(trained, spec.project, registered, registry, project)
         if promote:

@@ -19,7 +19,7 @@ from models.predictors import registry
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
-from models.record import RELEASE, ROLE
+from models.record import RELEASE, ROLE, WEIGHT
 from models.rollout.accept import accept
 from models.rollout.records import Release, ReleaseError, ReleaseLog, order
 from pipelines.config import RunSpec
@@ -190,7 +190,7 @@ def follow_log(spec: RunSpec, folder: pathlib.Path, tracking_uri: str) -> Releas
 def check_columns(project: Project) -> None:
     """RunError if score rows have columns of the names that a run with releases adds."""
     names = {project.event.id, project.event.time, *project.entities.values(), *project.output, *project.feature_names}
-    for name in (ROLE, RELEASE):
+    for name in (ROLE, RELEASE, *([WEIGHT] if project.rollout.blocks else [])):
         if name in names:
             raise RunError(
                 f"{name!r} is a column of {project.name}'s score rows, and of those that tell of releases: rename it"

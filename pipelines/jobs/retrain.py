@@ -80,7 +80,8 @@ class Retrainer:
             why = self._why(until_us, last, champion)
             if why is None:
                 return None
-            trained = train(self._training_spec(until_us), self.folder, start=self._start(until_us))
+            start = self._start(until_us)
+            trained = train(self._training_spec(until_us), self.folder, start=start, scores=self.spec.sink)
             return self._decide(until_us, why, champion, trained)
 
     def _last_record(self, folder: Folder) -> dict[str, Any] | None:

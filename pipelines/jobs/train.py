@@ -27,12 +27,15 @@ from models.predictors.training import DAY_US, TrainingError
 from models.project.declarations import Project
 from models.project.project import PROJECT_FILE
 from models.quality.parts import make_baseline
+from models.record import WEIGHT
+from models.rollout.holdout import UNIT, weights_of
 from models.score import columns_of_outputs, with_columns
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig
 from pipelines.jobs.files import describe, open_files
 from pipelines.jobs.identity import identify
 from pipelines.jobs.known_labels import with_labels
+from pipelines.jobs.known_weights import with_weights
 from pipelines.jobs.score import RunResult, in_any_order, run_graph
 from pipelines.results import evaluate_columns, read_kind, read_success
 from pipelines.sinks.files import WriteFiles
@@ -97,8 +100,12 @@ def train(
     *,
     start: datetime.datetime | None = None,
     dead_letters: pathlib.Path | None = None,
+    scores: str | None = None,
 ) -> Trained:
     """Train and evaluate on the spec's events, and of its span on what was known at its end.
+
+    `scores` is the folder of a run whose score rows say how much an event counts, see models.rollout.holdout: one that
+    was blocked and not held out is not learned from, one of which no row tells counts as one.
 
     The examples stay in the spec's sink, if it names one, where the output of another run is refused, or replaced with
     `replace`. With them stay the dead letters, which else go to the sink `dead_letters`, in place of those of the
@@ -108,6 +115,8 @@ def train(
     if project.label is None and project.target.kind != "anomaly":
         raise TrainingError(f"{project.name} declares no label: there is nothing to learn")
     table, result, kept = in_any_order(lambda sort: _collect(spec, dead_letters, sort))
+    if scores is not None and project.rollout.blocks:
+        table = with_weights(table, scores, project)
     with working("training"):
         return _fit(project, folder, table, result, kept, start, spec.threads or THREADS)
 
@@ -222,6 +231,10 @@ def _fit(
         delay_us=split.delay,
         test_us=split.test,
     )
+    weight = weights_of(table, project)
+    if weight is not None:
+        weight = np.where(as_batch(table.select([WEIGHT])).column(0).is_valid(), weight, UNIT)
+        train_rows = train_rows[weight[train_rows] > 0]
     if project.target.kind == "anomaly":  # it learns from all events, whatever their label
         train_rows = np.flatnonzero((time_us >= start_us) & (time_us < train_to_us))
     else:
@@ -242,7 +255,9 @@ def _fit(
     )
     early = project.model.early_stopping
     held_back = time_us[train_rows] >= train_to_us - (early.on_last if early else 0)
-    learned = learning.learn(table, time_us, label, train_rows[~held_back], train_rows[held_back], project, threads)
+    counts = None if weight is None else (weight / UNIT).astype(np.float32)
+    rows = (train_rows[~held_back], train_rows[held_back])
+    learned = learning.learn(table, time_us, label, *rows, project, threads, counts)
     days = (time_us[test_rows] - start_us) // DAY_US
     test = Test(as_batch(table.take(pa.array(test_rows))), label[test_rows], days)
     evaluation = test.evaluate(learned.predict(test.rows, project.model.inputs), project)

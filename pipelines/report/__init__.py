@@ -6,11 +6,14 @@ import pathlib
 from collections.abc import Sequence
 
 from models.project.declarations import Project
+from pipelines.report.files import check_output, write
 from pipelines.report.gather import gather
 from pipelines.report.render import render
 from pipelines.results import RunError
 
 __all__ = ["report"]
+
+_MARK = b": run report</title>"
 
 
 def report(project: Project, run: str, output: pathlib.Path | None = None, labels: Sequence[str] = ()) -> pathlib.Path:
@@ -23,16 +26,6 @@ def report(project: Project, run: str, output: pathlib.Path | None = None, label
         if "://" in run:
             raise RunError(f"{run} is no folder of this machine: say with --output where the report goes")
         output = pathlib.Path(run) / "report.html"
-    if output.exists() and not _is_report(output):
-        raise RunError(f"{output}: is there already and is no report: say with --output where the report goes")
-    page = render(gather(project, run, labels))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    check_output(output, _MARK)
+    write(output, render(gather(project, run, labels)), _MARK)
     return output
-
-
-def _is_report(path: pathlib.Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return b": run report</title>" in file.read(4096)

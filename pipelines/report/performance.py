@@ -14,6 +14,7 @@ from models.predictors.measures import CalibrationBin, Numbers, calibrate, headi
 from models.project.declarations import Project
 from models.project.targets import Target
 from models.record import DECISION, SCORE
+from models.rollout.holdout import SELECTED, WEIGHTED, weights_of
 from pipelines.report.quality import Floats, Times
 from pipelines.report.scores import choose_step
 from pipelines.results import evaluate_tables, evaluated_columns, read_evaluated
@@ -48,6 +49,7 @@ class Performance:
     binary: bool = True  # whether labels are 0 and 1
     classes: tuple[str, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()  # of probabilities
+    note: str = ""  # how labels came, where decisions block
 
 
 def measure(run: str, project: Project, labels: Sequence[str] = ()) -> Performance | None:
@@ -86,6 +88,7 @@ def measure(run: str, project: Project, labels: Sequence[str] = ()) -> Performan
         project.has_positives,
         tuple(map(str, project.classes)),
         tuple(calibration),
+        "" if not project.rollout.blocks else SELECTED if weights_of(table, project) is None else WEIGHTED,
     )
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import pathlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from models.faults import how_many
@@ -17,8 +13,9 @@ from models.predictors.measures import heading, shown
 from models.project.expressions import NOT_FINITE, UNKNOWN
 from models.quality.records import Distribution, Verdict
 from pipelines.report.gather import Report
+from pipelines.report.page import fill
 from pipelines.report.performance import Caught, Performance
-from pipelines.report.plots import ID, is_steep, plot_comparison, plot_lines, plot_spread, short_number
+from pipelines.report.plots import is_steep, plot_comparison, plot_lines, plot_spread, short_number
 from pipelines.report.quality import Comparison, Spread, Trouble
 from pipelines.report.render_labels import show_label_metrics
 from pipelines.report.scores import LATENCY_QUANTILES, Series
@@ -27,7 +24,6 @@ from pipelines.report.shown import MAX_PLOTS, MAX_ROWS, breakable, cut, figure_o
 MAX_CELLS = 240  # windows in the strip of verdicts
 MAX_CLASSES = 20  # of a table
 
-_TEMPLATE = pathlib.Path(__file__).parent / "report.html"
 _KINDS = {
     "skew": "Skew: against the baseline",
     "drift": "Drift: against the window before",
@@ -44,12 +40,11 @@ _STATUS_ORDER = ("ok", "unjudged", "warn", "alarm")
 
 def render(report: Report) -> str:
     """The whole page. All texts are escaped; only the plots are put in as they are."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text())
     spreads = report.spreads[:MAX_PLOTS]
     status, headline = sum_up(report.verdicts)
     reasons = list_reasons(report.events or {})
-    page = template.render(
+    return fill(
+        "report.html",
         r=report,
         facts=_facts(report),
         status=status,
@@ -84,8 +79,6 @@ def render(report: Report) -> str:
         ],
         late=f"{report.late:,} events came late; {report.corrections:,} score rows are corrections.",
     )
-    numbers = itertools.count(1)
-    return re.sub("<svg .*?</svg>", lambda svg: svg[0].replace(ID, f"p{next(numbers)}-"), page, flags=re.DOTALL)
 
 
 def _overlaps(report: Report) -> bool:
@@ -215,6 +208,7 @@ def _performance(performance: Performance) -> dict[str, Any]:
             plots.append(figure_of(name, "", plot_lines(performance.starts, {"": values}, fit=True)))
     return {
         "fault": cut(performance.fault),
+        "note": performance.note,
         "binary": performance.binary,
         "headings": [breakable(heading(name)) for name in figures],
         "metrics": metrics[:MAX_ROWS],

@@ -57,12 +57,15 @@ def assign(records, rows):
 def test_an_event_has_the_release_of_its_time_whatever_is_beside_it(log, rows, chosen):
     log.check({"card", "shop"})
     found = assign(log.records, rows)
-    for (time, card, shop), (seq, role, bundle, shadows, thresholds, held_out) in zip(rows, found, strict=True):
+    for (time, card, shop), (seq, role, bundle, shadows, thresholds, held_out, held_share) in zip(
+        rows, found, strict=True
+    ):
         release = log.in_effect(time)
         assert seq == release.seq
         assert shadows == ('["' + IDS[2] + '"]' if release.shadows else "[]")
         assert thresholds == ('{"block": 0.5}' if release.thresholds else "")
         assert held_out == (card is not None and bool(release.holdout) and parts_of(pa.array([card]), "held")[0] < 3000)
+        assert held_share == (3000 if release.holdout else 0)
         share = release.canary
         key = None if share is None else (card if share.entity == "card" else shop)
         inside = key is not None and parts_of(pa.array([key]), share.salt)[0] < share.per_10000

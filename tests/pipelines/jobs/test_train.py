@@ -4,6 +4,8 @@ import dataclasses
 import datetime
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from models.predictors import registry
@@ -11,6 +13,7 @@ from models.predictors.booster import Scorer
 from models.predictors.training import TrainingError
 from models.project.project import load_project
 from models.quality.window_statistics import read_baseline
+from models.record import TIMESTAMP
 from pipelines import results
 from pipelines.cli.display import outcome_table, version_lines
 from pipelines.config import RunSpec
@@ -260,3 +263,45 @@ def test_the_version_that_fits_a_changed_project_is_named(folder):
     )
     bare = dataclasses.replace(one, metrics={}, facts={}, created=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
     assert len(version_lines(bare)) == 2
+
+
+def write_weights(folder, rows, weights, seed=0):
+    """Score rows of a run, in some order and in two files, of which only the weights matter."""
+    chosen = np.random.default_rng(seed).permutation(len(rows))
+    table = pa.table(
+        {
+            "id": pa.array([rows[n]["id"] for n in chosen]),
+            "t": pa.array([rows[n]["t"] * 1_000_000 for n in chosen]).cast(TIMESTAMP),
+            "weight": pa.array([weights[n] for n in chosen], pa.float64()),
+        }
+    )
+    for name, part in (("a", table.slice(0, 1000)), ("b", table.slice(1000))):
+        (folder / "scores").mkdir(parents=True, exist_ok=True)
+        pq.write_table(part, folder / "scores" / f"{name}.parquet")
+    return str(folder)
+
+
+def test_a_training_weighs_events_as_the_rows_of_a_run_say(tmp_path):
+    folder, rows = write_project(tmp_path, YAML + "rollout: {blocks: [stop]}\n"), make_rows()
+    bare = train(folder, rows, scores=None)
+    blocked = [n % 3 == 0 for n in range(ROWS)]
+    weights = [0.0 if stopped else 20.0 if n % 7 == 0 else 1.0 for n, stopped in enumerate(blocked)]
+    weighed = train(folder, rows, scores=write_weights(tmp_path / "run", rows, weights))
+    assert weighed.bundle.bundle_id != bare.bundle.bundle_id
+    in_train = [n for n, row in enumerate(rows) if us(2) <= row["t"] * 1_000_000 < us(5)]
+    assert bare.splits[0].rows == len(in_train)
+    assert weighed.splits[0].rows == sum(not blocked[n] for n in in_train)
+    # The test is weighed, too, by the two figures that can be.
+    assert set(weighed.evaluation.overall.figures()) == {"roc_auc", "average_precision"}
+    assert weighed.evaluation.overall.rows < bare.evaluation.overall.rows
+    again = train(folder, rows, scores=write_weights(tmp_path / "again", rows, weights, seed=1))
+    assert again.bundle.bundle_id == weighed.bundle.bundle_id
+    # What only leaves rows out has other trees than what also weighs them.
+    without = [0.0 if stopped else 1.0 for stopped in blocked]
+    assert train(folder, rows, scores=write_weights(tmp_path / "without", rows, without)).bundle.model not in (
+        bare.bundle.model,
+        weighed.bundle.model,
+    )
+    # Of no row a weight is known: as without.
+    unknown = train(folder, rows, scores=write_weights(tmp_path / "unknown", rows, [None] * ROWS))
+    assert unknown.bundle.bundle_id == bare.bundle.bundle_id

@@ -4,10 +4,8 @@ import dataclasses
 import html.parser
 import itertools
 import json
-import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +20,7 @@ from pipelines.report.quality import compare_windows, find_troubles, merge, spre
 from pipelines.report.render import list_reasons, render, sum_up
 from pipelines.report.scores import bin_numbers, make_series
 from pipelines.results import RunError
+from tests.kit.browser import browse, find_misfits, needs_chromium
 from tests.kit.support import card_fraud, run_graph, transaction, write_rows
 
 pytestmark = pytest.mark.slow
@@ -444,24 +443,6 @@ def test_an_svg_keeps_texts_as_they_are():
     assert ">0.123456<" in with_digits
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: Debian has it as a package")
-
-
-def browse(path: pathlib.Path, profile: pathlib.Path, *options: str) -> tuple[str, list[str]]:
-    """The page's DOM after it was loaded, and the lines that went to the browser's console."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-    ]
-    command += [f"--user-data-dir={profile}", "--enable-logging=stderr", *options, path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 @needs_chromium
 def test_a_browser_shows_the_page_without_a_complaint(page, tmp_path):
     dom, console = browse(page, tmp_path / "profile", "--dump-dom")
@@ -481,24 +462,5 @@ def test_the_browser_would_complain(page, tmp_path):
 
 @needs_chromium
 def test_no_text_of_a_page_is_cut_or_wider_than_it(page, tmp_path):
-    """Asks the browser itself; the script that asks needs a page without its policy."""
-    script = """<script>addEventListener('load', () => {
-      const wrong = [];
-      if (document.documentElement.scrollWidth > innerWidth) wrong.push('page wider than the window');
-      for (const svg of document.querySelectorAll('figure svg')) {
-        const box = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
-        texts.forEach((a, i) => {
-          if (a.left < box.left - 1 || a.right > box.right + 1 || a.top < box.top - 1 || a.bottom > box.bottom + 1)
-            wrong.push('cut: ' + svg.querySelectorAll('text')[i].textContent);
-          for (const b of texts.slice(i + 1))
-            if (a.left < b.right && b.left < a.right && a.top < b.bottom - 2 && b.top < a.bottom - 2)
-              wrong.push('overlap: ' + svg.querySelectorAll('text')[i].textContent);
-        });
-      }
-      document.title = 'wrong: ' + JSON.stringify(wrong);
-    });</script>"""
-    asked = tmp_path / "asked.html"
-    asked.write_text(re.sub(r"<meta http-equiv=[^>]*>", script, page.read_text(), count=1))
     for width in (1280, 500):
-        dom, _ = browse(asked, tmp_path / f"profile-{width}", f"--window-size={width},900", "--dump-dom")
-        assert "<title>wrong: []</title>" in dom, re.search("<title>.*?</title>", dom)[0]
+        assert find_misfits(page, tmp_path, width) == "wrong: []"
