@@ -34,6 +34,8 @@ HeadraceError
 │       ├── UnknownSchema   it has no such schema or subject
 │       ├── UnusableSchema  a schema that is not Avro, or is made of several
 │       └── RegistryDown    it does not answer
+├── ExpositionError         metrics that can't be shown at the port that is asked for
+├── ScrapeError             an address that shows no metrics of headrace's
 ├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── SpillError              no room on disk for rows that do not fit into memory
@@ -44,8 +46,6 @@ HeadraceError
 ├── RequestError            a request whose body holds no events, or no tensors of a model
 ├── ServiceDown             an endpoint that can't answer now
 ├── TokenError              a file of tokens that can't be used
-├── ExpositionError         a port that metrics can't be shown on
-├── ScrapeError             metrics that can't be read
 ├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered

@@ -112,11 +112,10 @@ class Recent:
             parts = self._by_key.get((name, key))
             if parts is None:
                 continue
-            entries = [self._entries[number] for number, _, _ in parts]
-            cut = [e.rows.take(np.arange(low, high)) for e, (_, low, high) in zip(entries, parts, strict=True)]
-            rows = _concat(entries[0].named.kinds, cut)
-            tiles = tiles_of(name, entries[0].named.tile_us, rows, pa.array([key] * len(rows), pa.string()))
-            found.append((entries[0].named, {place: tile for place, tile in tiles.items() if place in wanted}))
+            named = self._entries[parts[0][0]].named
+            rows = _concat(named.kinds, [self._entries[number].rows.slice(low, high) for number, low, high in parts])
+            tiles = tiles_of(name, named.tile_us, rows, pa.array([key] * len(rows), pa.string()))
+            found.append((named, {place: tile for place, tile in tiles.items() if place in wanted}))
         return found
 
 
