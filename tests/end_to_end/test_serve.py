@@ -50,7 +50,8 @@ def folder(made, tmp_path):
 @contextlib.contextmanager
 def serving(folder, *options, store=None):
     """A process that serves, and a client; it is killed at the end, if it has not ended."""
-    command = [HEADRACE, "serve", folder, "--store", store or folder / "store.db", "--port", "0", *options]
+    patient = ("--port", "0", "--deadline", "10")  # on a busy machine a second may be too short
+    command = [HEADRACE, "serve", folder, "--store", store or folder / "store.db", *patient, *options]
     with (folder / "serve.log").open("a") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
     try:
