@@ -15,6 +15,8 @@ from models.features.row import feedback_horizon_us
 from models.partitions import EVER, Span
 from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
+from models.quality.calibration import is_estimated
+from models.quality.expectations import no_calibration
 from models.quality.incidents import Policy
 from models.quality.label_metrics import as_of_us
 from models.record import EVENTS, LABELS, RELEASES, Outcome
@@ -219,7 +221,9 @@ def measure_labels(scored: beam.PCollection, labels: Labels | None, config: Grap
         rows["labelled"] = {"events": scored, "labels": labels.records} | "Feedback" >> feedback
     if project.label_metrics is None:
         return {}
-    measure = MeasureLabels(project, config.boundary_us, config.lateness_us, config.states)
+    assert isinstance(config.score, Score)
+    calibrations = config.score.calibrations if is_estimated(project) else no_calibration
+    measure = MeasureLabels(project, config.boundary_us, config.lateness_us, calibrations, config.states)
     return {LABEL_METRICS: rows | "Measure labels" >> measure}
 
 

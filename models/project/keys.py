@@ -156,6 +156,7 @@ WHAT = {
     "quality.alert_cool_down": "An open incident is told again after this long.",
     "quality.alert_clear_after": "So many windows without its alarm end an incident.",
     "label_metrics.window": "The length of a window of score rows, in event time: whole days.",
+    "label_metrics.estimate": "Whether figures are estimated, too, before labels are known (docs/estimates.md).",
     "retrain.every": "So long after the test of the last training: whole days.",
     "retrain.or_on": "What else asks for it: `drift`, an alarm of it; `label_metrics`, the gate's metric has fallen.",
     "retrain.fall": "How far it may fall below that of the champion's test.",

@@ -29,6 +29,16 @@ from models.predictors.measures import (
 )
 from models.project.declarations import Project
 from models.project.targets import output_name
+from models.quality.expectations import (
+    Calibrations,
+    Estimator,
+    by_bundle,
+    estimate_fields,
+    expect,
+    expectation_fields,
+    expectations_of,
+    no_calibration,
+)
 from models.record import BUNDLE_ID, DECISION, EVENT_TIME, LABEL_TIME, PREDICTED, SCORE, TIMESTAMP
 
 AS_OF, WINDOW_START, WINDOW_END, REVISION = "as_of", "window_start", "window_end", "revision"
@@ -57,11 +67,17 @@ def carried_columns(project: Project) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def count_rows(rows: pa.RecordBatch, project: Project) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(when it is due, part) of score rows: how many there are, by window, bundle and slice."""
-    keys = _keys(rows, as_int64(column(rows, project.event.time)), project)
-    counted = pa.table(keys).group_by(list(keys), use_threads=False).aggregate([([], "count_all")])
-    yield from _parts({**{name: counted[name] for name in keys}, ROWS: counted["count_all"]}, project)
+def count_rows(
+    rows: pa.RecordBatch, project: Project, calibrations: Calibrations = no_calibration
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(when it is due, part) of score rows: how many there are, by window, bundle and slice, and what to expect."""
+    for some, calibration in by_bundle(rows, project, calibrations):
+        keys = _keys(some, as_int64(column(some, project.event.time)), project)
+        steps, summed = expect(some, project, calibration)
+        grouped = pa.table({**keys, **steps, **summed}).group_by([*keys, *steps], use_threads=False)
+        counted = grouped.aggregate([([], "count_all"), *((name, "sum") for name in summed)])
+        columns = {**{name: counted[name] for name in keys}, ROWS: counted["count_all"]}
+        yield from _parts(columns | expectations_of(counted, project, calibration), project)
 
 
 def take_labelled(rows: pa.RecordBatch, project: Project) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -113,10 +129,13 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
         names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
         measured = _evaluate(known, [name for name in names if name != SCORE], project)
-        for name, value, number, some in _sliced(counts, known, names):
+        estimator = _estimator(counts, project)
+        for name, value, chosen, some in _sliced(counts, known, names):
             figures = measured.slices.get(name, {}).get(value) if name else measured.overall
+            number = int(as_int64(column(counts, ROWS))[chosen].sum())
             said = {**times, REVISION: revision, BUNDLE_ID: bundle, "slice": name, "value": value}
             records.append({**said, **_coverage(number, some), **_label_counts(some, project)})
+            records[-1] |= estimator.figures(chosen)
             records[-1] |= {**(figures.figures() if figures else {}), **_of_probabilities(some, project)}
     return as_batch(pa.Table.from_pylist(records, _record_schema(project)))
 
@@ -194,13 +213,15 @@ def _part_schema(project: Project) -> pa.Schema:
     kinds = [(DUE, pa.int64()), (END, pa.int64()), (BUNDLE_ID, pa.string())]
     kinds += [(_SLICE + name, pa.string()) for name in _slices(project)]
     kinds += [(name, fields.get(name, pa.float32())) for name in _measured(project)]
-    return pa.schema([*kinds, (EVENT_TIME, TIMESTAMP), (DELAY, pa.int64()), (ROWS, pa.int64())])
+    kinds += [(EVENT_TIME, TIMESTAMP), (DELAY, pa.int64()), (ROWS, pa.int64())]
+    return pa.schema([*kinds, *expectation_fields(project).items()])
 
 
 def _record_schema(project: Project) -> pa.Schema:
     none = _no_rows(project)
     kinds = [*_KINDS, *((name, pa.int64()) for name in _label_counts(none, project))]
-    return pa.schema([*kinds, *((name, pa.float64()) for name in figure_names(project))])
+    kinds += [(name, pa.float64()) for name in figure_names(project)]
+    return pa.schema([*kinds, *estimate_fields(project).items()])
 
 
 def _no_rows(project: Project) -> pa.RecordBatch:
@@ -216,19 +237,25 @@ def _parts(columns: dict[str, Any], project: Project) -> Iterator[tuple[int, pa.
 
 def _sliced(
     counts: pa.RecordBatch, known: pa.RecordBatch, slices: Sequence[str]
-) -> Iterator[tuple[str, str, int, pa.RecordBatch]]:
-    """(slice, value, number of score rows, those of them with a label), all of them first."""
-    numbers = as_int64(column(counts, ROWS))
-    yield "", "", int(numbers.sum()), known
+) -> Iterator[tuple[str, str, npt.NDArray[np.int64], pa.RecordBatch]]:
+    """(slice, value, positions of its counts of score rows, those of them with a label), all of them first."""
+    yield "", "", np.arange(counts.num_rows), known
     for name in slices:
-        values = column(counts, _SLICE + name)
-        codes = values.dictionary_encode()
-        of_value = np.zeros(len(codes.dictionary), np.int64)
-        np.add.at(of_value, codes.indices.to_numpy(), numbers)
+        codes = column(counts, _SLICE + name).dictionary_encode()
+        indices = codes.indices.to_numpy()
+        ends = np.cumsum(np.bincount(indices, minlength=len(codes.dictionary)))[:-1]
+        chosen = np.split(np.argsort(indices, kind="stable"), ends)
         places = pc.index_in(column(known, _SLICE + name), value_set=codes.dictionary).fill_null(-1)
         parts = dict(partition(known, as_int64(places)))
         for value, place in sorted((value, place) for place, value in enumerate(codes.dictionary.to_pylist())):
-            yield name, value, int(of_value[place]), parts.get(place, known.slice(0, 0))
+            yield name, value, chosen[place], parts.get(place, known.slice(0, 0))
+
+
+def _estimator(counts: pa.RecordBatch, project: Project) -> Estimator:
+    predicted = None
+    if project.classes:
+        predicted = as_int64(pc.index_in(column(counts, _SLICE + PREDICTED), pa.array(map(str, project.classes))))
+    return Estimator(counts, as_int64(column(counts, ROWS)), predicted, project)
 
 
 def _coverage(rows: int, known: pa.RecordBatch) -> dict[str, Any]:
