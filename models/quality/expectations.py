@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import column
+from models.predictors.measures import shown
 from models.project.declarations import Project
 from models.quality.calibration import Calibration, is_estimated
 from models.quality.estimates import (
@@ -29,6 +30,11 @@ ESTIMATED, LOW, HIGH = "estimated_", "_low", "_high"
 ESTIMATED_ROWS = "estimated_rows"
 STEP = "__step"  # of a row, -1 of one that nothing can be expected of
 ERRORS = 3  # standard errors from an estimate to the ends of its interval
+# What goes with every estimate that people see.
+BLIND_SPOT = (
+    "Each with an interval of three standard errors. An estimate sees that scores are others than before, not that "
+    "the same score has come to mean something else (concept drift)."
+)
 # From a bundle's id to its calibration, None if it has none.
 Calibrations = Callable[[str], Calibration | None]
 
@@ -211,3 +217,18 @@ def estimates_in(record: Mapping[str, Any]) -> dict[str, tuple[float, float, flo
     names = [name for name in names if not name.endswith((LOW, HIGH))]
     found = {name: tuple(record[ESTIMATED + name + end] for end in ("", LOW, HIGH)) for name in names}
     return {name: values for name, values in found.items() if None not in values}
+
+
+def shown_beside(name: str, figure: float | None) -> str:
+    """A figure, estimated or not, as people read it."""
+    if name == "positives" and figure is not None:
+        return f"{figure:,.0f}"
+    return shown(name, figure)
+
+
+def estimate_text(name: str, estimate: tuple[float, float, float] | None) -> str:
+    """An estimate with its interval as people read it."""
+    if estimate is None:
+        return "-"
+    figure, low, high = (shown_beside(name, each) for each in estimate)
+    return f"{figure} ({low} to {high})"

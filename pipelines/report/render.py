@@ -20,6 +20,7 @@ from pipelines.report.gather import Report
 from pipelines.report.performance import Caught, Performance
 from pipelines.report.plots import ID, is_steep, plot_comparison, plot_lines, plot_spread, short_number
 from pipelines.report.quality import Comparison, Spread, Trouble
+from pipelines.report.render_estimates import show_estimates
 from pipelines.report.render_labels import show_label_metrics
 from pipelines.report.scores import LATENCY_QUANTILES, Series
 from pipelines.report.shown import MAX_PLOTS, MAX_ROWS, breakable, cut, figure_of, time_text
@@ -64,6 +65,7 @@ def render(report: Report) -> str:
         unknown=_counted(report.events or {}, UNKNOWN)[:MAX_ROWS],
         performance=_performance(report.performance) if report.performance else None,
         known=show_label_metrics(report.label_metrics) if report.label_metrics else None,
+        expected=show_estimates(report.label_metrics) if report.label_metrics else None,
         step=_duration(report.series.size_us) if report.series else "",
         series=_series_plots(report.series) if report.series else [],
         comparisons=_comparison_plots(report.comparisons),
