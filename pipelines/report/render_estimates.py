@@ -12,7 +12,8 @@ from pipelines.report.labels import LabelMetrics, Said
 from pipelines.report.plots import plot_lines
 from pipelines.report.shown import MAX_PLOTS, MAX_ROWS, breakable, figure_of, time_text
 
-MOST = 0.9  # of a window's rows have a label: what they say is that of the window
+MOST = 0.9  # of the rows have a label: what they say is that of the window
+FEW = 100  # rows with a label, of which nothing is marked: an interval is of many
 
 
 def show_estimates(metrics: LabelMetrics) -> dict[str, Any] | None:
@@ -45,7 +46,7 @@ def _row(said: Said, names: list[str]) -> dict[str, Any]:
             {
                 "expected": estimate_text(name, estimate),
                 "realised": "" if realised is None else shown_beside(name, realised),
-                "outside": outside and said.labelled >= MOST * said.rows,
+                "outside": outside and said.labelled >= max(FEW, MOST * said.rows),
             }
         )
     numbers = {"rows": f"{said.rows:,}", "labelled": f"{said.labelled:,}"}
