@@ -15,8 +15,6 @@ from models.features.row import feedback_horizon_us
 from models.partitions import EVER, Span
 from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.project.declarations import Project
-from models.quality.calibration import is_estimated
-from models.quality.expectations import no_calibration
 from models.quality.incidents import Policy
 from models.quality.label_metrics import as_of_us
 from models.record import EVENTS, LABELS, RELEASES, Outcome
@@ -222,8 +220,8 @@ def measure_labels(scored: beam.PCollection, labels: Labels | None, config: Grap
     if project.label_metrics is None:
         return {}
     assert isinstance(config.score, Score)
-    calibrations = config.score.calibrations if is_estimated(project) else no_calibration
-    measure = MeasureLabels(project, config.boundary_us, config.lateness_us, calibrations, config.states)
+    ends = (config.boundary_us, config.lateness_us)
+    measure = MeasureLabels(project, *ends, config.score.calibrations, config.states)
     return {LABEL_METRICS: rows | "Measure labels" >> measure}
 
 

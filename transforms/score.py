@@ -13,8 +13,8 @@ from models.batches import column, is_provisional
 from models.metrics import ROWS
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
-from models.quality.calibration import Calibration
-from models.quality.expectations import Calibrations
+from models.quality.calibration import Calibration, is_estimated
+from models.quality.expectations import Calibrations, no_calibration
 from models.record import (
     MARKS,
     PUBLISHED,
@@ -42,7 +42,9 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
 
     @property
     def calibrations(self) -> Calibrations:
-        """What scores of each bundle mean, where it was learned."""
+        """What scores of each bundle mean, where that was learned and the project declares estimates."""
+        if not is_estimated(self.project):
+            return no_calibration
         if self.bundles is not None:
             return functools.partial(_calibration_of, self.bundles)
         found = {self.bundle_id: self.scorer.calibration} if self.scorer else {}

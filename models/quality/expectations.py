@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import column
+from models.batches import as_batch, as_int64, column
 from models.predictors.measures import shown
 from models.project.declarations import Project
 from models.quality.calibration import Calibration, is_estimated
@@ -24,7 +24,7 @@ from models.quality.estimates import (
     estimate_classes,
     estimate_errors,
 )
-from models.record import BUNDLE_ID, SCORE
+from models.record import BUNDLE_ID, PREDICTED, SCORE
 
 ESTIMATED, LOW, HIGH = "estimated_", "_low", "_high"
 ESTIMATED_ROWS = "estimated_rows"
@@ -37,6 +37,7 @@ BLIND_SPOT = (
 )
 # From a bundle's id to its calibration, None if it has none.
 Calibrations = Callable[[str], Calibration | None]
+Estimates = dict[str, tuple[float, float, float]]  # by figure, with the ends of its interval
 
 _FIGURES = {
     "binary": ("roc_auc", "average_precision", "positives"),
@@ -44,6 +45,7 @@ _FIGURES = {
     "regression": ("mae", "rmse"),
     "count": ("mae", "rmse"),
 }
+_ROWS = "__rows"
 _EXPECTED, _VARIANCE, _SUPPORT = "__expected ", "__variance ", "__support"
 
 
@@ -142,19 +144,34 @@ def expectations_of(counted: pa.Table, project: Project, calibration: Calibratio
     return found
 
 
+def estimate_rows(rows: pa.RecordBatch, project: Project, calibrations: Calibrations) -> Estimates:
+    """The estimates of score rows with their bundles, in any order; {} if nothing is estimated."""
+    if not is_estimated(project):
+        return {}
+    keys = [PREDICTED] if project.classes else []
+    parts = []
+    for some, calibration in by_bundle(rows, project, calibrations):
+        steps, summed = expect(some, project, calibration)
+        table = pa.table({**{name: column(some, name).cast(pa.string()) for name in keys}, **steps, **summed})
+        if calibration is not None:
+            grouped = table.group_by([*keys, *steps], use_threads=False)
+            counted = grouped.aggregate([([], "count_all"), *((name, "sum") for name in summed)])
+            found = expectations_of(counted, project, calibration)
+            parts.append(pa.table({**found, _ROWS: counted["count_all"], **{name: counted[name] for name in keys}}))
+    if not parts:
+        return {}
+    counts = as_batch(pa.concat_tables(parts))
+    estimator = Estimator(counts, as_int64(column(counts, _ROWS)), project, PREDICTED)
+    return estimates_in(estimator.figures(np.arange(counts.num_rows)))
+
+
 class Estimator:
     """Estimates of any of the counted rows of a window and a bundle, which parts of `expectation_fields` are.
 
-    `predicted` are the classes of the rows, int64[n], of a multi-class target.
+    `rows` int64[n] is how many each counts for; `predicted` names the column of the class of a multi-class target.
     """
 
-    def __init__(
-        self,
-        counts: pa.RecordBatch,
-        rows: npt.NDArray[np.int64],
-        predicted: npt.NDArray[np.int64] | None,
-        project: Project,
-    ) -> None:
+    def __init__(self, counts: pa.RecordBatch, rows: npt.NDArray[np.int64], project: Project, predicted: str) -> None:
         self._project = project
         known = column(counts, _SUPPORT).is_valid().to_numpy(zero_copy_only=False) if is_estimated(project) else None
         if known is None:
@@ -163,8 +180,10 @@ class Estimator:
         names = [name for name in expectation_fields(project) if name != _SUPPORT]
         facts = [column(counts, name).fill_null(0).to_numpy(zero_copy_only=False) for name in names]
         support = column(counts, _SUPPORT).fill_null(1).to_numpy(zero_copy_only=False)
-        if predicted is not None:
-            self._predicted, self._sums = predicted, np.column_stack(facts)
+        if project.classes:
+            classes = pa.array(map(str, project.classes))
+            self._predicted = as_int64(pc.index_in(column(counts, predicted), value_set=classes))
+            self._sums = np.column_stack(facts)
             self._support = int(support.min(initial=1 << 62, where=known))
             return
         table = np.column_stack([*facts, support.astype(np.float64)])
@@ -211,12 +230,16 @@ def _interval(name: str, estimate: Estimate, most: float) -> dict[str, float]:
     return {ESTIMATED + name: figure, ESTIMATED + name + LOW: low, ESTIMATED + name + HIGH: high}
 
 
-def estimates_in(record: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+def estimates_in(record: Mapping[str, Any]) -> Estimates:
     """Name → estimate, low and high of the figures that a record has estimates of."""
     names = [name.removeprefix(ESTIMATED) for name in record if name.startswith(ESTIMATED) and name != ESTIMATED_ROWS]
     names = [name for name in names if not name.endswith((LOW, HIGH))]
-    found = {name: tuple(record[ESTIMATED + name + end] for end in ("", LOW, HIGH)) for name in names}
-    return {name: values for name, values in found.items() if None not in values}
+    found = {}
+    for name in names:
+        figure, low, high = (record[ESTIMATED + name + end] for end in ("", LOW, HIGH))
+        if figure is not None:
+            found[name] = figure, low, high
+    return found
 
 
 def shown_beside(name: str, figure: float | None) -> str:

@@ -129,7 +129,7 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
         names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
         measured = _evaluate(known, [name for name in names if name != SCORE], project)
-        estimator = _estimator(counts, project)
+        estimator = Estimator(counts, as_int64(column(counts, ROWS)), project, _SLICE + PREDICTED)
         for name, value, chosen, some in _sliced(counts, known, names):
             figures = measured.slices.get(name, {}).get(value) if name else measured.overall
             number = int(as_int64(column(counts, ROWS))[chosen].sum())
@@ -249,13 +249,6 @@ def _sliced(
         parts = dict(partition(known, as_int64(places)))
         for value, place in sorted((value, place) for place, value in enumerate(codes.dictionary.to_pylist())):
             yield name, value, chosen[place], parts.get(place, known.slice(0, 0))
-
-
-def _estimator(counts: pa.RecordBatch, project: Project) -> Estimator:
-    predicted = None
-    if project.classes:
-        predicted = as_int64(pc.index_in(column(counts, _SLICE + PREDICTED), pa.array(map(str, project.classes))))
-    return Estimator(counts, as_int64(column(counts, ROWS)), predicted, project)
 
 
 def _coverage(rows: int, known: pa.RecordBatch) -> dict[str, Any]:
