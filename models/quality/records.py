@@ -13,7 +13,9 @@ import pyarrow as pa
 Status = Literal["ok", "warn", "alarm"]
 Severity = Literal["warn", "alarm"]
 _VERDICT = "verdict"
-Kind = Literal["schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range"]
+Kind = Literal[
+    "schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range", "season", "slow_drift"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +92,9 @@ class Measure:
     `threshold` is the larger of what is `declared` and what chance alone makes of so few rows.
     """
 
-    feature: str  # a column, `score`, an action or an entity
+    feature: str  # a column, `score`, an action, an entity or a series
     kind: Kind
-    measure: str  # infinity_norm, jensen_shannon, psi, share, rate
+    measure: str  # infinity_norm, jensen_shannon, psi, share, rate, deviation, sum
     value: float
     declared: float
     threshold: float

@@ -36,6 +36,8 @@ _KINDS = {
     "decision_share": "Decisions",
     "null_rate": "Missing values",
     "unseen": "Unseen entities",
+    "season": "Against the same hour and weekday before",
+    "slow_drift": "Slow drift: sums of small deviations",
     "score_range": "Range of scores",
     "schema": "Schema",
 }
