@@ -27,6 +27,7 @@ FORMAT = 1
 MAX_CALIBRATION_BYTES = 4 << 20
 MIN_ROWS = 100  # with a label, of which a calibration can be made
 MIN_OF_A_KIND = 10  # positive ones, and others, of a binary target
+_LARGEST_LABEL = 1e60  # that is learned from: the fourth power of an error is to be finite
 MAX_STEPS = 50  # of errors
 MIN_STEP_ROWS = 50  # of errors
 ESTIMATED_KINDS = ("binary", "multiclass", "regression", "count")
@@ -129,11 +130,11 @@ def calibrate_scores(label: Numbers, outputs: Numbers, project: Project) -> Cali
 
     Args:
         label: [n] numbers, of a multi-class target the classes' numbers; all known.
-        outputs: [n] float32 what the model says, or [n, o] of o classes. Rows that are not finite are left out.
+        outputs: [n] float32 what the model says, or [n, o] of o classes. Rows that are not finite, or next to it, are left out.
         project: whose target it is.
     """
     outputs = outputs if outputs.ndim == 2 else outputs[:, np.newaxis]
-    finite = np.isfinite(outputs).all(axis=1)
+    finite = np.isfinite(outputs).all(axis=1) & (np.abs(label) < _LARGEST_LABEL)
     label, outputs, kind = label[finite], outputs[finite], project.target.kind
     if len(label) < MIN_ROWS or kind not in ESTIMATED_KINDS:
         return None

@@ -173,16 +173,16 @@ class Estimator:
 
     def __init__(self, counts: pa.RecordBatch, rows: npt.NDArray[np.int64], project: Project, predicted: str) -> None:
         self._project = project
-        known = column(counts, _SUPPORT).is_valid().to_numpy(zero_copy_only=False) if is_estimated(project) else None
-        if known is None:
+        if not is_estimated(project):
             return
+        known = column(counts, _SUPPORT).is_valid().to_numpy(zero_copy_only=False)
         self._rows = np.where(known, rows, 0)
         names = [name for name in expectation_fields(project) if name != _SUPPORT]
         facts = [column(counts, name).fill_null(0).to_numpy(zero_copy_only=False) for name in names]
         support = column(counts, _SUPPORT).fill_null(1).to_numpy(zero_copy_only=False)
         if project.classes:
             classes = pa.array(map(str, project.classes))
-            self._predicted = as_int64(pc.index_in(column(counts, predicted), value_set=classes))
+            self._predicted = as_int64(pc.index_in(column(counts, predicted), value_set=classes).fill_null(0))
             self._sums = np.column_stack(facts)
             self._support = int(support.min(initial=1 << 62, where=known))
             return
@@ -205,12 +205,10 @@ class Estimator:
             sums, predicted = self._sums[chosen], self._predicted[chosen]
             estimates = estimate_classes(*confusion(sums, predicted, rows), self._support)
         else:
-            counted = np.bincount(self._places[chosen], rows, len(self._expected)).astype(
-                np.float64
-            )  # exact below 2**53
+            counted = np.bincount(self._places[chosen], rows, len(self._expected))
             there = counted > 0
-            n, expected, variance = counted[there], self._expected[there], self._variance[there]
-            support = self._steps_support[there]
+            n, support = counted[there].astype(np.float64), self._steps_support[there]
+            expected, variance = self._expected[there], self._variance[there]
             if project.target.kind == "binary":
                 estimates = estimate_binary(n, expected[:, 0], variance[:, 0], support)
             else:

@@ -154,6 +154,9 @@ def test_too_few_labels_make_no_calibration():
     others = np.flatnonzero(label == 0)
     for rows in (np.arange(99), np.append(others, positive[:9]), np.append(positive[:95], others[:9])):
         assert calibrate_scores(label[rows], scores[rows], OF_KIND["binary"]) is None
+    amounts = np.append(np.full(50, 1e300), np.arange(99.0))
+    assert calibrate_scores(amounts, scores[:149], OF_KIND["regression"]) is None
+    assert calibrate_scores(np.append(amounts, 5.0), scores[:150], OF_KIND["regression"]).rows == 100
     assert calibrate_scores(label, np.where(label == 1, np.nan, scores), OF_KIND["binary"]) is None
 
 
