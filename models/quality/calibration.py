@@ -130,7 +130,8 @@ def calibrate_scores(label: Numbers, outputs: Numbers, project: Project) -> Cali
 
     Args:
         label: [n] numbers, of a multi-class target the classes' numbers; all known.
-        outputs: [n] float32 what the model says, or [n, o] of o classes. Rows that are not finite, or next to it, are left out.
+        outputs: [n] float32 what the model says, or [n, o] of o classes. Rows that are not finite are left out,
+            and those of a label that is next to it.
         project: whose target it is.
     """
     outputs = outputs if outputs.ndim == 2 else outputs[:, np.newaxis]
