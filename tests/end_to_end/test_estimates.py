@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from models.predictors import registry
 from models.predictors.bundle import Bundle
 from models.quality.calibration import Calibration
 from models.quality.expectations import estimates_in
+from models.sample import write_sample
 from pipelines.cli.main import app
 from pipelines.prechecks import registry_of
 from pipelines.report.labels import read_label_metrics
 from tests.kit.bundles import rewrite
-from tests.kit.support import write_rows
+from tests.kit.support import CARD_FRAUD, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +45,7 @@ output: []
 decisions: [{action: stop, at_least: 0.5}, {action: go, at_least: 0.0}]
 label_metrics: {window: 1d, estimate: true}
 """
+METRICS = "\nlabel_metrics: {window: 1d, estimate: true}\n"
 
 
 def make_rows(rows=6000, seed=0, drift=False):
@@ -63,13 +66,14 @@ def make_rows(rows=6000, seed=0, drift=False):
 class Command:
     """Commands on a project, its events and its registry."""
 
-    def __init__(self, folder, text=YAML):
+    def __init__(self, folder, text=YAML, schema=SCHEMA):
         self.folder = folder
+        if schema is not None:
+            (folder / "schema.pbtxt").write_text(schema)
         self.declare(text)
 
     def declare(self, text):
         (self.folder / "project.yaml").write_text(text)
-        (self.folder / "schema.pbtxt").write_text(SCHEMA)
 
     def __call__(self, name, *arguments):
         done = CliRunner().invoke(app, [name, str(self.folder), *map(str, arguments)], env={"COLUMNS": "240"})
@@ -205,3 +209,22 @@ def test_estimates_of_slices_are_in_the_records(trained):
     whole = read_label_metrics(str(command.folder / "bare")).windows[0].estimates["positives"][0]
     assert sum(parts.values()) == pytest.approx(whole)
     assert estimates_in({}) == {}
+
+
+def test_what_labels_say_lies_in_the_interval_where_scores_mean_what_they_did(tmp_path):
+    """Cards whose frauds follow the same patterns all along: AUC of at least 95% of the days."""
+    write_sample(tmp_path / "data", 300_000, 1, 75)
+    shutil.copytree(CARD_FRAUD, tmp_path / "cards")
+    cards = Command(tmp_path / "cards", (CARD_FRAUD / "project.yaml").read_text() + METRICS, None)
+    source = tmp_path / "data" / "*.parquet"
+    cards("train", "--source", source, "--start", "2018-05-01")
+    cards("run", "--source", source, "--sink", tmp_path / "out", "--score-from", "2018-05-15")
+    windows = read_label_metrics(str(tmp_path / "out")).windows
+    assert len(windows) == 31
+    inside = 0
+    for window in windows:
+        _, low, high = window.estimates["roc_auc"]
+        assert window.labelled == window.rows
+        assert high - low < 0.4
+        inside += low <= window.realised("roc_auc") <= high
+    assert inside >= 0.95 * len(windows)
