@@ -59,7 +59,7 @@ def _estimate_precision(n: Floats, share: Floats, positives: float, spread: Floa
     """Average precision of steps, descending."""
     last = np.cumsum(n)
     before, positive = last - n, n * share
-    ranks = harmonic(last) - harmonic(before)  # the sum of 1/rank over a step
+    ranks = np.diff(harmonic(np.append(0.0, last)))  # the sum of 1/rank over a step
     found_before = np.cumsum(positive) - positive
     precision = positive + (found_before - before * share) * ranks  # summed over the rows of a step
     average = exact_sum(share * precision) / positives

@@ -85,11 +85,11 @@ def by_bundle(
     if not is_estimated(project):
         yield rows, None
         return
-    bundles = column(rows, BUNDLE_ID).cast(pa.string())
+    bundles = column(rows, BUNDLE_ID)
     names = sorted(bundles.unique().to_pylist())
     for name in names:
         calibration = calibrations(name)
-        some = rows if len(names) == 1 else rows.filter(pc.equal(bundles, name))
+        some = rows if len(names) == 1 else rows.filter(pc.equal(bundles.cast(pa.string()), name))
         yield some, calibration if calibration is not None and calibration.fits(project) else None
 
 

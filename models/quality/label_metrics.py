@@ -129,10 +129,11 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
         names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
         measured = _evaluate(known, [name for name in names if name != SCORE], project)
-        estimator = Estimator(counts, as_int64(column(counts, ROWS)), project, _SLICE + PREDICTED)
+        numbers = as_int64(column(counts, ROWS))
+        estimator = Estimator(counts, numbers, project, _SLICE + PREDICTED)
         for name, value, chosen, some in _sliced(counts, known, names):
             figures = measured.slices.get(name, {}).get(value) if name else measured.overall
-            number = int(as_int64(column(counts, ROWS))[chosen].sum())
+            number = int(numbers[chosen].sum())
             said = {**times, REVISION: revision, BUNDLE_ID: bundle, "slice": name, "value": value}
             records.append({**said, **_coverage(number, some), **_label_counts(some, project)})
             records[-1] |= estimator.figures(chosen)

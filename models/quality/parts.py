@@ -67,7 +67,7 @@ def _parts(batch: pa.RecordBatch, ends: Keys, project: Project, size: int) -> It
             counts |= _value_counts(kind, column(batch, name), starts)
     bundles = {}
     if is_estimated(project) and BUNDLE_ID in batch.schema.names:
-        bundles[BUNDLE] = column(batch, BUNDLE_ID).cast(pa.string())
+        bundles[BUNDLE] = column(batch, BUNDLE_ID)
     ids, times = column(batch, project.event.id), column(batch, project.event.time)
     hashes = hash_keys(ids)
     for place, (start, stop) in enumerate(itertools.pairwise([*starts.tolist(), len(ends)])):
