@@ -122,10 +122,11 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
     end_us = int(window_ends_of(part)[0])
     times = {WINDOW_START: end_us - project.label_metrics.window, WINDOW_END: end_us, AS_OF: as_of}
     records: list[dict[str, Any]] = []
+    measured_columns = [name for name in part.schema.names if name not in expectation_fields(project)]
     for bundle in sorted(column(part, BUNDLE_ID).unique().to_pylist()):
         rows = part.filter(pc.equal(column(part, BUNDLE_ID), bundle))
         labelled = pc.equal(column(rows, ROWS), 0)
-        counts, known = rows.filter(pc.invert(labelled)), rows.filter(labelled)
+        counts, known = rows.filter(pc.invert(labelled)), rows.select(measured_columns).filter(labelled)
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
         names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
         measured = _evaluate(known, [name for name in names if name != SCORE], project)
