@@ -245,7 +245,9 @@ def measure_labels(scored: beam.PCollection, labels: Labels | None, config: Grap
         rows["labelled"] = {"events": scored, "labels": labels.records} | "Feedback" >> feedback
     if project.label_metrics is None:
         return {}
-    measure = MeasureLabels(project, config.boundary_us, config.lateness_us, config.states)
+    assert isinstance(config.score, Score)
+    ends = (config.boundary_us, config.lateness_us)
+    measure = MeasureLabels(project, *ends, config.score.calibrations, config.states)
     return {LABEL_METRICS: rows | "Measure labels" >> measure}
 
 

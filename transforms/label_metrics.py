@@ -15,6 +15,7 @@ from models.batches import Keys, concat_batches, is_provisional, partition
 from models.features.row import feedback_horizon_us
 from models.metrics import CORRECTED, TOO_LATE
 from models.project.declarations import Project
+from models.quality.expectations import Calibrations, no_calibration
 from models.quality.label_metrics import (
     DAY_US,
     END,
@@ -46,6 +47,7 @@ class MeasureLabels(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]],
     project: Project
     boundary_us: int
     lateness_us: int = 0
+    calibrations: Calibrations = no_calibration  # of the bundles that score, for estimates
     states: States | None = None  # rows of windows that may change are kept as `label metrics`
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
@@ -57,7 +59,7 @@ class MeasureLabels(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]],
 
     def _count(self, rows: pa.RecordBatch) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         if not is_provisional(rows):  # it comes once more
-            yield from self._due(count_rows(rows, self.project))
+            yield from self._due(count_rows(rows, self.project, self.calibrations))
 
     def _take(self, rows: pa.RecordBatch) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         yield from self._due(take_labelled(rows, self.project))

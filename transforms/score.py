@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import apache_beam as beam
@@ -12,6 +13,8 @@ from models.batches import column, is_provisional
 from models.metrics import ROWS, SCORES
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
+from models.quality.calibration import Calibration, is_estimated
+from models.quality.expectations import Calibrations, no_calibration
 from models.record import (
     MARKS,
     PUBLISHED,
@@ -37,6 +40,16 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
     keep_marks: bool = False
     bundles: Bundles | None = None
 
+    @property
+    def calibrations(self) -> Calibrations:
+        """What scores of each bundle mean, where that was learned and the project declares estimates."""
+        if not is_estimated(self.project):
+            return no_calibration
+        if self.bundles is not None:
+            return functools.partial(_calibration_of, self.bundles)
+        found = {self.bundle_id: self.scorer.calibration} if self.scorer else {}
+        return functools.partial(dict.get, found)
+
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Batches of score rows, see `score_batch`."""
         return pcoll | "Score" >> beam.FlatMap(self._score).with_output_types(pa.RecordBatch)
@@ -57,6 +70,10 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
                 for (decision, bundle), number in decided(rows):
                     count(SCORES, number, decision=decision, bundle=bundle)
             yield rows
+
+
+def _calibration_of(bundles: Bundles, bundle_id: str) -> Calibration | None:
+    return bundles(bundle_id).calibration
 
 
 @dataclasses.dataclass(eq=False)

@@ -20,6 +20,7 @@ from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.predictors.lightgbm_model import LightGBMModel
 from models.predictors.onnx_model import OnnxModel
 from models.predictors.skops_model import SkopsModel
+from models.quality.calibration import Calibration
 
 if TYPE_CHECKING:
     from models.predictors.bundle import Bundle
@@ -101,6 +102,7 @@ class Scorer:
         model_format: str = "ubj",
         alone: bool = False,
         nthread: int = 1,
+        calibration: Calibration | None = None,
     ) -> None:
         """Load a model after its digest, and accept it after its feature names and golden scores.
 
@@ -115,6 +117,7 @@ class Scorer:
             alone: score one row at a time, as the model's bits for a row depend on the others.
             encoders: what makes columns of inputs that are but names; for `models.score.model_inputs`.
             nthread: threads of one call, at least 1; they change no bit.
+            calibration: what its scores mean, for estimates.
 
         Raises:
             ModelCorrupt: if the digest differs or the format's library cannot read the bytes.
@@ -132,6 +135,7 @@ class Scorer:
         self._format = model_format
         self._alone = alone
         self.encoders = encoders
+        self.calibration = calibration
         self._booster = self._load()
 
     @classmethod
@@ -147,6 +151,7 @@ class Scorer:
             model_format=bundle.model_format,
             alone=bundle.alone,
             nthread=nthread,
+            calibration=Calibration.from_json(bundle.calibration) if bundle.calibration else None,
         )
 
     @property

@@ -10,6 +10,7 @@ A bundle is saved as a folder of plain files:
     golden.json     feature names, golden rows (null where missing) and their scores
     metadata.json   metrics, training period, versions: all that is told and not used
     baseline.json   optional: how features and scores of events not trained on are spread
+    calibration.json  optional: what scores of events not trained on mean, by their labels
     model.skops     instead of model.ubj: an estimator of scikit-learn's; model.txt: LightGBM's trees; model.onnx
     encoders.json   optional: the values of inputs that are but names (models.predictors.encoders)
 
@@ -49,8 +50,9 @@ FILE_BYTES = {  # the largest size of each file; one more byte is refused, writt
     "metadata.json": 4 << 20,
 }
 BASELINE = "baseline.json"
+CALIBRATION = "calibration.json"
 ENCODERS = "encoders.json"
-OPTIONAL_BYTES = {BASELINE: 4 << 20, ENCODERS: MAX_BYTES}  # files that need not be there
+OPTIONAL_BYTES = {BASELINE: 4 << 20, CALIBRATION: 4 << 20, ENCODERS: MAX_BYTES}  # files that need not be there
 UBJ = "model.ubj"
 MODELS = (UBJ, "model.skops", "model.txt", "model.onnx")  # of which there is one
 
@@ -73,6 +75,7 @@ class Bundle:
         golden_scores: [m] float32, or [m, o] of a model of several outputs, finite; read-only.
         metadata: what JSON can hold, by name; metrics under "metrics".
         baseline: a baseline file, bytes, or None. It changes no score, so it is not in the bundle id.
+        calibration: a file of models.quality.calibration, bytes, or None. As the baseline, it is not in the bundle id.
         model_format: `ubj`, `skops`, `txt` or `onnx`, as models.predictors.booster names them.
         encoders: a file of models.predictors.encoders, bytes, or None. It is in the bundle id.
 
@@ -91,6 +94,7 @@ class Bundle:
     baseline: bytes | None = None
     encoders: bytes | None = None
     model_format: str = "ubj"
+    calibration: bytes | None = None
 
     def __post_init__(self) -> None:
         features, scores = np.array(self.golden_features), np.array(self.golden_scores)
@@ -158,7 +162,7 @@ class Bundle:
             "golden.json": _golden_json(self.feature_names, self.golden_features, self.golden_scores),
             "metadata.json": _canonical(self.metadata),
         }
-        optional = {BASELINE: self.baseline, ENCODERS: self.encoders}
+        optional = {BASELINE: self.baseline, CALIBRATION: self.calibration, ENCODERS: self.encoders}
         files |= {name: content for name, content in optional.items() if content is not None}
         for name, content in files.items():
             limit = _limits(f"model.{self.model_format}")[name]
@@ -226,6 +230,7 @@ class Bundle:
             files.get(BASELINE),
             files.get(ENCODERS),
             model.rpartition(".")[2],
+            files.get(CALIBRATION),
         )
         if (manifest.get("bundle_id"), manifest.get("digest")) != (bundle.bundle_id, bundle.digest):
             raise BundleError(f"{MANIFEST}: the bundle id of these files is {bundle.bundle_id}, not the stated one")

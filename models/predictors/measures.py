@@ -112,7 +112,7 @@ def evaluate_target(
     for name, values in (slices or {}).items():
         names, codes = slice_values(name, np.asarray(values), label.shape)
         ends = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
-        rows = np.split(np.argsort(codes, kind="stable"), ends)
+        rows = np.split(np.argsort(codes, kind="stable"), ends)[: len(names)]  # of no values there is one part, too
         measured = (measure(label[some], outputs[some]) for some in rows)
         by_column[name] = dict(zip(map(slice_name, names), measured, strict=True))
     return Evaluation(measure(label, outputs), by_column)

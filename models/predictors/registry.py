@@ -129,14 +129,19 @@ def load_by_id(name: str, bundle_id: str, tracking_uri: str) -> Bundle:
     return load(name, version, tracking_uri)
 
 
-def set_baseline(name: str, version_or_alias: int | str, baseline: bytes, tracking_uri: str) -> int:
-    """Put a baseline file into a registered bundle, in place of the one it has, and return its version.
+def set_baseline(
+    name: str, version_or_alias: int | str, baseline: bytes | None, tracking_uri: str, calibration: bytes | None = None
+) -> int:
+    """Put a baseline and a calibration into a registered bundle, in place of those it has, and return its version.
+
+    What is None stays as it is.
 
     Raises:
         RegistryError: if there is no such registry, name, version or alias.
         BundleError: if the stored files are missing or damaged, or the baseline is too large.
     """
-    bundle = replace(load(name, version_or_alias, tracking_uri), baseline=baseline)
+    bundle = load(name, version_or_alias, tracking_uri)
+    bundle = replace(bundle, baseline=baseline or bundle.baseline, calibration=calibration or bundle.calibration)
     with open_client(tracking_uri, write=True) as client, tempfile.TemporaryDirectory() as scratch:
         found = _find(MlflowReader(client), name, version_or_alias)
         path = _beside(database_of(tracking_uri), found.run_id)

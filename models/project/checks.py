@@ -271,12 +271,18 @@ def _check_metrics(project: Project) -> Iterator[Fault]:
             yield ("metrics", name), "needs a label to measure by: declare label"
 
 
+def _holds_windows(season_us: int, window_us: int) -> bool:
+    return season_us % window_us == 0 and 0 < season_us // window_us <= 200
+
+
 def _check_quality(project: Project) -> Iterator[Fault]:
     quality = project.quality
     if quality is None:
         return
     if quality.window == 0 or quality.window % 1000:
         yield ("quality", "window"), "must be whole milliseconds, at least one"
+    elif quality.series and not _holds_windows(quality.series.season, quality.window):
+        yield ("quality", "series", "season"), "must be a whole number of quality.window, at most 200"
     if quality.min_rows > quality.sample:
         yield ("quality", "min_rows"), "must not be more than quality.sample, which is all that is looked at"
     actions = [decision.action for decision in project.decisions]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from models.predictors.evaluation import STANDARD
 from models.project.declarations import Project
 from models.project.places import Fault
+from models.quality.calibration import ESTIMATED_KINDS, is_estimated
+from models.quality.expectations import estimate_fields
 from models.quality.label_metrics import COLUMNS, figure_names
 
 NO_BETTER = re.compile("mean_score|coverage_.*|score_[0-9]+th")  # figures that are neither better nor worse
@@ -26,10 +28,13 @@ def _check_label_metrics(project: Project) -> Iterator[Fault]:
     label = project.label
     if project.label_metrics is None:
         return
-    if label is None or not (label.events or label.field in project.output):
+    if is_estimated(project) and project.target.kind not in ESTIMATED_KINDS:
+        yield ("label_metrics", "estimate"), f"is of {', '.join(ESTIMATED_KINDS)}, not of {project.target.kind}"
+        return
+    if label is None or not (label.events or label.field in project.output or is_estimated(project)):
         yield ("label_metrics",), "needs labels: declare label.events, or name the label among output"
         return
-    for name in sorted(project.metrics.keys() & COLUMNS):
+    for name in sorted(project.metrics.keys() & {*COLUMNS, *estimate_fields(project)}):
         yield ("metrics", name), f"{name} is a column of label metrics: give another name"
 
 

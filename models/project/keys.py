@@ -17,7 +17,7 @@ from models.project.learned import Category, Decision, EarlyStopping, Fallback, 
 from models.project.objectives import Fast, Objective, Objectives
 from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.rollouts import Margins, Minimum, Rollout, Rules
-from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, duration_text
+from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, Series, duration_text
 from models.project.tables import Table, Totals
 from models.project.targets import Target
 
@@ -41,6 +41,7 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("decisions", "*"): Decision,
     ("fallback",): Fallback,
     ("quality",): Quality,
+    ("quality", "series"): Series,
     ("label_metrics",): LabelMetrics,
     ("retrain",): Retrain,
     ("retrain", "gate"): Gate,
@@ -55,7 +56,7 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
 }
 _DURATIONS = {
     "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every",
-    "lead", "period", "within",
+    "lead", "season", "period", "within",
 }  # fmt: skip
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
@@ -164,7 +165,13 @@ WHAT = {
     "quality.hold_off": "So many good windows in a row close the circuit.",
     "quality.alert_cool_down": "An open incident is told again after this long.",
     "quality.alert_clear_after": "So many windows without its alarm end an incident.",
+    "quality.series": "Compare windows with those of the same hour and weekday of the weeks before.",
+    "quality.series.season": "Windows so far apart are alike; at most 200 windows.",
+    "quality.series.seasons": "So many earlier ones are compared with; from the third on.",
+    "quality.series.deviations": "Limit of a window's deviation, in units of those before.",
+    "quality.series.run_length": "Windows from one false alarm of a slow drift to the next, all series together.",
     "label_metrics.window": "The length of a window of score rows, in event time: whole days.",
+    "label_metrics.estimate": "Whether figures are estimated, too, before labels are known (docs/estimates.md).",
     "retrain.every": "So long after the test of the last training: whole days.",
     "retrain.or_on": "What else asks for it: `drift`, an alarm of it; `label_metrics`, the gate's metric has fallen.",
     "retrain.fall": "How far it may fall below that of the champion's test.",

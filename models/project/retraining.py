@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -21,9 +21,15 @@ Days = Annotated[Duration, pydantic.AfterValidator(_whole_days)]
 
 
 class LabelMetrics(Declaration):
-    """How good scores are, by windows of event time, [start, end) counted from 1970-01-01, as labels become known."""
+    """How good scores are, by windows of event time, [start, end) counted from 1970-01-01, as labels become known.
+
+    With `estimate`, also how good they are to be expected to be, before any label is known.
+    """
+
+    newer: ClassVar[tuple[str, ...]] = ("estimate",)
 
     window: Days
+    estimate: bool = False
 
 
 class Gate(Declaration):

@@ -197,6 +197,18 @@ class Expect(Declaration):
     fallback: Finite | None = None
 
 
+class Series(Declaration):
+    """What a window is compared with that is no window before it: those of the same place of earlier seasons.
+
+    All of its numbers but `season` and `seasons` are limits.
+    """
+
+    season: Duration = parse_duration("7d")  # windows so far apart are alike
+    seasons: Annotated[int, pydantic.Field(ge=3, le=52)] = 8
+    deviations: Annotated[Finite, pydantic.Field(gt=0)] = 4.0
+    run_length: Annotated[int, pydantic.Field(ge=50, le=1_000_000)] = 1000  # windows from one false alarm to the next
+
+
 class Quality(Declaration):
     """How windows of score rows are watched, and what a bad one does; every limit is a difference or a divergence.
 
@@ -219,6 +231,8 @@ class Quality(Declaration):
     hold_off: Annotated[int, pydantic.Field(ge=1)] = 1  # so many good windows in a row close the circuit
     alert_cool_down: Duration = parse_duration("1d")  # an open incident is told again after this long
     alert_clear_after: Annotated[int, pydantic.Field(ge=1)] = 1  # windows without its alarm end an incident
+    series: Series | None = None
+    newer: ClassVar[tuple[str, ...]] = ("series",)
 
     @property
     def held_us(self) -> int | None:

@@ -28,6 +28,7 @@ from models.quality.distances import (
     stability_index,
 )
 from models.quality.records import Distribution, Finding, Kind, Measure, Status, Verdict, WindowStatistics
+from models.quality.series import Past, Seen, chance_of_deviation, points_of, sum_limit
 
 _NAMES = {"infinity_norm": "L-infinity", "jensen_shannon": "Jensen-Shannon divergence", "psi": "PSI"}
 _SAID = {
@@ -38,6 +39,8 @@ _SAID = {
     "decision_share": "it is decided for another share of the rows",
     "unseen": "more rows are the first of their entity",
     "score_range": "there are rows without a finite score",
+    "season": "it is not what it was at this hour and weekday",
+    "slow_drift": "it has kept to one side of what it was at the same hours and weekdays",
 }
 
 
@@ -48,18 +51,21 @@ class Memory:
     previous: WindowStatistics | None = None  # the last window with enough rows
     circuit_open: bool = False
     good: int = 0  # judged windows in a row that were ok since the circuit opened
+    past: Past | None = None  # of the series, where they are declared
 
     def to_json(self) -> str:
         """One line of JSON."""
         previous = self.previous.to_json() if self.previous else None
-        return json.dumps({"previous": previous, "circuit_open": self.circuit_open, "good": self.good})
+        past = {"past": self.past.to_data()} if self.past else {}
+        return json.dumps({"previous": previous, "circuit_open": self.circuit_open, "good": self.good, **past})
 
     @staticmethod
     def from_json(text: str | bytes) -> Memory:
         """The inverse of to_json."""
         data = json.loads(text)
         previous = WindowStatistics.from_json(data["previous"]) if data["previous"] else None
-        return Memory(previous, data["circuit_open"], data["good"])
+        past = Past.from_data(data["past"]) if "past" in data else None
+        return Memory(previous, data["circuit_open"], data["good"], past)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +89,21 @@ def judge(
     judged = current.rows >= quality.min_rows
     findings: list[Finding] = []
     measures: list[Measure] = []
+    bundle_id = min(current.bundles, key=lambda name: (-current.bundles[name], name), default="")
+    seen = _see_series(current, memory, project, bundle_id) if judged and quality.series else None
     if judged:
         findings += _schema_findings(current, project)
         findings += _score_range(current, project)
         comparisons = list(_compare(current, memory.previous, baseline, project))
-        for comparison in comparisons:
-            measure = _measure(comparison, quality.false_alarm_rate / len(comparisons))
-            measures.append(measure)
-            if measure.value > measure.threshold:
-                findings.append(_finding(measure))
+        comparisons += _deviations(seen, project) if seen else []
+        measures += [_measure(each, quality.false_alarm_rate / len(comparisons)) for each in comparisons]
+        measures += _sums(seen, project) if seen else []
+        findings += [_finding(measure) for measure in measures if measure.value > measure.threshold]
     status: Status = "ok"
     if findings:
         status = "alarm" if any(finding.severity == "alarm" for finding in findings) else "warn"
     after = _next_memory(current, memory, status, judged, quality.hold_off)
+    after = dataclasses.replace(after, past=seen.past) if seen else after
     verdict = Verdict.make(
         window_start_us=current.window_start_us,
         window_end_us=current.window_end_us,
@@ -103,7 +111,7 @@ def judge(
         status=status,
         judged=judged,
         circuit_open=after.circuit_open,
-        bundle_id=min(current.bundles, key=lambda name: (-current.bundles[name], name), default=""),
+        bundle_id=bundle_id,
         findings=tuple(findings),
         measures=tuple(measures),
         counters=_counters(current),
@@ -115,9 +123,38 @@ def _next_memory(current: WindowStatistics, memory: Memory, status: Status, judg
     if not judged:
         return memory
     if status == "alarm":
-        return Memory(current, True, 0)
+        return Memory(current, True, 0, memory.past)
     good = memory.good + 1 if status == "ok" else 0
-    return Memory(current, memory.circuit_open and good < hold_off, good)
+    return Memory(current, memory.circuit_open and good < hold_off, good, memory.past)
+
+
+def _see_series(current: WindowStatistics, memory: Memory, project: Project, bundle_id: str) -> Seen:
+    quality = project.quality
+    assert quality is not None
+    assert quality.series is not None
+    places = quality.series.season // quality.window
+    place = current.window_start_us // quality.window % places
+    points = points_of(current, project)
+    limit = sum_limit(quality.series.run_length * len(points))
+    return (memory.past or Past()).see(points, place, (places, quality.series.seasons), bundle_id, limit)
+
+
+def _deviations(seen: Seen, project: Project) -> Iterator[_Comparison]:
+    assert project.quality is not None
+    assert project.quality.series is not None
+    declared = project.quality.series.deviations
+    for each in seen.deviations:
+        chance = functools.partial(chance_of_deviation, each.errors)
+        yield _Comparison(each.name, "season", "deviation", abs(each.deviation), declared, chance)
+
+
+def _sums(seen: Seen, project: Project) -> Iterator[Measure]:
+    """Those of slow drifts, whose limits are of a run length and no window's chance."""
+    assert project.quality is not None
+    assert project.quality.series is not None
+    limit = sum_limit(project.quality.series.run_length * len(seen.past.names))
+    for each in seen.deviations:
+        yield Measure(each.name, "slow_drift", "sum", each.total, limit, limit)
 
 
 def _measure(comparison: _Comparison, alpha: float) -> Measure:

@@ -30,6 +30,16 @@ from models.predictors.measures import (
 from models.predictors.weighted import evaluate_weighted
 from models.project.declarations import Project
 from models.project.targets import output_name
+from models.quality.expectations import (
+    Calibrations,
+    Estimator,
+    by_bundle,
+    estimate_fields,
+    expect,
+    expectation_fields,
+    expectations_of,
+    no_calibration,
+)
 from models.record import BUNDLE_ID, DECISION, EVENT_TIME, LABEL_TIME, PREDICTED, SCORE, TIMESTAMP, WEIGHT
 from models.rollout.holdout import weights_of
 
@@ -61,11 +71,17 @@ def carried_columns(project: Project) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def count_rows(rows: pa.RecordBatch, project: Project) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(when it is due, part) of score rows: how many there are, by window, bundle and slice."""
-    keys = _keys(rows, as_int64(column(rows, project.event.time)), project)
-    counted = pa.table(keys).group_by(list(keys), use_threads=False).aggregate([([], "count_all")])
-    yield from _parts({**{name: counted[name] for name in keys}, ROWS: counted["count_all"]}, project)
+def count_rows(
+    rows: pa.RecordBatch, project: Project, calibrations: Calibrations = no_calibration
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(when it is due, part) of score rows: how many there are, by window, bundle and slice, and what to expect."""
+    for some, calibration in by_bundle(rows, project, calibrations):
+        keys = _keys(some, as_int64(column(some, project.event.time)), project)
+        steps, summed = expect(some, project, calibration)
+        grouped = pa.table({**keys, **steps, **summed}).group_by([*keys, *steps], use_threads=False)
+        counted = grouped.aggregate([([], "count_all"), *((name, "sum") for name in summed)])
+        columns = {**{name: counted[name] for name in keys}, ROWS: counted["count_all"]}
+        yield from _parts(columns | expectations_of(counted, project, calibration), project)
 
 
 def take_labelled(rows: pa.RecordBatch, project: Project) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -110,20 +126,24 @@ def measure_window(part: pa.RecordBatch, as_of: int, revision: int, project: Pro
     end_us = int(window_ends_of(part)[0])
     times = {WINDOW_START: end_us - project.label_metrics.window, WINDOW_END: end_us, AS_OF: as_of}
     records: list[dict[str, Any]] = []
+    measured_columns = [name for name in part.schema.names if name not in expectation_fields(project)]
     for bundle in sorted(column(part, BUNDLE_ID).unique().to_pylist()):
         rows = part.filter(pc.equal(column(part, BUNDLE_ID), bundle))
         labelled = pc.equal(column(rows, ROWS), 0)
-        counts, known = rows.filter(pc.invert(labelled)), rows.filter(labelled)
+        counts, known = rows.filter(pc.invert(labelled)), rows.select(measured_columns).filter(labelled)
         known = known.take(pc.sort_indices(known, [(EVENT_TIME, "ascending"), (project.event.id, "ascending")]))
         if weights_of(known, project) is not None:  # what is not known of some counts nothing
             known = with_column(known, WEIGHT, column(known, WEIGHT).fill_null(0.0))
         names = [name for name in _slices(project) if len(column(counts, _SLICE + name).unique()) <= MAX_SLICE_VALUES]
         measured = _evaluate(known, [name for name in names if name != SCORE], project)
-        for name, value, number, some in _sliced(counts, known, names):
+        numbers = as_int64(column(counts, ROWS))
+        estimator = Estimator(counts, numbers, project, _SLICE + PREDICTED)
+        for name, value, chosen, some in _sliced(counts, known, names):
             figures = measured.slices.get(name, {}).get(value) if name else measured.overall
+            number = int(numbers[chosen].sum())
             said = {**times, REVISION: revision, BUNDLE_ID: bundle, "slice": name, "value": value}
             records.append({**said, **_coverage(number, some), **_weighted(some, project)})
-            records[-1] |= _label_counts(some, project)
+            records[-1] |= {**_label_counts(some, project), **estimator.figures(chosen)}
             records[-1] |= {**(figures.figures() if figures else {}), **_of_probabilities(some, project)}
     return as_batch(pa.Table.from_pylist(records, _record_schema(project)))
 
@@ -208,14 +228,16 @@ def _part_schema(project: Project) -> pa.Schema:
     kinds += [(_SLICE + name, pa.string()) for name in _slices(project)]
     known = {**fields, **({WEIGHT: pa.float64()} if project.rollout.blocks else {})}
     kinds += [(name, known.get(name, pa.float32())) for name in _measured(project)]
-    return pa.schema([*kinds, (EVENT_TIME, TIMESTAMP), (DELAY, pa.int64()), (ROWS, pa.int64())])
+    kinds += [(EVENT_TIME, TIMESTAMP), (DELAY, pa.int64()), (ROWS, pa.int64())]
+    return pa.schema([*kinds, *expectation_fields(project).items()])
 
 
 def _record_schema(project: Project) -> pa.Schema:
     none = _no_rows(project)
     counts = {**_weighted(none, project), **_label_counts(none, project)}
     kinds = [*_KINDS, *((name, pa.int64()) for name in counts)]
-    return pa.schema([*kinds, *((name, pa.float64()) for name in figure_names(project))])
+    kinds += [(name, pa.float64()) for name in figure_names(project)]
+    return pa.schema([*kinds, *estimate_fields(project).items()])
 
 
 def _no_rows(project: Project) -> pa.RecordBatch:
@@ -231,19 +253,18 @@ def _parts(columns: dict[str, Any], project: Project) -> Iterator[tuple[int, pa.
 
 def _sliced(
     counts: pa.RecordBatch, known: pa.RecordBatch, slices: Sequence[str]
-) -> Iterator[tuple[str, str, int, pa.RecordBatch]]:
-    """(slice, value, number of score rows, those of them with a label), all of them first."""
-    numbers = as_int64(column(counts, ROWS))
-    yield "", "", int(numbers.sum()), known
+) -> Iterator[tuple[str, str, npt.NDArray[np.int64], pa.RecordBatch]]:
+    """(slice, value, positions of its counts of score rows, those of them with a label), all of them first."""
+    yield "", "", np.arange(counts.num_rows), known
     for name in slices:
-        values = column(counts, _SLICE + name)
-        codes = values.dictionary_encode()
-        of_value = np.zeros(len(codes.dictionary), np.int64)
-        np.add.at(of_value, codes.indices.to_numpy(), numbers)
+        codes = column(counts, _SLICE + name).dictionary_encode()
+        indices = codes.indices.to_numpy()
+        ends = np.cumsum(np.bincount(indices, minlength=len(codes.dictionary)))[:-1]
+        chosen = np.split(np.argsort(indices, kind="stable"), ends)
         places = pc.index_in(column(known, _SLICE + name), value_set=codes.dictionary).fill_null(-1)
         parts = dict(partition(known, as_int64(places)))
         for value, place in sorted((value, place) for place, value in enumerate(codes.dictionary.to_pylist())):
-            yield name, value, int(of_value[place]), parts.get(place, known.slice(0, 0))
+            yield name, value, chosen[place], parts.get(place, known.slice(0, 0))
 
 
 def _coverage(rows: int, known: pa.RecordBatch) -> dict[str, Any]:

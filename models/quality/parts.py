@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from models.batches import Keys, as_int64, column, hash_keys, is_provisional, take_rows
 from models.project.declarations import Project
-from models.quality.sampling import HASH, ID, TIME, least
+from models.quality.calibration import is_estimated
+from models.quality.sampling import BUNDLE, HASH, ID, TIME, least
 from models.quality.window_statistics import BASELINE_ROWS, Part, baseline_of
 from models.record import BUNDLE_ID, DECISION
 
@@ -64,13 +65,16 @@ def _parts(batch: pa.RecordBatch, ends: Keys, project: Project, size: int) -> It
     for kind, name in (("decision", DECISION), ("bundle", BUNDLE_ID)):
         if name in batch.schema.names:
             counts |= _value_counts(kind, column(batch, name), starts)
+    bundles = {}
+    if is_estimated(project) and BUNDLE_ID in batch.schema.names:
+        bundles[BUNDLE] = column(batch, BUNDLE_ID)
     ids, times = column(batch, project.event.id), column(batch, project.event.time)
     hashes = hash_keys(ids)
     for place, (start, stop) in enumerate(itertools.pairwise([*starts.tolist(), len(ends)])):
         rows = least(hashes[start:stop], size) + start
         indices = pa.array(rows)
         columns = {HASH: pa.array(hashes[rows]), ID: ids.take(indices), TIME: times.take(indices)}
-        columns |= {name: values.take(indices) for name, values in watched.items()}
+        columns |= {name: values.take(indices) for name, values in (watched | bundles).items()}
         sample = pa.RecordBatch.from_arrays([_plain(values) for values in columns.values()], names=list(columns))
         yield int(ends[start]), Part({name: int(values[place]) for name, values in counts.items()}, sample)
 

@@ -13,7 +13,9 @@ import pyarrow as pa
 Status = Literal["ok", "warn", "alarm"]
 Severity = Literal["warn", "alarm"]
 _VERDICT = "verdict"
-Kind = Literal["schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range"]
+Kind = Literal[
+    "schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range", "season", "slow_drift"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,17 @@ class WindowStatistics:
     bundles: dict[str, int]  # by bundle id
     distributions: dict[str, Distribution]  # by column: features, output fields and the score
     dataset: bytes  # a DatasetFeatureStatisticsList of the sample, serialized; empty if statistics are off
+    # By figure what is to be expected of the sample's scores, and the ends of its interval; where that is declared.
+    estimates: dict[str, tuple[float, float, float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of canonical JSON; `dataset` is base64."""
+        """One line of canonical JSON; `dataset` is base64, and without estimates there is no key of them."""
         distributions = {name: vars(distribution) for name, distribution in self.distributions.items()}
         dataset = base64.b64encode(self.dataset).decode()
-        return _canonical({**vars(self), "distributions": distributions, "dataset": dataset})
+        fields = {**vars(self), "distributions": distributions, "dataset": dataset}
+        if not self.estimates:
+            del fields["estimates"]
+        return _canonical(fields)
 
     @staticmethod
     def from_json(text: str | bytes) -> WindowStatistics:
@@ -74,7 +81,8 @@ class WindowStatistics:
         data = json.loads(text)
         distributions = {name: Distribution.from_dict(value) for name, value in data["distributions"].items()}
         dataset = base64.b64decode(data["dataset"], validate=True)
-        return WindowStatistics(**{**data, "distributions": distributions, "dataset": dataset})
+        estimates = {name: tuple(values) for name, values in data.get("estimates", {}).items()}
+        return WindowStatistics(**{**data, "distributions": distributions, "dataset": dataset, "estimates": estimates})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +92,9 @@ class Measure:
     `threshold` is the larger of what is `declared` and what chance alone makes of so few rows.
     """
 
-    feature: str  # a column, `score`, an action or an entity
+    feature: str  # a column, `score`, an action, an entity or a series
     kind: Kind
-    measure: str  # infinity_norm, jensen_shannon, psi, share, rate
+    measure: str  # infinity_norm, jensen_shannon, psi, share, rate, deviation, sum
     value: float
     declared: float
     threshold: float

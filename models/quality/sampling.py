@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 # A sample's first columns: the hash uint64, the id, the event time.
 HASH, ID, TIME = "__hash", "__id", "__time"
+BUNDLE = "__bundle"  # the id of each row's bundle, where its score is estimated by
 
 
 def least(hashes: np.ndarray[Any, np.dtype[np.uint64]], size: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -13,10 +13,11 @@ from models.errors import HeadraceError
 from models.project.declarations import Project
 from models.quality.backend import parse_schema
 from models.quality.distributions import describe
+from models.quality.expectations import Calibrations, Estimates, estimate_rows, no_calibration
 from models.quality.judge import Memory, judge
 from models.quality.records import Distribution, Verdict, WindowStatistics
-from models.quality.sampling import merge, settle
-from models.record import PREDICTED
+from models.quality.sampling import BUNDLE, merge, settle
+from models.record import BUNDLE_ID, PREDICTED
 
 BASELINE_FORMAT = 1
 BASELINE_ROWS = 100_000  # a baseline's sample is larger than a window's, so that it adds little to chance
@@ -56,6 +57,7 @@ def window_statistics(
     size: int,
     texts: frozenset[str],
     known: Mapping[str, Distribution],
+    estimates: Estimates | None = None,
 ) -> WindowStatistics:
     """The statistics of a whole window; `texts` and `known` as in models.quality.distributions.describe."""
     sample = settle(part.sample, size)
@@ -74,6 +76,7 @@ def window_statistics(
         bundles=_of(part.counters, "bundle"),
         distributions=distributions,
         dataset=dataset,
+        estimates=estimates or {},
     )
 
 
@@ -87,6 +90,7 @@ class WindowJudge:
 
     project: Project
     baseline: WindowStatistics | None = None
+    calibrations: Calibrations = no_calibration  # of the bundles that score, for estimates
 
     def advance(self, part: Part, end_us: int, late: int, memory: Memory) -> tuple[WindowStatistics, Verdict, Memory]:
         """The statistics of the window that ends at `end_us`, the verdict on it, and what the next one is told."""
@@ -95,9 +99,18 @@ class WindowJudge:
         reference = self.baseline or memory.previous
         known = reference.distributions if reference else {}
         texts = text_columns(self.project)
-        statistics = window_statistics(part, end_us - quality.window, end_us, late, quality.sample, texts, known)
+        part = Part(part.counters, settle(part.sample, quality.sample))
+        estimates = self._estimate(part.sample)
+        start_us = end_us - quality.window
+        statistics = window_statistics(part, start_us, end_us, late, quality.sample, texts, known, estimates)
         verdict, after = judge(statistics, memory, self.baseline, self.project)
         return statistics, verdict, after
+
+    def _estimate(self, sample: pa.RecordBatch) -> Estimates:
+        if BUNDLE not in sample.schema.names:
+            return {}
+        names = [BUNDLE_ID if name == BUNDLE else name for name in sample.schema.names]
+        return estimate_rows(sample.rename_columns(names), self.project, self.calibrations)
 
 
 def text_columns(project: Project) -> frozenset[str]:

@@ -13,10 +13,13 @@ from models.objectives import Least, Ratio
 from models.predictors.evaluation import STANDARD, Evaluation, Measured
 from models.predictors.measures import heading, shown
 from models.predictors.versions import Version
+from models.project.declarations import Project
 from models.project.expressions import NOT_EXPECTED, NOT_FINITE, ROUNDED, UNKNOWN
+from models.quality.expectations import BLIND_SPOT, estimate_text, estimated_figures, estimates_in, shown_beside
 from models.quality.records import Verdict
 from models.routes import ROUTED, UNSCORED
 
+MAX_ESTIMATED = 10  # windows with estimates
 MAX_FIGURES = 10  # that stand beside each other
 # What is said of events that are counted by a column's name, beside what became of them.
 _COUNTED_BESIDE = {
@@ -146,6 +149,27 @@ def label_line(records: Sequence[Mapping[str, Any]]) -> str:
     line = f"labels: known of {labelled:,} of {rows:,} rows in {windows} windows"
     delays = [record["delay_max_s"] for record in overall if record["delay_max_s"]]
     return f"{line}, up to {max(delays) / 86_400:.1f} days after their events" if delays else line
+
+
+def estimate_table(records: Sequence[Mapping[str, Any]], project: Project) -> Table:
+    """What figures of the newest windows are expected to be, and what they are of rows with a label."""
+    overall = [record for record in records if not record["slice"]]
+    several = len({record["bundle_id"] for record in overall}) > 1
+    names = estimated_figures(project)
+    beside = [column for name in names for column in (f"{heading(name)}, expected", "by labels")]
+    first = ["window", *(["bundle"] if several else []), "rows", "labelled"]
+    table = Table(*first, *beside, title="Expected before labels are known", title_justify="left", caption=BLIND_SPOT)
+    table.caption_justify = "left"
+    for record in overall[-MAX_ESTIMATED:]:
+        start, end = (f"{record[name]:%Y-%m-%d}" for name in ("window_start", "window_end"))
+        bundle = [record["bundle_id"]] if several else []
+        row = [f"{start} to {end}", *bundle, f"{record['rows']:,}", f"{record['labelled']:,}"]
+        found = estimates_in(record)
+        for name in names:
+            figure = record[name] if record["labelled"] else None
+            row += [estimate_text(name, found.get(name)), shown_beside(name, figure)]
+        table.add_row(*row)
+    return table
 
 
 _TEST = "metrics.test."

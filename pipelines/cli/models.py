@@ -81,3 +81,5 @@ def import_(
             typer.echo(f"feature names in the model: {names}, and golden scores alone prove it")
         if declared.quality:
             typer.echo("no baseline: `headrace baseline` makes one")
+        elif declared.label_metrics and declared.label_metrics.estimate:
+            typer.echo("no calibration: `headrace baseline` makes one of events with labels")

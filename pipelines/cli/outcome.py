@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.predictors.evaluation import Evaluation, EvaluationError
 from models.project.declarations import Project
+from models.quality.calibration import is_estimated
+from models.quality.expectations import ESTIMATED_ROWS
 from models.redact import redact
 from pipelines import results
 from pipelines.cli.display import (
     confusion_table,
     decision_table,
+    estimate_table,
     evaluation_table,
     label_line,
     outcome_table,
@@ -22,6 +25,7 @@ from pipelines.cli.display import (
 )
 from pipelines.terminal import console
 
+MAKE_ONE = "`headrace baseline` makes one of events with labels"
 MAX_CONFUSED = 12  # classes, of which a terminal shows a table
 
 
@@ -36,6 +40,8 @@ def print_training(trained: Any, project: Project, registered: Any, registry: st
     console.print(split_table([(s.name, to_iso(s.from_us)[:10], to_iso(s.to_us)[:10], s) for s in trained.splits]))
     if project.quality and trained.bundle.baseline is None:
         console.print("no baseline: no event is between training and test; `headrace baseline` makes one")
+    if is_estimated(project) and trained.bundle.calibration is None:
+        console.print(f"no calibration: too few labels are known between training and test; {MAKE_ONE}", soft_wrap=True)
     title = f"{project.name} {registered.version}, tested from {to_iso(trained.test_from_us)[:10]}"
     print_evaluation(trained.evaluation, title, project)
     for leak in trained.leaks:
@@ -61,7 +67,7 @@ def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence
     if project.quality:
         console.print(quality_line(results.read_verdicts(directory)))
     if project.label_metrics:
-        console.print(label_line(results.read_label_metrics(directory).to_pylist()))
+        print_label_metrics(results.read_label_metrics(directory).to_pylist(), project)
     for sentence in results.find_seen(directory, project, bundle):
         console.print(sentence)
     try:
@@ -73,6 +79,20 @@ def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence
         print_evaluation(evaluation, "Scores against labels", project)
     elif project.label and not labels and project.label.field not in project.output:
         console.print(f"not measured against labels: {project.label.field} is not among the output fields")
+
+
+def print_label_metrics(records: Sequence[Mapping[str, Any]], project: Project) -> None:
+    """Print what is known of labels, and what figures are expected to be, if that is declared."""
+    console.print(label_line(records))
+    if not is_estimated(project) or not records:
+        return
+    if any(record[ESTIMATED_ROWS] for record in records):
+        console.print(estimate_table(records, project))
+    bare = sorted({record["bundle_id"] for record in records if not record["slice"] and not record[ESTIMATED_ROWS]})
+    for bundle in bare:
+        console.print(
+            f"no estimates for bundle {bundle}: it has no calibration of this target; {MAKE_ONE}", soft_wrap=True
+        )
 
 
 def print_evaluation(evaluation: Evaluation, title: str, project: Project) -> None:

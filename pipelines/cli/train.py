@@ -117,7 +117,7 @@ def baseline(
     registry: Registry = None,
     threads: Threads = 2,
 ) -> None:
-    """Write statistics of the source's features and scores into a bundle: what windows are compared with.
+    """Write into a bundle what windows are compared with: statistics of features and scores, and what scores mean.
 
     Take events that no run is to score: else they are compared with themselves.
     """
@@ -128,7 +128,9 @@ def baseline(
 
         declared = load_project(project)
         require_model(declared, "make a baseline for")
-        require(declared.quality is not None, "the project declares no quality: there is nothing to compare")
+        estimated = declared.label_metrics is not None and declared.label_metrics.estimate
+        nothing = "the project declares neither quality nor label_metrics.estimate: there is nothing to compare"
+        require(declared.quality is not None or estimated, nothing)
         spec = RunSpec(
             declared,
             tuple(source),
@@ -148,6 +150,11 @@ def baseline(
         from pipelines.jobs.fitting import load_bundle
 
         bundle = load_bundle(declared, project, model, registry)
-        content, rows = compute_baseline(spec, bundle)
-        set_baseline(declared.name, model, content, registry)
-        typer.echo(f"baseline of {rows:,} scored events in bundle {bundle.bundle_id}")
+        made = compute_baseline(spec, bundle)
+        set_baseline(declared.name, model, made.baseline, registry, made.calibration)
+        if made.baseline:
+            typer.echo(f"baseline of {made.rows:,} scored events in bundle {bundle.bundle_id}")
+        if made.calibration:
+            typer.echo(f"calibration of {made.labelled:,} events with a label in bundle {bundle.bundle_id}")
+        elif estimated:
+            typer.echo(f"no calibration: of {made.rows:,} scored events {made.labelled:,} have a label, too few")

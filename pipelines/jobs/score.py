@@ -15,6 +15,7 @@ from models.predictors.bundle import Bundle
 from models.predictors.encoders import NO_ENCODERS
 from models.project.declarations import Project
 from models.project.sections import parse_duration
+from models.quality.expectations import Calibrations, no_calibration
 from models.quality.gate import OnStop
 from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import EVENTS, LABELS
@@ -156,17 +157,20 @@ def assemble(
         feeds = WithReleases(source, releases)
         if not spec.profile.ends_here:  # its workers may know no registry
             bundles = released.load_all(releases)
+    bundle_id = bundle.bundle_id if bundle else ""
+    scored = Score(project, scorer, bundle_id, spec.reason_codes, spec.at_arrival, bundles)
+    ends_us = window_us if spec.streams else slice_us
     return GraphConfig(
         project=project,
         source=feeds,
-        score=Score(project, scorer, bundle.bundle_id if bundle else "", spec.reason_codes, spec.at_arrival, bundles),
+        score=scored,
         sink=sink,
         shards=spec.shard_count,
         span=spec.span,
         lateness_us=parse_duration(spec.lateness) if spec.streams else 0,
         at_arrival=spec.at_arrival,
         check_slices=spec.streams and spec.profile.reading is not Reading.NATIVE,
-        watch=watch_scores(project, bundle, window_us if spec.streams else slice_us, on_stop, spec.shard_count, states),
+        watch=watch_scores(project, bundle, ends_us, on_stop, spec.shard_count, states, scored.calibrations),
         alert_sinks=spec.alert_to,
         encoders=scorer.encoders if scorer else NO_ENCODERS,
         boundary_us=DAY_US if spec.streams else slice_us,
@@ -182,12 +186,13 @@ def watch_scores(
     on_stop: OnStop,
     shards: int,
     states: States | None = None,
+    calibrations: Calibrations = no_calibration,
 ) -> WatchScores | None:
     """What watches windows of score rows, where the project declares `quality`; windows end at multiples of a slice."""
     if project.quality is None:
         return None
     baseline = read_baseline(bundle.baseline, project) if bundle and bundle.baseline else None
-    return WatchScores(WindowJudge(project, baseline), boundary_us, on_stop, shards, states)
+    return WatchScores(WindowJudge(project, baseline, calibrations), boundary_us, on_stop, shards, states)
 
 
 def run_graph(config: GraphConfig, runner: str, beam_args: Sequence[str], title: str) -> RunResult:

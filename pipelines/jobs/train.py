@@ -26,6 +26,7 @@ from models.predictors.measures import Numbers, label_numbers
 from models.predictors.training import DAY_US, TrainingError
 from models.project.declarations import Project
 from models.project.project import PROJECT_FILE
+from models.quality.calibration import calibrate_scores, is_estimated
 from models.quality.parts import make_baseline
 from models.record import WEIGHT
 from models.rollout.holdout import UNIT, weights_of
@@ -199,6 +200,14 @@ def _baseline(project: Project, examples: pa.Table, learned: Learned) -> bytes |
     return make_baseline([with_columns(batch, said)], project)
 
 
+def _calibration(project: Project, examples: pa.RecordBatch, label: Numbers, learned: Learned) -> bytes | None:
+    """What scores mean, of examples with a label that the model has not seen; None of too few."""
+    if not is_estimated(project) or not examples.num_rows:
+        return None
+    calibration = calibrate_scores(label, learned.predict(examples, project.model.inputs), project)
+    return calibration.to_json() if calibration else None
+
+
 def _ordered(table: pa.Table, project: Project) -> pa.Table:
     """By event time, then id: a model depends on the order of its examples."""
     return table.sort_by([(project.event.time, "ascending"), (project.event.id, "ascending")])
@@ -241,6 +250,8 @@ def _fit(
         _require_labels(label[train_rows], binary, "train on", start_us, train_to_us)
     _require_labels(label[test_rows], binary, "test on", test_from_us, test_to_us)
     between = np.flatnonzero((time_us >= train_to_us) & (time_us < test_from_us))
+    between = between if project.quality or is_estimated(project) else between[:0]
+    learnt = between[known[between]]  # what scores mean
 
     def counted(name: str, from_us: int, to_us: int, rows: Any) -> Span:
         events = int(np.count_nonzero((time_us >= from_us) & (time_us < to_us)))
@@ -250,7 +261,7 @@ def _fit(
 
     splits = (
         counted("train", start_us, train_to_us, train_rows),
-        counted("baseline", train_to_us, test_from_us, between if project.quality else between[:0]),
+        counted("baseline", train_to_us, test_from_us, between),
         counted("test", test_from_us, test_to_us, test_rows),
     )
     early = project.model.early_stopping
@@ -270,6 +281,7 @@ def _fit(
         golden_features=learned.golden_features,
         golden_scores=learned.golden_scores,
         baseline=_baseline(project, table.take(pa.array(between)), learned),
+        calibration=_calibration(project, as_batch(table.take(pa.array(learnt))), label[learnt], learned),
         encoders=learned.encoders.to_bytes() if learned.encoders.by_name else None,
         metadata={
             "metrics": {"test": _plain(evaluation.as_dict()["overall"])},

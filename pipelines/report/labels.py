@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import as_batch
+from models.quality.expectations import ESTIMATED, estimates_in
 from models.quality.label_metrics import (
     AS_OF,
     COVERAGE,
@@ -45,6 +46,14 @@ class Said:
     delay_median_s: float | None
     delay_max_s: float | None
     figures: dict[str, float | None]
+    positives: int | None  # of a binary target
+    estimates: dict[str, tuple[float, float, float]]  # by figure, with the ends of its interval
+
+    def realised(self, name: str) -> float | None:
+        """A figure that is estimated, of the rows with a label; None without any."""
+        if not self.labelled:
+            return None
+        return self.positives if name == "positives" else self.figures[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +74,7 @@ class LabelMetrics:
     windows: tuple[Said, ...]  # the last revision
     first: tuple[Said, ...]  # of the same windows and bundles, the first revision that knew a label
     slices: tuple[Said, ...]  # of the newest window with a label
+    newest: tuple[Said, ...]  # slices of the newest window
     corrected: int  # windows that were said again
     courses: tuple[Course, ...]
 
@@ -77,7 +87,8 @@ def read_label_metrics(run: str) -> LabelMetrics | None:
             return None
         records = sort_records(as_batch(table))
         figures = [field.name for field in records.schema if pa.types.is_float64(field.type)]
-        said = [_said(row, [name for name in figures if name not in _OF_LABELS]) for row in _rows(records)]
+        figures = [name for name in figures if name not in _OF_LABELS and not name.startswith(ESTIMATED)]
+        said = [_said(row, figures) for row in _rows(records)]
     except (pa.ArrowException, KeyError) as error:
         raise RunError(f"{run}: its label metrics are not those of one project: {error}") from None
     newest: dict[int, int] = {}
@@ -91,9 +102,11 @@ def read_label_metrics(run: str) -> LabelMetrics | None:
     windows = sorted((each for each in last if not each.slice), key=lambda each: (-each.end_us, each.bundle))
     shown_us = next((each.end_us for each in windows if each.labelled), None)
     slices = tuple(each for each in last if each.slice and each.end_us == shown_us)
+    newest_us = max(newest)
+    of_newest = tuple(each for each in last if each.slice and each.end_us == newest_us)
     firsts = tuple(first[each.end_us, each.bundle] for each in windows)
     corrected = sum(revision > 0 for revision in newest.values())
-    return LabelMetrics(tuple(windows), firsts, slices, corrected, _courses(windows[::-1], firsts[::-1]))
+    return LabelMetrics(tuple(windows), firsts, slices, of_newest, corrected, _courses(windows[::-1], firsts[::-1]))
 
 
 def _rows(records: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -120,6 +133,8 @@ def _said(row: dict[str, Any], figures: Sequence[str]) -> Said:
         delay_median_s=row[DELAY_MEDIAN],
         delay_max_s=row[DELAY_MAX],
         figures={name: row[name] for name in figures},
+        positives=row.get("positives"),
+        estimates=estimates_in(row),
     )
 
 

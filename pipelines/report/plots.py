@@ -70,16 +70,29 @@ def plot_comparison(comparison: Comparison) -> str:
     return drawn[0]
 
 
-def plot_lines(times: Times, lines: Mapping[str, Floats], *, log: bool = False, fit: bool = False) -> str:
-    """Lines over time; their names in a legend where there are several. With `fit`, the axis need not start at 0."""
+def plot_lines(
+    times: Times,
+    lines: Mapping[str, Floats],
+    *,
+    log: bool = False,
+    fit: bool = False,
+    band: tuple[Floats, Floats] | None = None,
+) -> str:
+    """Lines over time; their names in a legend where there are several. With `fit`, the axis need not start at 0.
+
+    A `band`, from low to high, is an area behind them.
+    """
     with _plot(WIDE) as (axes, drawn):
         shades = {1: [1.0], 2: [0.5, 1.0], 3: [0.45, 0.7, 1.0]}.get(len(lines), [1.0] * len(lines))
         for (name, values), alpha in zip(lines.items(), shades, strict=True):
             known = np.count_nonzero(~np.isnan(values))
             marker = "o" if known < 3 else None
             axes.plot(times, values, color=LINE, alpha=alpha, label=name, marker=marker, markersize=3)
-        highest = max((float(np.nanmax(v)) for v in lines.values() if not np.isnan(v).all()), default=0.0)
-        lowest = min((float(np.nanmin(v)) for v in lines.values() if not np.isnan(v).all()), default=0.0)
+        if band is not None:
+            axes.fill_between(times, *band, color=BASELINE, alpha=0.25, linewidth=0)
+        drawn_values = [values for values in (*lines.values(), *(band or ())) if not np.isnan(values).all()]
+        highest = max((float(np.nanmax(values)) for values in drawn_values), default=0.0)
+        lowest = min((float(np.nanmin(values)) for values in drawn_values), default=0.0)
         if log and lowest > 0:
             _log_axis(axes, lowest / 1.5, highest * 1.5)
         else:

@@ -17,6 +17,7 @@ from pipelines.report.page import fill
 from pipelines.report.performance import Caught, Performance
 from pipelines.report.plots import is_steep, plot_comparison, plot_lines, plot_spread, short_number
 from pipelines.report.quality import Comparison, Spread, Trouble
+from pipelines.report.render_estimates import show_estimates
 from pipelines.report.render_labels import show_label_metrics
 from pipelines.report.scores import LATENCY_QUANTILES, Series
 from pipelines.report.shown import MAX_PLOTS, MAX_ROWS, breakable, cut, figure_of, time_text
@@ -31,6 +32,8 @@ _KINDS = {
     "decision_share": "Decisions",
     "null_rate": "Missing values",
     "unseen": "Unseen entities",
+    "season": "Against the same hour and weekday before",
+    "slow_drift": "Slow drift: sums of small deviations",
     "score_range": "Range of scores",
     "schema": "Schema",
 }
@@ -59,6 +62,7 @@ def render(report: Report) -> str:
         unknown=_counted(report.events or {}, UNKNOWN)[:MAX_ROWS],
         performance=_performance(report.performance) if report.performance else None,
         known=show_label_metrics(report.label_metrics) if report.label_metrics else None,
+        expected=show_estimates(report.label_metrics) if report.label_metrics else None,
         step=_duration(report.series.size_us) if report.series else "",
         series=_series_plots(report.series) if report.series else [],
         comparisons=_comparison_plots(report.comparisons),

@@ -9,6 +9,7 @@ import pytest
 
 from models.batches import as_batch
 from models.metrics import TOO_LATE, by_label
+from models.quality.expectations import estimates_in
 from models.quality.label_metrics import AS_OF, REVISION, last_revisions, sort_records
 from pipelines.cli.display import label_line
 from pipelines.graph import GraphConfig, build
@@ -17,6 +18,7 @@ from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import sink_topics
 from tests.kit.declared import declared
+from tests.kit.estimated import ESTIMATED, calibrated
 from tests.kit.given import Given
 from tests.kit.labelled import DAY, PROJECT, SCHEMA, SECOND, START, TEXT, make_events, make_labels
 from tests.kit.support import read_files, read_stream, tiny_scorer, write_rows
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.slow
 HOUR = 3600
 EVENTS = make_events()
 LABELS = make_labels(EVENTS)
+CALIBRATION = calibrated()
 OWN = declared(TEXT.replace(", events: {time: seen}", "").replace("[shop]\n", "[shop, fraud]\n"), SCHEMA)
 
 _collected: list = []
@@ -43,7 +46,7 @@ class Collect(beam.PTransform):
 
 
 def run(project, source, sink, bundle="one", **options):
-    score = Score(project, tiny_scorer(project.model.inputs), bundle)
+    score = Score(project, tiny_scorer(project.model.inputs, calibration=CALIBRATION), bundle)
     pipeline = make_pipeline("DirectRunner", [])
     build(pipeline, GraphConfig(project, source, score, sink, 2, **options))
     result = pipeline.run()
@@ -60,14 +63,14 @@ def batched(folder, events=EVENTS, labels=LABELS, project=PROJECT, **options):
     return read_kind(str(folder / "out"), "label_metrics")
 
 
-def streamed(events, labels, allowance=HOUR, lateness=2 * DAY, seed=0):
+def streamed(events, labels, allowance=HOUR, lateness=2 * DAY, seed=0, project=PROJECT):
     """All records of a stream, and its metrics."""
     _collected.clear()
     texts = [[json.dumps(row).encode() for row in rows] for rows in (events, labels)]
     known = Given(texts[1], seed + 1, most=12)
     how = {"idle_us": 300_000, "until_idle": True, "cut_us": DAY * SECOND, "labels": known}
-    source = read_stream(PROJECT, Given(texts[0], seed, most=12), allowance * SECOND, **how)
-    metrics = run(PROJECT, source, Collect(), lateness_us=lateness * SECOND, boundary_us=DAY * SECOND)
+    source = read_stream(project, Given(texts[0], seed, most=12), allowance * SECOND, **how)
+    metrics = run(project, source, Collect(), lateness_us=lateness * SECOND, boundary_us=DAY * SECOND)
     return pa.Table.from_batches(_collected), metrics
 
 
@@ -116,16 +119,19 @@ def test_records_of_files_are_corrected_as_labels_become_known(tmp_path):
     assert label_line([]) == "labels: known of 0 of 0 rows in 0 windows"
 
 
-def test_slices_and_order_of_files_change_no_bit(tmp_path):
-    one = batched(tmp_path / "one")
+@pytest.mark.parametrize("project", [PROJECT, ESTIMATED])
+def test_slices_and_order_of_files_change_no_bit(tmp_path, project):
+    one = batched(tmp_path / "one", project=project)
     shuffled = [random.Random(1).sample(rows, len(rows)) for rows in (EVENTS, LABELS)]
-    assert batched(tmp_path / "two", *shuffled, slice_us=3 * DAY * SECOND) == one
+    assert batched(tmp_path / "two", *shuffled, project=project, slice_us=3 * DAY * SECOND) == one
 
 
+@pytest.mark.parametrize("project", [PROJECT, ESTIMATED])
 @pytest.mark.parametrize("seed", range(2))
-def test_a_stream_leaves_the_records_of_files(tmp_path, seed):
-    found, _ = streamed(by_time(EVENTS, "at"), by_time(LABELS, "seen"), seed=seed)
-    records = batched(tmp_path)
+def test_a_stream_leaves_the_records_of_files(tmp_path, seed, project):
+    found, _ = streamed(by_time(EVENTS, "at"), by_time(LABELS, "seen"), seed=seed, project=project)
+    records = batched(tmp_path, project=project)
+    assert ("estimated_roc_auc" in records.schema.names) == (project is ESTIMATED)
     assert sort_records(as_batch(found)).to_pylist() == sort_records(as_batch(records)).to_pylist()
 
 
@@ -155,6 +161,20 @@ def test_a_run_without_labels_shows_that_none_is_known(tmp_path):
     records = batched(tmp_path, labels=()).to_pylist()
     assert records
     assert {(row["labelled"], row["coverage"], row["roc_auc"]) for row in records} == {(0, 0.0, None)}
+
+
+def test_estimates_are_there_before_any_label_and_labels_change_none(tmp_path):
+    def by_window(records):
+        names = ("window_end", "slice", "value")
+        found: dict = {}
+        for row in records.to_pylist():
+            found.setdefault(tuple(row[name] for name in names), set()).add(tuple(sorted(estimates_in(row).items())))
+        return found
+
+    bare = by_window(batched(tmp_path / "bare", labels=(), project=ESTIMATED))
+    assert bare == by_window(batched(tmp_path / "known", project=ESTIMATED))
+    assert {len(estimates) for estimates in bare.values()} == {1}
+    assert all(any(estimates) for (_, name, _), estimates in bare.items() if not name)
 
 
 def test_records_have_a_folder_a_day_and_a_topic(tmp_path):

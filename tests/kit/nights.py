@@ -6,6 +6,7 @@ from pipelines.config import RunSpec
 from pipelines.jobs.score import score_files
 from tests.kit.bundles import AnyBundle
 from tests.kit.declared import declared
+from tests.kit.estimated import calibrated
 from tests.kit.support import tiny_scorer, write_rows
 
 SCHEMA = """
@@ -41,11 +42,11 @@ decisions:
   - {action: block, at_least: 0.6}
   - {action: approve, at_least: 0.0}
 quality: {window: 2d, min_rows: 30, gate: warn, alert_cool_down: 1d}
-label_metrics: {window: 2d}
+label_metrics: {window: 2d, estimate: true}
 training: {slices: [shop]}
 """
 PROJECT = declared(TEXT, SCHEMA)
-SCORER = tiny_scorer(PROJECT.model.inputs)
+SCORER = tiny_scorer(PROJECT.model.inputs, calibration=calibrated())
 START = 1_543_622_400  # 1 December 2018
 DAY = 86_400
 DAYS = 6

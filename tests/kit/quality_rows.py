@@ -39,9 +39,11 @@ output: [country, amount, fraud]
 """
 
 
-def small_project(quality: str = "", schema: bytes = SCHEMA, skew: str = "", drift: str = "") -> Project:
+def small_project(
+    quality: str = "", schema: bytes = SCHEMA, skew: str = "", drift: str = "", more: str = ""
+) -> Project:
     """The project, with `quality` as the inside of its section, and comparators of amount and country."""
-    text = DECLARATIONS + f"quality: {{window: 1h, {quality}}}\n"
+    text = DECLARATIONS + f"quality: {{window: 1h, {quality}}}\n{more}"
     schema = schema.replace(b"SKEW", skew.encode()).replace(b"DRIFT", drift.encode())
     project, faults = parse_project(text.encode(), lambda _: schema)
     assert project is not None, faults

@@ -23,6 +23,7 @@ from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.project.project import load_project
 from models.project.sections import RollingFeature
+from models.quality.calibration import Calibration
 from models.record import EVENTS, LABELS
 from pipelines.brokers import Broker, Transactional
 from pipelines.graph import GraphConfig, build
@@ -53,7 +54,7 @@ def card_fraud() -> Project:
     return load_project(CARD_FRAUD)
 
 
-def tiny_scorer(names: Sequence[str], seed: int = 0) -> Scorer:
+def tiny_scorer(names: Sequence[str], seed: int = 0, calibration: Calibration | None = None) -> Scorer:
     """A model of a few trees on random numbers."""
     random = np.random.default_rng(seed)
     features = random.normal(50, 30, (500, len(names))).astype(np.float32)
@@ -67,6 +68,7 @@ def tiny_scorer(names: Sequence[str], seed: int = 0) -> Scorer:
         feature_names=names,
         golden_features=np.ascontiguousarray(features[:8]),
         golden_scores=xgboost.Booster(model_file=bytearray(model)).inplace_predict(features[:8]),
+        calibration=calibration,
     )
 
 

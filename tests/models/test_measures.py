@@ -100,6 +100,7 @@ def test_what_can_not_be_measured_is_refused():
         evaluate_target(np.zeros(1001), np.zeros(1001, np.float32), Target(kind="count"), {"x": np.arange(1001)})
     for target in (CLASSES, Target(kind="count"), Target(kind="quantile", quantiles=[0.5])):
         nothing = evaluate_target(label[:0], outputs[:0], target).overall
+        assert evaluate_target(label[:0], outputs[:0], target, {"x": np.array([], object)}).slices == {"x": {}}
         assert nothing.rows == 0
         assert set(nothing.figures().values()) == {None}
 

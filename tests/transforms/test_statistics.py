@@ -20,6 +20,7 @@ from models.quality.records import Verdict, WindowStatistics
 from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import BUNDLE_ID, IS_PROVISIONAL, MARKS
 from pipelines.runners import DIRECT
+from tests.kit.estimated import calibrated
 from tests.kit.quality_cuts import DAY, cut
 from tests.kit.quality_rows import HOUR, START, batch_of, draw, small_project
 from tests.kit.steps import END, through
@@ -112,6 +113,27 @@ def test_the_records_are_the_same_in_a_stream(slice_us, pieces):
     found = records([*steps, ([], END)], HOUR)
     assert contents(found) == EXPECTED
     assert {end: at for (_, end), (_, at) in found.items()} == {end: due_end(end, HOUR) + 1000 for _, end in EXPECTED}
+
+
+def test_series_and_estimates_are_the_same_in_batch_and_stream():
+    """Windows whose scores fall in the last: fewer rows to be expected positive, and a season that was another."""
+    series = "min_rows: 100, sample: 400, series: {season: 1h}"
+    project = small_project(series, more="label_metrics: {window: 1d, estimate: true}\n")
+    judge = WindowJudge(project, None, {"bundle": calibrated()}.get)
+    fall = {27: {"score": lambda scores: scores / 2}}
+    tables = [draw(120, n, START + n * HOUR, HOUR, n * 120, **fall.get(n, {})) for n in range(28)]
+    table = pa.concat_tables(tables)
+    found = contents(records([(cut(table, 2 * DAY), END)], 2 * DAY, judge=judge))
+    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
+    assert contents(records([(cut(shuffled, 2 * DAY, 7, 1), END)], 2 * DAY, judge=judge)) == found
+    items = sorted(cut(shuffled, HOUR, 3, 2), key=lambda item: item[0])
+    steps = [([item for item in items if item[0] == end], end) for end in sorted({end for end, _ in items})]
+    assert contents(records([*steps, ([], END)], HOUR, judge=judge)) == found
+    said = [WindowStatistics.from_json(text) for (kind, _), text in sorted(found.items()) if kind == "statistics"]
+    assert all(window.estimates["roc_auc"][0] > 0.5 for window in said)
+    last = Verdict.from_json(found["verdicts", START + 28 * HOUR])
+    assert ("mean score", "season") in {(finding.feature, finding.kind) for finding in last.findings}
+    assert {"rows", "mean score", "estimated roc_auc"} <= {m.feature for m in last.measures if m.kind == "slow_drift"}
 
 
 def test_many_parts_are_added_up_on_the_way(monkeypatch):
