@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from models.partitions import Span
 from models.predictors import registry
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
+from models.predictors.registry_store import absolute_uri
 from models.project.declarations import Project
 from models.record import RELEASE, ROLE
 from models.rollout.accept import accept
@@ -181,10 +183,12 @@ class Released:
 
 
 def follow_log(spec: RunSpec, folder: pathlib.Path, tracking_uri: str) -> Released:
-    """The log that a run follows, and its registry's bundles."""
+    """The log that a run follows, and its registry's bundles, by places that workers in another folder find, too."""
     assert spec.releases is not None
-    bundles = RegisteredBundles(spec.project, folder, tracking_uri, spec.threads_of_call, bool(spec.reason_codes))
-    return Released(spec.releases, spec.project, bundles)
+    log = absolute_uri(spec.releases) if is_database(spec.releases) else os.path.abspath(spec.releases)
+    threads, explained = spec.threads_of_call, bool(spec.reason_codes)
+    bundles = RegisteredBundles(spec.project, folder.absolute(), absolute_uri(tracking_uri), threads, explained)
+    return Released(log, spec.project, bundles)
 
 
 def check_columns(project: Project) -> None:
