@@ -1,25 +1,48 @@
 """Flink: the same bytes from a real cluster, and a stream that loses nothing, whatever is killed or upgraded."""
 
 import collections
+import dataclasses
+import os
+import pathlib
+import random
+import time
 
 import pytest
 
 from deploy.flink import cluster
 from models import metrics
 from models.sample import write_sample
+from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
+from pipelines.jobs.released import follow_log
+from pipelines.jobs.score import assemble
+from pipelines.prechecks import registry_of
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.runners import Job, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import _AtSecondCheckpoint
 from tests.kit.bad import BAD
-from tests.kit.flink import OverKafka, OverPubsub, OverPulsar, Streaming, host_of, needs_flink, wait_until
+from tests.kit.flink import (
+    OverKafka,
+    OverPubsub,
+    OverPulsar,
+    Streaming,
+    kill_host,
+    needs_flink,
+    restored,
+    submit,
+    wait_until,
+)
 from tests.kit.kafka import real_kafka
+from tests.kit.nights import Shop, assert_same, day
 from tests.kit.pulsar import needs_pulsar
+from tests.kit.released_shop import TOPICS, Rows, Traffic, check_replay, headrace, make_shop
 from tests.kit.support import card_fraud, read_files, read_output, run_graph, tiny_scorer, write_rows
 from transforms.score import Score
 
 pytestmark = pytest.mark.serial
+
+KILLS = int(os.environ.get("HEADRACE_FLINK_KILLS", "1"))  # of a stream that takes releases
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +122,10 @@ def kill_and_finish(streaming, flink, killed):
     job = streaming.start("bundle")
     streaming.publish(0, 8000)
     streaming.wait_for_scores(4000)
-    if killed == "worker":
-        flink.kill_worker(host_of(flink, job))
-    else:
-        flink.kill_task_manager(host_of(flink, job))
-        flink.start_task_manager()
+    kill_host(flink, job, killed)
     streaming.publish(8000, len(streaming.payloads), 0.2)
     streaming.wait_for_scores(len(streaming.payloads))
-    assert flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"] == 1
+    assert restored(flink, job) == 1
     streaming.finish(job)
 
 
@@ -149,10 +168,94 @@ def test_a_stream_goes_on_from_a_savepoint_with_another_bundle(streaming, flink,
     job = streaming.start("after", f"--savepoint_path={savepoint}")
     streaming.publish(12_000, len(streaming.payloads), 0.2)
     scores = streaming.finish(job)
-    assert flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"] == 1
+    assert restored(flink, job) == 1
     assert len(scores) == len(streaming.payloads)
     by_bundle = collections.Counter(score["bundle_id"] for score in scores)
     assert min(by_bundle["before"], by_bundle["after"]) >= 4000
+
+
+@needs_flink
+@pytest.mark.timeout(240 + 40 * KILLS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, monkeypatch):
+    """Two canaries, a promotion and a rollback by commands while it runs; then batch over the same events."""
+    monkeypatch.chdir(tmp_path)  # workers are in a folder of their own
+    folder, moments = pathlib.Path("project"), random.Random(KILLS)
+    project, (old, new, worse) = make_shop(folder, "wall", "1s")
+
+    def release(*command):
+        made = headrace(*command, "--reason", "a change")
+        assert made.exit_code == 0, made.output
+
+    def start(*more):
+        spec = RunSpec(
+            project,
+            ("pubsub://p/events",),
+            "pubsub://p/scores",
+            allowance="1s",
+            releases=f"sqlite:///{folder}/.headrace/releases.db",
+            runner="FlinkRunner",
+            beam_args=(f"--flink_master={flink.address}",),
+        )
+        followed = follow_log(spec, folder, registry_of(folder, None))
+        config = assemble(spec, followed.first_bundle(), None, released=followed)
+        (feed,) = config.source.feeds
+        quick = dataclasses.replace(feed.source.broker, ack_deadline_seconds=10)  # what is not acknowledged comes then
+        feed = dataclasses.replace(feed, source=dataclasses.replace(feed.source, broker=quick))
+        source = dataclasses.replace(config.source, feeds=(feed,))
+        return submit(flink, dataclasses.replace(config, source=source), *more)
+
+    commands = [
+        ("release", folder, "2", "--canary", "10%"),
+        ("release", folder, "2", "--canary", "50%"),
+        ("promote", folder, "2"),
+        ("rollback", folder),
+    ]
+    with PubsubEmulator() as server:
+        for name in TOPICS:
+            server.create("p", name, name)
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        release("release", folder, "1", "--shadow", "3")
+        job, begun = start(), 0
+        traffic, rows = Traffic(), Rows()
+        traffic.start()
+        rows.collect(lambda: rows.have(1))
+        for number, command in enumerate(commands):
+            release(*command)
+            for kill in range(number * KILLS // 4, (number + 1) * KILLS // 4):
+                time.sleep(moments.uniform(0, 2))
+                kill_host(flink, job, ("task manager", "worker")[kill % 2])
+                now = time.time()
+                rows.collect(lambda now=now: rows.newest > now)
+            if number == 1:
+                begun += restored(flink, job)
+                savepoint = flink.stop_job(job, tmp_path / "savepoints")
+                job = start(f"--savepoint_path={savepoint}")
+            rows.collect(lambda seq=2 + number: rows.have(seq))
+        published = traffic.stop()
+        rows.collect(lambda: len(rows.scores) >= published)
+        begun += restored(flink, job)
+        flink.cancel_job(job)
+        rows.close()
+    assert begun == KILLS + 1
+    assert {row["bundle_id"] for row in rows.scores.values() if row["role"] == "canary"} == {new}
+    assert {row["bundle_id"] for row in rows.scores.values() if row["release"] == 5} == {old}
+    assert {row["bundle_id"] for row in rows.shadows.values()} == {worse}
+    (tmp_path / "all.jsonl").write_bytes(b"\n".join(traffic.payloads))
+    check_replay(folder, project, rows, tmp_path / "all.jsonl", tmp_path / "replayed")
+
+
+@needs_flink
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore")
+def test_nights_on_the_cluster_equal_one_run_here(flink, tmp_path):
+    """The second night starts from the state that the first one has kept."""
+    shop = Shop(tmp_path)
+    for number in range(2):
+        shop.write([number])
+        shop.night(number, runner="FlinkRunner", beam_args=(f"--flink_master={flink.address}",), shards=1 + number)
+    shop.run("whole", score_from=day(0), score_to=day(2))
+    assert_same(tmp_path / "nights", tmp_path / "whole")
 
 
 def test_what_a_bundle_registers_is_called_at_the_second_checkpoint():

@@ -210,3 +210,17 @@ def read_all(uri):
         subscription.acknowledge(messages.receipt)
     subscription.close()
     return found
+
+
+def kill_host(flink, job, killed):
+    """Kill the "worker" or the "task manager" that runs the first step of a job; another TaskManager takes its place."""
+    if killed == "worker":
+        flink.kill_worker(host_of(flink, job))
+    else:
+        flink.kill_task_manager(host_of(flink, job))
+        flink.start_task_manager()
+
+
+def restored(flink, job):
+    """How often a job began from a checkpoint or savepoint."""
+    return flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"]
