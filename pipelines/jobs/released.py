@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from models.errors import HeadraceError
-from models.metrics import REFUSED_RELEASES
 from models.partitions import Span
 from models.predictors import registry
 from models.predictors.booster import Scorer
@@ -30,7 +29,6 @@ from pipelines.jobs.fitting import find_misfit
 from pipelines.refusals import note_refusals, read_refusals
 from pipelines.release_store import newest_digest, no_release, read_log
 from pipelines.results import RunError
-from transforms.metrics import count
 
 _LOG = logging.getLogger("headrace")
 MOST_LOADED = 8  # models that a process keeps; of more, those that were used last
@@ -159,7 +157,7 @@ class Released:
         return {bundle: self.bundles(bundle) for bundle in sorted(filter(None, named))}.__getitem__
 
     def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
-        """The releases as they are in effect, but for those that are refused; what is wrong is logged and counted.
+        """The releases as they are in effect, but for those that are refused; what is wrong is logged.
 
         Raises:
             ReleaseError: if it is record 0 that is refused, before which there is none.
@@ -173,7 +171,6 @@ class Released:
             if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
                 note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
             if accepted.faults:
-                count(REFUSED_RELEASES, 1)
                 what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
                 _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
             if accepted.release is not None:
