@@ -335,9 +335,9 @@ class RunSpec:
                 not native or self.sources[0].startswith("pubsub://"),
                 f"{profile.name} reads streams of pubsub:// alone, not {self.sources[0]}",
             )
-        elif profile.apart(self.beam_args):
+        if profile.apart(self.beam_args):
             tables = [uri for uris in self.table_uris.values() for uri in uris]
-            given = (*self.sources, *self.labels, *tables, self.sink)
+            given = (*self.sources, *self.labels, *tables, *self.history, self.sink, self.state or "/")
             inside = [uri for uri in map(place_of, given) if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""
