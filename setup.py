@@ -20,6 +20,7 @@ setup(
         "pyyaml",
         "typer",
         "rich",
+        "prometheus-client>=0.21",
         "mlflow",
         "sqlalchemy>=2",
         "fastavro",

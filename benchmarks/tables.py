@@ -1,6 +1,6 @@
 """Runs into a Delta table and a table of SQLite against the same run into Parquet files.
 
-    python benchmarks/tables.py --rows 500000 --runs 7
+    python -m benchmarks.tables --rows 500000 --runs 7
 
 Each run is in a process of its own, the sides in turn; times are of the graph, from its start to `_SUCCESS.json`,
 without imports. The features of card_fraud are computed and no model scores, so that writing counts for more.

@@ -2,8 +2,8 @@
 
 Names are Prometheus's: with units, `_total` of what only grows. Beam's metrics have no labels and no histograms that
 travel, so a label's value stands in the name behind it, `headrace_events_total.outcome.scored`, and a histogram is a
-counter for each of its buckets. `parse` takes such a name apart. Gauges are whole numbers in Beam; those of seconds
-are kept in microseconds.
+counter for each of its buckets, and one of the sum. `parse` takes such a name apart. Numbers are whole in Beam; seconds
+are kept in microseconds there.
 
 No result depends on a metric.
 """
@@ -11,6 +11,7 @@ No result depends on a metric.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -33,7 +34,7 @@ class Metric:
 
     @property
     def scale(self) -> float:
-        """How many of Beam's whole numbers one unit of a gauge is."""
+        """How many of Beam's whole numbers one unit of a gauge or of a histogram's sum is."""
         return 1e6 if self.name.endswith("_seconds") else 1
 
     def bucket_name(self, labels: Mapping[str, str], place: int) -> str:
@@ -48,7 +49,8 @@ class Metric:
         return ".".join([self.name + suffix, *(part for pair in labels.items() for part in map(_escaped, pair))])
 
 
-Series = tuple[str, tuple[tuple[str, str], ...]]  # a metric's name, and labels with their values
+Labels = tuple[tuple[str, str], ...]  # with their values
+Series = tuple[str, Labels]  # a metric's name, and its labels
 
 _SECONDS = tuple(round(base * 10.0**power, 6) for power in range(-3, 3) for base in (1, 1.5, 2.5, 4, 6))
 
@@ -77,6 +79,15 @@ MISSING = Metric("headrace_missing_events_total", "counter", "Events of a slice 
 LATE = Metric("headrace_late_events_total", "counter", "Events that came when the watermark was past them.")
 CORRECTED = Metric("headrace_corrections_total", "counter", "Rows published once more, as bits of them changed.")
 ROWS = Metric("headrace_rows_total", "counter", "Rows that a step has handled, of history too.", ("step",))
+SCORES = Metric(
+    "headrace_scores_total", "counter", "Score rows by what was decided and by whom.", ("decision", "bundle"), True
+)
+DEAD_LETTERS = Metric(
+    "headrace_dead_letters_total", "counter", "Dead letters by the step that refused them.", ("step",), True
+)
+VERDICTS = Metric("headrace_verdicts_total", "counter", "Windows of score rows by their verdict.", ("status",), True)
+ALERTS = Metric("headrace_alerts_total", "counter", "Alerts of incidents that open, go on or end.", ("event",), True)
+OPEN = Metric("headrace_open_incidents", "gauge", "Incidents that are open.", (), True)
 ASSIGNED = Metric("headrace_assigned_total", "counter", "Events that a release gave a model.", ("role",), True)
 REFUSED_RELEASES = Metric("headrace_refused_releases_total", "counter", "Releases whose bundles were refused.")
 WAITING = Metric("headrace_waiting_records", "gauge", "Records that wait for the watermark.")
@@ -99,6 +110,11 @@ METRICS = (
     LATE,
     CORRECTED,
     ROWS,
+    SCORES,
+    DEAD_LETTERS,
+    VERDICTS,
+    ALERTS,
+    OPEN,
     ASSIGNED,
     REFUSED_RELEASES,
     WAITING,
@@ -112,10 +128,60 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 def parse(beam_name: str) -> Series | None:
     """The metric's name and its labels of a name in Beam; None if it is none of the table's."""
     name, *parts = beam_name.split(".")
-    if name.removesuffix("_bucket") not in _BY_NAME or len(parts) % 2:
+    if _stem(name) not in _BY_NAME or len(parts) % 2:
         return None
     texts = [_unescaped(part) for part in parts]
     return name, tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A metric with all of its series: values of labels → value in the unit of its name, or a histogram's part.
+
+    A histogram has of each of its values of labels what is below each bound, with the bound's text, and the sum.
+    """
+
+    metric: Metric
+    values: Mapping[tuple[str, ...], float]
+    histograms: Mapping[tuple[str, ...], tuple[tuple[tuple[str, int], ...], float]]
+
+
+def families(found: Mapping[Series, int]) -> Iterator[Family]:
+    """What was found by metrics, in the order of the table; those of which nothing was found are left out."""
+    by_name: dict[str, dict[Labels, int]] = {}
+    for (name, labels), number in sorted(found.items()):
+        by_name.setdefault(name, {})[labels] = number
+    for metric in METRICS:
+        if metric.kind == "histogram":
+            histograms = _histograms(metric, by_name)
+            if histograms:
+                yield Family(metric, {}, histograms)
+            continue
+        series = by_name.get(metric.name, {})
+        scale = metric.scale if metric.kind == "gauge" else 1
+        known = {
+            tuple(value for _, value in labels): number / scale
+            for labels, number in series.items()
+            if metric.kind == "counter" or number != UNKNOWN
+        }
+        if known:
+            yield Family(metric, known, {})
+
+
+def _histograms(
+    metric: Metric, by_name: Mapping[str, Mapping[Labels, int]]
+) -> dict[tuple[str, ...], tuple[tuple[tuple[str, int], ...], float]]:
+    counts: dict[Labels, dict[str, int]] = {}
+    for labels, number in by_name.get(f"{metric.name}_bucket", {}).items():
+        counts.setdefault(labels[:-1], {})[labels[-1][1]] = number
+    sums = by_name.get(f"{metric.name}_sum", {})
+    bounds = [*map(repr, metric.bounds), "+Inf"]
+    made = {}
+    for labels, numbers in counts.items():
+        below = itertools.accumulate(numbers.get(bound, 0) for bound in bounds)
+        values = tuple(value for _, value in labels)
+        made[values] = (tuple(zip(bounds, below, strict=True)), sums.get(labels, 0) / metric.scale)
+    return made
 
 
 def by_label(found: Mapping[Series, int], metric: Metric) -> dict[str, int]:
@@ -160,6 +226,11 @@ def table() -> Iterator[str]:
         name += "".join(f".{label}.…" for label in (*metric.labels, *(["le"] if metric.kind == "histogram" else ())))
         same = "yes" if metric.event_time else "no"
         yield f"| `{metric.name}` | {metric.kind}{labels} | {same} | `{name}` | `{flink_name(name)}` | {metric.help} |"
+
+
+def _stem(name: str) -> str:
+    """The metric's name of one of its series."""
+    return name if name in _BY_NAME else name.removesuffix("_bucket").removesuffix("_sum")
 
 
 def _escaped(text: str) -> str:

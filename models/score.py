@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,22 @@ def columns_of_outputs(outputs: Scores, project: Project) -> dict[str, pa.Array]
     elif project.decisions:
         result[DECISION] = decide(scores, project.decisions)
     return result
+
+
+def decided(rows: pa.RecordBatch) -> Iterator[tuple[tuple[str, str], int]]:
+    """How many score rows have each decision and model bundle; of a project that decides nothing, the decision ""."""
+    names = [name for name in (DECISION, BUNDLE_ID) if name in rows.schema.names]
+    if BUNDLE_ID not in names:
+        return
+    coded = [column(rows, name) for name in names]
+    coded = [each if pa.types.is_dictionary(each.type) else each.dictionary_encode() for each in coded]
+    texts = [[*each.dictionary.to_pylist(), ""] for each in coded]
+    places = [each.indices.fill_null(len(text) - 1).to_numpy() for each, text in zip(coded, texts, strict=True)]
+    lengths = tuple(map(len, texts))
+    numbers = np.bincount(np.ravel_multi_index(tuple(places), lengths), minlength=math.prod(lengths))
+    for place in np.flatnonzero(numbers):
+        values = [text[at] for text, at in zip(texts, np.unravel_index(place, lengths), strict=True)]
+        yield (values[0] if len(values) > 1 else "", values[-1]), int(numbers[place])
 
 
 def take_decided(batch: pa.RecordBatch, decisions: Sequence[str], others: bool = False) -> pa.RecordBatch:

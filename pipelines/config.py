@@ -82,6 +82,8 @@ class RunSpec:
     beam_args: tuple[str, ...] = ()
     dry_run: bool = False
     releases: str | None = None  # a database with a log of releases, or a file that one was exported to
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # where metrics are shown while it runs; None: nowhere
     until_idle: str | None = None  # a stream ends after so long without a message
     ours: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # options of headrace's, to know a typo by
 
@@ -162,7 +164,7 @@ class RunSpec:
 
     def options(self) -> dict[str, Any]:
         """What was told and is no default, without secrets; `replace` leaves no trace in what is written."""
-        left_out = ("project", "replace", "runner", "beam_args", "ours")
+        left_out = ("project", "replace", "runner", "beam_args", "metrics_host", "metrics_port", "ours")
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: _plain(value) for name, value in told.items() if value != defaults[name]}
@@ -325,6 +327,10 @@ class RunSpec:
 
     def _check_engine(self) -> None:
         profile = self.profile
+        require(
+            self.metrics_port is None or profile.ours,
+            f"--metrics-port is for headrace's own engine; {profile.name} has its way of its own (docs/metrics.md)",
+        )
         require(not self.dry_run or profile.dry_run is not None, "--dry-run is for --runner DataflowRunner")
         if self.streams:
             defaults = {f.name: f.default for f in dataclasses.fields(self)}

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 EXTRAS = ("sklearn", "pandas")
-CLOUD = ("apache_beam.io.gcp", "google.api_core", "google.auth")  # what Beam's extra `gcp` is made of
+CLOUD = ("apache_beam.io.gcp", "google.api_core", "google.auth", "boto3")  # of Beam's extras `gcp` and `aws`
 
 
 class _Absent(importlib.abc.MetaPathFinder):

@@ -154,10 +154,10 @@ def _read_file(place: str, project: str) -> ReleaseLog:
 
 
 def _read_database(place: str, project: str) -> ReleaseLog | None:
-    check_database(place)
     database = database_of(place)
     if database is not None and not os.path.lexists(database):
-        return None
+        return None  # before SQLAlchemy is imported, which takes a fifth of a second
+    check_database(place)
     with transaction(place, read_only=True) as connection:
         return _read(connection, project)
 

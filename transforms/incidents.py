@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import apache_beam as beam
 import pyarrow as pa
 
+from models.metrics import ALERTS, OPEN
 from models.quality.incidents import Alert, Incidents, Policy, raise_alerts
 from models.quality.records import Verdict, batch_to_verdicts, verdict_to_batch
 from models.steps import Log, Shard, Step
+from transforms.metrics import count, gauge
 from transforms.slices import Hold
 from transforms.state import States
 
@@ -56,4 +58,7 @@ class _Raise(Step[_Open]):
         before = Incidents.from_json(log.shard.incidents.encode())
         after, alerts = raise_alerts(batch_to_verdicts(batch), self._policy, self._project, before)
         log.shard.incidents = after.to_json().decode()
-        yield from alerts
+        gauge(OPEN, len(after.open))
+        for alert in alerts:
+            count(ALERTS, 1, event=alert.event)
+            yield alert

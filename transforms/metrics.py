@@ -32,6 +32,8 @@ def observe(metric: Metric, values: npt.NDArray[np.float64], **labels: str) -> N
     for place, number in enumerate(np.bincount(places, minlength=len(metric.bounds) + 1).tolist()):
         if number:
             _counter(metric.bucket_name(labels, place)).inc(number)
+    if len(values):
+        _counter(metric.beam_name(labels, "_sum")).inc(int(np.rint(values * metric.scale).sum()))
 
 
 def read(results: Any) -> dict[Series, int]:

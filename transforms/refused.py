@@ -12,12 +12,15 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 
-from models.batches import marks_of, without
+from models.batches import column, marks_of, without
 from models.dead_letters import split_good
+from models.metrics import DEAD_LETTERS
 from models.record import IS_HISTORY, IS_PROVISIONAL, MARKS
 from models.state import Resume
+from transforms.metrics import count
 from transforms.state import MarkKnown
 
 DEAD = "dead"
@@ -100,4 +103,6 @@ def _drop_known(batch: pa.RecordBatch) -> Iterator[Any]:
     known = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) != 0
     news = split_good(batch, known)
     if news.num_rows:
+        for step in pc.value_counts(column(news, "step")).to_pylist():
+            count(DEAD_LETTERS, step["counts"], step=step["values"])
         yield without(news, MARKS)

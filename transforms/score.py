@@ -9,7 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from models.batches import column, is_provisional
-from models.metrics import ROWS
+from models.metrics import ROWS, SCORES
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.record import (
@@ -17,7 +17,7 @@ from models.record import (
     PUBLISHED,
 )
 from models.rollout.apply import Bundles, score_released, score_shadows
-from models.score import live_rows, score_batch, stream_columns, with_columns
+from models.score import decided, live_rows, score_batch, stream_columns, with_columns
 from transforms.metrics import count
 
 
@@ -53,6 +53,9 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
                 rows = with_columns(rows, stream_columns(current))
             if self.keep_marks:
                 rows = with_columns(rows, {MARKS: column(current, MARKS)})
+            if not is_provisional(current):
+                for (decision, bundle), number in decided(rows):
+                    count(SCORES, number, decision=decision, bundle=bundle)
             yield rows
 
 

@@ -14,11 +14,13 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
+from models.metrics import VERDICTS as VERDICTS_TOLD
 from models.quality.judge import Memory
 from models.quality.parts import batch_to_part, due_end, end_of, part_to_batch, sum_up
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.window_statistics import WindowJudge, add_parts
 from models.steps import Log, Shard, Step
+from transforms.metrics import count
 from transforms.slices import Hold
 from transforms.state import States
 
@@ -128,5 +130,6 @@ class _Judge(Step[_Judged]):
         before = Memory.from_json(state.memory)
         statistics, verdict, after = self._judge.advance(part, end_us, state.late, before)
         state.judged_us, state.late, state.memory = end_us, 0, after.to_json()
+        count(VERDICTS_TOLD, 1, status=verdict.status)
         yield statistics
         yield TaggedOutput(VERDICTS, verdict)

@@ -69,6 +69,13 @@ Shards = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Parts that the work is split into; as many as workers if not given."),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="Show metrics to Prometheus on this port while it runs (docs/metrics.md)."),
+]
+MetricsHost = Annotated[
+    str, typer.Option(help="Where --metrics-port listens; 0.0.0.0 for all that can reach this machine.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
 ScoreThreads = Annotated[
     int | None,

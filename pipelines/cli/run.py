@@ -12,6 +12,8 @@ from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     KafkaConfig,
     Labels,
+    MetricsHost,
+    MetricsPort,
     OneModel,
     ProjectFolder,
     Registry,
@@ -123,6 +125,8 @@ def run(
     registry: Registry = None,
     shards: Shards = None,
     threads: ScoreThreads = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
     with clear_errors():
@@ -170,6 +174,8 @@ def run(
             runner=runner,
             beam_args=tuple(context.args),
             dry_run=dry_run,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
             releases=log,
             ours=own_options(context),
         )

@@ -27,6 +27,7 @@ from pipelines.jobs.released import Released, check_columns
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
+from pipelines.monitoring.exposition import exposed
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.sinks.files import WriteFiles
@@ -86,14 +87,16 @@ def _score(
         return None
     if isinstance(config.sink, WriteFiles):
         try:
-            return _run_to_end(pipeline, profile, config.sink, "scoring")
+            with exposed(Status(pipeline.runner).read, spec.metrics_host, spec.metrics_port):
+                return _run_to_end(pipeline, profile, config.sink, "scoring")
         except LateInputError as late:
             earlier = from_earlier(spec, late.first_us)
             console.print(f"{late.source} holds late events: scoring from {earlier.score_from} on", soft_wrap=True)
             return _score(earlier, bundle, scorer, released, sort)
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
-    with working("scoring", status.rows), say_status(status), stopped, profile.failures():
+    shown = exposed(status.read, spec.metrics_host, spec.metrics_port)
+    with shown, working("scoring", status.rows), say_status(status), stopped, profile.failures():
         pipeline.run().wait_until_finish()
     return None
 

@@ -30,7 +30,7 @@ _SOMETIMES = (
 @contextlib.contextmanager
 def stopped_by_signals(runner: Any, profile: Profile) -> Iterator[None]:
     """Let SIGINT and SIGTERM stop the in-process engine, and a second one break off; others have their own ways."""
-    if not profile.stops:
+    if not profile.ours:
         yield
         return
 

@@ -115,7 +115,7 @@ RUNNERS = {
             workers=_workers_in_process,
             in_order=True,
             ends_here=True,
-            stops=True,
+            ours=True,
             failures=contextlib.nullcontext,  # it raises what a step raised
         ),
         Profile(

@@ -94,7 +94,7 @@ class Profile:
         in_order: whether it reads files no further than it is let, so that they are read in the order of event time.
         resumes: whether a run over files that starts from a state is right on it.
         ends_here: whether a run that failed is over when this process gives up; elsewhere a job may still be writing.
-        stops: whether SIGINT and SIGTERM end a run of it by `runner.stop()`.
+        ours: whether it is headrace's engine: `runner.stop()` ends a run, and `runner.metrics` are known while it runs.
         failures: turns what a run of it raises into errors of headrace's.
         dry_run: the options of a job that is only made and checked; None if it has no such.
         makes_only: whether a pipeline, by its options, is to be made and not run; then `make_job` does it.
@@ -114,7 +114,7 @@ class Profile:
     in_order: bool = False
     resumes: bool = True
     ends_here: bool = False
-    stops: bool = False
+    ours: bool = False
     failures: Callable[[], contextlib.AbstractContextManager[None]] = clear_failures
     dry_run: Callable[[Args], list[str]] | None = None
     makes_only: Callable[[Any], bool] = lambda pipeline: False

@@ -187,8 +187,10 @@ def test_parts_add_up_to_the_whole(rows, size):
     assert in_parts.evaluation() == whole.evaluation()
 
 
-def test_distinct_scores_are_merged_as_they_come(monkeypatch):
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_distinct_scores_are_merged_as_they_come(monkeypatch, chunk):
     monkeypatch.setattr("models.predictors.score_counts._MERGE_AFTER", 3)
+    monkeypatch.setattr("models.predictors.score_counts._CHUNK", chunk)
     chosen = np.random.default_rng(1)
     label, score = chosen.integers(0, 2, 500), (chosen.integers(0, 90, 500) / 90).astype(np.float32)
     parts = Evaluator()
