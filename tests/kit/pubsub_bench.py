@@ -1,8 +1,6 @@
 """A stream over an embedded Pub/Sub in a process of its own, which a test kills and starts again; what comes out of it."""
 
 import json
-import os
-import signal
 import time
 
 import numpy as np
@@ -36,24 +34,17 @@ class Bench:
         process.start()
         return process
 
-    def publish_and_kill(self, messages, kills, random, journal, allowance_us, *, at_work=False, **options):
-        """Publish in parts, in each of which the stream is started and killed; the part that is left to publish.
-
-        It is killed at random moments, or `at_work`: while events come, as soon as more of them are scored.
-        """
+    def publish_and_kill(self, messages, kills, random, journal, allowance_us, **options):
+        """Publish in parts, in each of which the stream is started and killed; the part that is left to publish."""
         *parts, last = np.array_split(np.array(messages, object), kills + 1)
         deaths = []
         for part in parts:
             process = self.start(journal, allowance_us, **options)
-            if at_work:
-                self.publisher.publish(part.tolist())
-                self.wait_for_more()
-            else:
-                for piece in np.array_split(part, 10):
-                    self.publisher.publish(piece.tolist())
-                    time.sleep(random.uniform(0, 0.2))
-                time.sleep(random.uniform(0, HOLD_SECONDS + 0.5))
-            os.killpg(process.pid, signal.SIGKILL)
+            for piece in np.array_split(part, 10):
+                self.publisher.publish(piece.tolist())
+                time.sleep(random.uniform(0, 0.2))
+            time.sleep(random.uniform(0, HOLD_SECONDS + 0.5))
+            process.kill()
             process.join()
             deaths.append(process.exitcode)
             self.expire_leases()
@@ -76,13 +67,6 @@ class Bench:
         while (messages := self._readers["dead"].receive(10_000, 0.05)) is not None:
             self.dead += map(json.loads, messages.payloads)
             self._readers["dead"].acknowledge(messages.receipt)
-
-    def wait_for_more(self, seconds=60):
-        """Collect until there are more scores than there were."""
-        before, deadline = len(self.scores), time.monotonic() + seconds
-        while len(self.scores) == before:
-            assert time.monotonic() < deadline, f"no more than {before} scores"
-            self.collect()
 
     def wait(self, events, seconds=60):
         """Collect until so many events have scores."""

@@ -20,8 +20,7 @@ DAY = 86_400_000_000
 
 
 def run(address, journal, allowance_us, hold_seconds, options):
-    """Score p/events of an embedded Pub/Sub until SIGTERM, as the leader of a group with what the engine starts."""
-    os.setsid()
+    """Score p/events of an embedded Pub/Sub until SIGTERM."""
     os.environ["PUBSUB_EMULATOR_HOST"] = address
     PubsubSubscription.redelivery_seconds = hold_seconds
     uris = [f"pubsub://p/{name}" for name in ("events", "scores", "dead")]
@@ -31,13 +30,12 @@ def run(address, journal, allowance_us, hold_seconds, options):
 def run_between(brokers, journal, allowance_us, options):
     """Score from a broker to those of scores and dead letters until SIGTERM.
 
-    Of the options, `runner` is the engine, `routed` are brokers of decisions that go elsewhere than the scores,
-    `releases` is the log that is followed, and `stretch_seconds` is how long the moments before a transaction is
-    committed and before a mark is written take at the most, so that kills hit them.
+    Of the options, `routed` are brokers of decisions that go elsewhere than the scores, `releases` is the log that is
+    followed, and `stretch_seconds` is how long the moments before a transaction is committed and before a mark is
+    written take at the most, so that kills hit them.
     """
     events, scores, dead = brokers
-    project, released = card_fraud(), options.get("releases")
-    routed, runner = options.pop("routed", {}), options.pop("runner", "DirectRunner")
+    project, routed, released = card_fraud(), options.pop("routed", {}), options.get("releases")
     if stretch_seconds := options.pop("stretch_seconds", 0.0):
         _stretch(stretch_seconds)
     given = {"journal": journal, "horizon_us": horizon_us(project, DAY), **options}
@@ -45,7 +43,7 @@ def run_between(brokers, journal, allowance_us, options):
     arrival = source.at_arrival
     bundles = released.bundles if released else None
     score = Score(project, tiny_scorer(project.model.inputs), "bundle", keep_marks=arrival, bundles=bundles)
-    pipeline = make_pipeline(runner, [])
+    pipeline = make_pipeline("DirectRunner", [])
     sink = PublishRows(scores, dead, routed=routed)
     build(pipeline, GraphConfig(project, source, score, sink, lateness_us=DAY, at_arrival=arrival))
     signal.signal(signal.SIGTERM, lambda *_: pipeline.runner.stop())

@@ -80,6 +80,10 @@ def test_all_faults_are_told_at_once(spec):
         ({**TOPICS, "files": 2}, "are for files, not for a stream"),
         ({**TOPICS, "replace": True}, "are for files, not for a stream"),
         ({**TOPICS, "runner": FLINK, "journal": "j"}, "on Flink, checkpoints take the place of --journal"),
+        (
+            {**TOPICS, "runner": PRISM, "journal": "j"},
+            "on Prism a --journal would take events for scored that are lost",
+        ),
         ({**TOPICS, "transactional": True, "journal": "j"}, "--sink is kafka://HOST:PORT/TOPIC, not pubsub://p/scores"),
         ({**TO_KAFKA, "transactional": True}, "--transactional needs a --journal"),
         ({**EXACTLY, "order": "arrival"}, "--transactional is for --order event_time"),
