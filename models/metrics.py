@@ -184,6 +184,20 @@ def _histograms(
     return made
 
 
+def single_buckets(found: Mapping[Series, int]) -> dict[Series, int]:
+    """Metrics whose buckets tell what is below their bounds → each bucket's own number, as in Beam."""
+    made = dict(found)
+    below: dict[Series, list[tuple[float, Series]]] = {}
+    for name, labels in found:
+        if name.endswith("_bucket"):
+            below.setdefault((name, labels[:-1]), []).append((float(labels[-1][1]), (name, labels)))
+    for buckets in below.values():
+        ordered = [series for _, series in sorted(buckets)]
+        for series, lower in itertools.pairwise(reversed(ordered)):
+            made[series] = found[series] - found[lower]
+    return made
+
+
 def by_label(found: Mapping[Series, int], metric: Metric) -> dict[str, int]:
     """The values of a metric of one label by that label's, or of two by both with a space between."""
     return {" ".join(value for _, value in labels): n for (name, labels), n in found.items() if name == metric.name}

@@ -62,6 +62,7 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from check_sinks(project)
     yield from _check_quality(project)
     yield from check_feedback(project)
+    yield from _check_slo(project)
     yield from _check_partitions(project)
 
 
@@ -300,6 +301,11 @@ def _check_comparators(project: Project) -> Iterator[Fault]:
             if number and comparator.HasField("infinity_norm"):
                 wanted = "use jensen_shannon_divergence, or an int_domain { is_categorical: true }"
                 yield ("schema", name, kind), f"its {kind} has an infinity_norm, which is for texts: {wanted}"
+
+
+def _check_slo(project: Project) -> Iterator[Fault]:
+    if project.slo is not None and project.slo.quality is not None and project.quality is None:
+        yield ("slo", "quality"), "needs windows that are judged: declare quality"
 
 
 def _check_partitions(project: Project) -> Iterator[Fault]:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from models.project.availability import KnownAt
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
+from models.project.objectives import Fast, Objective, Objectives
 from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.rollouts import Rollout
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, duration_text
@@ -44,10 +45,14 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("retrain",): Retrain,
     ("retrain", "gate"): Gate,
     ("rollout",): Rollout,
+    ("slo",): Objectives,
+    ("slo", "latency"): Fast,
+    ("slo", "valid"): Objective,
+    ("slo", "quality"): Objective,
 }
 _DURATIONS = {
     "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every",
-    "lead",
+    "lead", "period", "within",
 }  # fmt: skip
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
@@ -75,6 +80,7 @@ WHAT = {
     "label_metrics": "How good scores are, as labels become known.",
     "retrain": "When `headrace nightly` trains anew, and what becomes of the bundle.",
     "rollout": "How the project's release log is kept.",
+    "slo": "What the project promises: `headrace slo` tells whether it is kept (docs/slo.md).",
     "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
     "timezone": "Of days and hours, such as `Europe/Berlin`.",
     "output": "Fields that go into the output beside id, time, entities, features and score.",
@@ -166,6 +172,17 @@ WHAT = {
     "retrain.gate.loss": "By so much it may be worse on a value of any slice of `training.slices`; none is any.",
     "retrain.gate.slices": "The same, by slice.",
     "rollout.clock": "What a release log's times are: `wall`, of the day, or `event`, of data that lies in the past.",
+    "slo.period": "Over so long an error budget is to last.",
+    "slo.latency": "How many rows of a stream are written soon enough after they were published.",
+    "slo.valid": "How many events are no dead letters.",
+    "slo.quality": "How many windows of `quality` have no alarm.",
+    "slo.rows": "So many score rows a run must leave.",
+    **{f"slo.{name}.target": "The share that must be good." for name in ("latency", "valid", "quality")},
+    **{
+        f"slo.{name}.minimum": "With fewer in an alert's long window, nothing is told."
+        for name in ("latency", "valid", "quality")
+    },
+    "slo.latency.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`.",
     "rollout.lead": "So long after it is made a release takes effect at the earliest: 1s to 1d.",
 }
 

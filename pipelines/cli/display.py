@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from models.faults import how_many
+from models.objectives import Least, Ratio
 from models.predictors.evaluation import STANDARD, Evaluation, Measured
 from models.predictors.measures import heading, shown
 from models.predictors.versions import Version
@@ -27,6 +28,22 @@ _COUNTED_BESIDE = {
     UNSCORED: UNSCORED,
     ROUTED: ROUTED,
 }
+
+
+def objectives_table(found: Sequence[Ratio | Least]) -> Table:
+    """What objectives ask for, what was found, and how much of the error budget that is."""
+    table = Table(
+        "objective", "of what", "target", "found", "budget used", "", title="Objectives", title_justify="left"
+    )
+    for each in found:
+        verdict = {True: "met", False: "MISSED", None: "nothing to tell by"}[each.met]
+        if isinstance(each, Least):
+            table.add_row(each.name, each.text, f"{each.target:,}", f"{each.total:,}", "", verdict)
+            continue
+        share = "" if not each.total else f"{each.total - each.bad:,} of {each.total:,}"
+        used = "" if each.burn is None else f"{100 * each.burn:,.0f} %"
+        table.add_row(each.name, each.text, f"{100 * each.target:g} %", share, used, verdict)
+    return table
 
 
 def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:

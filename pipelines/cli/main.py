@@ -23,6 +23,7 @@ from pipelines.cli import (
     report,
     run,
     schema,
+    slo,
     topics,
     train,
 )
@@ -55,6 +56,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     refused.quarantine,
     train.baseline,
     report.report,
+    slo.slo,
     demo.demo,
 )
 for _command in _COMMANDS:
@@ -64,6 +66,7 @@ app.add_typer(features.app, name="features")
 app.add_typer(models.app, name="models")
 app.add_typer(schema.app, name="schema")
 app.add_typer(journal.app, name="journal")
+app.add_typer(slo.monitoring, name="monitoring")
 
 
 def main() -> None:

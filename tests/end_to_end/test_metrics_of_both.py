@@ -13,16 +13,17 @@ from pipelines.graph import GraphConfig, build
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.files import SLICE_US
-from tests.end_to_end.test_quality_graph import DAY_US, project_with
-from tests.end_to_end.test_quality_graph import rows as ten_days
 from tests.kit.given import Given
 from tests.kit.support import read_files, read_stream, tiny_scorer, transaction, write_rows
+from tests.kit.watched import project_with
+from tests.kit.watched import rows as ten_days
 from transforms.gate import WatchScores
 from transforms.metrics import read
 from transforms.score import Score
 
 pytestmark = pytest.mark.slow
 
+DAY_US = 86_400_000_000
 PROJECT = project_with("warn")
 BAD = [transaction(5, TRANSACTION_ID=900, TX_AMOUNT=-5), transaction(6, TRANSACTION_ID=901, CUSTOMER_ID=None), b"{oops"]
 EVENTS = [*ten_days({7}), *ten_days()[:9], *BAD]  # a bad day, and duplicates

@@ -6,7 +6,6 @@ import random
 import pyarrow as pa
 import pytest
 
-from models.project.project import parse_project
 from models.quality.gate import QualityStop
 from models.quality.parts import make_baseline
 from models.quality.records import Verdict, WindowStatistics
@@ -19,7 +18,6 @@ from pipelines.sinks.files import WriteFiles
 from pipelines.sources.files import SLICE_US
 from tests.kit.given import Given
 from tests.kit.support import (
-    CARD_FRAUD,
     quality_lines,
     read_files,
     read_output,
@@ -29,29 +27,13 @@ from tests.kit.support import (
     transaction,
     write_rows,
 )
+from tests.kit.watched import project_with, rows
 from transforms.gate import WatchScores
 from transforms.score import Score
 
 pytestmark = [pytest.mark.core_set, pytest.mark.slow]
 
 DAY_US = 86_400_000_000
-
-
-def project_with(gate):
-    quality = f"\nquality: {{window: 2d, min_rows: 30, gate: {gate}, safe_action: review}}\n"
-    text = (CARD_FRAUD / "project.yaml").read_text().split("\nquality:")[0] + quality
-    project, faults = parse_project(text.encode(), lambda name: (CARD_FRAUD / name).read_bytes())
-    assert not faults
-    return project
-
-
-def rows(bad=()):
-    """Ten days of an event an hour; the amounts of bad days are a thousand times as high."""
-    chosen = random.Random(0)
-    made = [transaction(n, TX_AMOUNT=round(chosen.lognormvariate(3, 1), 2)) for n in range(240)]
-    for n, row in enumerate(made):
-        row["TX_AMOUNT"] *= 1000 if n // 24 in bad else 1
-    return made
 
 
 def run(folder, events, gate, runner=DIRECT, slice_us=SLICE_US, files=1, seed=0, baseline=None):

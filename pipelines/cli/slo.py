@@ -1,0 +1,74 @@
+"""`headrace slo` and `headrace monitoring`: what a project promises, and what watches over it from outside."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.errors import clear_errors
+from pipelines.cli.parameters import ProjectFolder
+
+monitoring = typer.Typer(
+    help="Rules of Prometheus's and a dashboard of Grafana's for a project.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def slo(
+    project: ProjectFolder,
+    run: Annotated[str | None, typer.Option(help="Folder that a finished run's scores went to.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Where a run that goes on shows its metrics: http://HOST:PORT/metrics.")
+    ] = None,
+) -> None:
+    """Tell whether the project's objectives are met; exit code 1 if one is not."""
+    with clear_errors():
+        from models.objectives import of_metrics, of_run
+        from models.project.project import load_project
+        from pipelines.prechecks import require, require_file_system
+
+        declared = load_project(project)
+        require(declared.slo is not None, f"{declared.name} declares no slo: there is nothing to tell")
+        require(
+            (run is None) != (metrics is None), "name one: --run of a finished run, or --metrics of one that goes on"
+        )
+        assert declared.slo is not None
+        if metrics is not None:
+            from pipelines.monitoring.scrape import scrape
+
+            found = list(of_metrics(declared.slo, scrape(metrics)))
+        else:
+            assert run is not None
+            require_file_system(run)
+
+            from pipelines.results import read_success, read_verdicts
+
+            statuses = [verdict.status for verdict in read_verdicts(run) if verdict.judged]
+            found = list(of_run(declared.slo, read_success(run)["events"], statuses))
+
+        from pipelines.cli.display import objectives_table
+        from pipelines.terminal import console
+
+        console.print(objectives_table(found))
+        if any(each.met is False for each in found):
+            raise typer.Exit(1)
+
+
+@monitoring.command("export")
+def export(
+    project: ProjectFolder,
+    folder: Annotated[pathlib.Path, typer.Argument(help="Folder to write rules.yml and dashboard.json to.")],
+) -> None:
+    """Write Prometheus's rules of the project's objectives, and a dashboard of Grafana's."""
+    with clear_errors():
+        from models.project.project import load_project
+        from pipelines.monitoring.rules import dashboard, rules
+
+        declared = load_project(project)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("rules.yml", rules(declared)), ("dashboard.json", dashboard(declared))):
+            (folder / name).write_text(text)
+            typer.echo(f"{folder / name}")

@@ -1,0 +1,150 @@
+"""What watches a project from outside: Prometheus's rules of its objectives, and a dashboard of Grafana's.
+
+An objective is recorded as `headrace:slo_errors:ratio`, by `slo` and `window`, and alerts when a long window and a
+short one both burn the budget too fast (models/objectives.py), unless there was too little to tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import yaml
+
+from models import metrics
+from models.counts import DEDUPLICATE
+from models.objectives import ALARM, BURNS, WRITTEN, Burn, bound_of
+from models.project.declarations import Project
+from models.project.objectives import Objective
+from models.record import Outcome
+
+_RATIO = "headrace:slo_errors:ratio"
+
+
+def rules(project: Project, scale: float = 1) -> str:
+    """Prometheus's rules of a project's objectives, as YAML; with `scale`, all windows are so many times as long."""
+    groups = []
+    windows = sorted({window for burn in BURNS for window in (burn.long_s, burn.short_s)})
+    for ratio in _ratios(project):
+        recorded = [
+            {
+                "record": _RATIO,
+                "labels": {"project": project.name, "slo": ratio.name, "window": _span(seconds * scale)},
+                "expr": f"({_increase(ratio.bad, seconds * scale)}) / {_increase(ratio.total, seconds * scale)}",
+            }
+            for seconds in windows
+        ]
+        alerts = [_alert(project, ratio, burn, scale) for burn in BURNS]
+        groups.append({"name": f"headrace-{project.name}-{ratio.name}", "rules": [*recorded, *alerts]})
+    return yaml.safe_dump({"groups": groups}, sort_keys=False, width=1000)
+
+
+def dashboard(project: Project) -> str:
+    """A dashboard of Grafana's, as JSON: rows, latency, lag, decisions, verdicts, and burn rates of objectives."""
+    panels = [
+        {
+            "id": place + 1,
+            "type": "timeseries",
+            "title": title,
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
+            "gridPos": {"h": 8, "w": 12, "x": 12 * (place % 2), "y": 8 * (place // 2)},
+            "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
+            "targets": [{"refId": "A", "expr": expr, "legendFormat": legend}],
+        }
+        for place, (title, unit, expr, legend) in enumerate(_panels(project))
+    ]
+    made = {
+        "uid": f"headrace-{project.name}",
+        "title": f"headrace: {project.name}",
+        "schemaVersion": 39,
+        "time": {"from": "now-6h", "to": "now"},
+        "refresh": "30s",
+        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]},
+        "panels": panels,
+    }
+    return json.dumps(made, indent=2) + "\n"
+
+
+def expressions(project: Project) -> list[str]:
+    """What the panels of the dashboard ask for."""
+    return [expr for _, _, expr, _ in _panels(project)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ratio:
+    """An objective with the counters of all, and those of what is bad: the first without the others."""
+
+    name: str
+    objective: Objective
+    bad: tuple[str, ...]
+    total: tuple[str]
+
+    @property
+    def budget(self) -> str:
+        return f"{round(1 - self.objective.target, 12):g}"
+
+
+def _ratios(project: Project) -> Iterator[_Ratio]:
+    slo = project.slo
+    if slo is None:
+        return
+    if slo.latency is not None:
+        bucket, bound = f"{metrics.LATENCY.name}_bucket", bound_of(slo.latency.within)
+        every, good = (f'{bucket}{{stage="{WRITTEN}",le="{le}"}}' for le in ("+Inf", repr(bound)))
+        yield _Ratio("latency", slo.latency, (every, good), (every,))
+    if slo.valid is not None:
+        bad = f'{metrics.DEAD_LETTERS.name}{{step!="{DEDUPLICATE}"}}'
+        yield _Ratio("valid", slo.valid, (bad,), (f'{metrics.EVENTS.name}{{outcome="{Outcome.READ}"}}',))
+    if slo.quality is not None:
+        told = metrics.VERDICTS.name
+        yield _Ratio("quality", slo.quality, (f'{told}{{status="{ALARM}"}}',), (told,))
+
+
+def _alert(project: Project, ratio: _Ratio, burn: Burn, scale: float) -> dict[str, object]:
+    assert project.slo is not None
+    rate = f"{burn.rate(project.slo.period):g}"
+    long, short = (_span(seconds * scale) for seconds in (burn.long_s, burn.short_s))
+    chosen = f'project="{project.name}",slo="{ratio.name}"'
+    slow, fast = (f'{_RATIO}{{{chosen},window="{window}"}} > {rate} * {ratio.budget}' for window in (long, short))
+    enough = f"{_increase(ratio.total, burn.long_s * scale)} >= {ratio.objective.minimum}"
+    return {
+        "alert": "HeadraceBudgetBurns",
+        "expr": f"{slow} and ignoring(window) {fast} and on() {enough}",
+        "labels": {"project": project.name, "slo": ratio.name, "severity": burn.severity, "burn": rate},
+        "annotations": {
+            "summary": f"{project.name}: the error budget of {ratio.name} burns {rate} times too fast",
+            "description": f"Over {long} and {short}; the target is {ratio.objective.target:g}.",
+        },
+    }
+
+
+def _increase(counters: tuple[str, ...], seconds: float) -> str:
+    """The increase of the first counter over a window, without that of the others."""
+    return " - ".join(f"sum(increase({counter}[{_span(seconds)}]))" for counter in counters)
+
+
+def _span(seconds: float) -> str:
+    """A span as Prometheus writes it."""
+    millis = max(round(seconds * 1000), 1)
+    units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
+    return next(f"{millis // length}{unit}" for unit, length in units if millis % length == 0)
+
+
+def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
+    """Title, unit, what is asked for, and what its lines are called."""
+    rate = "$__rate_interval"
+    bucket = f'{metrics.LATENCY.name}_bucket{{stage="{WRITTEN}"}}'
+    yield "Rows a second", "short", f"sum by (step) (rate({metrics.ROWS.name}[{rate}]))", "{{step}}"
+    yield "Latency, 99th percentile", "s", f"histogram_quantile(0.99, sum by (le) (rate({bucket}[{rate}])))", "p99"
+    yield "Watermark behind the clock", "s", metrics.WATERMARK_LAG.name, "lag"
+    yield "Messages that wait at the broker", "short", metrics.BACKLOG.name, "backlog"
+    yield "Decisions a second", "short", f"sum by (decision) (rate({metrics.SCORES.name}[{rate}]))", "{{decision}}"
+    yield "Scores a second by bundle", "short", f"sum by (bundle) (rate({metrics.SCORES.name}[{rate}]))", "{{bundle}}"
+    yield "Dead letters a second", "short", f"sum by (step) (rate({metrics.DEAD_LETTERS.name}[{rate}]))", "{{step}}"
+    yield "Windows by verdict", "short", f"sum by (status) ({metrics.VERDICTS.name})", "{{status}}"
+    yield "Open incidents", "short", metrics.OPEN.name, "open"
+    yield "Memory", "bytes", "process_resident_memory_bytes", "{{instance}}"
+    for ratio in _ratios(project):
+        chosen = f'{_RATIO}{{project="{project.name}",slo="{ratio.name}"}}'
+        yield f"Burn rate of {ratio.name}", "short", f"{chosen} / {ratio.budget}", "{{window}}"

@@ -1,0 +1,79 @@
+"""What objectives are found to be."""
+
+import pytest
+
+from models import metrics
+from models.objectives import BURNS, Least, Ratio, bound_of, of_metrics, of_run
+from models.project.objectives import Objectives
+
+OBJECTIVES = Objectives.model_validate(
+    {
+        "latency": {"within": "1s", "target": 0.99},
+        "valid": {"target": 0.999},
+        "quality": {"target": 0.5},
+        "rows": 10,
+    }
+)
+
+
+def bucket(bound, stage="written"):
+    bounds = [*metrics.LATENCY.bounds, None]
+    return metrics.parse(metrics.LATENCY.bucket_name({"stage": stage}, bounds.index(bound)))
+
+
+def series(metric, **labels):
+    return metrics.parse(metric.beam_name(labels))
+
+
+def test_burn_rates_are_those_of_the_workbook():
+    assert [burn.rate(OBJECTIVES.period) for burn in BURNS] == [14.4, 6, 1]
+    assert [burn.rate(OBJECTIVES.period // 2) for burn in BURNS] == [7.2, 3, 0.5]
+
+
+@pytest.mark.parametrize(("within", "bound"), [(1_000_000, 1), (1_400_000, 1), (1_500_000, 1.5), (1000, 0.001)])
+def test_what_is_soon_enough_is_taken_down_to_a_bound(within, bound):
+    assert bound_of(within) == bound
+
+
+@pytest.mark.parametrize("within", ["0s", "1h"])
+def test_what_no_bucket_tells_is_refused(within):
+    with pytest.raises(ValueError, match="latency.within"):
+        Objectives.model_validate({"latency": {"within": within, "target": 0.99}})
+
+
+def test_metrics_tell_all_objectives():
+    found = {
+        bucket(0.4): 90,
+        bucket(1.0): 8,
+        bucket(1.5): 1,
+        bucket(None): 1,
+        bucket(None, "scored"): 500,
+        series(metrics.DEAD_LETTERS, step="Validate"): 3,
+        series(metrics.DEAD_LETTERS, step="Deduplicate"): 70,
+        series(metrics.EVENTS, outcome="read"): 1000,
+        series(metrics.VERDICTS, status="alarm"): 1,
+        series(metrics.VERDICTS, status="ok"): 3,
+        series(metrics.SCORES, decision="block", bundle="a"): 4,
+        series(metrics.SCORES, decision="approve", bundle="b"): 5,
+    }
+    latency, valid, quality, rows = of_metrics(OBJECTIVES, found)
+    assert (latency.bad, latency.total, latency.met) == (2, 100, False)
+    assert latency.burn == pytest.approx(2)
+    assert (valid.bad, valid.total, valid.met) == (3, 1000, False)
+    assert (quality.bad, quality.total, quality.met) == (1, 4, True)
+    assert (rows.total, rows.met) == (9, False)
+
+
+def test_what_nothing_tells_is_neither_met_nor_missed():
+    assert [each.met for each in of_metrics(OBJECTIVES, {})] == [None, None, None, False]
+    assert list(of_metrics(Objectives(), {})) == []
+
+
+def test_a_finished_run_tells_but_its_latency():
+    outcomes = {"read": 1000, "scored": 9, "quarantined": 1, "dead-lettered": 1, "duplicate": 500}
+    assert list(of_run(OBJECTIVES, outcomes, ["ok", "warn", "alarm"])) == [
+        Ratio("valid", "events that are no dead letters", 0.999, 1, 1000),
+        Ratio("quality", "windows without an alarm", 0.5, 1, 3),
+        Least("rows", "score rows", 10, 10),
+    ]
+    assert [each.met for each in of_run(OBJECTIVES, outcomes, [])] == [True, None, True]
