@@ -56,8 +56,8 @@ def drain(setting: Setting, rows: int) -> Drained:
                 seen, since = scores.seen, time.monotonic()
             time.sleep(0.1)
         sampler.stop()
-        read = scores.finish()
-    arrived, _ = first_arrivals(0, rows, read.ids, read.received_us)
+        ids, received_us, _ = scores.finish()
+    arrived, _ = first_arrivals(0, rows, ids, received_us)
     times = np.sort(arrived[np.isfinite(arrived)])
     if len(times) < 2 or times[-1] == times[0]:
         raise Failed(f"{len(times)} scores came: too few to measure a rate")

@@ -24,7 +24,6 @@ PROBE_ID = 9_000_000_000
 CLOSING_ID = PROBE_ID + 1  # of an event a day after the last one, so that the watermark passes that
 DUPLICATE = b"duplicate event id"
 ID = re.compile(rb'"TRANSACTION_ID":\s*(\d+)')
-RELEASE = re.compile(rb'"release":\s*(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +100,13 @@ def expected(plan: Plan) -> tuple[Int64, int, int]:
 def read(uri: str, out: pathlib.Path, over: Any, seen: Any) -> None:
     """Read a topic until told that it is over; `seen` counts meanwhile.
 
-    It leaves the ids, the arrival times, which are of dead letters of duplicates, and the releases, -1 for none.
+    It leaves the ids, the arrival times, and which are of dead letters of duplicates.
     """
     _let_the_parent_stop_us()
     subscription = open_broker(uri).subscribe()
     ids: list[Int64] = []
     times: list[Int64] = []
     again: list[list[bool]] = []
-    releases: list[Int64] = []
     while True:
         messages = subscription.receive(10_000, 0.1)
         if messages is None:
@@ -119,16 +117,12 @@ def read(uri: str, out: pathlib.Path, over: Any, seen: Any) -> None:
         ids.append(np.array(first_ids(messages.payloads, ID), np.int64))
         times.append(np.full(len(messages), now))
         again.append([DUPLICATE in payload for payload in messages.payloads])
-        released = RELEASE.search(messages.payloads[0]) is not None
-        found = first_ids(messages.payloads, RELEASE) if released else [-1] * len(messages)
-        releases.append(np.array(found, np.int64))
         subscription.acknowledge(messages.receipt)
         seen.value += len(messages)
     subscription.close()
     none = np.empty(0, np.int64)
     seen_again = np.concatenate([*again, none]).astype(bool)
-    columns = {"ids": ids, "received_us": times, "releases": releases}
-    np.savez(out, again=seen_again, **{name: np.concatenate([*parts, none]) for name, parts in columns.items()})
+    np.savez(out, ids=np.concatenate(ids or [none]), received_us=np.concatenate(times or [none]), again=seen_again)
 
 
 def _let_the_parent_stop_us() -> None:

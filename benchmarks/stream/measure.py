@@ -12,17 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.brokers import open_broker
 
-from .events import NO_DEFECTS, Defects, Int64, Transactions
+from .events import NO_DEFECTS, Defects, Transactions
 from .figures import Latency, at_times, first_arrivals, latency
 from .load import PROBE_ID, Plan, expected, now_us
-from .processes import Failed, Publisher, Read, Reader, Sampler, Topics, serving, streaming
+from .processes import Failed, Publisher, Reader, Sampler, Topics, serving, streaming
 
 START_SECONDS = 120.0
-Floats = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +51,6 @@ class Measured:
     duplicates_wanted: int
     duplicates: int
     startup: float
-    start_us: int  # of the schedule
-    due_us: Int64  # of each valid event
-    arrived_us: Floats  # its first score
-    read: Read
 
     @property
     def complete(self) -> bool:
@@ -77,11 +71,9 @@ def measure(
     live: bool = True,
     arguments: Sequence[str] = (),
     each_minute: Callable[[str], None] | None = None,
-    meanwhile: Callable[[float], None] | None = None,
 ) -> Measured:
     """Publish at a rate for `warm_up + seconds + tail`; what is due in the middle part is measured.
 
-    `meanwhile` is called again and again with the seconds since the schedule began.
     `patience` is how long scores may be outstanding after the last event was published.
     """
     count = int((warm_up + seconds + tail) * rate)
@@ -112,8 +104,6 @@ def measure(
         while publisher.running:
             alive(stream, folder)
             time.sleep(0.2)
-            if meanwhile is not None:
-                meanwhile(time.time() - start)
             if each_minute is not None and time.time() - start >= 60 * minute:
                 each_minute(f"minute {minute}: {scores.seen:,} scores, stream {sampler.memory['stream'][-1]:.0f} MiB")
                 minute += 1
@@ -124,10 +114,11 @@ def measure(
             time.sleep(0.1)
         time.sleep(0.5)  # what is too much would come now
         sampler.stop()
-        read, repeated = scores.finish(), dead.finish().again
+        ids, received_us, _ = scores.finish()
+        _, _, repeated = dead.finish()
     due_us = plan.due_us(start_us)
     begin, end = start_us / 1e6 + warm_up, start_us / 1e6 + warm_up + seconds
-    arrived, again = first_arrivals(0, count, read.ids, read.received_us)
+    arrived, again = first_arrivals(0, count, ids, received_us)
     found = int(np.isfinite(arrived[valid]).sum())
     middle = valid[(due_us[valid] >= begin * 1e6) & (due_us[valid] < end * 1e6)]
     lag = np.sort(sent_us - due_us)
@@ -137,7 +128,7 @@ def measure(
         cores[name] = (high - low) / seconds
     return Measured(
         published=float(((sent_us >= begin * 1e6) & (sent_us < end * 1e6)).sum() / seconds),
-        scored=float(((read.received_us >= begin * 1e6) & (read.received_us < end * 1e6)).sum() / seconds),
+        scored=float(((received_us >= begin * 1e6) & (received_us < end * 1e6)).sum() / seconds),
         lag_p99=float(lag[int(len(lag) * 0.99)] / 1e6),
         latency=latency(due_us[middle], arrived[middle], again),
         cores=cores,
@@ -149,10 +140,6 @@ def measure(
         duplicates_wanted=duplicates,
         duplicates=int(repeated.sum()),
         startup=startup,
-        start_us=start_us,
-        due_us=due_us[valid],
-        arrived_us=arrived[valid],
-        read=read,
     )
 
 

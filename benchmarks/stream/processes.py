@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -92,8 +92,7 @@ def started(command: Sequence[str], log: pathlib.Path, **options: Any) -> Iterat
                 pipe.close()
 
 
-# Topics beside the scores: those that the project's quality section needs, and that of shadows.
-BESIDE = ("scores-quarantine", "scores-quality", "scores-shadow")
+QUALITY = ("scores-quarantine", "scores-quality")  # topics that the project's quality section needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,20 +115,20 @@ def serving(kind: str, folder: pathlib.Path, partitions: int) -> Iterator[Topics
     if kind == "pubsub":
         command = [str(HEADRACE), "pubsub", "--port", "0"]
         command += [part for name in names for part in ("--topic", f"demo/{name}:{name}")]
-        command += [part for name in BESIDE for part in ("--topic", f"demo/{name}")]
+        command += [part for name in QUALITY for part in ("--topic", f"demo/{name}")]
         with child(command, folder) as (pid, address):
             os.environ["PUBSUB_EMULATOR_HOST"] = address
             yield Topics(pid, *[uri for name in names for uri in [f"pubsub://demo/{name}"] * 2])
         return
     if kind == "pulsar":
-        topics = {name: partitions for name in names} | dict.fromkeys(BESIDE, 1)
+        topics = {name: partitions for name in names} | dict.fromkeys(QUALITY, 1)
         with pulsar(folder, topics) as (pid, address):
             place = f"pulsar://{address}/public/default"
             uris = [f"{place}/{name}{end}" for name in names for end in ("", f"?subscription={name}-reader")]
             yield Topics(pid, *uris)
         return
     out = OUT_PARTITIONS if kind == "kafka-mock" else partitions
-    topics = {"events": partitions, "scores": out, "dead": out, **dict.fromkeys(BESIDE, 1)}
+    topics = {"events": partitions, "scores": out, "dead": out, **dict.fromkeys(QUALITY, 1)}
     config = folder / "kafka.properties"
     # The mock lets a fetch that finds nothing wait to its end, even if something comes meanwhile.
     config.write_text("fetch.wait.max.ms=10\n" if kind == "kafka-mock" else "")
@@ -203,15 +202,6 @@ def streaming(
         yield process
 
 
-class Read(NamedTuple):
-    """Of each message: its event's id, when it came, whether it is a duplicate's dead letter, its release or -1."""
-
-    ids: Int64
-    received_us: Int64
-    again: Bool
-    releases: Int64
-
-
 class Reader:
     """A process that reads a topic; `seen` counts while it does."""
 
@@ -226,14 +216,14 @@ class Reader:
     def seen(self) -> int:
         return int(self._seen.value)
 
-    def finish(self) -> Read:
-        """All that was read."""
+    def finish(self) -> tuple[Int64, Int64, Bool]:
+        """Ids and arrival times of all that was read, and which of it is a duplicate's dead letter."""
         self._over.set()
         self._process.join(60)
         if self._process.exitcode != 0:
             raise Failed(f"a reader failed: {self._process.exitcode}")
         with np.load(self._out) as found:
-            return Read(*(found[name] for name in Read._fields))
+            return found["ids"], found["received_us"], found["again"]
 
     def kill(self) -> None:
         if self._process.is_alive():
