@@ -2,8 +2,8 @@
 
     python benchmarks/releases.py [--times 8]
 
-`headrace run` over the card transactions, start-up included, follows logs of one record: a champion, one with a shadow, one
-with a canary; and with one model and no log. Sides run in turns; ratios are of one turn.
+`headrace run` over the card transactions, start-up included, follows logs of one record: a champion, one with a shadow,
+one with a canary; and with one model and no log. Sides run in turns; ratios are of one turn.
 """
 
 from __future__ import annotations
