@@ -72,17 +72,18 @@ def run(side: str, events: pathlib.Path, model: pathlib.Path, output: pathlib.Pa
     else:
         script, *more = SIDES[side]
         command = [sys.executable, str(HERE / "peers" / script), str(events), str(model), str(output), *more]
-    started, before = time.perf_counter(), _children_seconds()
+    started, before = time.perf_counter(), children_seconds()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr}")
-    whole = {"process_s": time.perf_counter() - started, "process_cpu_s": _children_seconds() - before}
+    whole = {"process_s": time.perf_counter() - started, "process_cpu_s": children_seconds() - before}
     if side == "command":
         return {"rows": json.loads((output / "_SUCCESS.json").read_text())["events"]["read"], **whole}
     return {**json.loads(done.stdout.splitlines()[-1]), **whole}
 
 
-def _children_seconds() -> float:
+def children_seconds() -> float:
+    """Processor seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

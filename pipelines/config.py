@@ -238,10 +238,7 @@ class RunSpec:
     def _check_state(self) -> None:
         if self.state is None or self.streams:
             return
-        quality, end, engine = self.project.quality, self.span.stop_us, self.profile
-        require(
-            engine.resumes, f"--state: a run on {engine.name} that starts from a state is not right: leave --runner out"
-        )
+        quality, end = self.project.quality, self.span.stop_us
         require(end is not None, "--state is kept of a definite time: name it with --day, --hour or --score-to")
         longest = 3_600_000_000 if self.project.partitions.by == "hour" else 86_400_000_000
         require(
@@ -348,9 +345,9 @@ class RunSpec:
                 not native or self.sources[0].startswith("pubsub://"),
                 f"{profile.name} reads streams of pubsub:// alone, not {self.sources[0]}",
             )
-        elif profile.apart(self.beam_args):
+        if profile.apart(self.beam_args):
             tables = [uri for uris in self.table_uris.values() for uri in uris]
-            given = (*self.sources, *self.labels, *tables, self.sink)
+            given = (*self.sources, *self.labels, *tables, *self.history, self.sink, self.state or "/")
             inside = [uri for uri in map(place_of, given) if "://" not in uri and uri[:1] != "/"]
             if inside:
                 also = f"; so also {', '.join(inside[1:])}" if inside[1:] else ""

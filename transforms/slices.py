@@ -42,8 +42,9 @@ PHASE_US = 1000
 MAX_PHASE = 49
 # So many slices wait where each release reads them; those after them are read once for so many releases.
 NEAR_SLICES = 16
-# The kind of parts of a state that was kept, and when they are due: before all else, in 1898.
-RESTORED, FIRST_US = -1, -(1 << 51)
+# The kind of parts of a state that was kept, and when they are due: before all else, in 1900. Like all times of timers
+# it is of whole milliseconds: one that an engine cuts off fires before it is due, and sets itself again without end.
+RESTORED, FIRST_US = -1, -2_208_988_800_000_000
 
 
 # A shard, and when a batch is due there. What comes of a batch goes on no earlier than with the element's timestamp.

@@ -37,6 +37,12 @@ def database_of(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix(_SQLITE).partition("?")[0]).absolute()
 
 
+def absolute_uri(uri: str) -> str:
+    """The URI of an SQLite database that names it wherever a process works; other URIs as they are."""
+    database = database_of(uri)
+    return uri if database is None else "".join((f"{_SQLITE}{database}", *uri.partition("?")[1:]))
+
+
 def check_registry(tracking_uri: str, *, create: bool = False) -> None:
     """Raise RegistryError for a URI that is none, or a database that is not there or can't be used; imports nothing.
 
@@ -100,9 +106,8 @@ def open_client(tracking_uri: str, *, write: bool = False, create: bool = False)
         if database is not None:
             if database.exists():
                 _probe(database, write)
-            # Absolute, as MLflow locks by the URI's hash in a folder that all users of a machine share.
-            query = tracking_uri.partition("?")
-            tracking_uri = "".join((f"{_SQLITE}{database}", *query[1:]))
+            # As MLflow locks by the URI's hash in a folder that all users of a machine share.
+            tracking_uri = absolute_uri(tracking_uri)
         yield mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 

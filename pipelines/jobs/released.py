@@ -7,17 +7,18 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from models.errors import HeadraceError
-from models.metrics import REFUSED_RELEASES
 from models.partitions import Span
 from models.predictors import registry
 from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
+from models.predictors.registry_store import absolute_uri
 from models.project.declarations import Project
 from models.record import RELEASE, ROLE, WEIGHT
 from models.rollout.accept import accept
@@ -28,7 +29,6 @@ from pipelines.jobs.fitting import find_misfit
 from pipelines.refusals import note_refusals, read_refusals
 from pipelines.release_store import newest_digest, no_release, read_log
 from pipelines.results import RunError
-from transforms.metrics import count
 
 _LOG = logging.getLogger("headrace")
 MOST_LOADED = 8  # models that a process keeps; of more, those that were used last
@@ -157,7 +157,7 @@ class Released:
         return {bundle: self.bundles(bundle) for bundle in sorted(filter(None, named))}.__getitem__
 
     def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
-        """The releases as they are in effect, but for those that are refused; what is wrong is logged and counted.
+        """The releases as they are in effect, but for those that are refused; what is wrong is logged.
 
         Raises:
             ReleaseError: if it is record 0 that is refused, before which there is none.
@@ -171,7 +171,6 @@ class Released:
             if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
                 note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
             if accepted.faults:
-                count(REFUSED_RELEASES, 1)
                 what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
                 _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
             if accepted.release is not None:
@@ -181,10 +180,12 @@ class Released:
 
 
 def follow_log(spec: RunSpec, folder: pathlib.Path, tracking_uri: str) -> Released:
-    """The log that a run follows, and its registry's bundles."""
+    """The log that a run follows, and its registry's bundles, by places that workers in another folder find, too."""
     assert spec.releases is not None
-    bundles = RegisteredBundles(spec.project, folder, tracking_uri, spec.threads_of_call, bool(spec.reason_codes))
-    return Released(spec.releases, spec.project, bundles)
+    log = absolute_uri(spec.releases) if is_database(spec.releases) else os.path.abspath(spec.releases)
+    threads, explained = spec.threads_of_call, bool(spec.reason_codes)
+    bundles = RegisteredBundles(spec.project, folder.absolute(), absolute_uri(tracking_uri), threads, explained)
+    return Released(log, spec.project, bundles)
 
 
 def check_columns(project: Project) -> None:

@@ -126,7 +126,12 @@ RUNNERS = {
             ends_here=True,
             refuses=_NO_TRANSACTIONS,
         ),
-        Profile(PRISM, resumes=False, check=prism.check, complete=prism.complete, refuses=_NO_TRANSACTIONS),
+        Profile(
+            PRISM,
+            check=prism.check,
+            complete=prism.complete,
+            refuses=_NO_TRANSACTIONS | {"journal": prism.NO_JOURNAL},
+        ),
         Profile(
             FLINK,
             check=flink.check,

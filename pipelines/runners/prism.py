@@ -11,6 +11,11 @@ VARIABLE = "HEADRACE_PRISM"
 # Prism splits a slow bundle so that two bundles of one key may run at once, and counts timers as elements: a stateful
 # step loses rows, has them twice or waits forever (beam#35771, docs/prism.md). This turns its splits off.
 WITHOUT_SPLITS = "--experiments=prism_disable_sdf_split"
+# Prism finalizes a source's bundle when it holds the outputs itself, in memory; the steps after it come later.
+NO_JOURNAL = (
+    "on Prism a --journal would take events for scored that are lost when it is killed, as they are on their way: "
+    "leave it out, or --runner"
+)
 
 
 def find_prism() -> pathlib.Path | None:

@@ -15,7 +15,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
 from models.batches import as_int64, column, marks_of, partition, with_column
 from models.features.aggregates import end_of
-from models.metrics import BACKLOG, LATE, ROWS, WAITING, WATERMARK_LAG
+from models.metrics import BACKLOG, LATE, REFUSED_RELEASES, ROWS, WAITING, WATERMARK_LAG
 from models.record import (
     INGESTED,
     IS_HISTORY,
@@ -85,7 +85,7 @@ class Reader:
         if self._releases is not None and not self._has_releases:
             # A round of their own: they are known before the first event, whenever that goes out.
             self._releases.start()
-            yield from self._emit_releases(self._releases.take(EARLIEST_US)[0], EARLIEST_US)
+            yield from self._emit_releases(self._take_releases(self._releases, EARLIEST_US)[0], EARLIEST_US)
             self._has_releases = True
             self._slice_end_us = EARLIEST_US
             finalizer.register(_nothing)
@@ -210,7 +210,7 @@ class Reader:
             reached = min(reached, -(-min(oldest) // cut_us) * cut_us)
         news: list[Release] = []
         if self._releases is not None:
-            news, complete_us = self._releases.take(self._slice_end_us or EARLIEST_US, over)
+            news, complete_us = self._take_releases(self._releases, self._slice_end_us or EARLIEST_US, over)
             reached = min(reached, complete_us // 1000 * 1000)
         if self._slice_end_us is None or reached > self._slice_end_us:
             self._slice_end_us = max(reached, EARLIEST_US)
@@ -222,6 +222,11 @@ class Reader:
         records = sum(batch.num_rows for _, batch in passed)
         self._keeper.passed(records, self._slice_end_us, self._newest_us, finalizer)
         self._show()
+
+    def _take_releases(self, log: Follower, passed_us: int, over: bool = False) -> tuple[list[Release], int]:
+        """What is new, and the event time up to which that is all."""
+        count(REFUSED_RELEASES, log.take_refused())
+        return log.take(passed_us, over)
 
     def _emit_releases(self, releases: Sequence[Release], end_us: int) -> Iterator[Any]:
         """Records for their output, before the events of the slice."""

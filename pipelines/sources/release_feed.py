@@ -75,6 +75,7 @@ class Follower:
         self._read: ReleaseLog | None = None
         self._newest: str | None = None
         self._news: list[Release] = []
+        self._refused = 0
         self._complete_us = EARLIEST_US
         self._failure: Exception | None = None
         self._stop = threading.Event()
@@ -99,10 +100,12 @@ class Follower:
         seen = before.records if before else ()
         if log.records[: len(seen)] != seen:
             raise ReleaseError("the release log was changed where it had been read before")
-        accepted = list(self._log.accept(log.records[len(seen) :]))
+        written = log.records[len(seen) :]
+        accepted = list(self._log.accept(written))
         with self._lock:
             self._read, self._newest = log, newest
             self._news += accepted
+            self._refused += sum(release not in accepted for release in written)
             self._complete_us = self._complete_until(log, looked_us) - 1
 
     def _complete_until(self, log: ReleaseLog, looked_us: int) -> int:
@@ -137,6 +140,15 @@ class Follower:
                     "that wrote it differ"
                 )
         return news, complete_us
+
+    def take_refused(self) -> int:
+        """How many records, since the last time, are refused or in effect otherwise than as they were written.
+
+        Metrics are counted by the thread that works on a bundle, which is not the one that looks.
+        """
+        with self._lock:
+            refused, self._refused = self._refused, 0
+        return refused
 
     def close(self) -> None:
         """Look no more."""

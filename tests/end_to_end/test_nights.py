@@ -2,7 +2,6 @@
 
 import io
 import json
-import pathlib
 import random
 from typing import ClassVar
 
@@ -25,37 +24,25 @@ from pipelines.sinks.state import StateError
 from tests.kit.bundles import AnyBundle
 from tests.kit.declared import declared
 from tests.kit.given import Given
-from tests.kit.nights import DAY, DAYS, PROJECT, SCHEMA, SCORER, START, TEXT, Shop, day, make_days
+from tests.kit.nights import (
+    DAY,
+    DAYS,
+    PROJECT,
+    SCHEMA,
+    SCORER,
+    START,
+    TEXT,
+    Shop,
+    assert_same,
+    contents,
+    day,
+    make_days,
+)
 from tests.kit.support import read_stream, write_rows
 from transforms.gate import WatchScores
 from transforms.score import Score
 
 pytestmark = pytest.mark.slow
-
-
-def contents(folder):
-    """What a sink holds: files by their places, dead letters without a time as rows, and no baseline."""
-    found, untimed = {}, []
-    for path in sorted(pathlib.Path(folder).rglob("*")):
-        place = str(path.relative_to(folder))
-        if not path.is_file() or place.startswith((".", "_")):
-            continue
-        if "HIVE_DEFAULT" in place:
-            untimed += [sorted(row.items(), key=str) for row in pq.ParquetFile(path).read().to_pylist()]
-        else:
-            found[place] = path.read_bytes()
-    return found, sorted(untimed, key=str)
-
-
-def assert_same(one, other):
-    (files, untimed), (others, others_untimed) = contents(one), contents(other)
-    assert sorted(files) == sorted(others)
-    for place, content in files.items():
-        assert content == others[place], place
-    assert untimed == others_untimed
-    assert any(place.startswith("quality/") for place in files)
-    assert any(place.startswith("aggregates/weekly/") for place in files)
-    assert any(place.startswith("label_metrics/") for place in files)
 
 
 def events_read(sink):

@@ -6,17 +6,10 @@ import os
 import random
 import shutil
 import subprocess
-import threading
-import time
 
-import numpy as np
 import pyarrow.compute as pc
 import pytest
-from typer.testing import CliRunner
 
-from models.project.project import load_project
-from pipelines.brokers import open_broker
-from pipelines.cli.main import app
 from pipelines.jobs.released import RegisteredBundles, Released
 from pipelines.prechecks import registry_of
 from pipelines.pubsub_emulator import PubsubEmulator
@@ -24,32 +17,12 @@ from pipelines.refusals import read_refusals
 from pipelines.release_store import append, export, read_log
 from tests.kit.bundles import rewrite
 from tests.kit.command import HEADRACE
-from tests.kit.releases import canary, make_log, register_bundles
+from tests.kit.released_shop import TOPICS, Rows, Traffic, check_replay, headrace, make_shop
+from tests.kit.releases import canary, make_log
 from tests.kit.support import ROOT, read_output, write_rows
 
 pytestmark = pytest.mark.slow
 
-SCHEMA = """
-feature { name: "id" type: INT presence { min_fraction: 1.0 } }
-feature { name: "at" type: INT presence { min_fraction: 1.0 } time_domain { integer_format: UNIX_SECONDS } }
-feature { name: "card" type: INT presence { min_fraction: 1.0 } }
-feature { name: "amount" type: FLOAT presence { min_fraction: 1.0 } }
-"""
-TEXT = """
-name: shops
-schema: schema.pbtxt
-event: {id: id, time: at}
-entities: {card: card}
-fixed_point: {amount: 2}
-features:
-  rolling:
-    - {entity: card, windows: {H: 1h}, features: {n: count, mean: mean(amount)}}
-model: {inputs: [amount, n, mean]}
-decisions:
-  - {action: block, at_least: 0.6}
-  - {action: approve, at_least: 0.0}
-rollout: {clock: event, lead: 5s}
-"""
 START = 1_543_622_400
 EVENTS = 4_000  # one a second
 SECOND = 1_000_000
@@ -65,10 +38,7 @@ def events():
 def made(tmp_path_factory):
     """A project with three bundles and a log of six records: canary 10 %, canary 50 %, promotion, another, rollback."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "project.yaml").write_text(TEXT)
-    (folder / "schema.pbtxt").write_text(SCHEMA)
-    project = load_project(folder)
-    old, new, worse = register_bundles(folder, project, registry_of(folder, None), range(3))
+    project, (old, new, worse) = make_shop(folder, "event", "5s")
 
     def at(seconds):
         return (START + seconds) * SECOND
@@ -84,10 +54,6 @@ def made(tmp_path_factory):
     )
     write_rows(folder / "events.jsonl", events())
     return folder, project, log, (old, new, worse)
-
-
-def headrace(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"})
 
 
 def write_log(place, log, project="shops"):
@@ -245,30 +211,9 @@ def test_no_bundle_with_a_changed_byte_scores_otherwise(made, tmp_path):
 def test_a_running_stream_takes_a_release_and_a_replay_gives_the_same(tmp_path, monkeypatch):
     """A canary, a promotion, a shadow and a rollback by commands while events flow; then batch over the journal."""
     folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "project.yaml").write_text(TEXT.replace("clock: event, lead: 5s", "clock: wall, lead: 1s"))
-    (folder / "schema.pbtxt").write_text(SCHEMA)
-    project = load_project(folder)
-    old, new, _ = register_bundles(folder, project, registry_of(folder, None), range(3))
-    released, done = [], threading.Event()
-
-    def publish():
-        """Events of now, until all releases are made and some more."""
-        number, publisher = 0, open_broker("pubsub://p/events").publisher()
-        last = None
-        while last is None or time.monotonic() < last + 5:
-            now = time.time()
-            rows = [{"id": number + n, "at": int(now), "card": n % 251, "amount": n % 997 / 10} for n in range(50)]
-            publisher.publish([json.dumps(row).encode() for row in rows])
-            number += len(rows)
-            if done.is_set() and last is None:
-                last = time.monotonic()
-            time.sleep(0.1)
-        publisher.close()
-        released.append(number)
-
+    project, (old, new, worse) = make_shop(folder, "wall", "1s")
     with PubsubEmulator() as server:
-        for name in ("events", "scores", "scores-dead-letters", "scores-shadow"):
+        for name in TOPICS:
             server.create("p", name, name)
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
         first = headrace("release", folder, "1", "--shadow", "3", "--reason", "begin")
@@ -278,51 +223,24 @@ def test_a_running_stream_takes_a_release_and_a_replay_gives_the_same(tmp_path, 
             [HEADRACE, "run", folder, *arguments, "--journal", tmp_path / "journal"],
             env={**os.environ, "PYTHONPATH": str(ROOT), "PUBSUB_EMULATOR_HOST": server.address},
         )
-        reader = {name: open_broker(f"pubsub://p/{name}").subscribe() for name in ("scores", "scores-shadow")}
-        publisher = threading.Thread(target=publish, daemon=True)
-        rows = {name: [] for name in reader}
-
-        def collect(until):
-            deadline = time.monotonic() + 90
-            while not until() and time.monotonic() < deadline:
-                for name, subscription in reader.items():
-                    if (messages := subscription.receive(10_000, 0.05)) is not None:
-                        rows[name] += map(json.loads, messages.payloads)
-                        subscription.acknowledge(messages.receipt)
-            assert until()
-
-        def seen(seq):
-            return lambda: any(row["release"] == seq for row in rows["scores"])
-
+        traffic, rows = Traffic(), Rows()
         try:
-            publisher.start()
-            collect(lambda: rows["scores"])
-            begun = rows["scores"][-1]["release"]
+            traffic.start()
+            rows.collect(lambda: rows.have(1))
             commands = [("release", folder, "2", "--canary", "50%"), ("promote", folder, "2"), ("rollback", folder)]
-            for place, command in enumerate(commands, 1):
+            for seq, command in enumerate(commands, 2):
                 made = headrace(*command, "--reason", "a change")
                 assert made.exit_code == 0, made.output
-                collect(seen(begun + place))
-            done.set()
-            collect(lambda: released and len(rows["scores"]) >= released[0])
+                rows.collect(lambda seq=seq: rows.have(seq))
+            published = traffic.stop()
+            rows.collect(lambda: len(rows.scores) >= published)
         finally:
             stream.terminate()
             stream.wait(30)
+            rows.close()
     assert stream.returncode == 0
-    assert len(rows["scores"]) == released[0]  # none lost, none twice
-    log = read_log(f"sqlite:///{folder}/.headrace/releases.db", project)
-    by_id = {row["id"]: row for row in rows["scores"]}
-    for row in by_id.values():
-        at_us = int(np.datetime64(row["at"].rstrip("Z"), "us").astype(np.int64))
-        assert row["release"] == log.in_effect(at_us).seq
-    assert {row["bundle_id"] for row in by_id.values() if row["role"] == "canary"} == {new}
-    assert {row["bundle_id"] for row in by_id.values() if row["release"] == begun} == {old}
-    assert {(row["role"], row["release"] > 0) for row in rows["scores-shadow"]} == {("shadow", True)}
-    replayed = headrace("run", folder, "--source", f"{tmp_path}/journal/*.journal", "--sink", tmp_path / "replayed")
-    assert replayed.exit_code == 0, replayed.output
-    scores = read_output(tmp_path / "replayed").scores.to_pylist()
-    assert len(scores) == len(by_id)
-    for row in scores:
-        for name in ("release", "role", "bundle_id", "decision"):
-            assert row[name] == by_id[row["id"]][name]
-        assert np.float32(row["score"]) == np.float32(by_id[row["id"]]["score"])
+    assert rows.read == len(rows.scores) == published  # none lost, none twice
+    assert {row["bundle_id"] for row in rows.scores.values() if row["role"] == "canary"} == {new}
+    assert {row["bundle_id"] for row in rows.scores.values() if row["release"] == 1} == {old}
+    assert {row["bundle_id"] for row in rows.shadows.values()} == {worse}
+    check_replay(folder, project, rows, f"{tmp_path}/journal/*.journal", tmp_path / "replayed")

@@ -307,7 +307,8 @@ def test_scores_at_arrival_end_as_those_in_order(tmp_path):
             assert said[row["id"]][name] == row[name]
 
 
-def test_a_release_whose_bundle_can_not_score_falls_back_or_is_refused(tmp_path):
+def test_a_release_whose_bundle_can_not_score_falls_back_or_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.02)
     events = make(8)
     broken = dataclasses.replace(BUNDLES, faults={WORSE: "its golden scores differ"})
     for name, change, wanted in (
@@ -322,3 +323,7 @@ def test_a_release_whose_bundle_can_not_score_falls_back_or_is_refused(tmp_path)
         same(one.scores, other.scores)
         found = {row[2] for n, row in assigned(one.scores).items() if at(3.5) <= events[n]["at"] * SECOND < at(4)}
         assert found == {wanted}
+        monkeypatch.setitem(LOOKS, "looks", 0)
+        grows = functools.partial(grown, log)
+        _, counted = stream(tmp_path / f"{name} grows", shuffled(events, 8), grows, bundles=broken, grows=True)
+        assert counted[metrics.REFUSED_RELEASES.name, ()] == 3  # two have it as a shadow, one as the champion

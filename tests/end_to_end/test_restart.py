@@ -11,14 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.batches import as_batch, column
-from models.codecs import encode_json_lines
+from models.batches import column
 from models.record import COLUMNS, FORMAT, PAYLOAD
 from models.sample import write_sample
-from pipelines.brokers import open_broker
 from pipelines.jobs.parity import arrival_order
 from pipelines.pubsub_emulator import PubsubEmulator
-from pipelines.pubsub_emulator.broker import Clock
 from pipelines.sinks.store import WriteStore
 from pipelines.sinks.topics import _fitting
 from pipelines.sources import replay as replaying
@@ -31,57 +28,18 @@ from pipelines.sources.records import NO_TIME_US
 from pipelines.sources.replay import Replay
 from tests.kit.messages import records
 from tests.kit.poison import die_of_poison
+from tests.kit.pubsub_bench import Bench, as_streamed
 from tests.kit.releases import five_releases
 from tests.kit.stores import digest
-from tests.kit.stream_process import DAY, context, run
+from tests.kit.stream_process import DAY
 from tests.kit.support import card_fraud, run_graph, transaction
 
 pytestmark = pytest.mark.serial
 
 KILLS = 20
 SECOND = 1_000_000
-HOLD_SECONDS = 1.0
+
 OUTAGE_SECONDS = float(os.environ.get("HEADRACE_OUTAGE_SECONDS", "4"))
-CLOCKED = ("published", "ingested", "scored")
-
-
-class Bench:
-    """An embedded Pub/Sub with topics for events, scores and dead letters, and what has come out so far."""
-
-    def __init__(self, server, monkeypatch):
-        self.server, self._passed = server, 0.0
-        server._broker.clock = Clock(monotonic=lambda: time.monotonic() + self._passed)
-        self.subscriptions = {name: server.create("p", name, name)[1] for name in ("events", "scores", "dead")}
-        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
-        self.publisher = open_broker("pubsub://p/events").publisher()
-        self._readers = {name: open_broker(f"pubsub://p/{name}").subscribe() for name in ("scores", "dead")}
-        self.scores, self.dead = {}, []
-
-    def expire_leases(self):
-        """Let the deadlines of a killed process pass."""
-        self._passed += 3600
-
-    def collect(self):
-        """Read what came out, and see that no event is scored in two ways."""
-        while (messages := self._readers["scores"].receive(10_000, 0.05)) is not None:
-            for row in map(json.loads, messages.payloads):
-                for name in CLOCKED:
-                    assert row.pop(name) is not None
-                assert self.scores.setdefault(row["TRANSACTION_ID"], row) == row
-            self._readers["scores"].acknowledge(messages.receipt)
-        while (messages := self._readers["dead"].receive(10_000, 0.05)) is not None:
-            self.dead += map(json.loads, messages.payloads)
-            self._readers["dead"].acknowledge(messages.receipt)
-
-    def wait(self, events, seconds=60):
-        deadline = time.monotonic() + seconds
-        while len(self.scores) < events and time.monotonic() < deadline:
-            self.collect()
-        assert len(self.scores) == events
-
-    def close(self):
-        for each in (self.publisher, *self._readers.values()):
-            each.close()
 
 
 @pytest.fixture
@@ -90,20 +48,6 @@ def bench(monkeypatch):
         made = Bench(server, monkeypatch)
         yield made
         made.close()
-
-
-def start(bench, journal, allowance_us, **options):
-    process = context().Process(
-        target=run, args=(bench.server.address, str(journal), allowance_us, HOLD_SECONDS, options), daemon=True
-    )
-    process.start()
-    return process
-
-
-def as_streamed(scores):
-    """A batch's scores as a stream publishes them, by id."""
-    rows = [json.loads(line) for line in encode_json_lines(as_batch(scores)).splitlines()]
-    return {row["TRANSACTION_ID"]: {**row, "late": False} for row in rows}
 
 
 @pytest.mark.parametrize("follow", [None, five_releases], ids=["one model", "five releases"])
@@ -120,23 +64,10 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path, follow):
         messages.insert(place, b'{"TRANSACTION_ID": "x"')
     journal = tmp_path / "journal"
     random = np.random.default_rng(3)
-    parts = np.array_split(np.array(messages, object), KILLS + 1)
-    deaths = []
-    for part in parts[:-1]:
-        process = start(bench, journal, allowance_us, idle_us=10 * SECOND, **followed)
-        for piece in np.array_split(part, 10):
-            bench.publisher.publish(piece.tolist())
-            time.sleep(random.uniform(0, 0.2))
-        time.sleep(random.uniform(0, HOLD_SECONDS + 0.5))
-        process.kill()
-        process.join()
-        deaths.append(process.exitcode)
-        bench.expire_leases()
-        bench.collect()
-    assert deaths == [-9] * KILLS
+    last = bench.publish_and_kill(messages, KILLS, random, journal, allowance_us, idle_us=10 * SECOND, **followed)
     assert 0 < len(bench.scores) < len(payloads)  # it was killed at work
-    process = start(bench, journal, allowance_us, idle_us=3 * SECOND, **followed)
-    bench.publisher.publish(parts[-1].tolist())
+    process = bench.start(journal, allowance_us, idle_us=3 * SECOND, **followed)
+    bench.publisher.publish(last)
     bench.wait(len(payloads))
     time.sleep(0.5)
     bench.collect()
@@ -162,14 +93,14 @@ def test_killed_twenty_times_it_gives_what_batch_gives(bench, tmp_path, follow):
 
 def test_stopped_in_good_order_it_goes_on_without_waiting_or_repeating(bench, tmp_path):
     events = [json.dumps(transaction(n)).encode() for n in range(40)]
-    first = start(bench, tmp_path, 1, idle_us=SECOND)
+    first = bench.start(tmp_path, 1, idle_us=SECOND)
     bench.publisher.publish(events[:20])
     bench.wait(20)
     first.terminate()
     first.join(20)
     assert first.exitcode == 0
     assert examine(str(tmp_path)).marks.stopped
-    second = start(bench, tmp_path, 1, idle_us=SECOND)
+    second = bench.start(tmp_path, 1, idle_us=SECOND)
     bench.publisher.publish([*events[20:], *events[:5]])
     bench.wait(40)
     second.terminate()
@@ -425,7 +356,7 @@ def test_history_keeps_its_format(tmp_path):
 @pytest.mark.parametrize("what", ["the broker", "the sink"])
 def test_an_outage_loses_nothing_and_needs_no_restart(bench, tmp_path, what):
     payloads = [json.dumps(transaction(n)).encode() for n in range(1000)]
-    process = start(bench, tmp_path / "journal", SECOND, idle_us=SECOND)
+    process = bench.start(tmp_path / "journal", SECOND, idle_us=SECOND)
     bench.publisher.publish(payloads[:300])
     bench.wait(300)
     if what == "the sink":

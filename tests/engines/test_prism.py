@@ -23,6 +23,7 @@ from pipelines.sinks.listed import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import read_payloads
 from pipelines.sources.release_feed import WithReleases
 from tests.kit.bad import BAD
+from tests.kit.nights import Shop, assert_same, day, make_days, without_late
 from tests.kit.releases import five_releases
 from tests.kit.support import ROOT, card_fraud, read_files, read_stream, tiny_scorer, write_rows
 from transforms.batches import LazyBatchCoder
@@ -168,3 +169,14 @@ def test_releases_give_the_same_bits_in_batch_and_in_a_stream(events, tmp_path):
     if differ[0]:  # as above
         differ.append(stream_of(events, tmp_path / "direct", tmp_path / "again", 0, released))
     assert differ[-1] == 0
+
+
+@pytest.mark.timeout(120)
+def test_nights_equal_one_run(tmp_path):
+    """The second night starts from the state that the first one has kept, by another number of shards."""
+    shop = Shop(tmp_path, without_late(make_days()))  # with which a run there fails, and says from when on to score
+    for number in range(2):
+        shop.write([number])
+        shop.night(number, runner="PrismRunner", shards=1 + number)
+    shop.run("whole", score_from=day(0), score_to=day(2))
+    assert_same(tmp_path / "nights", tmp_path / "whole")

@@ -41,6 +41,7 @@ class Timer:
         self.at = None
 
     def set(self, timestamp):
+        assert timestamp.micros % 1000 == 0  # engines cut the rest off
         self.at = timestamp
 
 

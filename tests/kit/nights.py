@@ -1,6 +1,9 @@
 """A shop's days: files of events and of labels that come later, and runs over them."""
 
+import pathlib
 import random
+
+import pyarrow.parquet as pq
 
 from pipelines.config import RunSpec
 from pipelines.jobs.score import score_files
@@ -87,6 +90,16 @@ def make_days(seed=0, events=60):
     return rows, labels
 
 
+def without_late(days):
+    """Such days without the events that are in the file of a later day than their own."""
+    rows, labels = days
+
+    def late(row, number):
+        return not isinstance(row, bytes) and row["at"] < START + number * DAY
+
+    return [[row for row in of if not late(row, number)] for number, of in enumerate(rows)], labels
+
+
 class Shop:
     """Folders of files, of sinks and of states."""
 
@@ -117,3 +130,29 @@ class Shop:
 
     def whole(self, sink="whole", **options):
         return self.run(sink, score_from=day(0), score_to=day(DAYS), **options)
+
+
+def contents(folder):
+    """What a sink holds: files by their places, dead letters without a time as rows, and no baseline."""
+    found, untimed = {}, []
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        place = str(path.relative_to(folder))
+        if not path.is_file() or place.startswith((".", "_")):
+            continue
+        if "HIVE_DEFAULT" in place:
+            untimed += [sorted(row.items(), key=str) for row in pq.ParquetFile(path).read().to_pylist()]
+        else:
+            found[place] = path.read_bytes()
+    return found, sorted(untimed, key=str)
+
+
+def assert_same(one, other):
+    """See that two sinks hold the same bytes, and some of each kind."""
+    (files, untimed), (others, others_untimed) = contents(one), contents(other)
+    assert sorted(files) == sorted(others)
+    for place, content in files.items():
+        assert content == others[place], place
+    assert untimed == others_untimed
+    assert any(place.startswith("quality/") for place in files)
+    assert any(place.startswith("aggregates/weekly/") for place in files)
+    assert any(place.startswith("label_metrics/") for place in files)

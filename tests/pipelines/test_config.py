@@ -13,6 +13,7 @@ from tests.kit.support import card_fraud
 TOPICS = {"sources": ("pubsub://p/events",), "sink": "pubsub://p/scores"}
 TO_KAFKA = {**TOPICS, "sink": "kafka://a:1/scores"}
 EXACTLY = {**TO_KAFKA, "transactional": True, "journal": "j"}
+ON_FLINK = {"runner": FLINK, "beam_args": ("--flink_master=h:1",)}
 
 
 @pytest.fixture
@@ -79,6 +80,10 @@ def test_all_faults_are_told_at_once(spec):
         ({**TOPICS, "files": 2}, "are for files, not for a stream"),
         ({**TOPICS, "replace": True}, "are for files, not for a stream"),
         ({**TOPICS, "runner": FLINK, "journal": "j"}, "on Flink, checkpoints take the place of --journal"),
+        (
+            {**TOPICS, "runner": PRISM, "journal": "j"},
+            "on Prism a --journal would take events for scored that are lost",
+        ),
         ({**TOPICS, "transactional": True, "journal": "j"}, "--sink is kafka://HOST:PORT/TOPIC, not pubsub://p/scores"),
         ({**TO_KAFKA, "transactional": True}, "--transactional needs a --journal"),
         ({**EXACTLY, "order": "arrival"}, "--transactional is for --order event_time"),
@@ -91,14 +96,15 @@ def test_all_faults_are_told_at_once(spec):
         ({**TOPICS, "runner": DATAFLOW, "order": "arrival"}, "without --order arrival"),
         ({**TOPICS, "runner": FLINK}, "FlinkRunner needs a cluster"),
         ({"sources": ("kafka://h:1/e",), "sink": "kafka://h:1/s", "runner": DATAFLOW}, "streams of pubsub:// alone"),
-        ({"sources": ("here.csv",), "runner": FLINK, "beam_args": ("--flink_master=h:1",)}, r"\$PWD/here.csv"),
+        ({"sources": ("here.csv",), **ON_FLINK}, r"\$PWD/here.csv"),
+        ({"state": "states", "day": "2018-06-08", **ON_FLINK}, r"\$PWD/states"),
+        ({**TOPICS, "history": ("past.csv",), **ON_FLINK}, r"\$PWD/past.csv"),
         ({"beam_args": ("--num_workers=2",)}, "--num_workers is none of headrace's options, and InProcessRunner"),
         ({"beam_args": ("--runner=x",)}, "--runner stands before a --"),
         ({"beam_args": ("--fils=2",), "ours": ("--files",)}, r"did you mean --files\?"),
         ({"beam_args": ("--fils=2",), "ours": ("--files",), "runner": "fnapi"}, r"did you mean --files\?"),
         ({"alert_to": ("log",), "project": None}, "--alert-to is for a project that declares quality"),
         ({"dry_run": True}, "--dry-run is for --runner DataflowRunner"),
-        ({"runner": "prismrunner", "state": "state", "day": "2018-06-08"}, "--state: a run on PrismRunner that starts"),
     ],
 )
 def test_a_fault_is_told_in_one_line(spec, change, message):

@@ -147,5 +147,6 @@ def test_a_bundle_that_can_not_score_is_refused_with_a_word(caplog):
     follower.look()
     assert champions(follower.take(EARLIEST_US)[0]) == ["a", "c"]
     assert "release 1 is refused, and the one before it goes on: bundle b: its golden scores differ" in caplog.text
+    assert (follower.take_refused(), follower.take_refused()) == (1, 0)
     with pytest.raises(ReleaseError, match="release 0: bundle a"):
         place.follow(bundles=dataclasses.replace(BUNDLES, faults={"a": "it is damaged"})).look()
