@@ -22,6 +22,7 @@ HeadraceError
 ├── TrainingError           events or parameters that no model can be trained with
 ├── EvaluationError         a column that rows can't be sliced by
 ├── BaselineError           a baseline that can't be made or read
+├── CalibrationError        a calibration of a bundle that can't be read
 ├── SampleError             a sample that would take the place of other files
 ├── SourceError             a source that can't be read at all
 ├── DisorderError           a row group holds earlier times than its statistics say
@@ -35,8 +36,6 @@ HeadraceError
 │       ├── UnknownSchema   it has no such schema or subject
 │       ├── UnusableSchema  a schema that is not Avro, or is made of several
 │       └── RegistryDown    it does not answer
-├── ExpositionError         metrics that can't be shown at the port that is asked for
-├── ScrapeError             an address that shows no metrics of headrace's
 ├── ExportError             a table of features that can't be exported
 ├── SinkError               a sink that can't be written to, or holds what is not this run's to replace
 ├── SpillError              no room on disk for rows that do not fit into memory
