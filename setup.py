@@ -47,6 +47,7 @@ setup(
         "postgresql": ["psycopg[binary]>=3.2,<4"],
         "aws": ["boto3"],
         "redis": ["redis>=6,<9"],
+        "dashboard": ["plotly>=6.1,<7"],
     },
     package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html", "*.css"]},
     entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},
