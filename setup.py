@@ -49,6 +49,10 @@ setup(
         "redis": ["redis>=6,<9"],
         "dashboard": ["plotly>=6.1,<7"],
     },
-    package_data={"pipelines.cli": ["template/*", "template/.*"], "pipelines.report": ["*.html", "*.css"]},
+    package_data={
+        "pipelines.cli": ["template/*", "template/.*"],
+        "pipelines.dashboard": ["static/*"],
+        "pipelines.report": ["*.html", "*.css"],
+    },
     entry_points={"console_scripts": ["headrace=pipelines.cli.entry:main"]},
 )

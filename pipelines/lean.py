@@ -46,14 +46,24 @@ def absent(names: Sequence[str]) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
+def import_arrow() -> None:
+    """Import Arrow alone, for a process that converts without pandas."""
+    with absent(EXTRAS):
+        _convert()
+
+
+def _convert() -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    # Arrow looks for pandas at its first conversions, in Python and in C++, and remembers that there is none.
+    pa.array(np.empty(0)), pa.array([0])
+
+
 def import_libraries(*, local: bool) -> None:
     """Import what scores; with `local`, where all paths are of this machine and the engine is this process."""
     with absent([*EXTRAS, *(CLOUD if local else ())]):
-        import numpy as np
-        import pyarrow as pa
-
-        # Arrow looks for pandas at its first conversions, in Python and in C++, and remembers that there is none.
-        pa.array(np.empty(0)), pa.array([0])
+        _convert()
 
         import apache_beam  # noqa: F401
         import xgboost  # noqa: F401

@@ -11,6 +11,7 @@ import typer
 
 from models.redact import guard_output
 from pipelines.cli import (
+    dashboard,
     demo,
     features,
     journal,
@@ -62,6 +63,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     train.baseline,
     report.report,
     slo.slo,
+    dashboard.dashboard,
     demo.demo,
 )
 for _command in _COMMANDS:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from models.project.declarations import Project
 from pipelines.report.files import check_output, write
-from pipelines.report.gather import gather
-from pipelines.report.render import render
 from pipelines.results import RunError
 
 __all__ = ["report"]
@@ -22,6 +20,9 @@ def report(project: Project, run: str, output: pathlib.Path | None = None, label
     It takes the place of an earlier report; RunError if another file is there. `labels` are files of label records,
     where labels come as such.
     """
+    from pipelines.report.gather import gather
+    from pipelines.report.render import render  # it draws: who only reads records waits for none of that
+
     if output is None:
         if "://" in run:
             raise RunError(f"{run} is no folder of this machine: say with --output where the report goes")

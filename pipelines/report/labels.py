@@ -82,15 +82,19 @@ class LabelMetrics:
 def read_label_metrics(run: str) -> LabelMetrics | None:
     """The label metrics of a run, None if it has none; RunError if they are not what a run writes."""
     try:
-        table = read_kind(run, LABEL_METRICS)
-        if not len(table):
-            return None
-        records = sort_records(as_batch(table))
-        figures = [field.name for field in records.schema if pa.types.is_float64(field.type)]
-        figures = [name for name in figures if name not in _OF_LABELS and not name.startswith(ESTIMATED)]
-        said = [_said(row, figures) for row in _rows(records)]
+        return label_metrics_of(read_kind(run, LABEL_METRICS))
     except (pa.ArrowException, KeyError) as error:
         raise RunError(f"{run}: its label metrics are not those of one project: {error}") from None
+
+
+def label_metrics_of(table: pa.Table) -> LabelMetrics | None:
+    """What records say, in any order; None without any. KeyError or ArrowException if they are no label metrics."""
+    if not len(table):
+        return None
+    records = sort_records(as_batch(table))
+    figures = [field.name for field in records.schema if pa.types.is_float64(field.type)]
+    figures = [name for name in figures if name not in _OF_LABELS and not name.startswith(ESTIMATED)]
+    said = [_said(row, figures) for row in _rows(records)]
     newest: dict[int, int] = {}
     for each in said:
         newest[each.end_us] = max(each.revision, newest.get(each.end_us, 0))

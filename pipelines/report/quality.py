@@ -18,6 +18,7 @@ from pipelines.sinks.folder import open_file
 
 QUALITY = "quality"
 BASELINE = "baseline.json"
+QUALITY_ENDINGS = (".json", ".jsonl")
 MAX_LINE_BYTES = 64 << 20
 MAX_POINTS = 240  # of a line in a plot
 
@@ -76,27 +77,44 @@ def read_quality(
 ) -> tuple[tuple[Verdict, ...], tuple[WindowStatistics, ...], WindowStatistics | None]:
     """The verdicts and statistics in a run's `quality` folder by their windows' ends, and the baseline.
 
-    `baseline.json` is a bundle's baseline file. In all other `*.json` and `*.jsonl`, a line is a verdict if it has a
-    `verdict_id`, else statistics. What comes twice counts once.
+    What comes twice counts once.
     """
     verdicts: dict[str, Verdict] = {}
     windows: dict[tuple[int, int], WindowStatistics] = {}
     baseline: WindowStatistics | None = None
-    for path in paths_of(run, QUALITY, (".json", ".jsonl")):
-        for number, line in enumerate(_lines(path), 1):
-            try:
-                if path.rsplit("/", 1)[-1] == BASELINE:
-                    baseline = read_baseline(line, project)
-                elif "verdict_id" in json.loads(line):
-                    verdict = Verdict.from_json(line)
-                    verdicts[verdict.verdict_id] = verdict
-                else:
-                    statistics = WindowStatistics.from_json(line)
-                    windows[statistics.window_start_us, statistics.window_end_us] = statistics
-            except (KeyError, TypeError, ValueError) as error:
-                raise RunError(f"{path}:{number} is not a quality record: {type(error).__name__}: {error}") from None
+    for path in paths_of(run, QUALITY, QUALITY_ENDINGS):
+        for record in read_records(path, project):
+            if is_baseline(path):
+                assert isinstance(record, WindowStatistics)
+                baseline = record
+            elif isinstance(record, Verdict):
+                verdicts[record.verdict_id] = record
+            else:
+                windows[record.window_start_us, record.window_end_us] = record
     in_order = sorted(verdicts.values(), key=lambda v: (v.window_end_us, v.verdict_id))
     return tuple(in_order), tuple(windows[key] for key in sorted(windows)), baseline
+
+
+def is_baseline(path: str) -> bool:
+    """Whether a file of quality records is a bundle's baseline file."""
+    return path.rsplit("/", 1)[-1] == BASELINE
+
+
+def read_records(path: str, project: Project) -> Iterator[Verdict | WindowStatistics]:
+    """The records of a file of a `quality` folder, a line each; RunError if one is none.
+
+    A line is a verdict if it has a `verdict_id`, else statistics; that of `baseline.json` is a bundle's baseline.
+    """
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            if is_baseline(path):
+                yield read_baseline(line, project)
+            elif "verdict_id" in json.loads(line):
+                yield Verdict.from_json(line)
+            else:
+                yield WindowStatistics.from_json(line)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}:{number} is not a quality record: {type(error).__name__}: {error}") from None
 
 
 def compare_windows(verdicts: Iterable[Verdict]) -> tuple[Comparison, ...]:

@@ -1,0 +1,117 @@
+"""The metrics of a run that goes on, over the last hour: rates, latency, how far event time has come."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from models import metrics
+from models.metrics import Series
+from models.objectives import WRITTEN
+from models.record import Outcome
+
+KEPT_SECONDS = 3600
+# Behind the clock by more, event time is that of old events which are sent again: how far is no fault, and not shown.
+REPLAY_SECONDS = 30 * 86_400
+QUANTILES = (0.5, 0.99)
+_GONE = metrics.EVENTS.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What was so at a time of the clock, in seconds since 1970 UTC, and since the sample before."""
+
+    clock: float
+    rates: dict[str, float]  # events a second, by outcome
+    latency: tuple[float, ...] | None  # of QUANTILES, in seconds from published to written; None if nothing was
+    behind: float | None  # the watermark behind the clock, in seconds
+    backlog: float | None
+    waiting: float | None
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether events are so old that they are sent again."""
+        return self.behind is not None and self.behind > REPLAY_SECONDS
+
+    @property
+    def event_time(self) -> float | None:
+        """The event time that was reached, in seconds since 1970 UTC."""
+        return None if self.behind is None else self.clock - self.behind
+
+
+class Live:
+    """Samples of the last KEPT_SECONDS, and the newest metrics."""
+
+    def __init__(self) -> None:
+        self.samples: collections.deque[Sample] = collections.deque()
+        self.found: Mapping[Series, int] = {}
+        self.fault: str | None = None
+        self._clock: float | None = None
+
+    def add(self, clock: float, found: Mapping[Series, int]) -> None:
+        """Take metrics of a time of the clock, in seconds; the first ones tell no rates. A run may start again."""
+        before = self.found
+        if any(number < before.get(series, 0) for series, number in found.items() if series[0] == _GONE):
+            before = {}  # it has started again, and counts from nothing
+        if self._clock is not None and clock > self._clock:
+            self.samples.append(_sample(clock, clock - self._clock, found, before))
+        while self.samples and self.samples[0].clock < clock - KEPT_SECONDS:
+            self.samples.popleft()
+        self.found, self._clock, self.fault = found, clock, None
+
+    def fail(self, why: str) -> None:
+        """There were no metrics this time."""
+        self.fault = why
+
+    def facts(self) -> dict[str, Any]:
+        """What the page shows; times in milliseconds since 1970 UTC, latencies in milliseconds."""
+        samples = list(self.samples)
+        outcomes = sorted({name for sample in samples for name in sample.rates})
+        last = samples[-1] if samples else None
+        return {
+            "fault": self.fault,
+            "times": [round(1000 * each.clock) for each in samples],
+            "rates": {name: [round(each.rates.get(name, 0.0), 2) for each in samples] for name in outcomes},
+            "latency": {
+                f"p{100 * share:g}": [None if s.latency is None else 1000 * s.latency[place] for s in samples]
+                for place, share in enumerate(QUANTILES)
+            },
+            "replay": None if last is None else last.is_replay,
+            "event_time": None if last is None or last.event_time is None else round(1000 * last.event_time),
+            "behind": None if last is None or last.is_replay else last.behind,
+            "backlog": None if last is None else last.backlog,
+            "waiting": None if last is None else last.waiting,
+            "events": metrics.by_label(self.found, metrics.EVENTS),
+            "scores": _by_decision(self.found),
+            "open_incidents": metrics.value_of(self.found, metrics.OPEN),
+        }
+
+
+def _sample(clock: float, seconds: float, found: Mapping[Series, int], before: Mapping[Series, int]) -> Sample:
+    now, then = (metrics.by_label(each, metrics.EVENTS) for each in (found, before))
+    quantiles = metrics.quantiles(found, before, metrics.LATENCY, WRITTEN, QUANTILES)
+    return Sample(
+        clock,
+        {name: max(0, number - then.get(name, 0)) / seconds for name, number in now.items()},
+        None if quantiles is None else tuple(quantiles),
+        metrics.value_of(found, metrics.WATERMARK_LAG),
+        metrics.value_of(found, metrics.BACKLOG),
+        metrics.value_of(found, metrics.WAITING),
+    )
+
+
+def _by_decision(found: Mapping[Series, int]) -> dict[str, int]:
+    """Score rows by decision, of all bundles together."""
+    counts: collections.Counter[str] = collections.Counter()
+    for (name, labels), number in found.items():
+        if name == metrics.SCORES.name:
+            counts[dict(labels)["decision"]] += number
+    return {name: counts[name] for name in sorted(counts)}
+
+
+def read_outcomes(events: Mapping[str, int]) -> dict[str, int]:
+    """Events by outcome of a finished run, those read first; reasons, which have a colon, are left out."""
+    named = {name: number for name, number in events.items() if ":" not in name}
+    return {name: named[name] for name in sorted(named, key=lambda name: (name != Outcome.READ, name))}

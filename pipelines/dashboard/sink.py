@@ -1,0 +1,203 @@
+"""A sink's folder as the page shows it; only what was not read before is read."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.objectives import Least, Ratio, of_run
+from models.predictors.measures import heading
+from models.project.declarations import Project
+from models.quality.incidents import to_iso
+from models.quality.records import Distribution
+from models.routes import LABEL_METRICS
+from pipelines.dashboard.files import Files
+from pipelines.dashboard.live import read_outcomes
+from pipelines.dashboard.quality import Drift, Part, Quality, read_part, shares, sum_up, told
+from pipelines.dashboard.scores import Counts, add_up, count_file, in_steps
+from pipelines.report.labels import Said, label_metrics_of
+from pipelines.report.quality import QUALITY_ENDINGS
+from pipelines.results import RunError, paths_of, read_success
+from pipelines.sinks.listed import PROJECT, QUALITY, SCORES, SUCCESS
+
+MOST_DRIFT = 40  # series
+MOST_ALERTS = 20
+MOST_WINDOWS = 400  # verdicts and figures, the newest
+MOST_TEXT = 300  # characters of what comes from the data
+_MOST_FAULTS = 5
+
+
+class Sink:
+    """One folder that runs of a project write to."""
+
+    def __init__(self, project: Project, folder: str) -> None:
+        self.project, self.folder = project, folder
+        self._scores: Files[Counts] = Files(lambda path: count_file(path, project))
+        self._quality: Files[Part] = Files(lambda path: read_part(path, project))
+        self._labels: Files[pa.Table] = Files(_read_records)
+        self._success: Files[dict[str, Any]] = Files(lambda path: self._read_success())
+        self._facts: dict[str, Any] | None = None
+
+    def refresh(self) -> bool:
+        """Read what is new; whether anything was."""
+        changed = [
+            self._success.refresh([os.path.join(self.folder, SUCCESS)]),
+            self._scores.refresh(paths_of(self.folder, SCORES)),
+            self._quality.refresh(paths_of(self.folder, QUALITY, QUALITY_ENDINGS)),
+            self._labels.refresh(paths_of(self.folder, LABEL_METRICS)),
+        ]
+        if any(changed) or self._facts is None:
+            self._facts = self._make()
+            return True
+        return False
+
+    def facts(self) -> dict[str, Any]:
+        """What the page shows, as of the last refresh; times in milliseconds since 1970 UTC."""
+        return self._facts or self._make()
+
+    def _read_success(self) -> dict[str, Any]:
+        said = read_success(self.folder)
+        if said.get(PROJECT, self.project.name) != self.project.name:
+            raise RunError(f"{self.folder}: is of the project {said[PROJECT]}, not of {self.project.name}")
+        return {"events": {name: said["events"][name] for name in sorted(said["events"])}}
+
+    def _make(self) -> dict[str, Any]:
+        events: dict[str, int] = next((said["events"] for said in self._success.values()), {})
+        step, starts, rows = in_steps(
+            add_up(self._scores.values()), [band.action for band in self.project.decisions or ()]
+        )
+        quality = sum_up(self._quality.values(), self.project)
+        faults = [fault for each in (self._success, self._scores, self._quality) for fault in each.faults()]
+        figures, wrong = self._figures()
+        faults += [*self._labels.faults(), *wrong]
+        return {
+            "folder": self.folder,
+            "faults": [cut(fault) for fault in faults[:_MOST_FAULTS]],
+            "more_faults": max(0, len(faults) - _MOST_FAULTS),
+            "events": read_outcomes(events),
+            "step": step // 1000,
+            "starts": [us // 1000 for us in starts],
+            "decisions": [{"name": cut(name), "rows": numbers} for name, numbers in rows.items()],
+            "windows": [
+                {"end": v.window_end_us // 1000, "status": v.status if v.judged else "unjudged"}
+                for v in quality.verdicts[-MOST_WINDOWS:]
+            ],
+            "drift": [_series(each) for each in quality.drift[:MOST_DRIFT]],
+            "more_drift": max(0, len(quality.drift) - MOST_DRIFT),
+            "open": [
+                {"feature": cut(i.feature), "kind": i.kind, "text": cut(i.text), "alarms": i.alarms,
+                 "opened": to_iso(i.opened_us)}
+                for i in quality.incidents.open
+            ],
+            "alerts": [
+                {name: cut(text) for name, text in alert.items()} for alert in told(quality.alerts, MOST_ALERTS)
+            ],
+            "score": _score(quality),
+            "figures": figures,
+            "objectives": self._objectives(events, quality),
+        }  # fmt: skip
+
+    def _figures(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Figures by bundle over the windows, realised and expected; and why there are none."""
+        try:
+            tables = self._labels.values()
+            metrics = label_metrics_of(pa.concat_tables(tables)) if tables else None
+        except (pa.ArrowException, KeyError) as error:
+            return [], [f"{self.folder}: its label metrics are not those of one project: {error}"]
+        if metrics is None:
+            return [], []
+        made = []
+        names = dict.fromkeys(name for each in metrics.windows for name in (*each.estimates, *each.figures))
+        for bundle in sorted({each.bundle for each in metrics.windows}):
+            windows = [each for each in reversed(metrics.windows) if each.bundle == bundle][-MOST_WINDOWS:]
+            made += [_figure(name, bundle, windows) for name in names]
+        return [each for each in made if _is_known(each)], []
+
+    def _objectives(self, events: dict[str, int], quality: Quality) -> list[dict[str, Any]]:
+        if self.project.slo is None or not events:
+            return []
+        statuses = [verdict.status for verdict in quality.verdicts if verdict.judged]
+        return [objective(each) for each in of_run(self.project.slo, events, statuses)]
+
+
+def objective(found: Ratio | Least) -> dict[str, Any]:
+    """An objective as the page shows it; `used` is the share of the error budget, null where there is none."""
+    if isinstance(found, Least):
+        share, used = f"{found.total:,} of {found.target:,}", None
+    else:
+        share = f"{found.total - found.bad:,} of {found.total:,}" if found.total else ""
+        used = None if found.burn is None else round(found.burn, 4)
+    target = f"{found.target:,}" if isinstance(found, Least) else f"{100 * found.target:g} %"
+    return {"name": found.name, "text": found.text, "target": target, "found": share, "used": used, "met": found.met}
+
+
+def cut(text: str) -> str:
+    """A text that comes from the data, not too long."""
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
+
+
+def _read_records(path: str) -> pa.Table:
+    """The records of a file of label metrics, those of slices left out."""
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False).replace_schema_metadata()
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
+    if "slice" not in table.schema.names:
+        raise RunError(f"{path}: has no slice: it is no file of label metrics")
+    return table.filter(pc.equal(table["slice"], ""))
+
+
+def _series(drift: Drift) -> dict[str, Any]:
+    return {
+        "kind": drift.kind,
+        "feature": cut(drift.feature),
+        "measure": drift.measure,
+        "ends": (drift.ends.astype(np.int64) // 1000).tolist(),
+        "values": _digits(drift.values.tolist()),
+        "thresholds": _digits(drift.thresholds.tolist()),
+        "last": _digits(drift.last),
+        "worst": _digits([drift.worst])[0],
+    }
+
+
+def _score(quality: Quality) -> dict[str, Any] | None:
+    if quality.recent is None or quality.recent.kind != "number":
+        return None
+
+    def of(distribution: Distribution | None) -> list[float | None] | None:
+        return None if distribution is None else _digits(shares(distribution))
+
+    return {"cuts": _digits(quality.recent.cuts), "recent": of(quality.recent), "baseline": of(quality.baseline)}
+
+
+def _figure(name: str, bundle: str, windows: list[Said]) -> dict[str, Any]:
+    realised = [each.realised(name) if name in each.figures or name in each.estimates else None for each in windows]
+    expected = [each.estimates.get(name) for each in windows]
+    return {
+        "name": heading(name),
+        "bundle": cut(bundle),
+        "ends": [each.end_us // 1000 for each in windows],
+        "labelled": [each.labelled for each in windows],
+        "rows": [each.rows for each in windows],
+        "realised": _digits(realised),
+        **{
+            end: _digits([None if each is None else each[place] for each in expected])
+            for place, end in enumerate(("expected", "low", "high"))
+        },
+    }
+
+
+def _is_known(figure: dict[str, Any]) -> bool:
+    return any(value is not None for name in ("realised", "expected") for value in figure[name])
+
+
+def _digits(values: Any) -> list[float | None]:
+    """Six digits of each, null where there is no finite number."""
+    return [None if v is None or not math.isfinite(v) else float(f"{v:.6g}") for v in values]
