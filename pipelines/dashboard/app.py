@@ -7,16 +7,22 @@ import importlib.util
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.dashboard.board import Board, Document
 
 PLOTLY = "plotly"  # the package whose JavaScript draws
 _STATIC = pathlib.Path(__file__).parent / "static"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HOSTS = ["127.0.0.1", "localhost", "[::1]"]  # as requests name them
+Handler = Callable[[Request], Awaitable[Response]]
 _HEADERS = {
     # plotly gives texts in plots a style of their own; scripts are those of this server alone.
     "Content-Security-Policy": (
@@ -29,7 +35,7 @@ _HEADERS = {
 }
 
 
-def make_app(board: Board, host: str) -> FastAPI:
+def make_app(board: Board, host: str) -> Starlette:
     """The app of a board, which is kept up to date while the app runs.
 
     On a loopback address, requests that name another host are refused: a page from elsewhere can't read it by a name
@@ -37,22 +43,34 @@ def make_app(board: Board, host: str) -> FastAPI:
     """
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         board.start()
         yield
         board.stop()
 
-    app = FastAPI(title=f"headrace: {board.project.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    files = {"": "index.html", "page.css": "page.css", "page.js": "page.js", "charts.js": "charts.js"}
-    for name, file in files.items():
-        app.add_api_route(f"/{name}", _file(_STATIC / file), response_model=None, include_in_schema=False)
-    app.add_api_route("/plotly.js", _file(_plotly()), response_model=None, include_in_schema=False)
-    app.add_api_route("/v1/state", _document(lambda: board.state), response_model=None, name="state")
-    app.add_api_route("/v1/live", _document(lambda: board.live), response_model=None, name="live")
-    app.middleware("http")(_with_headers)
+    files = {name: _STATIC / name for name in ("page.css", "page.js", "charts.js")}
+    files |= {"": _STATIC / "index.html", "plotly.js": _plotly()}
+    routes = [Route(f"/{name}", _file(path)) for name, path in files.items()]
+    routes += [Route("/v1/state", _document(lambda: board.state)), Route("/v1/live", _document(lambda: board.live))]
+    middleware = [Middleware(_Headers)]
     if host in _LOOPBACK:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[", "testserver"])
-    return app
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS))
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+
+
+class _Headers:
+    """Adds what all answers have."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
 
 
 def _plotly() -> pathlib.Path:
@@ -63,14 +81,14 @@ def _plotly() -> pathlib.Path:
     return pathlib.Path(spec.origin).parent / "package_data" / "plotly.min.js"
 
 
-def _file(path: pathlib.Path) -> Callable[[], Awaitable[Response]]:
-    async def answer() -> Response:
+def _file(path: pathlib.Path) -> Handler:
+    async def answer(request: Request) -> Response:
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
 
     return answer
 
 
-def _document(read: Callable[[], Document]) -> Callable[[Request], Awaitable[Response]]:
+def _document(read: Callable[[], Document]) -> Handler:
     async def answer(request: Request) -> Response:
         document = read()
         headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
@@ -79,9 +97,3 @@ def _document(read: Callable[[], Document]) -> Callable[[Request], Awaitable[Res
         return Response(document.body, headers=headers, media_type="application/json")
 
     return answer
-
-
-async def _with_headers(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call(request)
-    response.headers.update(_HEADERS)
-    return response

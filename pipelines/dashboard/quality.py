@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,13 @@ class Points:
             self.ends.append(end_us)
             self.values.append(m.value)
             self.thresholds.append(m.threshold)
+
+    def extend(self, other: Points) -> None:
+        """All of others, too."""
+        self.keys.extend(other.keys)
+        self.ends.extend(other.ends)
+        self.values.extend(other.values)
+        self.thresholds.extend(other.thresholds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +110,12 @@ def _window(record: WindowStatistics) -> Window:
 def sum_up(parts: Iterable[Part], project: Project) -> Quality:
     """What the files of a run say together; what stands twice counts once."""
     verdicts: dict[str, Verdict] = {}
-    points: dict[Key, list[list[float]]] = {}
+    points = Points()
     scores: dict[Window, Distribution] = {}
     baseline = None
     for part in parts:
         verdicts |= {verdict.verdict_id: verdict for verdict in part.verdicts}
-        of = part.points
-        for key, *point in zip(of.keys, of.ends, of.values, of.thresholds, strict=True):
-            points.setdefault(key, []).append(point)
+        points.extend(part.points)
         scores |= part.scores
         baseline = part.baseline or baseline
     in_order = sorted(verdicts.values(), key=lambda v: (v.window_end_us, v.verdict_id))
@@ -119,7 +124,7 @@ def sum_up(parts: Iterable[Part], project: Project) -> Quality:
         policy = Policy(project.quality.alert_cool_down, project.quality.alert_clear_after)
         incidents, alerts = raise_alerts(in_order, policy, project.name)
     drift = sorted(
-        (_drift(key, np.array(of)) for key, of in points.items()),
+        _drift(points),
         key=lambda d: (-d.worst, d.kind, d.feature, d.measure),
     )
     recent = _recent(scores)
@@ -127,13 +132,22 @@ def sum_up(parts: Iterable[Part], project: Project) -> Quality:
     return Quality(tuple(in_order), tuple(drift), incidents, alerts, recent, baseline if fits else None)
 
 
-def _drift(key: Key, points: Floats) -> Drift:
-    """Of points [n, 3] in any order: an end, which float64 holds to the microsecond, a value and its threshold."""
-    at_us, values, thresholds = np.unique(points, axis=0).T
-    ends = at_us.astype(np.int64).astype("M8[us]")
-    over = np.divide(values, thresholds, out=np.where(values > 0, np.inf, 0.0), where=thresholds > 0)
-    last = float(values[-1]), float(thresholds[-1])
-    return Drift(*key, *thin(ends, values, thresholds), last, float(over.max()))
+def _drift(points: Points) -> Iterator[Drift]:
+    """A series for each key, by the windows' ends, whatever the order of the points."""
+    if not points.keys:
+        return
+    names = sorted(set(points.keys))
+    places = {key: place for place, key in enumerate(names)}
+    of = np.fromiter(map(places.__getitem__, points.keys), np.int64, len(points.keys))
+    all_ends, all_values, all_thresholds = map(np.array, (points.ends, points.values, points.thresholds))
+    order = np.lexsort((all_thresholds, all_values, all_ends, of))
+    for key, some in zip(names, np.split(order, np.searchsorted(of[order], np.arange(1, len(names)))), strict=True):
+        _, first = np.unique(all_ends[some], return_index=True)
+        chosen = some[first]
+        ends, values, thresholds = all_ends[chosen].astype("M8[us]"), all_values[chosen], all_thresholds[chosen]
+        over = np.divide(values, thresholds, out=np.where(values > 0, np.inf, 0.0), where=thresholds > 0)
+        last = float(values[-1]), float(thresholds[-1])
+        yield Drift(*key, *thin(ends, values, thresholds), last, float(over.max()))
 
 
 def _recent(scores: dict[Window, Distribution]) -> Distribution | None:

@@ -28,12 +28,12 @@ def count_file(path: str, project: Project) -> Counts:
     """The rows of a file of scores; RunError if it is none that can be read."""
     counts: dict[str, dict[int, int]] = {}
     try:
-        with pq.ParquetFile(path, read_dictionary=[DECISION]) as file:
-            there = set(file.schema_arrow.names)
-            if project.event.time not in there:
-                raise RunError(f"{path}: has no {project.event.time}: it is no file of scores of {project.name}")
-            names = [project.event.time, *({DECISION} & there)]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
+        there = pq.read_schema(path).names
+        if project.event.time not in there:
+            raise RunError(f"{path}: has no {project.event.time}: it is no file of scores of {project.name}")
+        decided = [DECISION] if DECISION in there else []
+        with pq.ParquetFile(path, read_dictionary=decided) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[project.event.time, *decided], use_threads=False):
                 _count(batch, project.event.time, counts)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None

@@ -40,8 +40,9 @@ class Sink:
         self.project, self.folder = project, folder
         self._scores: Files[Counts] = Files(lambda path: count_file(path, project))
         self._quality: Files[Part] = Files(lambda path: read_part(path, project))
-        self._labels: Files[pa.Table] = Files(_read_records)
+        self._labels: Files[pa.Table] = Files(self._read_records)
         self._success: Files[dict[str, Any]] = Files(lambda path: self._read_success())
+        self._schema: pa.Schema | None = None
         self._facts: dict[str, Any] | None = None
 
     def refresh(self) -> bool:
@@ -66,6 +67,22 @@ class Sink:
         if said.get(PROJECT, self.project.name) != self.project.name:
             raise RunError(f"{self.folder}: is of the project {said[PROJECT]}, not of {self.project.name}")
         return {"events": {name: said["events"][name] for name in sorted(said["events"])}}
+
+    def _read_records(self, path: str) -> pa.Table:
+        """The records of a file of label metrics, those of slices left out."""
+        try:
+            with pq.ParquetFile(path) as file:
+                table = file.read(use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
+        if "slice" not in table.schema.names:
+            raise RunError(f"{path}: has no slice: it is no file of label metrics")
+        if self._schema is None or not table.schema.equals(self._schema):
+            self._schema = pa.schema([pa.field(each.name, each.type) for each in table.schema])
+        table = table.filter(pc.equal(table["slice"], ""))
+        return pa.Table.from_arrays(
+            table.columns, schema=self._schema
+        )  # one schema of them all, as it is the larger part
 
     def _make(self) -> dict[str, Any]:
         events: dict[str, int] = next((said["events"] for said in self._success.values()), {})
@@ -140,18 +157,6 @@ def objective(found: Ratio | Least) -> dict[str, Any]:
 def cut(text: str) -> str:
     """A text that comes from the data, not too long."""
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
-
-
-def _read_records(path: str) -> pa.Table:
-    """The records of a file of label metrics, those of slices left out."""
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(use_threads=False).replace_schema_metadata()
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
-    if "slice" not in table.schema.names:
-        raise RunError(f"{path}: has no slice: it is no file of label metrics")
-    return table.filter(pc.equal(table["slice"], ""))
 
 
 def _series(drift: Drift) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 _DRAIN_SECONDS = 20
 _IDLE_SECONDS = 65  # longer than the load balancers of clouds keep a connection
 _HEAD_BYTES = 32 << 10
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: Starlette) -> uvicorn.Server:
     """A server of one process; it is run by `serve`, or in a thread by its own `run`."""
     config = uvicorn.Config(
         app,
@@ -31,7 +31,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
 
 
 @contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
+def running(app: Starlette) -> Iterator[str]:
     """The URL of an endpoint of this machine alone, in a thread, for as long as the block runs."""
     server, bound = make_server(app), listen("127.0.0.1", 0)
     bound.listen(128)
@@ -58,7 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(app: FastAPI, bound: socket.socket, told: Callable[[], None]) -> None:
+def serve(app: Starlette, bound: socket.socket, told: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, and answer what was taken till then."""
     bound.listen(2048)
     told()

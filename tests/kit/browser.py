@@ -28,7 +28,12 @@ _SCRIPT = """<script>addEventListener('load', () => {
 
 
 def browse(path: pathlib.Path, profile: pathlib.Path, *options: str) -> tuple[str, list[str]]:
-    """The page's DOM after it was loaded, and the lines that went to the browser's console."""
+    """The DOM of a file's page after it was loaded, and the lines that went to the browser's console."""
+    return browse_url(path.as_uri(), profile, *options)
+
+
+def browse_url(url: str, profile: pathlib.Path, *options: str) -> tuple[str, list[str]]:
+    """As `browse`, of any page."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += [
         "--disable-background-networking",
@@ -36,7 +41,7 @@ def browse(path: pathlib.Path, profile: pathlib.Path, *options: str) -> tuple[st
         "--disable-sync",
         "--disable-dev-shm-usage",
     ]
-    command += [f"--user-data-dir={profile}", "--enable-logging=stderr", *options, path.as_uri()]
+    command += [f"--user-data-dir={profile}", "--enable-logging=stderr", *options, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -103,7 +103,7 @@ function showRun(run) {
     ...Object.entries(run.events).map(([name, n]) => [`events ${name}`, whole(n)]),
     ...(run.windows.length ? [["windows with alarms", `${alarms} of ${judged}`, alarms ? "alarm" : "ok"],
       ["open incidents", String(run.open.length), run.open.length ? "alarm" : "ok"]] : []),
-    ...(newest ? [["newest release", `${newest.seq}: ${newest.champion}`]] : []),
+    ...(newest ? [["newest release", `${newest.seq}, ${newest.champion.slice(0, 8)}`]] : []),
   ]);
   showTrouble(run, alarms, judged);
   showObjectives(at("promises"), at("objectives"), run.objectives);
@@ -262,7 +262,8 @@ function showLive(run) {
   ]);
   draw(at("rates"), run.rates, () => ({
     title: "Events a second, by the clock", note: Object.entries(run.rates).map(([name, of]) => `${name} ${whole(last(of) || 0)}`).join(", "),
-    traces: Object.entries(run.rates).map(([name, of], n) => line(run.times, of, name, SERIES[(n + 2) % SERIES.length], { mode: "lines" })),
+    traces: Object.entries(run.rates).map(([name, of], n) => line(run.times, of, name, SERIES[(n + 2) % SERIES.length],
+      { mode: "lines", line: { color: faint(SERIES[(n + 2) % SERIES.length], n ? 1 : 0.45), width: n ? 2 : 6 } })),
     layout: { showlegend: true },
   }));
   draw(at("latency"), run.latency, () => ({
