@@ -59,6 +59,7 @@ function table(place, heads, rows) {
     cells.forEach(([text, name], n) => row.append(element("td", text, [heads[n][1], name].filter(Boolean).join(" "))));
   }
   place.replaceChildren(made);
+  place.tabIndex = 0;  // what is too wide for a phone is moved by keys, too
 }
 
 function facts(place, pairs) {
@@ -90,20 +91,38 @@ function choose() {
   }
   if (!folders.includes(chosen)) chosen = folders[0];
   select.value = chosen;
-  return state.runs.find((run) => run.folder === chosen);
+  const run = state.runs.find((each) => each.folder === chosen);
+  at("choices").hidden = !run;
+  return run && newest(run, Number(at("span").value));
+}
+
+// What a run's newest days say; 0 for all.
+function newest(run, days) {
+  const end = Math.max(run.starts.length ? last(run.starts) + run.step : 0, run.windows.length ? last(run.windows).end : 0);
+  const from = days ? end - days * 86400000 : 0;
+  const since = (times, before = 0) => { const n = times.findIndex((t) => t > from - before); return n < 0 ? times.length : n; };
+  const cut = (of, n, names) => ({ ...of, ...Object.fromEntries(names.map((name) => [name, of[name].slice(n)])) });
+  const start = since(run.starts, 1);  // steps by their starts, windows by their ends
+  const series = (list, names) => list.map((of) => cut(of, since(of.ends), ["ends", ...names])).filter((of) => of.ends.length);
+  return {
+    ...run, starts: run.starts.slice(start), decisions: run.decisions.map((d) => cut(d, start, ["rows"])),
+    windows: run.windows.filter((w) => w.end > from),
+    drift: series(run.drift, ["values", "thresholds"]),
+    figures: series(run.figures, ["labelled", "rows", "realised", "expected", "low", "high"]),
+  };
 }
 
 function showRun(run) {
   const rows = sum(run.decisions.map((d) => sum(d.rows)));
   const alarms = run.windows.filter((w) => w.status === "alarm").length;
   const judged = run.windows.filter((w) => w.status !== "unjudged").length;
-  const newest = last(state.releases);
+  const release = last(state.releases);
   facts(at("facts"), [
     ["score rows", whole(rows)],
     ...Object.entries(run.events).map(([name, n]) => [`events ${name}`, whole(n)]),
     ...(run.windows.length ? [["windows with alarms", `${alarms} of ${judged}`, alarms ? "alarm" : "ok"],
       ["open incidents", String(run.open.length), run.open.length ? "alarm" : "ok"]] : []),
-    ...(newest ? [["newest release", `${newest.seq}, ${newest.champion.slice(0, 8)}`]] : []),
+    ...(release ? [["newest release", `${release.seq}, ${release.champion.slice(0, 8)}`]] : []),
   ]);
   showTrouble(run, alarms, judged);
   showObjectives(at("promises"), at("objectives"), run.objectives);
@@ -135,8 +154,8 @@ const day = (iso) => moment(Date.parse(iso));
 function showObjectives(section, place, objectives) {
   section.hidden = !objectives.length;
   const said = { true: ["met", "ok"], false: ["MISSED", "alarm"], null: ["nothing to tell by"] };
-  table(place, [["objective"], ["of what", "text"], ["target", "n"], ["found", "n"], ["budget used", "n"], [""]],
-    objectives.map((o) => [[o.name], [o.text], [o.target], [o.found], [o.used === null ? "" : `${whole(100 * o.used)}%`], said[o.met]]));
+  table(place, [["objective"], [""], ["budget used", "n"], ["found", "n"], ["target", "n"], ["of what", "text"]],
+    objectives.map((o) => [[o.name], said[o.met], [o.used === null ? "" : `${whole(100 * o.used)}%`], [o.found], [o.target], [o.text]]));
 }
 
 function showEvents(run, rows) {
@@ -174,8 +193,8 @@ function showPerformance(figures) {
   if (!figures.length) return;
   const known = (values) => values.some((v) => v !== null);
   at("blind").textContent = figures.some((f) => known(f.expected)) ? state.blind_spot : "";
-  const newest = figures.reduce((a, b) => (last(b.ends) > last(a.ends) ? b : a));
-  at("labelled").textContent = `Labels are known of ${whole(last(newest.labelled))} of ${whole(last(newest.rows))} rows in the window up to ${moment(last(newest.ends))}.`;
+  const latest = figures.reduce((a, b) => (last(b.ends) > last(a.ends) ? b : a));
+  at("labelled").textContent = `Labels are known of ${whole(last(latest.labelled))} of ${whole(last(latest.rows))} rows in the window up to ${moment(last(latest.ends))}.`;
   const several = new Set(figures.map((f) => f.bundle)).size > 1;
   const shown = figures.slice().sort((a, b) => known(b.expected) - known(a.expected)).slice(0, MOST_FIGURES);
   grid(at("figures"), shown, (f) => ({
@@ -254,27 +273,30 @@ function showLive(run) {
     ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again, so how far that is behind the clock says nothing.`
     : `Event time has come to ${moment(run.event_time)}, ${short(run.behind)} s behind the clock.`;
   facts(at("live-facts"), [
-    ["events read", `${whole(run.events.read || 0)}`], ["now", rate],
+    ["events read", `${whole(run.events.read || 0)}`], ["read now", rate],
     ...(run.event_time === null ? [] : [["event time", moment(run.event_time)]]),
     ...(run.behind === null ? [] : [["behind the clock", `${short(run.behind)} s`]]),
     ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
     ...Object.entries(run.scores).filter(([name]) => name).map(([name, n]) => [`decided ${name}`, whole(n)]),
   ]);
+  const end = last(run.times) || 0;
+  const xaxis = { range: [Math.min(run.times[0] || 0, end - 300000), end], nticks: 4, tickangle: 0 };
   draw(at("rates"), run.rates, () => ({
     title: "Events a second, by the clock", note: Object.entries(run.rates).map(([name, of]) => `${name} ${whole(last(of) || 0)}`).join(", "),
     traces: Object.entries(run.rates).map(([name, of], n) => line(run.times, of, name, SERIES[(n + 2) % SERIES.length],
       { mode: "lines", line: { color: faint(SERIES[(n + 2) % SERIES.length], n ? 1 : 0.45), width: n ? 2 : 6 } })),
-    layout: { showlegend: true },
+    layout: { showlegend: true, xaxis },
   }));
   draw(at("latency"), run.latency, () => ({
     title: "Latency from published to written, by the clock",
     note: Object.entries(run.latency).map(([name, of]) => `${name} ${short(last(of))} ms`).join(", "),
     traces: Object.entries(run.latency).map(([name, of], n) => line(run.times, of, name, ["line", "baseline"][n], { mode: "lines" })),
-    layout: { showlegend: true, yaxis: { ticksuffix: " ms" } },
+    layout: { showlegend: true, xaxis, yaxis: { ticksuffix: " ms" } },
   }));
   showObjectives(at("live-objectives"), at("live-objectives"), run.objectives);
 }
 
 at("sink").addEventListener("change", (event) => { chosen = event.target.value; show(); });
+at("span").addEventListener("change", () => show());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => state && show());
 addEventListener("load", look);
