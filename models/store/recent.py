@@ -105,16 +105,18 @@ class Recent:
             self._by_key = {at: parts for at, parts in kept.items() if parts}
 
     def tiles(self, places: Sequence[Place]) -> list[tuple[Named, dict[Place, bytes]]]:
-        """Of the places those that entries have rows of, as tiles, by kind and key."""
-        found = []
+        """Of the places those that entries have rows of, as tiles, by kind."""
         wanted = set(places)
+        of_kind: dict[Named, list[tuple[str, Any, int, int]]] = {}
         for name, key in dict.fromkeys((place.kind, place.key) for place in places):
-            parts = self._by_key.get((name, key))
-            if parts is None:
-                continue
-            named = self._entries[parts[0][0]].named
-            rows = _concat(named.kinds, [self._entries[number].rows.slice(low, high) for number, low, high in parts])
-            tiles = tiles_of(name, named.tile_us, rows, pa.array([key] * len(rows), pa.string()))
+            for number, low, high in self._by_key.get((name, key), ()):
+                of_kind.setdefault(self._entries[number].named, []).append((key, number, low, high))
+        found = []
+        for named, parts in of_kind.items():
+            rows = _concat(named.kinds, [self._entries[number].rows.slice(low, high) for _, number, low, high in parts])
+            of_row = np.repeat(np.arange(len(parts)), [high - low for _, _, low, high in parts])
+            keys = pa.array([key for key, *_ in parts], pa.string()).take(pa.array(of_row))
+            tiles = tiles_of(named.name, named.tile_us, rows, keys)
             found.append((named, {place: tile for place, tile in tiles.items() if place in wanted}))
         return found
 

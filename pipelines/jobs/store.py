@@ -46,6 +46,8 @@ def _fill(spec: RunSpec, uri: str, sort: bool) -> collections.Counter[str]:
         fill(pipeline, config)
         with working("filling the store", Status(pipeline.runner).rows), spec.profile.failures():
             pipeline.run().wait_until_finish()
+        with contextlib.closing(open_store(uri, spec.project.feature_set, create=True)) as filled:
+            filled.settle()  # so that who reads finds all in tiles
         return read_counts(scratch)
 
 
