@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -16,7 +17,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.dashboard.board import Board, Document
+from pipelines.dashboard.board import Board
 
 PLOTLY = "plotly"  # the package whose JavaScript draws
 _STATIC = pathlib.Path(__file__).parent / "static"
@@ -51,7 +52,7 @@ def make_app(board: Board, host: str) -> Starlette:
     files = {name: _STATIC / name for name in ("page.css", "page.js", "charts.js")}
     files |= {"": _STATIC / "index.html", "plotly.js": _plotly()}
     routes = [Route(f"/{name}", _file(path)) for name, path in files.items()]
-    routes += [Route("/v1/state", _document(lambda: board.state)), Route("/v1/live", _document(lambda: board.live))]
+    routes += [Route("/v1/state", _document(board, "state")), Route("/v1/live", _document(board, "live"))]
     middleware = [Middleware(_Headers)]
     if host in _LOOPBACK:
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS))
@@ -88,9 +89,11 @@ def _file(path: pathlib.Path) -> Handler:
     return answer
 
 
-def _document(read: Callable[[], Document]) -> Handler:
+def _document(board: Board, name: Literal["state", "live"]) -> Handler:
     async def answer(request: Request) -> Response:
-        document = read()
+        if board.broken:
+            return Response("it has failed: its log says why", status_code=503, media_type="text/plain")
+        document = board.state if name == "state" else board.live
         headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == document.etag:
             return Response(status_code=304, headers=headers)

@@ -42,6 +42,7 @@ class Board:
         self._told: tuple[list[dict[str, Any]], list[str]] | None = None  # releases and faults of the state
         self.state = Document(self._facts([], [], reading=True))
         self.live = Document({})
+        self.broken = False  # a thread has failed, and nothing is up to date any more
 
     def refresh(self) -> None:
         """Read what is new of tables and releases."""
@@ -90,10 +91,12 @@ class Board:
             thread.join(1)
 
     def _keep(self, look: Callable[[], None]) -> None:
-        while True:
-            look()
-            if self._over.wait(SECONDS):
-                return
+        try:
+            while not self._over.is_set():
+                look()
+                self._over.wait(SECONDS)
+        finally:
+            self.broken = not self._over.is_set()
 
     def _facts(self, releases: list[dict[str, Any]], faults: list[str], reading: bool) -> dict[str, Any]:
         return {

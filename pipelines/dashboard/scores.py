@@ -18,7 +18,10 @@ HOUR_US = DAY_US // 24
 UNDECIDED = "scored"  # what rows without a decision are called
 _BATCH_ROWS = 1 << 16
 _MOST_HOURS = 72  # of event time that are shown by the hour
-_MOST_DAYS = 400  # and by the day; longer times by weeks
+_MOST_DAYS = 400  # and by the day
+_MOST_WEEKS = 1500  # steps of weeks
+MOST_DECISIONS = 12
+OTHERS = "other decisions"
 # Decision → start of the hour, microseconds since 1970 UTC → rows.
 Counts = Mapping[str, Mapping[int, int]]
 Int64 = npt.NDArray[np.int64]
@@ -45,7 +48,9 @@ def _count(batch: pa.RecordBatch, time: str, counts: dict[str, dict[int, int]]) 
     names, codes = [UNDECIDED], np.zeros(len(times), np.int64)
     if DECISION in batch.schema.names and len(times) == len(batch):
         decided = batch.column(DECISION)
-        names = [*decided.dictionary.to_pylist(), UNDECIDED]
+        if not pa.types.is_dictionary(decided.type):
+            decided = decided.dictionary_encode()
+        names = [*map(str, decided.dictionary.to_pylist()), UNDECIDED]
         codes = pc.fill_null(decided.indices, len(names) - 1).to_numpy().astype(np.int64)
     keys, rows = np.unique(times // HOUR_US * len(names) + codes, return_counts=True)
     for key, number in zip(keys.tolist(), rows.tolist(), strict=True):
@@ -66,17 +71,20 @@ def add_up(files: Iterable[Counts]) -> dict[str, dict[int, int]]:
 
 
 def step_of(first_us: int, last_us: int) -> int:
-    """The length of a step of event time in which rows are shown: an hour, a day or a week, in microseconds."""
+    """The length of a step of event time in which rows are shown: an hour, a day or weeks, in microseconds."""
     hours = (last_us - first_us) // HOUR_US + 1
     if hours <= _MOST_HOURS:
         return HOUR_US
-    return DAY_US if hours <= 24 * _MOST_DAYS else 7 * DAY_US
+    if hours <= 24 * _MOST_DAYS:
+        return DAY_US
+    return 7 * DAY_US * -(-hours // (7 * 24 * _MOST_WEEKS))
 
 
 def in_steps(total: Counts, declared: Sequence[str]) -> tuple[int, list[int], dict[str, list[int]]]:
     """The step's length, the starts of all steps from first to last, in microseconds, and by decision rows of each.
 
-    Declared decisions come first, in their order, then others by name. Without rows there is no step.
+    Declared decisions come first, in their order, then others by name; with more than MOST_DECISIONS, the last ones
+    are one. Without rows there is no step.
     """
     hours = np.array(sorted({hour for of in total.values() for hour in of}), np.int64)
     names = [name for name in declared if name in total] + sorted(total.keys() - set(declared))
@@ -85,10 +93,10 @@ def in_steps(total: Counts, declared: Sequence[str]) -> tuple[int, list[int], di
     step = step_of(int(hours[0]), int(hours[-1]))
     first = int(hours[0]) // step
     number = int(hours[-1]) // step - first + 1
-    rows: dict[str, list[int]] = {}
-    for name in names:
-        made: Int64 = np.zeros(number, np.int64)
+    rows: dict[str, Int64] = {}
+    for place, name in enumerate(names):
+        shown = name if place < MOST_DECISIONS else OTHERS
+        made = rows.setdefault(shown, np.zeros(number, np.int64))
         places = np.fromiter(total[name], np.int64) // step - first
         np.add.at(made, places, np.fromiter(total[name].values(), np.int64))
-        rows[name] = made.tolist()
-    return step, [(first + place) * step for place in range(number)], rows
+    return step, [(first + place) * step for place in range(number)], {name: of.tolist() for name, of in rows.items()}

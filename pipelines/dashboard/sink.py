@@ -29,6 +29,7 @@ from pipelines.sinks.listed import PROJECT, QUALITY, SCORES, SUCCESS
 MOST_DRIFT = 40  # series
 MOST_ALERTS = 20
 MOST_WINDOWS = 400  # verdicts and figures, the newest
+MOST_RECORDS = 1_000_000  # of a file of label metrics
 MOST_TEXT = 300  # characters of what comes from the data
 _MOST_FAULTS = 5
 
@@ -72,6 +73,8 @@ class Sink:
         """The records of a file of label metrics, those of slices left out."""
         try:
             with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows > MOST_RECORDS:
+                    raise RunError(f"{path}: has more than {MOST_RECORDS:,} rows: it is no file of label metrics")
                 table = file.read(use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
@@ -125,7 +128,7 @@ class Sink:
         try:
             tables = self._labels.values()
             metrics = label_metrics_of(pa.concat_tables(tables)) if tables else None
-        except (pa.ArrowException, KeyError) as error:
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             return [], [f"{self.folder}: its label metrics are not those of one project: {error}"]
         if metrics is None:
             return [], []

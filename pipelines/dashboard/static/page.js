@@ -161,7 +161,7 @@ function showObjectives(section, place, objectives) {
 function showEvents(run, rows) {
   at("events").hidden = !run.starts.length;
   if (!run.starts.length) return;
-  const step = { 3600000: "hour", 86400000: "day" }[run.step] || "week";
+  const step = { 3600000: "hour", 86400000: "day", 604800000: "week" }[run.step] || `${run.step / 604800000} weeks`;
   const end = last(run.starts) + run.step;
   const totals = run.starts.map((_, n) => sum(run.decisions.map((d) => d.rows[n])));
   const by = run.decisions.map((d) => [d.name, sum(d.rows)]);

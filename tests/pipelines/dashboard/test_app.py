@@ -138,6 +138,17 @@ def test_the_app_reads_by_itself_and_stops(folder):
         assert asked.get("/v1/state").json()["runs"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_app_that_can_not_go_on_says_so(folder, monkeypatch):
+    board = Board(PROJECT, [str(folder)], None, None)
+    monkeypatch.setattr(board, "refresh", lambda: 1 / 0)
+    with client(board) as asked:
+        until = time.monotonic() + 60
+        while not board.broken and time.monotonic() < until:
+            time.sleep(0.01)
+        assert asked.get("/v1/state").status_code == 503
+
+
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_has_no_complaint_and_asks_nobody_else(board, tmp_path, scheme):

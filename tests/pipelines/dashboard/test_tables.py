@@ -90,6 +90,15 @@ def test_steps_are_hours_days_or_weeks_and_lose_no_row():
     assert in_steps({}, ["b"]) == (HOUR_US, [], {})
 
 
+def test_steps_and_decisions_are_few_whatever_the_files_say():
+    years = 8000 * 365 * 24 * HOUR_US
+    many = {f"d{n:03}": {n % 2 * years: n} for n in range(200)}
+    _, starts, rows = in_steps(many, ["d150"])
+    assert len(starts) <= 1501
+    assert list(rows) == ["d150", *(f"d{n:03}" for n in range(11)), "other decisions"]
+    assert sum(map(sum, rows.values())) == sum(range(200))
+
+
 def test_rows_without_a_decision_are_counted(tmp_path):
     table = write_day(tmp_path, 0, 50)
     nulls = pa.array([None if n < 20 else "block" for n in range(50)])
@@ -98,6 +107,10 @@ def test_rows_without_a_decision_are_counted(tmp_path):
     some, none = (add_up([count_file(str(tmp_path / f"{name}.parquet"), PROJECT)]) for name in ("some", "none"))
     assert {name: sum(of.values()) for name, of in some.items()} == {"scored": 20, "block": 30}
     assert {name: sum(of.values()) for name, of in none.items()} == {"scored": 50}
+    numbers = pa.array([n % 2 for n in range(50)])
+    pq.write_table(table.set_column(3, "decision", numbers), tmp_path / "numbers.parquet")
+    counts = count_file(str(tmp_path / "numbers.parquet"), PROJECT)
+    assert {name: sum(of.values()) for name, of in counts.items()} == {"0": 25, "1": 25}
 
 
 def test_a_sink_that_grows_shows_the_new_day_and_reads_nothing_else(tmp_path, monkeypatch):
