@@ -31,12 +31,12 @@ def count_file(path: str, project: Project) -> Counts:
     """The rows of a file of scores; RunError if it is none that can be read."""
     counts: dict[str, dict[int, int]] = {}
     try:
-        there = pq.read_schema(path).names
-        if project.event.time not in there:
-            raise RunError(f"{path}: has no {project.event.time}: it is no file of scores of {project.name}")
-        decided = [DECISION] if DECISION in there else []
-        with pq.ParquetFile(path, read_dictionary=decided) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[project.event.time, *decided], use_threads=False):
+        with pq.ParquetFile(path) as file:
+            there = set(file.schema_arrow.names)
+            if project.event.time not in there:
+                raise RunError(f"{path}: has no {project.event.time}: it is no file of scores of {project.name}")
+            names = [project.event.time, *({DECISION} & there)]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
                 _count(batch, project.event.time, counts)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
@@ -47,9 +47,7 @@ def _count(batch: pa.RecordBatch, time: str, counts: dict[str, dict[int, int]]) 
     times = batch.column(time).drop_null().cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     names, codes = [UNDECIDED], np.zeros(len(times), np.int64)
     if DECISION in batch.schema.names and len(times) == len(batch):
-        decided = batch.column(DECISION)
-        if not pa.types.is_dictionary(decided.type):
-            decided = decided.dictionary_encode()
+        decided = batch.column(DECISION).dictionary_encode()
         names = [*map(str, decided.dictionary.to_pylist()), UNDECIDED]
         codes = pc.fill_null(decided.indices, len(names) - 1).to_numpy().astype(np.int64)
     keys, rows = np.unique(times // HOUR_US * len(names) + codes, return_counts=True)
