@@ -238,7 +238,12 @@ class RunSpec:
     def _check_state(self) -> None:
         if self.state is None or self.streams:
             return
-        quality, end = self.project.quality, self.span.stop_us
+        quality, end, engine = self.project.quality, self.span.stop_us, self.profile
+        require(
+            engine.resumes,
+            f"--state: on a busy machine a run on {engine.name} that starts from a state may be wrong, and nothing "
+            "shows it (docs/prism.md): leave --runner out",
+        )
         require(end is not None, "--state is kept of a definite time: name it with --day, --hour or --score-to")
         longest = 3_600_000_000 if self.project.partitions.by == "hour" else 86_400_000_000
         require(

@@ -128,6 +128,7 @@ RUNNERS = {
         ),
         Profile(
             PRISM,
+            resumes=False,
             check=prism.check,
             complete=prism.complete,
             refuses=_NO_TRANSACTIONS | {"journal": prism.NO_JOURNAL},

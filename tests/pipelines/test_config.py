@@ -105,6 +105,10 @@ def test_all_faults_are_told_at_once(spec):
         ({"beam_args": ("--fils=2",), "ours": ("--files",), "runner": "fnapi"}, r"did you mean --files\?"),
         ({"alert_to": ("log",), "project": None}, "--alert-to is for a project that declares quality"),
         ({"dry_run": True}, "--dry-run is for --runner DataflowRunner"),
+        (
+            {"runner": "prismrunner", "state": "state", "day": "2018-06-08"},
+            "--state: on a busy machine a run on PrismRunner",
+        ),
     ],
 )
 def test_a_fault_is_told_in_one_line(spec, change, message):
