@@ -41,6 +41,11 @@ def same_text(text: str, rows: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
 
 
+def as_dictionary(values: pa.Array) -> pa.DictionaryArray:
+    """Values as codes and the distinct ones, which they may be already."""
+    return values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+
+
 def as_batch(table: pa.Table) -> pa.RecordBatch:
     """A table as one batch."""
     columns = [_one_chunk(column) for column in table.columns]

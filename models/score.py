@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_float64, column, marks_of, same_text, take_rows
+from models.batches import as_dictionary, as_float64, column, marks_of, same_text, take_rows
 from models.dead_letters import split_good
 from models.predictors.booster import Scorer
 from models.predictors.encoders import NO_ENCODERS, Encoders
@@ -150,8 +150,7 @@ def decided(rows: pa.RecordBatch) -> Iterator[tuple[tuple[str, str], int]]:
     names = [name for name in (DECISION, BUNDLE_ID) if name in rows.schema.names]
     if BUNDLE_ID not in names:
         return
-    coded = [column(rows, name) for name in names]
-    coded = [each if pa.types.is_dictionary(each.type) else each.dictionary_encode() for each in coded]
+    coded = [as_dictionary(column(rows, name)) for name in names]
     texts = [[*each.dictionary.to_pylist(), ""] for each in coded]
     places = [each.indices.fill_null(len(text) - 1).to_numpy() for each, text in zip(coded, texts, strict=True)]
     lengths = tuple(map(len, texts))

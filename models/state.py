@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from models.batches import as_dictionary
 from models.record import STATE
 from models.steps import S, Shard
 
@@ -58,7 +59,7 @@ class Resume:
 
 def spans_of(sources: pa.Array, times_us: Int64) -> Iterator[SourceSpan]:
     """The span of each source in a batch, by columns of both."""
-    encoded = _encoded(sources)
+    encoded = as_dictionary(sources)
     codes = encoded.indices.to_numpy()
     for code, source in enumerate(encoded.dictionary.to_pylist()):
         times = times_us if len(encoded.dictionary) == 1 else times_us[codes == code]
@@ -67,14 +68,9 @@ def spans_of(sources: pa.Array, times_us: Int64) -> Iterator[SourceSpan]:
 
 
 def _is_one_of(values: pa.Array, known: frozenset[str]) -> Bools:
-    encoded = _encoded(values)
+    encoded = as_dictionary(values)
     found = np.array([value in known for value in encoded.dictionary.to_pylist()], bool)
     return np.full(len(values), found[0]) if len(found) == 1 else found[encoded.indices.to_numpy()]
-
-
-def _encoded(texts: pa.Array) -> pa.DictionaryArray:
-    """A column of texts without nulls as codes of a few; a batch is of one source or a few."""
-    return texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
 
 
 # Fields of a shard that are of one process alone.

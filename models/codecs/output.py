@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.batches import as_dictionary
 from models.faults import python_values
 
 _MARK = secrets.token_hex(8)  # of a text that stands for a decimal, which json can't write
@@ -85,7 +86,7 @@ def _json_texts(values: pa.Array) -> pa.Array:
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         texts = values.cast(pa.string())
     else:
-        encoded = values if pa.types.is_dictionary(kind) else values.dictionary_encode()
+        encoded = as_dictionary(values)
         distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
         texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()
     return texts.fill_null("null")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import column
+from models.batches import as_dictionary, column
 from models.errors import HeadraceError
 from models.project.learned import Category
 from models.project.targets import MOST_VALUES
@@ -75,7 +75,7 @@ class Encoder:
     def codes(self, values: pa.Array) -> Codes:
         """int64[n]: the place of each value, k where it is unknown, k + 1 where it is missing."""
         known = len(self.values)
-        encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+        encoded = as_dictionary(values)
         # Only a batch's different values are looked up: pyarrow's index_in would go over all known ones in each batch.
         found = [known + 1 if v is None else self._places.get(v, known) for v in encoded.dictionary.to_pylist()]
         indices = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)

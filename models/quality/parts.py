@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import Keys, as_int64, column, hash_keys, is_provisional, take_rows
+from models.batches import Keys, as_dictionary, as_int64, column, hash_keys, is_provisional, take_rows
 from models.project.declarations import Project
 from models.quality.calibration import is_estimated
 from models.quality.sampling import BUNDLE, HASH, ID, TIME, least
@@ -107,7 +107,7 @@ def unseen_features(project: Project) -> dict[str, tuple[str, int]]:
 
 def _value_counts(kind: str, values: pa.Array, starts: Keys) -> dict[str, Keys]:
     """The rows with each value between one start and the next."""
-    encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    encoded = as_dictionary(values)
     indices = encoded.indices.to_numpy(zero_copy_only=False)
     found: dict[str, Keys] = {}
     for place, name in enumerate(encoded.dictionary.to_pylist()):

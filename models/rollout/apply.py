@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import column, concat_batches, partition, same_text, take_rows, with_column
+from models.batches import as_dictionary, column, concat_batches, partition, same_text, take_rows, with_column
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.record import (
@@ -95,7 +95,7 @@ def _codes(batch: pa.RecordBatch, *names: str) -> np.ndarray[tuple[int], np.dtyp
     codes = np.zeros(batch.num_rows, np.int64)
     for name in names:
         values = column(batch, name)
-        encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+        encoded = as_dictionary(values)
         codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
     return codes
 

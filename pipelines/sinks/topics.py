@@ -11,7 +11,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import as_int64, column, take_rows, with_column, without
+from models.batches import as_dictionary, as_int64, column, take_rows, with_column, without
 from models.codecs import encode_json_lines
 from models.metrics import LATENCY, ROWS
 from models.project.declarations import Project
@@ -174,7 +174,7 @@ def attributes_of(batch: pa.RecordBatch, project: str) -> list[dict[str, str]]:
     for name in (DECISION, BUNDLE_ID):
         if name in batch.schema.names:
             values = column(batch, name)
-            encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+            encoded = as_dictionary(values)
             texts = [*encoded.dictionary.to_pylist(), None]
             places = encoded.indices.fill_null(len(texts) - 1).to_numpy()
             made = [{**each, **_present(**{name: text})} for each in made for text in texts]
