@@ -50,6 +50,14 @@ def no_release(place: str, project: Project) -> ReleaseError:
     return ReleaseError(f"{redact(place)}: has no release of {project.name}: `headrace release` makes one")
 
 
+def need_log(place: str, project: Project) -> ReleaseLog:
+    """`read_log` where a log is wanted; ReleaseError if there is no record, too."""
+    log = read_log(place, project)
+    if log is None or not log.records:
+        raise no_release(place, project)
+    return log
+
+
 def read_log(place: str, project: Project) -> ReleaseLog | None:
     """A project's log, in a database or an exported file, each record checked; None of a database without one.
 

@@ -106,13 +106,9 @@ def _check_rows(run: str | None, scores: list[str] | None, shadows: list[str] | 
 
 def _read_log(project: pathlib.Path, declared: Project, registry: str | None, releases: str | None) -> ReleaseLog:
     from pipelines.prechecks import registry_of
-    from pipelines.release_store import no_release, read_log
+    from pipelines.release_store import need_log
 
-    place = place_of(registry_of(project, registry), releases)
-    log = read_log(place, declared)
-    if log is None:
-        raise no_release(place, declared)
-    return log
+    return need_log(place_of(registry_of(project, registry), releases), declared)
 
 
 def _bundle_of(challenger: str | None, versions: Sequence[Version], log: ReleaseLog) -> str | None:

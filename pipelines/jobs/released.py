@@ -27,7 +27,7 @@ from pipelines.config import RunSpec
 from pipelines.databases import is_database
 from pipelines.jobs.fitting import find_misfit
 from pipelines.refusals import note_refusals, read_refusals
-from pipelines.release_store import newest_digest, no_release, read_log
+from pipelines.release_store import need_log, newest_digest
 from pipelines.results import RunError
 
 _LOG = logging.getLogger("headrace")
@@ -127,10 +127,7 @@ class Released:
 
     def read(self) -> ReleaseLog:
         """The log as it is now; ReleaseError if there is none, or it is not as it was written."""
-        log = read_log(self.place, self.project)
-        if log is None or not log.records:
-            raise no_release(self.place, self.project)
-        return log
+        return need_log(self.place, self.project)
 
     def newest(self) -> str | None:
         """The digest of the last record; None if there is none, or the log does not grow."""

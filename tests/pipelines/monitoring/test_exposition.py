@@ -1,6 +1,5 @@
 """What a run counts, as Prometheus reads it."""
 
-import socket
 import urllib.error
 import urllib.request
 
@@ -9,12 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models import metrics
 from pipelines.monitoring.exposition import ExpositionError, exposed
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+from tests.kit.ports import free_port
 
 
 def scrape(port):

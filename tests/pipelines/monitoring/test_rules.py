@@ -3,7 +3,6 @@
 import http.server
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ from models.project.objectives import Objectives
 from pipelines.monitoring.exposition import exposed
 from pipelines.monitoring.rules import dashboard, expressions, rules
 from pipelines.monitoring.scrape import ScrapeError, scrape
+from tests.kit.ports import free_port
 from tests.kit.support import card_fraud
 
 OBJECTIVES = Objectives.model_validate(
@@ -103,12 +103,6 @@ def test_alerts_fire_by_the_real_windows(tmp_path, read, dead, fires):
     }
     (tmp_path / "case.yml").write_text(yaml.safe_dump(case))
     promtool("test", "rules", tmp_path / "case.yml")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.serial
