@@ -82,6 +82,11 @@ class LabelledKernel(RollingKernel):
         columns, after = self._of_events.advance(history, events)
         return self._with_labels(columns, history, events), after
 
+    def features_of(self, history: History, events: Events) -> list[Int64 | Float64]:
+        """Features of events where what comes after them does not matter; see `RollingKernel.features_of`."""
+        columns = self._of_events.features_of(history, events)
+        return self._with_labels(columns, history, events) if len(events) else columns
+
     def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
         """Features as of the times of `asked`, which are no events; see `RollingKernel.answer`."""
         columns = self._of_events.answer(history, asked)

@@ -246,11 +246,15 @@ class RollingKernel:
 
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
-        if not len(events):
-            return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features], history
-        order = sort_order(events.ids, events.entity, events.time)
-        new = Run.of(events, order)
-        return put_back(self._compute(history, new), order), self._append(history, new)
+        columns, new = self._advance(history, events)
+        return columns, history if new is None else self._append(history, new)
+
+    def features_of(self, history: History, events: Events) -> list[Int64 | Float64]:
+        """Features of `events` as `advance` gives them, where what comes after them does not matter.
+
+        History may have events later than these, of which they see nothing, but none of an entity and a time of theirs.
+        """
+        return self._advance(history, events)[0]
 
     def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
         """Features as of the times of `asked`, which are no events: neither their ids nor their values are looked at.
@@ -270,6 +274,14 @@ class RollingKernel:
         if not len(events):
             return history
         return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
+
+    def _advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], Run | None]:
+        """Features of events in their order, and these as a run, None of no event."""
+        if not len(events):
+            return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features], None
+        order = sort_order(events.ids, events.entity, events.time)
+        new = Run.of(events, order)
+        return put_back(self._compute(history, new), order), new
 
     def _reads(self, name: str, distinct: bool) -> bool:
         return any(f.column == name and (f.aggregate == "distinct") is distinct for f in self.features)

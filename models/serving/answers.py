@@ -33,7 +33,6 @@ from models.score import score_batch
 from models.serving.requests import Refusal, RequestError, take_in
 from models.store.kinds import LABELS_OF, Kind, Place, make_tiles
 from models.store.past import PastFeatures
-from models.store.tiles import merge_tiles
 
 # The steps of the graph whose refused events get the project's fallback decision.
 _FALLS_BACK = ("Decode", "Validate", "CheckFeatures")
@@ -99,9 +98,7 @@ class Answering:
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
             return Answers(events, places, refused)
-        tiles = dict(pasts.read(self._past.places(events)))
-        own = self._tiles_of(events) if absorb or events.num_rows > 1 else {}
-        featured = self._past.compute(events, self._with_own(tiles, own) if events.num_rows > 1 else tiles)
+        featured = self._past.compute(events, pasts.read(self._past.places(events)))
         if self.project.expect:
             featured, faults, _ = check_features(featured, self.project)
             rows = places[faults.rows].tolist()
@@ -109,7 +106,7 @@ class Answering:
             featured, places = split_good(featured, faults.bad), places[~faults.bad]
         rows = scoring.score(featured, self.project, reason_codes) if featured.num_rows else featured
         if absorb:
-            for kind, added in own.items():
+            for kind, added in self._tiles_of(events).items():
                 pasts.add(self._past.kinds[kind], added)
         return Answers(rows, places, refused)
 
@@ -119,13 +116,6 @@ class Answering:
             events = before_windows(events, self.project)
         made = {kind.name: make_tiles(kind, events) for kind in self._kinds}
         return {name: tiles for name, tiles in made.items() if tiles}
-
-    def _with_own(self, tiles: dict[Place, bytes], own: Mapping[str, dict[Place, bytes]]) -> Mapping[Place, bytes]:
-        for name, mine in own.items():
-            before = [tiles.get(place) for place in mine]
-            merged = merge_tiles(self._past.kinds[name].kinds, before, list(mine.values()))
-            tiles |= dict(zip(mine, merged, strict=True))
-        return tiles
 
     def features_at(self, entity: str, key: str, at_us: int, pasts: Pasts) -> bytes:
         """The rolling features of an entity as of a time, microseconds since 1970 UTC, as a JSON object.

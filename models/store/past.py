@@ -6,19 +6,19 @@ those that the graph gives it after the same past, and a tile may already have t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.batches import as_float64, as_int64, column, times_us
 from models.features.aggregates import code_name
 from models.features.columns import with_keys, with_rolling
 from models.features.labels import LabelledKernel, Labels
 from models.features.row import before_windows, rolling_kernels, with_row_features
-from models.features.windows import Events, Float64, History, RollingKernel, encode_values
+from models.features.windows import Events, Float64, History, RollingKernel, Run, encode_values
 from models.project.declarations import Project
 from models.store.kinds import LABELS_OF, Int64, Kind, Place, as_stored, keys_of, kinds_of
 from models.store.tiles import TEXT, Rows, decode_tiles
@@ -27,6 +27,7 @@ from models.store.tiles import TEXT, Rows, decode_tiles
 _NEVER_LATE_US = 1 << 60
 
 Tiles = Mapping[Place, bytes]
+_BY_CODE_AND_START = operator.itemgetter(0, 1)
 
 
 class PastFeatures:
@@ -55,20 +56,14 @@ class PastFeatures:
     def compute(self, batch: pa.RecordBatch, tiles: Tiles) -> pa.RecordBatch:
         """Valid events with all of their features, in the columns that the graph gives them.
 
-        TileError if a tile is damaged.
+        They see each other, too, as those of the past. TileError if a tile is damaged.
         """
         project = self._project
         if project.before_windows or project.windows_only:
             batch = before_windows(batch, project)
         for entity, kernel in self._kernels.items():
-            kind = self.kinds[entity]
-            known, rows = with_keys(batch, kind.keys)
-            keys, times, ids = keys_of(kind, known).to_pylist(), times_us(known), column(known, kind.event_id)
-            values = {(name, of): as_stored(column(known, name), of) for name, of in kind.columns}
-            history, codes = self._history(entity, kernel, keys, times, as_stored(ids, kind.kinds[0]), tiles)
-            events = Events(np.arange(len(times)), times, ids, _values_of(values, codes))
-            columns, _ = kernel.advance(history, events)
-            batch = with_rolling(batch, kernel, columns, rows)
+            known, rows = with_keys(batch, self.kinds[entity].keys)
+            batch = with_rolling(batch, kernel, self._windows(entity, kernel, known, tiles), rows)
         return with_row_features(batch, project)
 
     def answer(self, entity: str, keys: Sequence[str], times: Int64, tiles: Tiles) -> dict[str, Int64 | Float64]:
@@ -76,32 +71,61 @@ class PastFeatures:
 
         TileError if a tile is damaged.
         """
-        kernel = self._kernels[entity]
-        history, _ = self._history(entity, kernel, keys, times, None, tiles)
-        asked = Events(np.arange(len(times)), times, pa.nulls(len(times)), {})
+        kernel, codes = self._kernels[entity], _Codes(keys)
+        rows, owner = _rows_of(self.kinds[entity], codes, tiles)
+        history = self._history(entity, kernel, codes, rows, owner, _values_of(self.kinds[entity], rows, {}), tiles)
+        asked = Events(codes.of_rows, times, pa.nulls(len(times)), {})
         columns = kernel.answer(history, asked)
         return {feature.name: values for feature, values in zip(kernel.features, columns, strict=True)}
+
+    def _windows(
+        self, entity: str, kernel: RollingKernel, events: pa.RecordBatch, tiles: Tiles
+    ) -> list[Int64 | Float64]:
+        """The features of events that all have the entity's key."""
+        kind, values_seen = self.kinds[entity], dict[Any, int]()
+        codes, times = _Codes(keys_of(kind, events).to_pylist()), times_us(events)
+        rows, owner = _rows_of(kind, codes, tiles)
+        values = _values_of(kind, rows, values_seen)
+        ids = as_stored(column(events, kind.event_id), kind.kinds[0])
+        mine = (as_stored(column(events, name), of) for name, of in kind.columns)
+        own = _values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
+        asked = Events(codes.of_rows, times, ids, own)
+        if (beside := np.isin(rows.time, times)).any():
+            is_beside, is_again = _beside(asked, Events(owner, rows.time, rows.columns[0], {}), np.flatnonzero(beside))
+            asked = _with_rows(asked, owner, rows, values, is_beside)
+            kept = np.ones(len(rows), bool)
+            kept[is_beside] = kept[is_again] = False
+            rows, owner = rows.take(np.flatnonzero(kept)), owner[kept]
+            values = {name: numbers[kept] for name, numbers in values.items()}
+        history = self._history(entity, kernel, codes, rows, owner, values, tiles)
+        return [column[: len(times)] for column in kernel.features_of(history, asked)]
 
     def _history(
         self,
         entity: str,
         kernel: RollingKernel,
-        keys: Sequence[str],
-        times: Int64,
-        ids: pa.Array | None,
+        codes: _Codes,
+        rows: Rows,
+        owner: Int64,
+        values: dict[str, Any],
         tiles: Tiles,
-    ) -> tuple[History, dict[Any, int]]:
-        """What is before each of the events, with its number as the entity; and codes of values."""
-        kind, codes = self.kinds[entity], dict[Any, int]()
-        rows, owner = _before(kind, keys, times, ids, tiles)
-        values = dict(zip(kind.columns, rows.columns[1:], strict=True))
-        events = Events(owner, rows.time, pa.nulls(len(rows)), _values_of(values, codes))
-        history = kernel.extend(History(), events)
+    ) -> History:
+        """Rows of tiles, and the labels that are known of them, as the kernel reads them."""
+        history = History((Run(owner, rows.time, values),) if len(rows) else ())
         if isinstance(kernel, LabelledKernel):
-            rows, owner = _before(self.kinds[LABELS_OF + entity], keys, times, None, tiles)
+            rows, owner = _rows_of(self.kinds[LABELS_OF + entity], codes, tiles)
             _, known, value = rows.columns
             history = kernel.learn(history, Labels(owner, rows.time, as_int64(known), as_float64(value)))
-        return history, codes
+        return history
+
+
+class _Codes:
+    """Numbers for the keys of a request, and int64[n] that of each row."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.by_key: dict[str, int] = {}
+        of_rows = [self.by_key.setdefault(key, len(self.by_key)) for key in keys]
+        self.of_rows = np.array(of_rows, np.int64)
 
 
 def places_at(kind: Kind, key: str, time_us: int) -> list[Place]:
@@ -109,29 +133,47 @@ def places_at(kind: Kind, key: str, time_us: int) -> list[Place]:
     return [Place(kind.name, key, start) for start in kind.starts_us(time_us)]
 
 
-def _before(kind: Kind, keys: Sequence[str], times: Int64, ids: pa.Array | None, tiles: Tiles) -> tuple[Rows, Int64]:
-    """The rows of each key before an event of that time and id, or up to the time; and of which one each is."""
-    parts, owners = [], []
-    for number, (key, time_us) in enumerate(zip(keys, times.tolist(), strict=True)):
-        for place in places_at(kind, key, time_us):
-            if tile := tiles.get(place):
-                parts.append(tile)
-                owners.append(number)
-    rows, counts = decode_tiles(kind.kinds, parts)
-    owner = np.repeat(np.asarray(owners, np.int64), counts)
-    until = times[owner]
-    seen = rows.time <= until
-    if ids is not None:
-        at = np.flatnonzero(rows.time == until)
-        mine, others = ids.take(pa.array(owner[at])), rows.columns[0].take(pa.array(at))
-        seen[at] = np.asarray(pc.less(others, mine))
-    chosen = np.flatnonzero(seen)
-    return rows.take(chosen), owner[chosen]
+def _rows_of(kind: Kind, codes: _Codes, tiles: Tiles) -> tuple[Rows, Int64]:
+    """The rows of tiles in the order (code of the key, time, id), and the code of each."""
+    found = [
+        (code, place.start_us, tile)
+        for place, tile in tiles.items()
+        if place.kind == kind.name and (code := codes.by_key.get(place.key)) is not None
+    ]
+    found.sort(key=_BY_CODE_AND_START)
+    rows, counts = decode_tiles(kind.kinds, [tile for _, _, tile in found])
+    return rows, np.repeat(np.array([code for code, _, _ in found], np.int64), counts)
 
 
-def _values_of(columns: Mapping[tuple[str, str], pa.Array], codes: dict[Any, int]) -> dict[str, Any]:
-    """Columns of tiles, by name and kind, as the kernel reads them."""
+def _beside(asked: Events, past: Events, rows: Int64) -> tuple[list[int], list[int]]:
+    """Of some rows of the past those that have entity and time of an event that is asked for: others, and itself."""
+    ids = zip(asked.entity.tolist(), asked.time.tolist(), asked.ids.to_pylist(), strict=True)
+    events: dict[tuple[int, int], set[Any]] = {}
+    for code, time_us, event_id in ids:
+        events.setdefault((code, time_us), set()).add(event_id)
+    others, again = [], []
+    for row, event_id in zip(rows.tolist(), past.ids.take(pa.array(rows)).to_pylist(), strict=True):
+        at = events.get((int(past.entity[row]), int(past.time[row])))
+        if at is not None:
+            (again if event_id in at else others).append(row)
+    return others, again
+
+
+def _with_rows(asked: Events, owner: Int64, rows: Rows, values: Mapping[str, Any], more: Sequence[int]) -> Events:
+    """Events, and behind them some rows of the past."""
+    if not more:
+        return asked
+    return Events(
+        np.concatenate([asked.entity, owner[more]]),
+        np.concatenate([asked.time, rows.time[more]]),
+        pa.concat_arrays([asked.ids, rows.columns[0].take(pa.array(more))]),
+        {name: np.concatenate([mine, values[name][more]]) for name, mine in asked.values.items()},
+    )
+
+
+def _values_of(kind: Kind, rows: Rows, codes: dict[Any, int]) -> dict[str, Any]:
+    """Columns of rows by name as the kernel reads them."""
     return {
-        code_name(name) if kind == TEXT else name: encode_values(values, codes) if kind == TEXT else as_float64(values)
-        for (name, kind), values in columns.items()
+        code_name(name) if of == TEXT else name: encode_values(values, codes) if of == TEXT else as_float64(values)
+        for (name, of), values in zip(kind.columns, rows.columns[1:], strict=True)
     }
