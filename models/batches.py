@@ -24,6 +24,7 @@ from models.record import (
 )
 
 Keys = np.ndarray[Any, Any]
+_INT64 = pa.int64()
 
 
 def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -87,7 +88,8 @@ def times_us(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     """A column of integers or times without nulls as int64[n]; times are microseconds since 1970 UTC."""
-    return np.asarray(values.cast(pa.int64()).to_numpy(zero_copy_only=False))
+    plain = values if values.type == _INT64 else values.cast(_INT64)
+    return np.asarray(plain.to_numpy(zero_copy_only=False))
 
 
 def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -152,9 +154,8 @@ def slice_ends(event_time_us: Keys, slice_us: int) -> Keys:
 
 def with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
     """The batch with a column of that name, in place of the one it has or at the end; metadata stays."""
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {name: values}
-    fields = [pa.field(n, c.type) for n, c in columns.items()]
-    return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields, batch.schema.metadata))
+    place = batch.schema.get_field_index(name)
+    return batch.append_column(name, values) if place < 0 else batch.set_column(place, name, values)
 
 
 def without(batch: pa.RecordBatch, *names: str) -> pa.RecordBatch:

@@ -58,18 +58,18 @@ def score_batch(
 
     Without a scorer, what stands up to the features. Where decisions block, a weight stands at the end, unknown.
     """
-    result = output_columns(batch, project)
+    rows = output_columns(batch, project)
     if scorer is None:
-        return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
+        return rows
     inputs = model_inputs(batch, project.model.inputs, scorer.encoders)
     outputs = scorer.score(inputs)
-    result |= columns_of_outputs(outputs, project)
+    result = columns_of_outputs(outputs, project)
     if reason_codes:
         result[REASONS] = _reasons(scorer, inputs, reason_codes, main_outputs(outputs, project))
     result[BUNDLE_ID] = same_text(bundle_id, batch.num_rows)
     if project.rollout.blocks:  # known where a release log has a holdout
         result[WEIGHT] = pa.nulls(batch.num_rows, pa.float64())
-    return pa.RecordBatch.from_arrays(list(result.values()), names=list(result))
+    return with_columns(rows, result)
 
 
 def stream_columns(batch: pa.RecordBatch) -> dict[str, pa.Array]:
@@ -85,19 +85,18 @@ def stream_columns(batch: pa.RecordBatch) -> dict[str, pa.Array]:
 
 def with_columns(batch: pa.RecordBatch, added: dict[str, pa.Array]) -> pa.RecordBatch:
     """The batch with more columns at its end."""
-    names = [*batch.schema.names, *added]
-    return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], names=names)
+    for name, values in added.items():
+        batch = batch.append_column(name, values)
+    return batch
 
 
-def output_columns(batch: pa.RecordBatch, project: Project) -> dict[str, pa.Array]:
+def output_columns(batch: pa.RecordBatch, project: Project) -> pa.RecordBatch:
     """What of an event goes out: its id, event time, entities, declared output fields and features."""
-    result = {project.event.id: column(batch, project.event.id)}
-    result[project.event.time] = column(batch, EVENT_TIME)
     watched = project.watched_columns if project.quality else ()
     marks = [UNEXPECTED] if project.marks_rows else []
-    for name in (*project.entities.values(), *project.output, *project.feature_names, *watched, *marks):
-        result[name] = column(batch, name)
-    return result
+    more = (*project.entities.values(), *project.output, *project.feature_names, *watched, *marks)
+    names = list(dict.fromkeys([project.event.id, EVENT_TIME, *more]))
+    return batch.select(names).rename_columns([project.event.time if n == EVENT_TIME else n for n in names])
 
 
 def model_inputs(

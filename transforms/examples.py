@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from models.batches import column
 from models.project.declarations import Project
-from models.score import output_columns
+from models.score import output_columns, with_columns
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,8 +24,7 @@ class CollectExamples(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCo
 
     def _examples(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         project = self.project
-        columns = output_columns(batch, project)
+        rows = output_columns(batch, project)
         label = [project.label.field] if project.label else []
-        for name in (*label, *project.model.inputs, *project.training.slices):
-            columns[name] = column(batch, name)
-        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+        more = dict.fromkeys([*label, *project.model.inputs, *project.training.slices])
+        return with_columns(rows, {n: column(batch, n) for n in more if n not in rows.schema.names})

@@ -181,7 +181,8 @@ def _from_values(values: Sequence[Any], field: Field, faults: RowFaults) -> pa.A
     target, plain, convert = _TARGETS[kind]
     if set(map(type, values)) <= plain:
         try:
-            return coerce(pa.array(values, target), field, faults)
+            column = pa.array(values, target)
+            return coerce(column, field, faults) if field.kind == "time" else column
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):  # one of them at least does not fit
             pass
     if field.is_boolean:

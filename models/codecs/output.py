@@ -11,6 +11,7 @@ import re
 import secrets
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -79,8 +80,12 @@ def encode_json_lines(batch: pa.RecordBatch) -> bytes:
 def _json_texts(values: pa.Array) -> pa.Array:
     kind = values.type
     if pa.types.is_floating(kind):
-        texts = pc.if_else(pc.is_finite(values), values, None).cast(pa.string())
-        texts = pc.if_else(pc.equal(texts, "-0"), "-0.0", texts)  # many readers make the integer 0 of -0
+        numbers = values.to_numpy(zero_copy_only=False)
+        if not np.isfinite(numbers).all():
+            values = pc.if_else(pc.is_finite(values), values, None)
+        texts = values.cast(pa.string())
+        if (np.signbit(numbers) & (numbers == 0)).any():  # many readers make the integer 0 of -0
+            texts = pc.if_else(pc.equal(texts, "-0"), "-0.0", texts)
     elif pa.types.is_timestamp(kind):
         texts = pc.binary_join_element_wise('"', pc.strftime(values, "%Y-%m-%dT%H:%M:%S"), 'Z"', "")
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
@@ -89,7 +94,7 @@ def _json_texts(values: pa.Array) -> pa.Array:
         encoded = as_dictionary(values)
         distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
         texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()
-    return texts.fill_null("null")
+    return texts.fill_null("null") if texts.null_count else texts
 
 
 def _json_text(value: Any) -> str:

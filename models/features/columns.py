@@ -25,11 +25,12 @@ def with_keys(batch: pa.RecordBatch, entity: Sequence[str]) -> tuple[pa.RecordBa
 def with_rolling(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any], rows: Keys | None) -> pa.RecordBatch:
     """The batch with the kernel's features, columns of the given `rows` or of all; in others they are missing."""
     features, holes = kernel.features, None
-    added = [pa.field(f.name, pa.int64() if f.is_count else pa.float64()) for f in features]
     if rows is not None:
         place = np.full(batch.num_rows, len(rows))
         place[rows] = np.arange(len(rows))
         holes = place == len(rows)
         columns = [np.append(v, 0 if f.is_count else np.nan)[place] for f, v in zip(features, columns, strict=True)]
-    arrays = [pa.array(v, mask=holes if f.is_count else None) for f, v in zip(features, columns, strict=True)]
-    return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=pa.schema([*batch.schema, *added]))
+    for feature, values in zip(features, columns, strict=True):
+        kind, mask = (pa.int64(), holes) if feature.is_count else (pa.float64(), None)
+        batch = batch.append_column(feature.name, pa.array(values, kind, mask=mask))
+    return batch

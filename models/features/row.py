@@ -151,9 +151,9 @@ def with_features(batch: pa.RecordBatch, names: Sequence[str], project: Project)
     for name in names:
         expression = project.row_features[name]
         added[name] = pa.array(np.ascontiguousarray(expression.evaluate(_operands(batch, name, project))))
-    fields = [pa.field(name, values.type) for name, values in added.items()]
-    schema = pa.schema([*batch.schema, *fields])
-    return pa.RecordBatch.from_arrays([*batch.columns, *added.values()], schema=schema)
+    for name, values in added.items():
+        batch = batch.append_column(name, values)
+    return batch
 
 
 def _operands(batch: pa.RecordBatch, name: str, project: Project) -> dict[str, Column]:

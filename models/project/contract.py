@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from models.batches import as_int64
 from models.errors import HeadraceError
 from models.faults import RowFaults
 from models.fixed_point import has_more_places
@@ -271,16 +272,24 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         bad = ~np.isfinite(values) & _mask(pc.is_valid(column))
         if bad.any():
             faults.add(np.flatnonzero(bad), field.name, "not finite", column)
-    for bound, breaks, side in ((field.minimum, pc.less, "below"), (field.maximum, pc.greater, "above")):
-        if bound is None:
-            continue
-        outside = breaks(column, bound)
-        if field.kind == "float":
-            outside = pc.and_(outside, pc.is_finite(column))
-        faults.add(_rows(outside), field.name, f"{side} {_number(bound)}", column)
+    for bound, breaks, side in ((field.minimum, np.less, "below"), (field.maximum, np.greater, "above")):
+        if bound is not None and (rows := _breaking(field, column, breaks, bound)).size:
+            faults.add(rows, field.name, f"{side} {_number(bound)}", column)
     if field.domain is not None:
         known = pc.is_in(column, value_set=pa.array(field.domain, pa.string()))
         faults.add(_rows(pc.and_(pc.invert(known), pc.is_valid(column))), field.name, "not in domain", column)
+
+
+def _breaking(
+    field: Field, column: pa.Array, breaks: np.ufunc, bound: float
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The rows of numbers that are beyond a bound, which what is not finite is not."""
+    if field.kind == "float":
+        values = column.to_numpy(zero_copy_only=False)
+        return np.flatnonzero(breaks(values, bound) & np.isfinite(values))
+    whole = column.fill_null(0) if column.null_count else column
+    found = np.flatnonzero(breaks(whole.to_numpy(), bound))
+    return found[_mask(column.take(pa.array(found)).is_valid())] if column.null_count and len(found) else found
 
 
 def check_fixed_point(
@@ -306,12 +315,11 @@ def check_fixed_point(
 
 def check_event_time(column: pa.Array, name: str, earliest_us: int, latest_us: int, faults: RowFaults) -> None:
     """Add to `faults` the rows whose event time lies outside [earliest, latest)."""
-    values = column.cast(pa.int64())
-    for bad, rule in (
-        (pc.less(values, earliest_us), "before event.earliest"),
-        (pc.greater_equal(values, latest_us), "not before event.latest"),
-    ):
-        faults.add(_rows(bad), name, rule, column)
+    there = _mask(column.is_valid()) if column.null_count else True
+    values = as_int64(column.fill_null(0) if column.null_count else column)
+    for bad, rule in ((values < earliest_us, "before event.earliest"), (values >= latest_us, "not before event.latest")):
+        if bad.any():
+            faults.add(np.flatnonzero(bad & there), name, rule, column)
 
 
 def _mask(condition: pa.BooleanArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
