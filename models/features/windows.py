@@ -112,23 +112,29 @@ class Run:
         An age is one for all events or int64[events]. Rows stand in order, so those of the entities before an event's
         are counted too. A time before `passed` is taken as `passed`.
         """
-        place = np.searchsorted(self._entities, events.entity)
-        known = self._entities[np.minimum(place, len(self._entities) - 1)] == events.entity
-        start, end = self._starts[place], self._starts[place + known]
+        entities, starts, first, last = self._entities, self._starts, self.first, self.last
+        earliest, latest = events.first, events.last
+        place = entities.searchsorted(events.entity)
+        known = entities[np.minimum(place, len(entities) - 1)] == events.entity
+        start, end = starts[place], starts[place + known]
         rows = np.empty((len(ages), len(events)), np.int64)
-        for age, found in zip(ages, rows, strict=True):
+        searched = []
+        for number, age in enumerate(ages):
             least, most = (age, age) if isinstance(age, int) else (int(age.min()), int(age.max()))
-            if max(events.first - most, passed) >= self.last:
-                found[:] = end
-            elif max(events.last - least, passed) < self.first:
-                found[:] = start
+            if max(earliest - most, passed) >= last:
+                rows[number] = end
+            elif max(latest - least, passed) < first:
+                rows[number] = start
             else:
-                until = np.maximum(events.time - age, passed)
-                key = place * self._span + ((until - self.first) >> self._tick_bits)
-                np.clip(np.searchsorted(self._key, key, side="right"), start, end, out=found)
-                # Where a key has no room for all of a time, the last rows found may be later than it.
-                while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
-                    found -= later
+                searched.append(number)
+        if searched:
+            until = np.maximum([events.time - ages[number] for number in searched], passed)
+            key = place * self._span + ((until - first) >> self._tick_bits)
+            found = np.minimum(np.maximum(self._key.searchsorted(key, side="right"), start), end)
+            # Where a key has no room for all of a time, the last rows found may be later than it.
+            while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
+                found -= later
+            rows[searched] = found
         return rows
 
     def known_until(self, field: str, rows: Int64) -> Int64:

@@ -90,7 +90,7 @@ class PastFeatures:
         mine = (as_stored(column(events, name), of) for name, of in kind.columns)
         own = _values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
         asked = Events(codes.of_rows, times, ids, own)
-        if (beside := np.isin(rows.time, times)).any():
+        if len(rows) and rows.time.max() >= times.min() and (beside := np.isin(rows.time, times)).any():
             is_beside, is_again = _beside(asked, Events(owner, rows.time, rows.columns[0], {}), np.flatnonzero(beside))
             asked = _with_rows(asked, owner, rows, values, is_beside)
             kept = np.ones(len(rows), bool)

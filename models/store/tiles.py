@@ -35,6 +35,7 @@ MAX_TILE_BYTES = 64 << 20
 _MAGIC = b"hrt1"
 _HEAD = struct.Struct("<4sIIB")
 _CRC = struct.Struct("<I")
+_CHECKED = 0x2144DF1C  # the CRC-32 of whatever ends with its own
 _TYPES = {INTEGER: "<i8", NUMBER: "<f8", TEXT: "<i4"}
 
 
@@ -111,22 +112,24 @@ def decode_tiles(kinds: str, tiles: Sequence[bytes]) -> tuple[Rows, Int64]:
     head, width = _head_of(kinds)
     begin = _HEAD.size + len(head)
     bodies, heaps, counts, sizes = [], [], [], []
+    unpack, crc32 = _HEAD.unpack_from, zlib.crc32
     for tile in tiles:
         if not begin + _CRC.size <= len(tile) <= MAX_TILE_BYTES:
             raise TileError(f"a tile of {len(tile):,} bytes is damaged")
-        magic, count, size, told = _HEAD.unpack_from(tile)
-        if magic != _MAGIC or begin + count * width + size + _CRC.size != len(tile):
+        magic, count, size, told = unpack(tile)
+        body = begin + count * width
+        if magic != _MAGIC or body + size + _CRC.size != len(tile):
             kind = tile[_HEAD.size : _HEAD.size + told]
             raise TileError("a tile is of other columns" if magic == _MAGIC and kind != head else "a tile is damaged")
-        if _CRC.unpack_from(tile, len(tile) - _CRC.size)[0] != zlib.crc32(memoryview(tile)[: -_CRC.size]):
+        if crc32(tile) != _CHECKED:
             raise TileError("a tile is damaged: its checksum is of other bytes")
         if told != len(head) or tile[_HEAD.size : begin] != head:
             raise TileError("a tile is of other columns")
-        body = begin + count * width
         bodies.append(tile[begin:body])
-        heaps.append(tile[body : body + size])
         counts.append(count)
         sizes.append(size)
+        if size:
+            heaps.append(tile[body : body + size])
     records = np.frombuffer(b"".join(bodies), _dtype(kinds))
     rows = Rows(kinds, records["time"].astype(np.int64), _columns_of(kinds, records, b"".join(heaps), counts, sizes))
     return rows, np.asarray(counts, np.int64)

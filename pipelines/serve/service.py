@@ -32,6 +32,7 @@ from pipelines.store import Store, StoreError
 _LOG = logging.getLogger("headrace")
 _LOOK_SECONDS = 1.0
 MOST_WAITING = 256
+_BOOLS = {True: b"true", False: b"false"}
 T = TypeVar("T")
 
 
@@ -54,11 +55,14 @@ class _Watched:
 
     def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
         self._store, self._failed = store, failed
+        self.watermark_us: int | None = None  # as of what was read last
 
     def read(self, places: Sequence[Place]) -> Mapping[Place, bytes]:
         """As the store."""
         with self.told():
-            return self._store.read(places)
+            tiles, progress = self._store.read_with_progress(places)
+        self.watermark_us = progress.watermark_us
+        return tiles
 
     def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
         """As the store."""
@@ -156,15 +160,13 @@ class Service:
 
     def _score(self, payloads: Sequence[bytes], with_features: bool, reason_codes: int) -> Reply:
         scoring = self.models.current()
-        with self._watched.told():
-            watermark_us = self._store.progress().watermark_us
         try:
             answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
         except ModelError as error:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
             raise
-        told = self._freshness(answers, watermark_us)
+        told = self._freshness(answers)
         found = self.answering.render(answers, told, with_features)
         return Reply(found, scored=answers.rows.num_rows, refused=len(answers.refused))
 
@@ -179,27 +181,27 @@ class Service:
         return Reply(found, refused=len(answers.refused), fallback=len(times))
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
-        with self._watched.told():
-            watermark_us = self._store.progress().watermark_us
         features = self.answering.features_at(entity, key, at_us, self._watched)
-        return b'{"features":' + features + b"," + self._told(watermark_us, at_us) + b"}"
+        return b'{"features":' + features + b"," + self._told([at_us])[0] + b"}"
 
-    def _freshness(self, answers: Answers, watermark_us: int | None) -> list[bytes]:
+    def _freshness(self, answers: Answers) -> list[bytes]:
         """How fresh the state was that each row is of."""
         if not answers.rows.num_rows:
             return []
-        times = as_int64(column(answers.rows, self.project.event.time)).tolist()
-        return [self._told(watermark_us, time_us) for time_us in times]
+        return self._told(as_int64(column(answers.rows, self.project.event.time)).tolist())
 
-    def _told(self, watermark_us: int | None, time_us: int) -> bytes:
-        """`as_of`, before which all events are in the store, and whether all are there that are before a time.
+    def _told(self, times_us: Sequence[int]) -> list[bytes]:
+        """`as_of`, before which all events are in the store, and whether all are there that are before each time.
 
         An endpoint that absorbs is the only way in, so that all are there but those that it had to answer without.
         """
-        complete = watermark_us is not None and time_us < watermark_us
-        complete |= self.absorbs and (self._lost_us is None or time_us < self._lost_us)
+        watermark_us = self._watched.watermark_us
+        until_us = watermark_us if watermark_us is not None else -(1 << 62)
+        if self.absorbs:
+            until_us = 1 << 62 if self._lost_us is None else max(until_us, self._lost_us)
         as_of = b"null" if watermark_us is None else b'"%s"' % time_text(watermark_us).encode()
-        return b'"as_of":%s,"complete":%s' % (as_of, b"true" if complete else b"false")
+        told = {complete: b'"as_of":%s,"complete":%s' % (as_of, text) for complete, text in _BOOLS.items()}
+        return [told[time_us < until_us] for time_us in times_us]
 
 
 def time_text(time_us: int) -> str:

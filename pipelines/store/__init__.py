@@ -51,6 +51,9 @@ class Store(Protocol):
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The tiles that are there of those named, in one round trip."""
 
+    def read_with_progress(self, places: Sequence[Place]) -> tuple[dict[Place, bytes], Progress]:
+        """As `read`, and how far all tiles go at least, in the same round trip."""
+
     def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles of one kind with those that are there; again, it changes nothing.
 

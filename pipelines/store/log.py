@@ -25,8 +25,9 @@ _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of d
 
 
 class Found(NamedTuple):
-    """What a backend reads at once: entries of the log by number, the last that is in tiles, and tiles."""
+    """What a backend reads at once: marks, entries of the log by number, the last that is in tiles, and tiles."""
 
+    marks: dict[str, int]
     entries: list[tuple[Any, bytes]]
     settled: Any
     tiles: dict[Place, bytes]
@@ -36,7 +37,7 @@ class Backend(Protocol):
     """Where tiles, a log and marks of one feature set are. Methods raise StoreError if it does not answer."""
 
     def read(self, places: Sequence[Place], after: Any) -> Found:
-        """The log's entries after a number, None for all, read first; then the tiles that are there."""
+        """Marks; then the log's entries after a number, None for all; then the tiles that are there."""
 
     def log(self, entry: bytes) -> None:
         """Add an entry to the log, with a number larger than those before."""
@@ -73,21 +74,27 @@ class LoggedStore:
         self._backend = backend
         self._recent = Recent()
         self._last: Any = None  # entry that was read
+        self._settled: Any = None  # entry up to which the log was in tiles
         self._entries = self._rows = 0  # that this process added since the log was last put into tiles
 
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The tiles that are there of those named."""
+        return self.read_with_progress(places)[0]
+
+    def read_with_progress(self, places: Sequence[Place]) -> tuple[dict[Place, bytes], Progress]:
+        """Those tiles, and how far all go at least."""
         found = self._backend.read(places, self._last)
         for number, content in found.entries:
             self._recent.learn(number, read_entry(content))
             self._last = number
-        if found.settled is not None:
+        if found.settled != self._settled:
             self._recent.forget(found.settled)
+            self._settled = found.settled
         tiles = found.tiles
         for named, more in self._recent.tiles(places) if len(self._recent) else ():
             merged = merge_tiles(named.kinds, [tiles.get(place) for place in more], list(more.values()))
             tiles |= zip(more, merged, strict=True)
-        return tiles
+        return tiles, _progress_of(found.marks)
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """Add rows to the log, and now and then the log to the tiles."""
@@ -139,8 +146,7 @@ class LoggedStore:
 
     def progress(self) -> Progress:
         """How far the tiles go."""
-        marks = self._backend.marks()
-        return Progress(marks.get(_WATERMARK), marks.get(_NEWEST))
+        return _progress_of(self._backend.marks())
 
     def advance(self, progress: Progress) -> None:
         """Go on as far as that."""
@@ -160,3 +166,7 @@ class LoggedStore:
     def close(self) -> None:
         """Let go of it."""
         self._backend.close()
+
+
+def _progress_of(marks: Mapping[str, int]) -> Progress:
+    return Progress(marks.get(_WATERMARK), marks.get(_NEWEST))

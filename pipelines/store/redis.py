@@ -82,15 +82,16 @@ class RedisBackend:
             self._redis.ping()
 
     def read(self, places: Sequence[Place], after: Number | None) -> Found:
-        """The log and then tiles, in one round trip."""
+        """In one round trip."""
         with self._told(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._marks)
             pipe.xrange(self._log, f"({_text(after)}" if after else "-", "+")
             pipe.get(self._settled)
             rounds = self._ask(pipe, places)
-            entries, settled, *answers = pipe.execute()
+            marks, entries, settled, *answers = pipe.execute()
         found = _tiles_of(rounds, answers)
         numbered = [(_number(number), entry[b"rows"]) for number, entry in entries]
-        return Found(numbered, _number(settled) if settled and after else None, found)
+        return Found(_marks_of(marks), numbered, _number(settled) if settled else None, found)
 
     def log(self, entry: bytes) -> None:
         """An entry of a stream."""
@@ -139,7 +140,7 @@ class RedisBackend:
         """All of them."""
         with self._told():
             told: Any = self._redis.hgetall(self._marks)
-        return {name.decode(): int(value) for name, value in told.items()}
+        return _marks_of(told)
 
     def raise_marks(self, marks: Mapping[str, int]) -> None:
         """In one step."""
@@ -205,6 +206,10 @@ class RedisBackend:
 def _tiles_of(rounds: Sequence[Sequence[Place]], answers: Sequence[Any]) -> dict[Place, bytes]:
     pairs = [pair for some, found in zip(rounds, answers, strict=True) for pair in zip(some, found, strict=True)]
     return {place: tile for place, tile in pairs if tile is not None}
+
+
+def _marks_of(told: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in told.items()}
 
 
 def _text(number: Number) -> str:

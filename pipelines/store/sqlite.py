@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import sqlite3
 import threading
@@ -30,6 +31,8 @@ WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY AUTOINCREMENT, feature_set TEXT, content BLOB);
 """
 _SETTLED = "settled"
+_SELECT = "SELECT key, start, content FROM tiles WHERE kind = ? AND start IN ({}) AND key IN ({})"
+_ROUND = 2_000  # keys of one statement
 
 
 class SqliteBackend:
@@ -52,24 +55,26 @@ class SqliteBackend:
                 failed.pop_all()
 
     def read(self, places: Sequence[Place], after: int | None) -> Found:
-        """The log first, then tiles; it needs no transaction, as what leaves the log is in tiles before."""
+        """The log before tiles; it needs no transaction, as what leaves the log is in tiles before."""
         starts = collections.defaultdict(list)
-        for place in places:
-            starts[place.kind, place.key].append(place.start_us)
+        for kind, key, start in places:
+            starts[kind, key].append(start)
+        keys = collections.defaultdict(list)  # which most often have the same starts
+        for (kind, key), wanted in starts.items():
+            keys[kind, tuple(wanted)].append(key)
         found = {}
         with self._told():
-            execute = self._connection.execute
+            execute, marks = self._connection.execute, self.marks()
             select = "SELECT id, content FROM log WHERE id > ? AND feature_set = ? ORDER BY id"
             entries = execute(select, (after or 0, self._feature_set)).fetchall()
-            settled = self._mark(_SETTLED) if after else None
-            for (kind, key), wanted in starts.items():
+            for (kind, wanted), of in keys.items():
                 if (number := self._number(kind)) is None:
                     continue
-                holes = ", ".join("?" * len(wanted))
-                select = f"SELECT start, content FROM tiles WHERE kind = ? AND start IN ({holes}) AND key = ?"
-                for start, content in execute(select, (number, *wanted, key)):
-                    found[Place(kind, key, start)] = content
-        return Found(entries, settled, found)
+                for some in (of[at : at + _ROUND] for at in range(0, len(of), _ROUND)):
+                    select = _SELECT.format(_holes(len(wanted)), _holes(len(some)))
+                    for key, start, content in execute(select, (number, *wanted, *some)):
+                        found[Place(kind, key, start)] = content
+        return Found(marks, entries, marks.get(_SETTLED), found)
 
     def log(self, entry: bytes) -> None:
         """One row more."""
@@ -147,11 +152,6 @@ class SqliteBackend:
                 execute(f"PRAGMA application_id = {_APPLICATION}")
                 execute(f"PRAGMA user_version = {_VERSION}")
 
-    def _mark(self, name: str) -> int | None:
-        select = "SELECT value FROM marks WHERE feature_set = ? AND name = ?"
-        row = self._connection.execute(select, (self._feature_set, name)).fetchone()
-        return None if row is None else row[0]
-
     def _raise(self, name: str, value: int) -> None:
         upsert = (
             "INSERT INTO marks (feature_set, name, value) VALUES (?, ?, ?) "
@@ -212,3 +212,8 @@ class SqliteBackend:
                 raise StoreError(f"{self._path}: {error}") from None
             except OSError as error:
                 raise StoreError(f"{self._path}: {error.strerror or error}") from None
+
+
+@functools.cache
+def _holes(number: int) -> str:
+    return ", ".join("?" * number)
