@@ -21,6 +21,7 @@ from models.record import (
     MARKS,
     PUBLISHED,
     SLICE,
+    TIMESTAMP,
 )
 
 Keys = np.ndarray[Any, Any]
@@ -88,8 +89,9 @@ def times_us(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     """A column of integers or times without nulls as int64[n]; times are microseconds since 1970 UTC."""
-    plain = values if values.type == _INT64 else values.cast(_INT64)
-    return np.asarray(plain.to_numpy(zero_copy_only=False))
+    if values.type != _INT64:
+        values = values.view(_INT64) if values.type == TIMESTAMP else values.cast(_INT64)
+    return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:

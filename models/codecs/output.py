@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import decimal
+import functools
 import json
 import math
 import re
@@ -21,6 +22,9 @@ from models.faults import python_values
 _MARK = secrets.token_hex(8)  # of a text that stands for a decimal, which json can't write
 _MARKED = re.compile(rf'"{_MARK}([^"]*)"')
 _WHOLE_DIGITS = 80  # of a decimal of Arrow's, or fewer
+_FEW = 16  # values that are written sooner one by one than as codes of different ones
+_END, _NOTHING = pa.scalar("}\n"), pa.scalar("")
+_ISO = pc.StrftimeOptions('"%Y-%m-%dT%H:%M:%SZ"')
 
 
 def rows_as_json(columns: dict[str, pa.Array]) -> list[bytes]:
@@ -72,9 +76,11 @@ def encode_json_lines(batch: pa.RecordBatch) -> bytes:
         return b""
     parts: list[Any] = []
     for place, (name, values) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
-        parts += [("{" if place == 0 else ",") + json.dumps(name) + ":", _json_texts(values)]
-    lines = pc.binary_join_element_wise(*parts, "}\n", "", null_handling="emit_null")
-    return b"".join(lines.cast(pa.binary()).to_pylist())
+        parts += [_before(name, place == 0), _json_texts(values)]
+    lines = pc.binary_join_element_wise(*parts, _END, _NOTHING)
+    _, offsets, texts = lines.buffers()  # of what was just made, which starts where its buffer does
+    size = int(np.frombuffer(offsets, np.int32)[len(lines)])
+    return texts[:size].to_pybytes()
 
 
 def _json_texts(values: pa.Array) -> pa.Array:
@@ -87,14 +93,22 @@ def _json_texts(values: pa.Array) -> pa.Array:
         if (np.signbit(numbers) & (numbers == 0)).any():  # many readers make the integer 0 of -0
             texts = pc.if_else(pc.equal(texts, "-0"), "-0.0", texts)
     elif pa.types.is_timestamp(kind):
-        texts = pc.binary_join_element_wise('"', pc.strftime(values, "%Y-%m-%dT%H:%M:%S"), 'Z"', "")
+        texts = pc.strftime(values, options=_ISO)
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         texts = values.cast(pa.string())
     else:
+        if len(values) <= _FEW:
+            return pa.array(["null" if value is None else _json_text(value) for value in values.to_pylist()], pa.string())
         encoded = as_dictionary(values)
         distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
         texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()
     return texts.fill_null("null") if texts.null_count else texts
+
+
+@functools.lru_cache(4096)
+def _before(name: str, is_first: bool) -> pa.Scalar:
+    """What stands before a value, as a scalar, which Arrow takes much longer to make than to use."""
+    return pa.scalar(("{" if is_first else ",") + json.dumps(name) + ":")
 
 
 def _json_text(value: Any) -> str:
