@@ -80,7 +80,7 @@ def encode_json_lines(batch: pa.RecordBatch) -> bytes:
     lines = pc.binary_join_element_wise(*parts, _END, _NOTHING)
     _, offsets, texts = lines.buffers()  # of what was just made, which starts where its buffer does
     size = int(np.frombuffer(offsets, np.int32)[len(lines)])
-    return texts[:size].to_pybytes()
+    return bytes(texts[:size])
 
 
 def _json_texts(values: pa.Array) -> pa.Array:
@@ -98,7 +98,8 @@ def _json_texts(values: pa.Array) -> pa.Array:
         texts = values.cast(pa.string())
     else:
         if len(values) <= _FEW:
-            return pa.array(["null" if value is None else _json_text(value) for value in values.to_pylist()], pa.string())
+            few = ["null" if value is None else _json_text(value) for value in values.to_pylist()]
+            return pa.array(few, pa.string())
         encoded = as_dictionary(values)
         distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
         texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()

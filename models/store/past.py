@@ -151,7 +151,8 @@ def _beside(asked: Events, past: Events, rows: Int64) -> tuple[list[int], list[i
     events: dict[tuple[int, int], set[Any]] = {}
     for code, time_us, event_id in ids:
         events.setdefault((code, time_us), set()).add(event_id)
-    others, again = [], []
+    others: list[int] = []
+    again: list[int] = []
     for row, event_id in zip(rows.tolist(), past.ids.take(pa.array(rows)).to_pylist(), strict=True):
         at = events.get((int(past.entity[row]), int(past.time[row])))
         if at is not None:

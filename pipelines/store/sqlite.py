@@ -67,12 +67,12 @@ class SqliteBackend:
             execute, marks = self._connection.execute, self.marks()
             select = "SELECT id, content FROM log WHERE id > ? AND feature_set = ? ORDER BY id"
             entries = execute(select, (after or 0, self._feature_set)).fetchall()
-            for (kind, wanted), of in keys.items():
+            for (kind, at_starts), of in keys.items():
                 if (number := self._number(kind)) is None:
                     continue
                 for some in (of[at : at + _ROUND] for at in range(0, len(of), _ROUND)):
-                    select = _SELECT.format(_holes(len(wanted)), _holes(len(some)))
-                    for key, start, content in execute(select, (number, *wanted, *some)):
+                    select = _SELECT.format(_holes(len(at_starts)), _holes(len(some)))
+                    for key, start, content in execute(select, (number, *at_starts, *some)):
                         found[Place(kind, key, start)] = content
         return Found(marks, entries, marks.get(_SETTLED), found)
 
