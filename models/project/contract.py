@@ -317,7 +317,8 @@ def check_event_time(column: pa.Array, name: str, earliest_us: int, latest_us: i
     """Add to `faults` the rows whose event time lies outside [earliest, latest)."""
     there = _mask(column.is_valid()) if column.null_count else True
     values = as_int64(column.fill_null(0) if column.null_count else column)
-    for bad, rule in ((values < earliest_us, "before event.earliest"), (values >= latest_us, "not before event.latest")):
+    early, late = values < earliest_us, values >= latest_us
+    for bad, rule in ((early, "before event.earliest"), (late, "not before event.latest")):
         if bad.any():
             faults.add(np.flatnonzero(bad & there), name, rule, column)
 
