@@ -24,6 +24,7 @@ Float64 = np.ndarray[Any, np.dtype[np.float64]]
 SQUARE_BITS = 22
 _SAFE_COUNT = 1 << 19
 _DAY_US = 86_400_000_000
+_FEW = 8  # windows of which the least value is found sooner one by one
 
 
 class WindowSumError(HeadraceError, OverflowError):
@@ -335,6 +336,10 @@ def _extreme_of_ranges(pick: np.ufunc, neutral: float, values: Float64, low: Int
     """`pick` over values[low:high], row by row; a sparse table, one level in memory at a time."""
     length = high - low
     result = np.full(len(low), neutral)
+    if len(low) <= _FEW:
+        for row, (start, stop) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+            result[row] = pick.reduce(values[start:stop] + 0.0, initial=neutral)  # -0.0 is 0.0, whichever comes first
+        return result
     if (rows := int(length.sum())) < len(values):  # few of the values: first put each range by itself
         high = np.cumsum(length)
         values, low = values[np.repeat(low - high + length, length) + np.arange(rows)], high - length

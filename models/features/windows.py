@@ -246,6 +246,11 @@ class RollingKernel:
         return any(AGGREGATES[f.aggregate].alike and AGGREGATES[f.aggregate].ordered for f in self.features)
 
     @property
+    def needs_order(self) -> bool:
+        """Whether some feature needs all events of a window together, in their order."""
+        return bool(self._plan_in_order.features)
+
+    @property
     def horizon_us(self) -> int:
         """How much older than the newest event one is that no window holds any more, in microseconds."""
         return max(f.delay_us + f.window_us for f in self.features) + self.lateness_us

@@ -14,6 +14,7 @@ import pyarrow as pa
 from models.batches import Keys, column, same_text, times_us, with_column
 from models.codecs import encode_json_lines
 from models.dead_letters import split_good
+from models.features.columns import with_keys
 from models.features.expect import check_features
 from models.features.row import before_windows
 from models.predictors.booster import Scorer
@@ -31,8 +32,9 @@ from models.rollout.apply import Bundles, score_released
 from models.rollout.assign import Releases
 from models.score import score_batch
 from models.serving.requests import Refusal, RequestError, take_in
-from models.store.kinds import LABELS_OF, Kind, Place, make_tiles
+from models.store.kinds import LABELS_OF, Kind, Place, keys_of, rows_of
 from models.store.past import PastFeatures
+from models.store.tiles import Rows
 
 # The steps of the graph whose refused events get the project's fallback decision.
 _FALLS_BACK = ("Decode", "Validate", "CheckFeatures")
@@ -61,11 +63,11 @@ class Scoring:
 class Pasts(Protocol):
     """Where the past of entities is kept, in tiles."""
 
-    def read(self, places: Sequence[Place]) -> Mapping[Place, bytes]:
-        """The tiles that are there."""
+    def read(self, places: Sequence[Place]) -> tuple[Mapping[Place, bytes], Mapping[Place, bytes]]:
+        """The tiles that are there, and rows that may stand in none of these, as tiles, too."""
 
-    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
-        """Unite tiles of one kind with those that are there."""
+    def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
+        """Add rows of one kind, by the key of each, a text; again, it changes nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Answering:
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
             return Answers(events, places, refused)
-        featured = self._past.compute(events, pasts.read(self._past.places(events)))
+        featured = self._past.compute(events, *pasts.read(self._past.places(events)))
         if self.project.expect:
             featured, faults, _ = check_features(featured, self.project)
             rows = places[faults.rows].tolist()
@@ -106,16 +108,16 @@ class Answering:
             featured, places = split_good(featured, faults.bad), places[~faults.bad]
         rows = scoring.score(featured, self.project, reason_codes) if featured.num_rows else featured
         if absorb:
-            for kind, added in self._tiles_of(events).items():
-                pasts.add(self._past.kinds[kind], added)
+            self._absorb(events, pasts)
         return Answers(rows, places, refused)
 
-    def _tiles_of(self, events: pa.RecordBatch) -> dict[str, dict[Place, bytes]]:
-        """What the windows of later events need of these, by the kinds of tiles."""
+    def _absorb(self, events: pa.RecordBatch, pasts: Pasts) -> None:
+        """Add what the windows of later events need of these."""
         if self.project.before_windows or self.project.windows_only:
             events = before_windows(events, self.project)
-        made = {kind.name: make_tiles(kind, events) for kind in self._kinds}
-        return {name: tiles for name, tiles in made.items() if tiles}
+        for kind in self._kinds:
+            known, _ = with_keys(events, kind.keys)
+            pasts.append(kind, rows_of(kind, known), keys_of(kind, known))
 
     def features_at(self, entity: str, key: str, at_us: int, pasts: Pasts) -> bytes:
         """The rolling features of an entity as of a time, microseconds since 1970 UTC, as a JSON object.
@@ -123,8 +125,9 @@ class Answering:
         RequestError for an entity that the project has no windows of, or a key that is none.
         """
         one = self._key_of(entity, key)
-        tiles = pasts.read(self._past.places_of(entity, one, at_us))
-        found = self._past.answer(entity, [one], np.array([at_us]), tiles)
+        found = self._past.answer(
+            entity, [one], np.array([at_us]), *pasts.read(self._past.places_of(entity, one, at_us))
+        )
         row = pa.RecordBatch.from_arrays([pa.array(values) for values in found.values()], names=list(found))
         return encode_json_lines(row).rstrip()
 

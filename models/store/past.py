@@ -7,7 +7,7 @@ those that the graph gives it after the same past, and a tile may already have t
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from models.features.row import before_windows, rolling_kernels, with_row_featur
 from models.features.windows import Events, Float64, History, RollingKernel, Run, encode_values
 from models.project.declarations import Project
 from models.store.kinds import LABELS_OF, Int64, Kind, Place, as_stored, keys_of, kinds_of
-from models.store.tiles import TEXT, Rows, decode_tiles
+from models.store.large import LargeTiles, large_of
+from models.store.tiles import TEXT, Rows, decode_tiles, unite
 
 # An entity's past is as old as it is: nothing of it has passed because another's events are later.
 _NEVER_LATE_US = 1 << 60
 
 Tiles = Mapping[Place, bytes]
+_NONE: Tiles = {}
 _BY_CODE_AND_START = operator.itemgetter(0, 1)
 
 
@@ -36,6 +38,7 @@ class PastFeatures:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._kernels = rolling_kernels(project, _NEVER_LATE_US)
+        self._large = LargeTiles()
         self.kinds = kinds_of(project)
 
     def places(self, batch: pa.RecordBatch) -> list[Place]:
@@ -53,77 +56,89 @@ class PastFeatures:
         kinds = [self.kinds[name] for name in (entity, LABELS_OF + entity) if name in self.kinds]
         return [place for kind in kinds for place in places_at(kind, key, time_us)]
 
-    def compute(self, batch: pa.RecordBatch, tiles: Tiles) -> pa.RecordBatch:
+    def compute(self, batch: pa.RecordBatch, tiles: Tiles, more: Tiles = _NONE) -> pa.RecordBatch:
         """Valid events with all of their features, in the columns that the graph gives them.
 
-        They see each other, too, as those of the past. TileError if a tile is damaged.
+        They see each other, too, as those of the past. Rows of `more` are of the past as well, and may stand in `tiles`
+        already. TileError if a tile is damaged.
         """
         project = self._project
         if project.before_windows or project.windows_only:
             batch = before_windows(batch, project)
         for entity, kernel in self._kernels.items():
             known, rows = with_keys(batch, self.kinds[entity].keys)
-            batch = with_rolling(batch, kernel, self._windows(entity, kernel, known, tiles), rows)
+            batch = with_rolling(batch, kernel, self._windows(entity, kernel, known, tiles, more), rows)
         return with_row_features(batch, project)
 
-    def answer(self, entity: str, keys: Sequence[str], times: Int64, tiles: Tiles) -> dict[str, Int64 | Float64]:
+    def answer(
+        self, entity: str, keys: Sequence[str], times: Int64, tiles: Tiles, more: Tiles = _NONE
+    ) -> dict[str, Int64 | Float64]:
         """The rolling features of an entity's keys as of times int64[n], as models.features.spine has them, by name.
 
         TileError if a tile is damaged.
         """
-        kernel, codes = self._kernels[entity], _Codes(keys)
-        rows, owner = _rows_of(self.kinds[entity], codes, tiles)
-        history = self._history(entity, kernel, codes, rows, owner, _values_of(self.kinds[entity], rows, {}), tiles)
+        kind, kernel, codes = self.kinds[entity], self._kernels[entity], _Codes(keys)
+        rows, owner = _rows_of(kind, codes, tiles, more)
+        history = History(_run_of(owner, rows, _values_of(kind, rows, {})))
         asked = Events(codes.of_rows, times, pa.nulls(len(times)), {})
-        columns = kernel.answer(history, asked)
+        columns = kernel.answer(self._with_labels(entity, kernel, codes, history, tiles, more), asked)
         return {feature.name: values for feature, values in zip(kernel.features, columns, strict=True)}
 
     def _windows(
-        self, entity: str, kernel: RollingKernel, events: pa.RecordBatch, tiles: Tiles
+        self, entity: str, kernel: RollingKernel, events: pa.RecordBatch, tiles: Tiles, more: Tiles
     ) -> list[Int64 | Float64]:
         """The features of events that all have the entity's key."""
-        kind, values_seen = self.kinds[entity], dict[Any, int]()
-        codes, times = _Codes(keys_of(kind, events).to_pylist()), times_us(events)
-        rows, owner = _rows_of(kind, codes, tiles)
+        kind, values_seen, times = self.kinds[entity], dict[Any, int](), times_us(events)
+        large = [] if kernel.needs_order else large_of(kind, tiles)
+        codes = _Codes(keys_of(kind, events).to_pylist(), self._large.numbers(large))
+        runs, apart = self._large_runs(kind, large, times, tiles, more) if large else ((), frozenset[Place]())
+        rows, owner = _rows_of(kind, codes, tiles, more, apart)
         values = _values_of(kind, rows, values_seen)
         ids = as_stored(column(events, kind.event_id), kind.kinds[0])
         mine = (as_stored(column(events, name), of) for name, of in kind.columns)
         own = _values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
         asked = Events(codes.of_rows, times, ids, own)
-        if len(rows) and rows.time.max() >= times.min() and (beside := np.isin(rows.time, times)).any():
-            is_beside, is_again = _beside(asked, Events(owner, rows.time, rows.columns[0], {}), np.flatnonzero(beside))
-            asked = _with_rows(asked, owner, rows, values, is_beside)
+        if len(rows) and len(times) and rows.time.max() >= times.min() and (found := np.isin(rows.time, times)).any():
+            beside, again = _beside(asked, Events(owner, rows.time, rows.columns[0], {}), np.flatnonzero(found))
+            asked = _with_rows(asked, owner, rows, values, beside)
             kept = np.ones(len(rows), bool)
-            kept[is_beside] = kept[is_again] = False
+            kept[beside] = kept[again] = False
             rows, owner = rows.take(np.flatnonzero(kept)), owner[kept]
             values = {name: numbers[kept] for name, numbers in values.items()}
-        history = self._history(entity, kernel, codes, rows, owner, values, tiles)
+        history = History((*runs, *_run_of(owner, rows, values)))
+        history = self._with_labels(entity, kernel, codes, history, tiles, more)
         return [column[: len(times)] for column in kernel.features_of(history, asked)]
 
-    def _history(
-        self,
-        entity: str,
-        kernel: RollingKernel,
-        codes: _Codes,
-        rows: Rows,
-        owner: Int64,
-        values: dict[str, Any],
-        tiles: Tiles,
+    def _large_runs(
+        self, kind: Kind, large: Sequence[Place], times: Int64, tiles: Tiles, more: Tiles
+    ) -> tuple[tuple[Run, ...], frozenset[Place]]:
+        """Runs of large tiles, and which these are; not those with a row that may be looked at by its id."""
+        runs, apart = [], []
+        for place in large:
+            kept, added = self._large.keep(kind, place, tiles[place]), more.get(place)
+            again = added is not None and kept.has_row(decode_tiles(kind.kinds, [added])[0])
+            if not again and not kept.has_time(times):
+                runs.append(kept.run)
+                apart.append(place)
+        return tuple(runs), frozenset(apart)
+
+    def _with_labels(
+        self, entity: str, kernel: RollingKernel, codes: _Codes, history: History, tiles: Tiles, more: Tiles
     ) -> History:
-        """Rows of tiles, and the labels that are known of them, as the kernel reads them."""
-        history = History((Run(owner, rows.time, values),) if len(rows) else ())
-        if isinstance(kernel, LabelledKernel):
-            rows, owner = _rows_of(self.kinds[LABELS_OF + entity], codes, tiles)
-            _, known, value = rows.columns
-            history = kernel.learn(history, Labels(owner, rows.time, as_int64(known), as_float64(value)))
-        return history
+        """The history with the labels of its events, where windows read these."""
+        if not isinstance(kernel, LabelledKernel):
+            return history
+        rows, owner = _rows_of(self.kinds[LABELS_OF + entity], codes, tiles, more)
+        _, known, value = rows.columns
+        return kernel.learn(history, Labels(owner, rows.time, as_int64(known), as_float64(value)))
 
 
 class _Codes:
     """Numbers for the keys of a request, and int64[n] that of each row."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.by_key: dict[str, int] = {}
+    def __init__(self, keys: Sequence[str], known: Mapping[str, int] = {}) -> None:
+        """Keys that are not `known` are counted from 0."""
+        self.by_key = dict(known)
         of_rows = [self.by_key.setdefault(key, len(self.by_key)) for key in keys]
         self.of_rows = np.array(of_rows, np.int64)
 
@@ -133,16 +148,24 @@ def places_at(kind: Kind, key: str, time_us: int) -> list[Place]:
     return [Place(kind.name, key, start) for start in kind.starts_us(time_us)]
 
 
-def _rows_of(kind: Kind, codes: _Codes, tiles: Tiles) -> tuple[Rows, Int64]:
-    """The rows of tiles in the order (code of the key, time, id), and the code of each."""
+def _rows_of(
+    kind: Kind, codes: _Codes, tiles: Tiles, more: Tiles, without: Collection[Place] = ()
+) -> tuple[Rows, Int64]:
+    """The rows of tiles in the order (code of the key, time, id), each once, and the code of each."""
     found = [
         (code, place.start_us, tile)
-        for place, tile in tiles.items()
-        if place.kind == kind.name and (code := codes.by_key.get(place.key)) is not None
+        for some, left_out in ((tiles, without), (more, ()))
+        for place, tile in some.items()
+        if place.kind == kind.name and (code := codes.by_key.get(place.key)) is not None and place not in left_out
     ]
     found.sort(key=_BY_CODE_AND_START)
     rows, counts = decode_tiles(kind.kinds, [tile for _, _, tile in found])
-    return rows, np.repeat(np.array([code for code, _, _ in found], np.int64), counts)
+    owner = np.repeat(np.array([code for code, _, _ in found], np.int64), counts)
+    return unite(rows, owner) if more else (rows, owner)
+
+
+def _run_of(owner: Int64, rows: Rows, values: dict[str, Any]) -> tuple[Run, ...]:
+    return (Run(owner, rows.time, values),) if len(rows) else ()
 
 
 def _beside(asked: Events, past: Events, rows: Int64) -> tuple[list[int], list[int]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from models.batches import as_int64, column
 from models.errors import HeadraceError
@@ -25,7 +26,7 @@ from models.project.declarations import Project
 from models.serving.answers import Answering, Answers
 from models.serving.requests import RequestError
 from models.store.kinds import Kind, Place
-from models.store.tiles import TileError
+from models.store.tiles import Rows, TileError
 from pipelines.serve.models import Models
 from pipelines.store import Store, StoreError
 
@@ -56,18 +57,19 @@ class _Watched:
     def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
         self._store, self._failed = store, failed
         self.watermark_us: int | None = None  # as of what was read last
+        self.is_full = False  # its log, which is to be put into tiles
 
-    def read(self, places: Sequence[Place]) -> Mapping[Place, bytes]:
+    def read(self, places: Sequence[Place]) -> tuple[Mapping[Place, bytes], Mapping[Place, bytes]]:
         """As the store."""
         with self.told():
-            tiles, progress = self._store.read_with_progress(places)
-        self.watermark_us = progress.watermark_us
-        return tiles
+            found = self._store.look(places)
+        self.watermark_us = found.progress.watermark_us
+        return found.tiles, found.more
 
-    def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
-        """As the store."""
+    def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
+        """As the store, without settling, for which a request does not wait."""
         with self.told():
-            self._store.add(kind, tiles)
+            self.is_full |= self._store.enter(kind, rows, keys)
 
     @contextlib.contextmanager
     def told(self) -> Any:
@@ -166,9 +168,19 @@ class Service:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
             raise
+        if self._watched.is_full:
+            self._watched.is_full = False
+            self._thread.submit(self._tidy)
         told = self._freshness(answers)
         found = self.answering.render(answers, told, with_features)
         return Reply(found, scored=answers.rows.num_rows, refused=len(answers.refused))
+
+    def _tidy(self) -> None:
+        """Put the log into tiles, and drop what no window needs any more."""
+        try:
+            self._store.settle()
+        except (StoreError, TileError) as error:
+            _LOG.error("what was absorbed stays in the store's log for now: %s", error)
 
     def _fall_back(self, payloads: Sequence[bytes]) -> Reply:
         assert self.project.fallback is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -42,6 +42,14 @@ class Progress:
         return Progress(_later(self.watermark_us, other.watermark_us), _later(self.newest_us, other.newest_us))
 
 
+class Look(NamedTuple):
+    """Tiles, rows that may stand in no tile yet, as tiles of the same places, and how far all go at least."""
+
+    tiles: dict[Place, bytes]
+    more: dict[Place, bytes]
+    progress: Progress
+
+
 class Store(Protocol):
     """The tiles of one feature set. Methods raise StoreError if the store does not answer or is none.
 
@@ -51,8 +59,8 @@ class Store(Protocol):
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The tiles that are there of those named, in one round trip."""
 
-    def read_with_progress(self, places: Sequence[Place]) -> tuple[dict[Place, bytes], Progress]:
-        """As `read`, and how far all tiles go at least, in the same round trip."""
+    def look(self, places: Sequence[Place]) -> Look:
+        """As `read`, with what stands in no tile yet apart from those that are there."""
 
     def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles of one kind with those that are there; again, it changes nothing.
@@ -62,6 +70,9 @@ class Store(Protocol):
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """As `add`, of rows by the key of each, a text: cheap for few rows of many keys, a little less so to read."""
+
+    def enter(self, kind: Kind, rows: Rows, keys: pa.Array) -> bool:
+        """As `append`, but does not settle when there is much; whether that should be done."""
 
     def settle(self, leave_damaged: bool = False) -> None:
         """Put what was appended into tiles; TileError if something is damaged, unless that is to be left as it is."""

@@ -1,8 +1,7 @@
 """A store whose rows are first added to a log, many entities' at once, and put into tiles once there are enough.
 
 A slice has few rows of many entities: to put each into its tile would cost a stream as much as the slice's scores. Who
-reads has the rows of the log beside the tiles. It reads what is new of the log before tiles, so that a row that is put
-into its tile meanwhile is seen, if twice, which is once.
+reads has the rows of the log beside the tiles, both as they are at one time.
 """
 
 from __future__ import annotations
@@ -13,19 +12,25 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from models.store.kinds import Kind, Place
+from models.store.large import LARGE_BYTES
 from models.store.recent import Recent, read_entry, tiles_in, write_entry
 from models.store.tiles import Rows, TileError, merge_tiles
-from pipelines.store import Progress
+from pipelines.store import Look, Progress
 
 # The log is put into tiles when it has so many entries, or rows.
 MAX_ENTRIES = 256
 MAX_ROWS = 1 << 18
 _MEND = "`headrace store check --mend` puts it right"
 _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
+CHANGES = "changes"
+_MOST_LARGE_BYTES = 256 << 20
 
 
 class Found(NamedTuple):
-    """What a backend reads at once: marks, entries of the log by number, the last that is in tiles, and tiles."""
+    """What a backend reads at once: marks, entries of the log by number, the last that is in tiles, and tiles.
+
+    All are as they were at one time.
+    """
 
     marks: dict[str, int]
     entries: list[tuple[Any, bytes]]
@@ -37,7 +42,7 @@ class Backend(Protocol):
     """Where tiles, a log and marks of one feature set are. Methods raise StoreError if it does not answer."""
 
     def read(self, places: Sequence[Place], after: Any) -> Found:
-        """Marks; then the log's entries after a number, None for all; then the tiles that are there."""
+        """Marks, the log's entries after a number, None for all, and the tiles that are there."""
 
     def log(self, entry: bytes) -> None:
         """Add an entry to the log, with a number larger than those before."""
@@ -52,7 +57,7 @@ class Backend(Protocol):
         """As `Store.replace`."""
 
     def marks(self) -> dict[str, int]:
-        """Numbers by their names."""
+        """Numbers by their names; CHANGES grows with each change of tiles."""
 
     def raise_marks(self, marks: Mapping[str, int]) -> None:
         """Have these numbers where they are larger than those there, or none are."""
@@ -75,39 +80,65 @@ class LoggedStore:
         self._recent = Recent()
         self._last: Any = None  # entry that was read
         self._settled: Any = None  # entry up to which the log was in tiles
+        self._large: dict[Place, bytes] = {}  # tiles, as they were at so many changes
+        self._changes: int | None = None
         self._entries = self._rows = 0  # that this process added since the log was last put into tiles
 
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The tiles that are there of those named."""
-        return self.read_with_progress(places)[0]
+        found = self._look(places)
+        tiles = found.tiles
+        for named, more in self._recent.tiles(places) if len(self._recent) else ():
+            merged = merge_tiles(named.kinds, [tiles.get(place) for place in more], list(more.values()))
+            tiles |= zip(more, merged, strict=True)
+        return tiles
 
-    def read_with_progress(self, places: Sequence[Place]) -> tuple[dict[Place, bytes], Progress]:
-        """Those tiles, and how far all go at least."""
-        found = self._backend.read(places, self._last)
+    def look(self, places: Sequence[Place]) -> Look:
+        """Tiles, and rows of the log apart."""
+        found = self._look(places)
+        added: dict[Place, bytes] = {}
+        for _, more in self._recent.tiles(places) if len(self._recent) else ():
+            added |= more
+        return Look(found.tiles, added, _progress_of(found.marks))
+
+    def _look(self, places: Sequence[Place]) -> Found:
+        """What the backend has; large tiles are not read again as long as no tile changes."""
+        kept = {place: self._large[place] for place in places if place in self._large} if self._large else {}
+        asked = [place for place in places if place not in kept] if kept else places
+        found = self._backend.read(asked, self._last)
         for number, content in found.entries:
             self._recent.learn(number, read_entry(content))
             self._last = number
         if found.settled != self._settled:
             self._recent.forget(found.settled)
             self._settled = found.settled
-        tiles = found.tiles
-        for named, more in self._recent.tiles(places) if len(self._recent) else ():
-            merged = merge_tiles(named.kinds, [tiles.get(place) for place in more], list(more.values()))
-            tiles |= zip(more, merged, strict=True)
-        return tiles, _progress_of(found.marks)
+        if found.marks.get(CHANGES) != self._changes:
+            self._changes = found.marks.get(CHANGES)
+            self._large.clear()
+            if kept:
+                return self._look(places)
+        large = {place: tile for place, tile in found.tiles.items() if len(tile) >= LARGE_BYTES}
+        if sum(map(len, (*self._large.values(), *large.values()))) > _MOST_LARGE_BYTES:
+            self._large.clear()
+        self._large |= large
+        return found._replace(tiles=found.tiles | kept) if kept else found
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """Add rows to the log, and now and then the log to the tiles."""
-        if not len(rows):
-            return
-        self._backend.log(write_entry(kind, rows, keys))
-        self._entries, self._rows = self._entries + 1, self._rows + len(rows)
-        if self._entries >= MAX_ENTRIES or self._rows >= MAX_ROWS:
+        if self.enter(kind, rows, keys):
             self.settle()
+
+    def enter(self, kind: Kind, rows: Rows, keys: pa.Array) -> bool:
+        """Add rows to the log; whether it should be put into tiles."""
+        if len(rows):
+            self._backend.log(write_entry(kind, rows, keys))
+            self._entries, self._rows = self._entries + 1, self._rows + len(rows)
+        return self._entries >= MAX_ENTRIES or self._rows >= MAX_ROWS
 
     def settle(self, leave_damaged: bool = False) -> None:
         """Put all of the log into tiles, but for what has been dropped; others may do so at the same time."""
         entries = []
+        self._entries = self._rows = 0
         found = self._backend.read((), None)
         for _, content in found.entries:
             try:
@@ -122,7 +153,6 @@ class LoggedStore:
                 kept = {p: tile for p, tile in tiles.items() if dropped_us is None or p.start_us >= dropped_us}
                 self._unite(named.kinds, kept, leave_damaged)
             self._backend.settle(found.entries[-1][0])
-        self._entries = self._rows = 0
 
     def _unite(self, kinds: str, tiles: Mapping[Place, bytes], leave_damaged: bool) -> None:
         try:

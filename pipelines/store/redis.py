@@ -17,7 +17,7 @@ from models.redact import redact
 from models.store.kinds import Place
 from models.store.tiles import merge_tiles
 from pipelines.store import StoreError
-from pipelines.store.log import Found
+from pipelines.store.log import CHANGES, Found
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -83,7 +83,7 @@ class RedisBackend:
 
     def read(self, places: Sequence[Place], after: Number | None) -> Found:
         """In one round trip."""
-        with self._told(), self._redis.pipeline(transaction=False) as pipe:
+        with self._told(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hgetall(self._marks)
             pipe.xrange(self._log, f"({_text(after)}" if after else "-", "+")
             pipe.get(self._settled)
@@ -133,7 +133,9 @@ class RedisBackend:
                     told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()
                     arguments += [place.key, told, tile or b""]
                 pipe.eval(_PUT, 2, self._tiles(kind, start_us), self._starts(kind), *arguments)
-            answers = pipe.execute() if rounds else []
+            if rounds:
+                pipe.hincrby(self._marks, CHANGES)
+            answers = pipe.execute()[:-1] if rounds else []
         return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
 
     def marks(self) -> dict[str, int]:
@@ -152,6 +154,8 @@ class RedisBackend:
         with self._told():
             starts: Any = self._redis.zrangebyscore(self._starts(kind), "-inf", f"({before_us}")
             dropped = 0
+            if starts:
+                self._redis.hincrby(self._marks, CHANGES)
             for start in starts:
                 with self._redis.pipeline(transaction=True) as pipe:
                     pipe.hlen(self._tiles(kind, int(start)))

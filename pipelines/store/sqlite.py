@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from models.store.kinds import Place
 from models.store.tiles import merge_tiles
 from pipelines.store import StoreError
-from pipelines.store.log import Found
+from pipelines.store.log import CHANGES, Found
 
 _APPLICATION = 0x68727374  # "hrst", by which a file is known as a store
 _VERSION = 1
@@ -55,7 +55,7 @@ class SqliteBackend:
                 failed.pop_all()
 
     def read(self, places: Sequence[Place], after: int | None) -> Found:
-        """The log before tiles; it needs no transaction, as what leaves the log is in tiles before."""
+        """In one transaction of reading, which waits for no writer."""
         starts = collections.defaultdict(list)
         for kind, key, start in places:
             starts[kind, key].append(start)
@@ -63,7 +63,7 @@ class SqliteBackend:
         for (kind, key), wanted in starts.items():
             keys[kind, tuple(wanted)].append(key)
         found = {}
-        with self._told():
+        with self._reading():
             execute, marks = self._connection.execute, self.marks()
             select = "SELECT id, content FROM log WHERE id > ? AND feature_set = ? ORDER BY id"
             entries = execute(select, (after or 0, self._feature_set)).fetchall()
@@ -96,12 +96,14 @@ class SqliteBackend:
             before = [self._content(place) for place in places]
             merged = merge_tiles(kinds, before, list(tiles.values()))
             self._put({place: tile for place, old, tile in zip(places, before, merged, strict=True) if old != tile})
+            self._change()
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put tiles where what is there is as expected, in one transaction."""
         with self._writing():
             others = [place for place, (old, _) in tiles.items() if self._content(place) != old]
             self._put({place: tile for place, (old, tile) in tiles.items() if place not in others and old != tile})
+            self._change()
         return others
 
     def marks(self) -> dict[str, int]:
@@ -120,6 +122,7 @@ class SqliteBackend:
         """Remove the tiles that start before a time."""
         with self._writing():
             delete = "DELETE FROM tiles WHERE kind = ? AND start < ?"
+            self._change()
             return self._connection.execute(delete, (self._made(kind), before_us)).rowcount
 
     def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
@@ -159,6 +162,12 @@ class SqliteBackend:
         )
         self._connection.execute(upsert, (self._feature_set, name, value))
 
+    def _change(self) -> None:
+        upsert = (
+            "INSERT INTO marks (feature_set, name, value) VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET value = value + 1"
+        )
+        self._connection.execute(upsert, (self._feature_set, CHANGES))
+
     def _content(self, place: Place) -> bytes | None:
         select = "SELECT content FROM tiles WHERE kind = ? AND start = ? AND key = ?"
         row = self._connection.execute(select, (self._number(place.kind), place.start_us, place.key)).fetchone()
@@ -188,6 +197,16 @@ class SqliteBackend:
                 return None
             self._kinds[kind] = row[0]
         return self._kinds[kind]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """All as it is at one time."""
+        with self._told():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

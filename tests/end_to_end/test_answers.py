@@ -10,12 +10,35 @@ import pytest
 
 from models.rollout.assign import Releases
 from models.serving.answers import Answering, Scoring
+from models.store.large import LargeTiles
+from pipelines.store import open_store
 from tests.kit.declared import declared
 from tests.kit.releases import five_releases
 from tests.kit.serving import SCHEMA, TEXT, PastsInMemory, as_lines, assert_same_bits, in_order, make_events
 from tests.kit.support import DATA, card_fraud, needs_data, run_graph, tiny_scorer
 
 pytestmark = pytest.mark.slow
+
+SUMMED = """
+name: summed
+schema: schema.pbtxt
+event: {id: id, time: at}
+entities: {card: card, shop: shop}
+fixed_point: {amount: 2}
+features:
+  row: {}
+  rolling:
+    - entity: card
+      windows: {D: 1d, M: 30d}
+      features:
+        "number_{window}": count
+        "mean_{window}": mean(amount)
+        "spread_{window}": std(amount)
+        "least_{window}": min(amount)
+        "most_{window}": max(amount)
+    - {entity: shop, missing: skip, delay: 2d, windows: {W: 14d}, features: {total: sum(amount)}}
+model: {inputs: [number_D, mean_M, spread_D, least_M, most_D, total]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +51,20 @@ def shops(tmp_path_factory):
     return project, events, run_graph(folder / "run", [str(path)], project)
 
 
-def ask(project, scoring, requests, absorb=True, **options):
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory):
+    """As `shops`, of windows that are all sums, counts and extremes, with many events of two cards at one time."""
+    folder = tmp_path_factory.mktemp("summed")
+    project = declared(SUMMED, SCHEMA)
+    events = [{**event, "card": "anna" if event["id"] % 3 else "ben"} for event in make_events(400, seed=2)]
+    path = folder / "events.jsonl"
+    path.write_bytes(b"\n".join(as_lines(events)) + b"\n")
+    return project, events, run_graph(folder / "run", [str(path)], project)
+
+
+def ask(project, scoring, requests, absorb=True, pasts=None, **options):
     """The answers to lists of records, one list after another."""
-    answering, pasts = Answering(project), PastsInMemory()
+    answering, pasts = Answering(project), pasts or PastsInMemory()
     for request in requests:
         answers = answering.answer(as_lines(request), scoring, pasts, absorb, **options)
         yield from map(json.loads, answering.render(answers, [b'"complete":true'] * 1000, True))
@@ -47,6 +81,42 @@ def split(answers):
 
 def columns(project):
     return [*project.feature_names, "score", "decision", "bundle_id"]
+
+
+class Stored:
+    """A store's past, which is put into tiles after so many events."""
+
+    def __init__(self, folder, project, every):
+        self.store = open_store(str(folder / "store.db"), project.feature_set, create=True)
+        self._every, self._entered = every, 0
+
+    def read(self, places):
+        found = self.store.look(places)
+        return found.tiles, found.more
+
+    def append(self, kind, rows, keys):
+        self.store.enter(kind, rows, keys)
+        self._entered += 1
+        if self._entered % self._every == 0:
+            self.store.settle()
+
+
+@pytest.mark.parametrize(("size", "every"), [(1, 1), (1, 150), (40, 3)])
+def test_large_tiles_are_looked_up_by_their_edges_to_the_same_bits(summed, monkeypatch, tmp_path, size, every):
+    """Of a store that has some rows in large tiles, some in its log, and by and by in others."""
+    project, events, batch = summed
+    for module in ("models.store.large", "pipelines.store.log"):
+        monkeypatch.setattr(f"{module}.LARGE_BYTES", 400)
+    kept = []
+    keep = LargeTiles.keep
+    monkeypatch.setattr(LargeTiles, "keep", lambda *tile: kept.append(tile) or keep(*tile))
+    ordered, pasts = in_order(events), Stored(tmp_path, project, every)
+    requests = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    scored, _ = split(ask(project, fixed(project), requests, pasts=pasts))
+    assert_same_bits(scored, batch.scores, [*project.feature_names, "score"])
+    assert len(kept) > 10
+    again, _ = split(ask(project, fixed(project), [ordered[-30:]], pasts=pasts))
+    assert again == scored[-30:]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,6 +6,7 @@ import random
 import numpy as np
 
 from models.batches import as_float64
+from models.store.kinds import tiles_of
 from models.store.tiles import merge_tiles
 
 SCHEMA = """
@@ -63,10 +64,10 @@ class PastsInMemory:
         self.tiles = {}
 
     def read(self, places):
-        return {place: self.tiles[place] for place in places if place in self.tiles}
+        return {place: self.tiles[place] for place in places if place in self.tiles}, {}
 
-    def add(self, kind, tiles):
-        for place, tile in tiles.items():
+    def append(self, kind, rows, keys):
+        for place, tile in tiles_of(kind.name, kind.tile_us, rows, keys).items():
             (self.tiles[place],) = merge_tiles(kind.kinds, [self.tiles.get(place)], [tile])
 
 
