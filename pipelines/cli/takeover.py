@@ -34,7 +34,7 @@ def takeover(
     registry: Registry = None,
     releases: Releases = None,
 ) -> None:
-    """Hand events over to a run of other features, once it is warm: from a time on it scores, and the other stands by."""
+    """Hand events over to a run of other features once it is warm: it scores from a time on, the other stands by."""
     with clear_errors():
         declared, desk = open_desk(project, registry, releases, at, "take over")
 

@@ -8,7 +8,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from models.predictors import registry
-from models.predictors.bundle import BundleError
+from models.predictors.bundle import Bundle, BundleError
 from models.rollout.records import Release, ReleaseError
 
 if TYPE_CHECKING:
@@ -27,17 +27,18 @@ def require_same(desk: Desk, new: Release, before: Release) -> None:
     """ReleaseError if what is to score has other features than the champion before, where that can still be loaded."""
     if new.champion == before.champion and new.challenger in (None, before.challenger):
         return
-    known = definitions_of(desk, before.champion)
+    known = bundle_of(desk, before.champion)
     for bundle in filter(None, (new.champion, new.challenger)):
-        if known is not None and definitions_of(desk, bundle) != known:
+        found = bundle_of(desk, bundle)
+        if known and found and found.feature_definitions != known.feature_definitions:
             raise ReleaseError(
                 f"bundle {bundle} has other features than the champion {before.champion}, which one run can't both "
                 f"have: `headrace takeover {shlex.quote(str(desk.folder))}` hands over from one run to another"
             )
 
 
-def definitions_of(desk: Desk, bundle: str) -> bytes | None:
-    """The definitions of a bundle's features; None if it can't be loaded."""
+def bundle_of(desk: Desk, bundle: str) -> Bundle | None:
+    """A registered bundle; None if it can't be loaded any more."""
     with contextlib.suppress(registry.RegistryError, BundleError):
-        return registry.load_by_id(desk.project.name, bundle, desk.registry).feature_definitions
+        return registry.load_by_id(desk.project.name, bundle, desk.registry)
     return None

@@ -241,3 +241,15 @@ def check_columns(project: Project) -> None:
             raise RunError(
                 f"{name!r} is a column of {project.name}'s score rows, and of those that tell of releases: rename it"
             )
+
+
+def check_unscored(released: Released, log: ReleaseLog) -> None:
+    """RunError if several runs follow a log, and each would give what can't be scored the fallback decision."""
+    if released.project.fallback is None:
+        return
+    for champion in dict.fromkeys(record.champion for record in log.records):
+        if not released.bundles.is_own(champion):
+            raise RunError(
+                f"{released.project.name} declares a fallback, and the release log names champion {champion}, which is "
+                "of other features: both runs would decide so of what can't be scored"
+            )

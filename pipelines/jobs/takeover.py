@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from models.decode import decode_early
 from models.features.row import horizon_us
-from models.predictors import registry
 from models.project.declarations import Project
 from models.project.project import parse_project
 from models.record import EVENTS
@@ -17,7 +16,7 @@ from models.rollout.changes import Told
 from models.rollout.records import Release, ReleaseError, ReleaseLog, time_text
 from models.rollout.warmth import Known, find_cold, find_lost
 from pipelines.config import state_of
-from pipelines.jobs.feature_sets import Features, definitions_of
+from pipelines.jobs.feature_sets import Features, bundle_of
 from pipelines.jobs.releasing import Change, Desk, effective_time, release
 from pipelines.jobs.resume import read_state
 from pipelines.sources.feeds import feeds_of
@@ -91,7 +90,7 @@ def read_known(evidence: Evidence, project: Project) -> Known:
 
 def _history(history: tuple[str, ...], project: Project) -> tuple[int, int] | None:
     if state := state_of(history):
-        folder, found = read_state(project, *state)
+        _, found = read_state(project, *state)
         first = [each.first_us for each in found.inputs.values() if each.first_us is not None]
         return min([*first, found.until_us - 1]), found.until_us - 1
     if not history:
@@ -113,21 +112,22 @@ def _first_times(path: str, project: Project) -> Int64:
             found.append(_known_times(decode_raw(batch, project.event_type), project))
         if sum(map(len, found)) >= FIRST_EVENTS:
             break
-    return np.concatenate([*found, np.empty(0, np.int64)])[:FIRST_EVENTS]
+    return np.asarray(np.concatenate([*found, np.empty(0, np.int64)])[:FIRST_EVENTS])
 
 
 def _known_times(decoded: pa.RecordBatch, project: Project) -> Int64:
     times = times_of(decoded, project.event_type)
-    return times[times != NO_TIME_US]
+    return np.asarray(times[times != NO_TIME_US])
 
 
 def _check_other(desk: Desk, before: Release) -> None:
-    name, champion = desk.project.name, before.champion
-    if definitions_of(desk, champion) == desk.project.feature_definitions():
+    champion, bundle = before.champion, bundle_of(desk, before.champion)
+    if bundle and bundle.feature_definitions == desk.project.feature_definitions():
         raise ReleaseError(
-            f"{desk.folder} has the features of the champion {champion} already: `headrace release` changes a run's model"
+            f"{desk.folder} has the features of the champion {champion}: `headrace release` changes a run's model"
         )
-    bundle = registry.load_by_id(name, champion, desk.registry)
-    theirs, _ = parse_project(bundle.project, lambda _: bundle.schema)
+    theirs = parse_project(bundle.project, lambda _: bundle.schema)[0] if bundle else None
     if desk.project.fallback or (theirs and theirs.fallback):
-        raise ReleaseError(f"{name} declares a fallback, and both runs would decide so of what can't be scored")
+        raise ReleaseError(
+            f"{desk.project.name} declares a fallback, and both runs would decide so of what can't be scored"
+        )
