@@ -25,21 +25,21 @@ class Known:
     over: bool = False
 
 
-def find_cold(known: Known, horizon_us: int, from_us: int, now_us: int | None) -> Iterator[str]:
+def find_cold(known: Known, reach_us: int, from_us: int, now_us: int | None) -> Iterator[str]:
     """What a run lacks that takes over from an event time on, each as a clause; none if it is warm.
 
-    `horizon_us` is how far back windows and duplicates reach; `now_us` the time of the wall, None of a log of event
+    `reach_us` is how far back windows and duplicates reach; `now_us` the time of the wall, None of a log of event
     times.
     """
     if known.history is None and known.stream is None:
         yield "nothing tells what it has read: name its --journal, and the --history that it began with"
         return
-    needed_us = from_us - horizon_us
+    needed_us = from_us - reach_us
     first_us = min(first for first, _ in filter(None, (known.history, known.stream)))
     if first_us > needed_us:
         yield (
-            f"its first event is of {time_text(first_us)}, and windows reach back to {time_text(needed_us)}: begin it "
-            "with more --history, or hand over later"
+            f"its first event is of {time_text(first_us)}, and windows and duplicates reach back to "
+            f"{time_text(needed_us)}: begin it with more --history, or hand over later"
         )
     if known.stream is None:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import shlex
 from typing import TYPE_CHECKING
 
 from models.predictors import registry
@@ -33,7 +32,7 @@ def require_same(desk: Desk, new: Release, before: Release) -> None:
         if known and found and found.feature_definitions != known.feature_definitions:
             raise ReleaseError(
                 f"bundle {bundle} has other features than the champion {before.champion}, which one run can't both "
-                f"have: `headrace takeover {shlex.quote(str(desk.folder))}` hands over from one run to another"
+                "have: `headrace takeover`, of the folder that declares them, hands over from one run to another"
             )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.decode import decode_early
-from models.features.row import horizon_us
+from models.features.row import reach_us
 from models.project.declarations import Project
 from models.project.project import parse_project
 from models.record import EVENTS
@@ -62,7 +62,7 @@ def take_over(
     if lost := find_lost(known, effective_us):
         raise ReleaseError(f"{desk.folder}: {lost}")
     is_wall = log.clock == "wall"
-    lacking = list(find_cold(known, horizon_us(desk.project, 0), effective_us, now_us if is_wall else None))
+    lacking = list(find_cold(known, reach_us(desk.project), effective_us, now_us if is_wall else None))
     if lacking and not cold:
         raise ReleaseError(
             f"{desk.folder} is not warm at {time_text(effective_us)}: {'; '.join(lacking)}; --cold hands over "
@@ -128,6 +128,4 @@ def _check_other(desk: Desk, before: Release) -> None:
         )
     theirs = parse_project(bundle.project, lambda _: bundle.schema)[0] if bundle else None
     if desk.project.fallback or (theirs and theirs.fallback):
-        raise ReleaseError(
-            f"{desk.project.name} declares a fallback, and both runs would decide so of what can't be scored"
-        )
+        raise ReleaseError(f"{desk.folder}: a fallback is declared, and both runs would decide so of what they refuse")
