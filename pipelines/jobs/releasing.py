@@ -223,7 +223,7 @@ def changes(
             state = with_fallback(state, fallback_id)
         if thresholds:
             state = with_thresholds(state, told)
-            _check_thresholds(desk.project, state)
+            check_thresholds(desk.project, state)
         return state if held_out is None else with_holdout(state, by, held_out)
 
     return change
@@ -273,7 +273,8 @@ def prove(desk: Desk, bundle_id: str, fits: bool = True) -> None:
     Scorer.from_bundle(bundle)
 
 
-def _check_thresholds(project: Project, state: Release) -> None:
+def check_thresholds(project: Project, state: Release) -> None:
+    """ReleaseError if a state's thresholds do not go with a project's decisions."""
     from models.rollout.apply import decide_by
     from models.rollout.assign import thresholds_text
 

@@ -17,7 +17,7 @@ from models.rollout.records import Release, ReleaseError, ReleaseLog, time_text
 from models.rollout.warmth import Known, find_cold, find_lost
 from pipelines.config import state_of
 from pipelines.jobs.feature_sets import Features, bundle_of
-from pipelines.jobs.releasing import Change, Desk, effective_time, release
+from pipelines.jobs.releasing import Change, Desk, check_thresholds, effective_time, release
 from pipelines.jobs.resume import read_state
 from pipelines.sources.feeds import feeds_of
 from pipelines.sources.files import check_files, read_all
@@ -68,7 +68,13 @@ def take_over(
             f"{desk.folder} is not warm at {time_text(effective_us)}: {'; '.join(lacking)}; --cold hands over "
             "nonetheless"
         )
-    longer = release(desk, change, told, from_us, Features.OTHER)
+
+    def checked(log: ReleaseLog, effective_us: int) -> Release:
+        state = change(log, effective_us)
+        check_thresholds(desk.project, state)  # which stay, and were meant for other decisions
+        return state
+
+    longer = release(desk, checked, told, from_us, Features.OTHER)
     assert longer is not None  # its champion is another one
     return longer, lacking
 

@@ -112,6 +112,15 @@ def test_a_run_that_is_cold_takes_over_only_if_told(folders):
     assert len(states(folders)) == 3
 
 
+def test_thresholds_that_do_not_go_with_its_decisions_are_refused(folders):
+    say("release", folders / "blue", "champion", "--threshold", "block=0.9", at=10)
+    wanted = "thresholds: 'block' is no decision of the project; there are: stop, approve"
+    history = ["--history", folders / "events.jsonl"]
+    assert wanted in say("takeover", folders / "green", *history, at=1895, code=1)
+    say("release", folders / "blue", "champion", "--threshold", "none", at=1900)
+    say("takeover", folders / "green", *history, at=1905)
+
+
 def test_a_state_is_warm_and_one_of_other_features_is_refused(folders):
     """States are of whole days: events of two, of which the second is handed over."""
     blue, green = folders / "blue", folders / "green"
