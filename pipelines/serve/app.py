@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.errors import HeadraceError
+from models.objectives import FALLBACK, REFUSED, SCORED, UNANSWERED
 from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
@@ -27,6 +28,7 @@ from pipelines.serve.service import Service, ServiceDown
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
+AGAIN = {"Retry-After": "1"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -40,7 +42,7 @@ def make_app(service: Service, tokens: Tokens) -> FastAPI:
         watching.cancel()
         service.close()
 
-    project, counts = service.project, Counts()
+    project, counts = service.project, Counts(service.project.serving)
     app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
     routes = _Routes(service, counts)
     for method, path, role, handler, told in (
@@ -73,11 +75,20 @@ class _Routes:
         """Score an event, or a list of events."""
         with_features, reasons = _score_options(request)
         payloads, is_list = split_events(await read_body(request), MOST_EVENTS)
-        reply = await self._service.score(payloads, with_features, reasons)
-        for outcome in ("scored", "refused", "fallback"):
+        try:
+            reply = await self._service.score(payloads, with_features, reasons)
+        except RequestError:
+            raise
+        except Exception:
+            self._counts.events(UNANSWERED, len(payloads))
+            raise
+        for outcome in (SCORED, REFUSED, FALLBACK, UNANSWERED):
             self._counts.events(outcome, getattr(reply, outcome))
+        self._counts.ages(reply.ages_us)
         if is_list:
             return json_response(b"[" + b",".join(reply.answers) + b"]")
+        if reply.unanswered:
+            return json_response(reply.answers[0], 503, AGAIN)
         return json_response(reply.answers[0], 422 if reply.refused else 200)
 
     async def features(self, request: Request) -> Response:
@@ -150,7 +161,7 @@ def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts:
         except RequestError as error:
             response = json_response({"error": _printable(str(error))}, 422)
         except ServiceDown as error:
-            response = json_response({"error": str(error)}, 503, {"Retry-After": "1"})
+            response = json_response({"error": str(error)}, 503, AGAIN)
         except HeadraceError as error:
             _LOG.error("%s: %s", path, error)
             response = json_response({"error": "the endpoint can't answer; its log says why"}, 503)

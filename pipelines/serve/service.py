@@ -11,18 +11,16 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import datetime
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 from models.batches import as_int64, column
 from models.errors import HeadraceError
 from models.predictors.booster import ModelError
 from models.project.declarations import Project
-from models.serving.answers import Answering, Answers
+from models.serving.answers import Answering
+from models.serving.freshness import NEVER_US, State, tell
 from models.serving.requests import RequestError
 from models.store.kinds import Kind, Place
 from models.store.tiles import TileError
@@ -32,6 +30,7 @@ from pipelines.store import Store, StoreError
 _LOG = logging.getLogger("headrace")
 _LOOK_SECONDS = 1.0
 MOST_WAITING = 256
+NEVER_LOST_US = 1 << 62  # of an endpoint that has absorbed all
 T = TypeVar("T")
 
 
@@ -41,12 +40,17 @@ class ServiceDown(HeadraceError):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """Answers to a request's events, JSON each in their order, how many were scored, refused and fell back."""
+    """Answers to a request's events, JSON each in their order, and how many were scored, refused and fell back.
+
+    `unanswered` are those that are to be sent again, `ages_us` is how far each that has a state is past it.
+    """
 
     answers: list[bytes]
     scored: int = 0
     refused: int = 0
     fallback: int = 0
+    unanswered: int = 0
+    ages_us: Sequence[int] = ()
 
 
 class _Watched:
@@ -164,9 +168,9 @@ class Service:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
             raise
-        told = self._freshness(answers, watermark_us)
-        found = self.answering.render(answers, told, with_features)
-        return Reply(found, scored=answers.rows.num_rows, refused=len(answers.refused))
+        told = tell(self.answering, payloads, answers, self._state(watermark_us), with_features)
+        scored = answers.rows.num_rows - told.fallback - told.unanswered
+        return Reply(told.lines, scored, len(answers.refused), told.fallback, told.unanswered, told.ages_us)
 
     def _fall_back(self, payloads: Sequence[bytes]) -> Reply:
         assert self.project.fallback is not None
@@ -182,27 +186,11 @@ class Service:
         with self._watched.told():
             watermark_us = self._store.progress().watermark_us
         features = self.answering.features_at(entity, key, at_us, self._watched)
-        return b'{"features":' + features + b"," + self._told(watermark_us, at_us) + b"}"
+        return b'{"features":' + features + b"," + self._state(watermark_us).told(at_us) + b"}"
 
-    def _freshness(self, answers: Answers, watermark_us: int | None) -> list[bytes]:
-        """How fresh the state was that each row is of."""
-        if not answers.rows.num_rows:
-            return []
-        times = as_int64(column(answers.rows, self.project.event.time)).tolist()
-        return [self._told(watermark_us, time_us) for time_us in times]
-
-    def _told(self, watermark_us: int | None, time_us: int) -> bytes:
-        """`as_of`, before which all events are in the store, and whether all are there that are before a time.
-
-        An endpoint that absorbs is the only way in, so that all are there but those that it had to answer without.
-        """
-        complete = watermark_us is not None and time_us < watermark_us
-        complete |= self.absorbs and (self._lost_us is None or time_us < self._lost_us)
-        as_of = b"null" if watermark_us is None else b'"%s"' % time_text(watermark_us).encode()
-        return b'"as_of":%s,"complete":%s' % (as_of, b"true" if complete else b"false")
-
-
-def time_text(time_us: int) -> str:
-    """A time as ISO 8601 writes it."""
-    since = np.datetime64(time_us, "us").astype(datetime.datetime)
-    return f"{since.isoformat()}Z" if isinstance(since, datetime.datetime) else str(time_us)
+    def _state(self, watermark_us: int | None) -> State:
+        """How far the state goes: where all events are absorbed, up to the first that was answered without."""
+        whole_us = NEVER_US if watermark_us is None else watermark_us
+        if self.absorbs:
+            whole_us = max(whole_us, NEVER_LOST_US if self._lost_us is None else self._lost_us)
+        return State(watermark_us, whole_us)
