@@ -25,6 +25,10 @@ def serve(
         ),
     ] = False,
     deadline: Annotated[float, typer.Option(min=0.001, max=60, help="Seconds that a request may wait and take.")] = 1.0,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="How often each client may ask, by its token or else its address: such as 100/second."),
+    ] = None,
     model: OneModel = None,
     releases: Releases = None,
     registry: Registry = None,
@@ -49,13 +53,18 @@ def serve(
         from pipelines.jobs.serve import open_service
         from pipelines.serve.app import make_app
         from pipelines.serve.http import Tokens
+        from pipelines.serve.rates import Rates
         from pipelines.serve.server import listen
         from pipelines.serve.server import serve as run
 
         logging.getLogger("headrace").setLevel(logging.INFO)
-        tokens = Tokens.of_environment()
+        tokens, rates = Tokens.of_environment(), Rates(rate)
         bound = listen(host, port)
         service = open_service(declared, project, store, log, model, str(registry), absorb, deadline)
         host, port = bound.getsockname()[:2]
-        run(make_app(service, tokens), bound, lambda: typer.echo(f"serving {declared.name} on http://{host}:{port}"))
+        run(
+            make_app(service, tokens, rates),
+            bound,
+            lambda: typer.echo(f"serving {declared.name} on http://{host}:{port}"),
+        )
         typer.echo("all that was taken is answered")

@@ -24,15 +24,17 @@ from pipelines.serve.documents import INFER, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
 from pipelines.serve.models import Champion
+from pipelines.serve.rates import Rates, client_of
 from pipelines.serve.service import Service, ServiceDown
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
 AGAIN = {"Retry-After": "1"}
+_UNBOUNDED = Rates()
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, tokens: Tokens) -> FastAPI:
+def make_app(service: Service, tokens: Tokens, rates: Rates | None = None) -> FastAPI:
     """The endpoint of a service, which it closes at its end."""
 
     @contextlib.asynccontextmanager
@@ -43,6 +45,15 @@ def make_app(service: Service, tokens: Tokens) -> FastAPI:
         service.close()
 
     project, counts = service.project, Counts(service.project.serving)
+
+    def guard(role: str) -> Callable[[Request], None]:
+        def check(request: Request) -> None:
+            asking = request.client.host if request.client else ""
+            (rates or _UNBOUNDED).check(tokens.name_of(request) or client_of(asking))
+            tokens.check(request, role)
+
+        return check
+
     app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
     routes = _Routes(service, counts)
     for method, path, role, handler, told in (
@@ -58,7 +69,7 @@ def make_app(service: Service, tokens: Tokens) -> FastAPI:
     ):
         told = {"summary": handler.__doc__, **(told or {})}
         app.add_api_route(
-            path, _told(handler, path, role, tokens, counts), methods=[method], name=handler.__name__,
+            path, _told(handler, path, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
             response_model=None, summary=handler.__doc__, openapi_extra=told,
         )  # fmt: skip
     app.add_exception_handler(HTTPException, _say_http)
@@ -146,18 +157,17 @@ class _Routes:
         return champion
 
 
-def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts: Counts) -> Handler:
+def _told(handler: Handler, path: str, guard: Callable[[Request], None] | None, counts: Counts) -> Handler:
     """A route that is counted, and that says what is wrong."""
 
     async def answer(request: Request) -> Response:
         started = time.perf_counter()
         try:
-            if role is not None:
-                tokens.check(request, role)
+            if guard is not None:
+                guard(request)
             response = await handler(request)
         except HttpError as error:
-            told = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-            response = json_response({"error": error.message}, error.status, told)
+            response = json_response({"error": error.message}, error.status, error.headers)
         except RequestError as error:
             response = json_response({"error": _printable(str(error))}, 422)
         except ServiceDown as error:

@@ -16,6 +16,7 @@ from pipelines.monitoring.scrape import scrape
 from pipelines.serve import http, service
 from pipelines.serve.http import Tokens
 from pipelines.serve.models import OneModel
+from pipelines.serve.rates import RateError, Rates, client_of
 from pipelines.store import Progress, StoreError
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
@@ -421,6 +422,43 @@ def test_tokens_have_roles(tmp_path, monkeypatch):
         "read": [403, 200, 200, 200],
         "admin": [200, 200, 200, 200],
     }
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_again(tmp_path, monkeypatch):
+    file = tmp_path / "tokens"
+    names = [f"score-token-0123456789-{n}" for n in range(2)]
+    file.write_text("".join(f"score {token}\n" for token in names))
+    monkeypatch.setenv(http.TOKENS, str(file))
+    rates = Rates("4/hour; 1000/day")
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), tokens=Tokens.of_environment(), rates=rates) as client:
+
+        def statuses(token, times=6):
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            replies = [score(client, headers=headers) for _ in range(times)]
+            return replies[-1], [reply.status_code for reply in replies]
+
+        reply, one = statuses(names[0])
+        _, other = statuses(names[1])
+        _, unknown = statuses(None, 3)
+        _, wrong = statuses("a-wrong-one-of-the-same-address", 3)  # of a guesser
+        ready = [client.get("/v2/health/ready").status_code for _ in range(6)]
+    assert one == other == [200] * 4 + [429] * 2
+    assert (unknown, wrong) == ([401] * 3, [401, 429, 429])
+    assert ready == [200] * 6
+    assert 0 < int(reply.headers["retry-after"]) <= 7200
+    assert reply.json()["error"].startswith("more than 4 per 1 hour: come again in")
+    assert names[0] not in reply.text
+
+
+@pytest.mark.parametrize("text", ["", "many", "5", "0/second", "5/blink", "-1/hour"])
+def test_a_rate_that_can_t_be_is_told(text):
+    with pytest.raises(RateError, match="100/second"):
+        Rates(text)
+
+
+def test_a_client_of_ipv6_is_its_network():
+    assert client_of("2001:db8::1") == client_of("2001:db8::2:3%eth0") != client_of("2001:db8:0:1::1")
+    assert client_of("10.0.0.1") != client_of("10.0.0.2")
 
 
 @pytest.mark.parametrize("text", ["", "score short", "boss 0123456789abcdef", "score 0123456789abcdef more"])
