@@ -1,6 +1,7 @@
 """Benchmarks of a running stream as a black box; each sub-command prints one Markdown table.
 
-    python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions
+    python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions |
+        releases
         [-- options of headrace run]
 
 A broker, `headrace run`, a publisher and a reader run in a process each, on this machine. The model is trained
@@ -26,6 +27,7 @@ from typing import Any
 from stream import beside as comparing_brokers
 from stream import catchup as catching_up
 from stream import peers as comparing
+from stream import released as releasing
 from stream.events import Defects, write_history
 from stream.figures import markdown, milliseconds, slope
 from stream.load import now_us
@@ -166,6 +168,14 @@ def transactions(asked: argparse.Namespace, setting: Setting) -> None:
     comparing_brokers.transactions(setting, asked.rate, asked.seconds, asked.times, say)
 
 
+def releases(asked: argparse.Namespace, setting: Setting) -> None:
+    """What a log of releases and a shadow cost, and latency while a release takes effect."""
+    train(setting.folder, setting.source, "--start", "2018-05-24")
+    releasing.costs(setting, asked.rate, asked.seconds, asked.times, say)
+    print()
+    releasing.swaps(setting, asked.rate, 2 * asked.seconds, asked.times, say)
+
+
 def peak(found: Measured) -> float:
     return max(mib for _, mib in found.memory if mib == mib)
 
@@ -222,6 +232,10 @@ def parse() -> argparse.Namespace:
     one.add_argument("--venv", type=pathlib.Path, help="environment with Quix Streams; without, it is left out")
     one = command(transactions)
     one.add_argument("--rate", type=float, default=1000)
+    one.add_argument("--seconds", type=float, default=20)
+    one.add_argument("--times", type=int, default=3)
+    one = command(releases)
+    one.add_argument("--rate", type=float, default=5000)
     one.add_argument("--seconds", type=float, default=20)
     one.add_argument("--times", type=int, default=3)
     asked = parser.parse_args(line[:cut])
