@@ -26,6 +26,7 @@ from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
 from pipelines.serve.models import Champion
 from pipelines.serve.rates import Rates, client_of
 from pipelines.serve.service import Service, ServiceDown
+from pipelines.serve.siblings import Siblings
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
@@ -34,13 +35,14 @@ _UNBOUNDED = Rates()
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, tokens: Tokens, rates: Rates | None = None) -> FastAPI:
+def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, siblings: Siblings | None = None) -> FastAPI:
     """The endpoint of a service, which it closes at its end."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(service.watch())
-        yield
+        async with routes.siblings.told(routes.own_metrics):
+            yield
         watching.cancel()
         service.close()
 
@@ -55,7 +57,7 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None) -> Fa
         return check
 
     app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
-    routes = _Routes(service, counts)
+    routes = _Routes(service, counts, siblings or Siblings())
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
         ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
@@ -79,8 +81,8 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None) -> Fa
 class _Routes:
     """What is done for each route."""
 
-    def __init__(self, service: Service, counts: Counts) -> None:
-        self._service, self._counts = service, counts
+    def __init__(self, service: Service, counts: Counts, siblings: Siblings) -> None:
+        self._service, self._counts, self.siblings = service, counts, siblings
 
     async def score(self, request: Request) -> Response:
         """Score an event, or a list of events."""
@@ -148,7 +150,12 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
-        return Response(self._counts.text(self._service.broken is None), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        text = await self.siblings.gather(self.own_metrics())
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def own_metrics(self) -> bytes:
+        """Those of this process."""
+        return self._counts.text(self._service.broken is None)
 
     def _champion(self, name: str) -> Champion:
         champion = self._service.models.champion()
