@@ -1,7 +1,7 @@
 """Benchmarks of a running stream as a black box; each sub-command prints one Markdown table.
 
     python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions |
-        releases
+        releases | swaps
         [-- options of headrace run]
 
 A broker, `headrace run`, a publisher and a reader run in a process each, on this machine. The model is trained
@@ -169,11 +169,15 @@ def transactions(asked: argparse.Namespace, setting: Setting) -> None:
 
 
 def releases(asked: argparse.Namespace, setting: Setting) -> None:
-    """What a log of releases and a shadow cost, and latency while a release takes effect."""
+    """What a log of releases and a shadow cost at a steady rate."""
     train(setting.folder, setting.source, "--start", "2018-05-24")
     releasing.costs(setting, asked.rate, asked.seconds, asked.times, say)
-    print()
-    releasing.swaps(setting, asked.rate, 2 * asked.seconds, asked.times, say)
+
+
+def swaps(asked: argparse.Namespace, setting: Setting) -> None:
+    """Latency while a release takes effect."""
+    train(setting.folder, setting.source, "--start", "2018-05-24")
+    releasing.swaps(setting, asked.rate, asked.seconds, asked.times, say)
 
 
 def peak(found: Measured) -> float:
@@ -237,6 +241,10 @@ def parse() -> argparse.Namespace:
     one = command(releases)
     one.add_argument("--rate", type=float, default=5000)
     one.add_argument("--seconds", type=float, default=20)
+    one.add_argument("--times", type=int, default=3)
+    one = command(swaps)
+    one.add_argument("--rate", type=float, default=5000)
+    one.add_argument("--seconds", type=float, default=40)
     one.add_argument("--times", type=int, default=3)
     asked = parser.parse_args(line[:cut])
     asked.rest = line[cut + 1 :]
