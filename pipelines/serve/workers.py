@@ -147,6 +147,7 @@ def serve_by_workers(arguments: Sequence[str], number: int, bound: socket.socket
                 time.sleep(_LOOK_SECONDS)
             return True
         finally:
+            bound.close()  # so that no connection waits for workers that take no more
             for worker in workers:
                 worker.tell(signal.SIGTERM)
             until = time.monotonic() + DRAIN_SECONDS + 5
