@@ -90,6 +90,7 @@ class Answering:
         self.project = project
         self._records = project.event_type
         self._past = PastFeatures(project)
+        self.kinds = tuple(self._past.kinds.values())
         self._kinds = [kind for name, kind in self._past.kinds.items() if not name.startswith(LABELS_OF)]
 
     def answer(

@@ -8,6 +8,7 @@ second, finds that it answers.
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -31,10 +32,12 @@ from pipelines.brokers import BrokerError
 from pipelines.serve.models import Models
 from pipelines.serve.publishing import Done, Publishing
 from pipelines.serve.siblings import Lost
-from pipelines.store import Store, StoreError
+from pipelines.store import Progress, Store, StoreError, go_on
 
 _LOG = logging.getLogger("headrace")
 _LOOK_SECONDS = 1.0
+_LAST = 64  # events that were absorbed last, by which time goes on
+LATENESS_US = 86_400_000_000  # as a run has it unless told otherwise
 MOST_WAITING = 256
 T = TypeVar("T")
 
@@ -105,10 +108,12 @@ class Service:
         deadline_seconds: float,
         lost: Lost | None = None,
         publishing: Publishing | None = None,
+        lateness_us: int = LATENESS_US,
     ) -> None:
         """`deadline_seconds` is the time that a request may wait and take; `lost` is shared by those that absorb.
 
-        What is absorbed is published before it is answered, if there is somewhere to.
+        What is absorbed is published before it is answered, if there is somewhere to. Then what no event needs that is
+        `lateness_us` before the last ones leaves the store.
         """
         self.project, self.models, self.absorbs = project, models, absorb
         self.answering = Answering(project)
@@ -117,6 +122,9 @@ class Service:
         self._deadline = deadline_seconds
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "answers")
         self._waiting = 0
+        self._lateness_us = lateness_us
+        self._last_us: collections.deque[int] = collections.deque(maxlen=_LAST)  # times of events that were absorbed
+        self._passed: list[int] = []
         self._lost = lost or Lost()
         self._publishing = publishing
         self.broken: str | None = None
@@ -211,6 +219,8 @@ class Service:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
             raise
+        if self.absorbs and answers.rows.num_rows:
+            self._last_us.extend(as_int64(column(answers.rows, self.project.event.time)).tolist())
         if self._watched.is_full:
             self._watched.is_full = False
             self._thread.submit(self._tidy)
@@ -220,9 +230,17 @@ class Service:
         return Reply(told.lines, scored, len(answers.refused), told.fallback, told.unanswered, told.ages_us, valid)
 
     def _tidy(self) -> None:
-        """Put the log into tiles, and drop what no window needs any more."""
+        """Put the log into tiles, and drop what no window needs any more.
+
+        That is told by the earliest of the last events: one with a time far ahead drops nothing.
+        """
         try:
             self._store.settle()
+            kinds, newest_us = self.answering.kinds, min(self._last_us, default=0)
+            passed = [kind.passed_us(newest_us, self._lateness_us) for kind in kinds]
+            if len(self._last_us) == _LAST and passed != self._passed:
+                go_on(self._store, kinds, Progress(None, newest_us), self._lateness_us)
+                self._passed = passed
         except (StoreError, TileError) as error:
             _LOG.error("what was absorbed stays in the store's log for now: %s", error)
 
