@@ -1,7 +1,8 @@
 """The embedded store: an SQLite file in WAL mode, which one process at a time writes and several read.
 
-Tiles stand by kind, start and key: those of a kind that have passed are one range. A commit is on disk before the
-process ends, however it ends; a power failure may take the last ones with it, in order, watermarks among them.
+Tiles are found by kind, start and key, in an index apart from them: in one tree, SQLite would read all of a large tile
+to see that it is another's. Those of a kind that have passed are one range. A commit is on disk before the process ends,
+however it ends; a power failure may take the last ones with it, in order, watermarks among them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from pipelines.store import StoreError
 from pipelines.store.log import CHANGES, Found
 
 _APPLICATION = 0x68727374  # "hrst", by which a file is known as a store
-_VERSION = 1
+_VERSION = 2
 _CACHE_KIB = 32 << 10  # of pages, of one connection
 _TABLES = """
 CREATE TABLE IF NOT EXISTS marks (feature_set TEXT, name TEXT, value INTEGER, PRIMARY KEY (feature_set, name))
 WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kinds (id INTEGER PRIMARY KEY, feature_set TEXT, name TEXT, UNIQUE (feature_set, name));
-CREATE TABLE IF NOT EXISTS tiles (kind INTEGER, start INTEGER, key TEXT, content BLOB, PRIMARY KEY (kind, start, key))
-WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tiles (kind INTEGER, start INTEGER, key TEXT, content BLOB, UNIQUE (kind, start, key));
 CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY AUTOINCREMENT, feature_set TEXT, content BLOB);
 """
 _SETTLED = "settled"

@@ -294,7 +294,7 @@ def test_a_place_without_a_store_is_told(tmp_path):
     with contextlib.closing(open_store(f"sqlite:///{tmp_path}/s.db", "f", create=True)):
         pass
     with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="another version"):
         open_store(str(tmp_path / "s.db"), "f")
 
