@@ -1,8 +1,8 @@
 """The embedded store: an SQLite file in WAL mode, which one process at a time writes and several read.
 
 Tiles are found by kind, start and key, in an index apart from them: in one tree, SQLite would read all of a large tile
-to see that it is another's. Those of a kind that have passed are one range. A commit is on disk before the process ends,
-however it ends; a power failure may take the last ones with it, in order, watermarks among them.
+to see that it is another's. Those of a kind that have passed are one range. A commit is on disk before the process
+ends, however it ends; a power failure may take the last ones with it, in order, watermarks among them.
 """
 
 from __future__ import annotations
