@@ -8,12 +8,14 @@ burn rates of alerts are those of Google's Site Reliability Workbook, chapter 5,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from models import metrics
 from models.counts import DEDUPLICATE
 from models.metrics import Series
-from models.project.objectives import Objective, Objectives
+from models.partitions import Partitions, Span
+from models.project.objectives import Fast, Fresh, Objective, Objectives
+from models.project.sections import duration_text
 from models.record import Outcome
 
 
@@ -75,19 +77,18 @@ class Least:
         return self.total >= self.target
 
 
-def bound_of(within_us: int) -> float:
-    """The largest bound of the latency's buckets, in seconds, that is no longer."""
-    return max(bound for bound in metrics.LATENCY.bounds if bound * 1e6 <= within_us)
+def bound_of(within_us: int, metric: metrics.Metric = metrics.LATENCY) -> float:
+    """The largest bound of a histogram's buckets, in seconds, that is no longer."""
+    return max(bound for bound in metric.bounds if bound * 1e6 <= within_us)
 
 
 def of_metrics(objectives: Objectives, found: Mapping[Series, int]) -> Iterator[Ratio | Least]:
     """The objectives by the metrics of a run that goes on; those of which it tells nothing have a total of 0."""
     if (fast := objectives.latency) is not None:
-        bound = bound_of(fast.within)
-        numbers = {float(labels[-1][1]): n for (name, labels), n in found.items() if _is_written(name, labels)}
-        total = sum(numbers.values())
-        good = sum(number for upper, number in numbers.items() if upper <= bound)
-        yield Ratio("latency", f"rows written within {bound:g} s", fast.target, total - good, total)
+        written = (("stage", WRITTEN),)
+        yield _soon("latency", "rows written within {:g} s", fast, found, metrics.LATENCY, written)
+    if (fresh := objectives.freshness) is not None:
+        yield _soon("freshness", "rows within {:g} s of their events", fresh, found, metrics.FRESHNESS)
     if objectives.valid is not None:
         dead = metrics.by_label(found, metrics.DEAD_LETTERS)
         bad = sum(number for step, number in dead.items() if step != DEDUPLICATE)
@@ -100,10 +101,12 @@ def of_metrics(objectives: Objectives, found: Mapping[Series, int]) -> Iterator[
         yield _rows(objectives.rows, sum(metrics.by_label(found, metrics.SCORES).values()))
 
 
-def of_run(objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequence[str]) -> Iterator[Ratio | Least]:
-    """The objectives by what a finished run left: events by their outcomes, and the statuses of its verdicts.
+def of_run(
+    objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequence[str], done: Least | None = None
+) -> Iterator[Ratio | Least]:
+    """The objectives by what a finished run left: events by their outcomes, the statuses of its verdicts, what is done.
 
-    Latency is a stream's alone.
+    Latency and freshness are a stream's alone.
     """
     if objectives.valid is not None:
         yield _valid(objectives.valid, outcomes.get(Outcome.DEAD_LETTERED, 0), outcomes.get(Outcome.READ, 0))
@@ -111,10 +114,45 @@ def of_run(objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequen
         yield _quality(objectives.quality, statuses.count(ALARM), len(statuses))
     if objectives.rows is not None:
         yield _rows(objectives.rows, outcomes.get(Outcome.SCORED, 0) + outcomes.get(Outcome.QUARANTINED, 0))
+    if done is not None:
+        yield done
 
 
-def _is_written(name: str, labels: metrics.Labels) -> bool:
-    return name == f"{metrics.LATENCY.name}_bucket" and labels[0] == ("stage", WRITTEN)
+def of_days(
+    within_us: int, partitions: Partitions, spans: Sequence[Span], starts_us: Iterable[int], now_us: int
+) -> Least:
+    """Of the days, or hours, that ended at least `within_us` before `now_us`, those that a sink has.
+
+    It has those in its `spans`, and those that it has score rows of, by their starts. The first is the first of these;
+    all times are in microseconds, since 1970 UTC.
+    """
+    bounded = [span for span in spans if span.start_us is not None and span.stop_us is not None]
+    there = set(starts_us)
+    first = [*there, *(partitions.start_us(span.start_us) for span in bounded if span.start_us is not None)]
+    due = found = 0
+    start_us = min(first, default=now_us)
+    while (stop_us := partitions.next_us(start_us)) + within_us <= now_us:
+        due += 1
+        found += start_us in there or any(start_us in span and stop_us - 1 in span for span in bounded)
+        start_us = stop_us
+    return Least("done_within", f"{partitions.by}s that ended {duration_text(within_us)} ago", due, found)
+
+
+def _soon(
+    name: str,
+    text: str,
+    objective: Fast | Fresh,
+    found: Mapping[Series, int],
+    metric: metrics.Metric,
+    labels: metrics.Labels = (),
+) -> Ratio:
+    """How much of a histogram is no more than the objective's bound."""
+    bound = bound_of(objective.within, metric)
+    bucket = f"{metric.name}_bucket"
+    numbers = {float(of[-1][1]): n for (each, of), n in found.items() if each == bucket and of[:-1] == labels}
+    total = sum(numbers.values())
+    good = sum(number for upper, number in numbers.items() if upper <= bound)
+    return Ratio(name, text.format(bound), objective.target, total - good, total)
 
 
 def _valid(objective: Objective, bad: int, total: int) -> Ratio:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from models.project.availability import KnownAt
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
-from models.project.objectives import Fast, Objective, Objectives
+from models.project.objectives import Fast, Fresh, Objective, Objectives
 from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.rollouts import Margins, Minimum, Rollout, Rules
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, Series, duration_text
@@ -51,13 +51,15 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("rollout", "rules", "margins"): Margins,
     ("slo",): Objectives,
     ("slo", "latency"): Fast,
+    ("slo", "freshness"): Fresh,
     ("slo", "valid"): Objective,
     ("slo", "quality"): Objective,
 }
 _DURATIONS = {
     "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every",
-    "lead", "season", "period", "within",
+    "lead", "season", "period", "within", "done_within",
 }  # fmt: skip
+_RATIOS = ("latency", "freshness", "valid", "quality")  # objectives of a share
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
     "schema": "The file of the schema, beside project.yaml.",
@@ -184,15 +186,15 @@ WHAT = {
     "rollout.clock": "What a release log's times are: `wall`, of the day, or `event`, of data that lies in the past.",
     "slo.period": "Over so long an error budget is to last.",
     "slo.latency": "How many rows of a stream are written soon enough after they were published.",
+    "slo.freshness": "How many rows of a stream are written soon enough after their events happened.",
     "slo.valid": "How many events are no dead letters.",
     "slo.quality": "How many windows of `quality` have no alarm.",
     "slo.rows": "So many score rows a run must leave.",
-    **{f"slo.{name}.target": "The share that must be good." for name in ("latency", "valid", "quality")},
-    **{
-        f"slo.{name}.minimum": "With fewer in an alert's long window, nothing is told."
-        for name in ("latency", "valid", "quality")
-    },
+    "slo.done_within": "So long after its end, each day (hour) must be in the sink.",
+    **{f"slo.{name}.target": "The share that must be good." for name in _RATIOS},
+    **{f"slo.{name}.minimum": "With fewer in an alert's long window, nothing is told." for name in _RATIOS},
     "slo.latency.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`.",
+    "slo.freshness.within": "How soon is soon enough; taken down to the next bound of `headrace_freshness_seconds`.",
     "rollout.lead": "So long after it is made a release takes effect at the earliest: 1s to 1d.",
     "rollout.blocks": "Decisions after which no label becomes known, as what was asked for does not happen.",
     "rollout.rules": "When `headrace rollout` says promote, hold or roll back.",

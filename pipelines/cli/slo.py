@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from typing import Annotated
 
 import typer
@@ -23,12 +24,15 @@ def slo(
     metrics: Annotated[
         str | None, typer.Option(help="Where a run that goes on shows its metrics: http://HOST:PORT/metrics.")
     ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="The time by which slo.done_within is judged; now, if not given.")
+    ] = None,
 ) -> None:
     """Tell whether the project's objectives are met; exit code 1 if one is not."""
     with clear_errors():
         from models.objectives import of_metrics, of_run
         from models.project.project import load_project
-        from pipelines.prechecks import require, require_file_system
+        from pipelines.prechecks import require, require_file_system, time_us
 
         declared = load_project(project)
         require(declared.slo is not None, f"{declared.name} declares no slo: there is nothing to tell")
@@ -44,10 +48,12 @@ def slo(
             assert run is not None
             require_file_system(run)
 
-            from pipelines.results import read_success, read_verdicts
+            from pipelines.results import days_done, read_success, read_verdicts
 
             statuses = [verdict.status for verdict in read_verdicts(run) if verdict.judged]
-            found = list(of_run(declared.slo, read_success(run)["events"], statuses))
+            now_us = time.time_ns() // 1000 if at is None else time_us("at", at, declared.partitions)
+            done = None if declared.slo.done_within is None else days_done(run, declared, now_us)
+            found = list(of_run(declared.slo, read_success(run)["events"], statuses, done))
 
         from pipelines.cli.display import objectives_table
         from pipelines.terminal import console

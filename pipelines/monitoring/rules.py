@@ -16,7 +16,7 @@ from models import metrics
 from models.counts import DEDUPLICATE
 from models.objectives import ALARM, BURNS, WRITTEN, Burn, bound_of
 from models.project.declarations import Project
-from models.project.objectives import Objective
+from models.project.objectives import Fast, Fresh, Objective
 from models.record import Outcome
 
 _RATIO = "headrace:slo_errors:ratio"
@@ -90,15 +90,21 @@ def _ratios(project: Project) -> Iterator[_Ratio]:
     if slo is None:
         return
     if slo.latency is not None:
-        bucket, bound = f"{metrics.LATENCY.name}_bucket", bound_of(slo.latency.within)
-        every, good = (f'{bucket}{{stage="{WRITTEN}",le="{le}"}}' for le in ("+Inf", repr(bound)))
-        yield _Ratio("latency", slo.latency, (every, good), (every,))
+        yield _soon("latency", slo.latency, metrics.LATENCY, f'stage="{WRITTEN}",')
+    if slo.freshness is not None:
+        yield _soon("freshness", slo.freshness, metrics.FRESHNESS)
     if slo.valid is not None:
         bad = f'{metrics.DEAD_LETTERS.name}{{step!="{DEDUPLICATE}"}}'
         yield _Ratio("valid", slo.valid, (bad,), (f'{metrics.EVENTS.name}{{outcome="{Outcome.READ}"}}',))
     if slo.quality is not None:
         told = metrics.VERDICTS.name
         yield _Ratio("quality", slo.quality, (f'{told}{{status="{ALARM}"}}',), (told,))
+
+
+def _soon(name: str, objective: Fast | Fresh, metric: metrics.Metric, labels: str = "") -> _Ratio:
+    bucket, bound = f"{metric.name}_bucket", bound_of(objective.within, metric)
+    every, good = (f'{bucket}{{{labels}le="{le}"}}' for le in ("+Inf", repr(bound)))
+    return _Ratio(name, objective, (every, good), (every,))
 
 
 def _alert(project: Project, ratio: _Ratio, burn: Burn, scale: float) -> dict[str, object]:
@@ -137,7 +143,9 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
     bucket = f'{metrics.LATENCY.name}_bucket{{stage="{WRITTEN}"}}'
     yield "Rows a second", "short", f"sum by (step) (rate({metrics.ROWS.name}[{rate}]))", "{{step}}"
     yield "Latency, 99th percentile", "s", f"histogram_quantile(0.99, sum by (le) (rate({bucket}[{rate}])))", "p99"
-    yield "Watermark behind the clock", "s", metrics.WATERMARK_LAG.name, "lag"
+    delay = metrics.PUBLISH_DELAY.name
+    resent = f"{delay} * ({delay} > bool {metrics.RESENT_SECONDS})"  # of these that they are old is no lag
+    yield "Watermark behind", "s", f"{metrics.WATERMARK_LAG.name} - {resent}", "lag"
     yield "Messages that wait at the broker", "short", metrics.BACKLOG.name, "backlog"
     yield "Decisions a second", "short", f"sum by (decision) (rate({metrics.SCORES.name}[{rate}]))", "{{decision}}"
     yield "Scores a second by bundle", "short", f"sum by (bundle) (rate({metrics.SCORES.name}[{rate}]))", "{{bundle}}"

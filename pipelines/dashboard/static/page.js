@@ -270,12 +270,12 @@ function showLive(run) {
   if (at("live").hidden) return;
   const rate = run.times.length && run.rates.read ? `${whole(last(run.rates.read))} a second` : "–";
   at("reached").textContent = run.event_time === null ? "" : run.replay
-    ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again, so how far that is behind the clock says nothing.`
+    ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again: it is ${short(run.behind)} s behind what is published.`
     : `Event time has come to ${moment(run.event_time)}, ${short(run.behind)} s behind the clock.`;
   facts(at("live-facts"), [
     ["events read", `${whole(run.events.read || 0)}`], ["read now", rate],
     ...(run.event_time === null ? [] : [["event time", moment(run.event_time)]]),
-    ...(run.behind === null ? [] : [["behind the clock", `${short(run.behind)} s`]]),
+    ...(run.behind === null ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
     ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
     ...Object.entries(run.scores).filter(([name]) => name).map(([name, n]) => [`decided ${name}`, whole(n)]),
   ]);

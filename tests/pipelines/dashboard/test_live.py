@@ -6,10 +6,12 @@ from pipelines.dashboard.live import KEPT_SECONDS, Live
 NOW = 1_790_000_000.0
 
 
-def found(read, lag=None, late=0, **decisions):
+def found(read, lag=None, late=0, delay=None, **decisions):
     made = {("headrace_events_total", (("outcome", "read"),)): read}
     if lag is not None:
         made["headrace_watermark_lag_seconds", ()] = int(lag * 1e6)
+    if delay is not None:
+        made["headrace_publish_delay_seconds", ()] = int(delay * 1e6)
     for name, number in decisions.items():
         made["headrace_scores_total", (("decision", name), ("bundle", "a"))] = number
         made["headrace_scores_total", (("decision", name), ("bundle", "b"))] = 1
@@ -51,9 +53,11 @@ def test_old_events_that_are_sent_again_are_not_behind():
     assert (live.facts()["replay"], live.facts()["behind"]) == (False, 4.0)
     assert live.facts()["event_time"] == round(1000 * (NOW + 1))
     years = 8 * 365 * 86_400.0
-    live.add(NOW + 10, found(1, years))
-    assert (live.facts()["replay"], live.facts()["behind"]) == (True, None)
+    live.add(NOW + 10, found(1, years, delay=years - 2.5))
+    assert (live.facts()["replay"], live.facts()["behind"]) == (True, 2.5)
     assert live.facts()["event_time"] == round(1000 * (NOW + 10 - years))
+    live.add(NOW + 12, found(1, years, delay=5))  # of just now, and the stream is years behind: that is a fault
+    assert (live.facts()["replay"], live.facts()["behind"]) == (False, years)
     live.add(NOW + 15, found(1))  # it is not known any more
     assert (live.facts()["replay"], live.facts()["behind"], live.facts()["event_time"]) == (False, None, None)
 
