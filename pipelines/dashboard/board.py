@@ -13,6 +13,7 @@ from models.errors import HeadraceError
 from models.objectives import of_metrics
 from models.project.declarations import Project
 from models.quality.expectations import BLIND_SPOT
+from pipelines.dashboard.followed import Followed
 from pipelines.dashboard.live import Live
 from pipelines.dashboard.sink import Sink, cut, objective
 from pipelines.release_store import read_log
@@ -32,9 +33,17 @@ class Document:
 class Board:
     """The documents of the page: `state`, of tables and releases, and `live`, of a run that goes on."""
 
-    def __init__(self, project: Project, sinks: Sequence[str], metrics: str | None, releases: str | None) -> None:
+    def __init__(
+        self,
+        project: Project,
+        sinks: Sequence[str],
+        metrics: str | None,
+        releases: str | None,
+        stream: Followed | None = None,
+    ) -> None:
         self.project = project
-        self._sinks = [Sink(project, folder) for folder in sinks]
+        self._stream = stream
+        self._shown: list[Sink | Followed] = [*([stream] if stream else []), *(Sink(project, each) for each in sinks)]
         self._metrics, self._releases = metrics, releases
         self._live = Live()
         self._over = threading.Event()
@@ -48,9 +57,9 @@ class Board:
         """Read what is new of tables and releases."""
         faults: list[str] = []
         changed = False
-        for sink in self._sinks:
+        for each in self._shown:
             try:
-                changed |= sink.refresh()
+                changed |= each.refresh()
             except (HeadraceError, OSError) as error:
                 faults.append(cut(str(error)))
         try:
@@ -79,6 +88,8 @@ class Board:
 
     def start(self) -> None:
         """Keep up to date, in threads, until `stop`."""
+        if self._stream is not None:
+            self._stream.start()
         for name, look in (("tables", self.refresh), ("metrics", self.ask)):
             thread = threading.Thread(target=self._keep, args=(look,), name=name, daemon=True)
             thread.start()
@@ -87,6 +98,8 @@ class Board:
     def stop(self) -> None:
         """End the threads; one that reads is not waited for long."""
         self._over.set()
+        if self._stream is not None:
+            self._stream.stop()
         for thread in self._threads:
             thread.join(1)
 
@@ -104,7 +117,7 @@ class Board:
             "reading": reading,
             "has_metrics": self._metrics is not None,
             "faults": faults,
-            "runs": [] if reading else [sink.facts() for sink in self._sinks],
+            "runs": [] if reading else [each.facts() for each in self._shown],
             "releases": releases,
             "blind_spot": BLIND_SPOT,
         }

@@ -104,24 +104,10 @@ class Sink:
             "step": step // 1000,
             "starts": [us // 1000 for us in starts],
             "decisions": [{"name": cut(name), "rows": numbers} for name, numbers in rows.items()],
-            "windows": [
-                {"end": v.window_end_us // 1000, "status": v.status if v.judged else "unjudged"}
-                for v in quality.verdicts[-MOST_WINDOWS:]
-            ],
-            "drift": [_series(each) for each in quality.drift[:MOST_DRIFT]],
-            "more_drift": max(0, len(quality.drift) - MOST_DRIFT),
-            "open": [
-                {"feature": cut(i.feature), "kind": i.kind, "text": cut(i.text), "alarms": i.alarms,
-                 "opened": to_iso(i.opened_us)}
-                for i in quality.incidents.open
-            ],
-            "alerts": [
-                {name: cut(text) for name, text in alert.items()} for alert in told(quality.alerts, MOST_ALERTS)
-            ],
-            "score": _score(quality),
+            **quality_facts(quality),
             "figures": figures,
             "objectives": self._objectives(events, quality),
-        }  # fmt: skip
+        }
 
     def _figures(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Figures by bundle over the windows, realised and expected; and why there are none."""
@@ -144,6 +130,25 @@ class Sink:
             return []
         statuses = [verdict.status for verdict in quality.verdicts if verdict.judged]
         return [objective(each) for each in of_run(self.project.slo, events, statuses)]
+
+
+def quality_facts(quality: Quality) -> dict[str, Any]:
+    """What the page shows of quality records; times in milliseconds since 1970 UTC."""
+    return {
+        "windows": [
+            {"end": v.window_end_us // 1000, "status": v.status if v.judged else "unjudged"}
+            for v in quality.verdicts[-MOST_WINDOWS:]
+        ],
+        "drift": [_series(each) for each in quality.drift[:MOST_DRIFT]],
+        "more_drift": max(0, len(quality.drift) - MOST_DRIFT),
+        "open": [
+            {"feature": cut(i.feature), "kind": i.kind, "text": cut(i.text), "alarms": i.alarms,
+             "opened": to_iso(i.opened_us)}
+            for i in quality.incidents.open
+        ],
+        "alerts": [{name: cut(text) for name, text in alert.items()} for alert in told(quality.alerts, MOST_ALERTS)],
+        "score": _score(quality),
+    }  # fmt: skip
 
 
 def objective(found: Ratio | Least) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from models.metrics import FIRST_ROW, FRESHNESS, LATENCY, RESENT_SECONDS, ROWS
 from models.objectives import WRITTEN
 from models.project.declarations import Project
 from models.record import BUNDLE_ID, DEAD_LETTER_SCHEMA, DECISION, INGESTED_AT, PUBLISHED_AT, SCORED_AT, SOURCE
-from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside
+from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside, topic_of
 from models.score import take_decided
 from models.totals import TABLE
 from pipelines.brokers import Broker, BrokerError, Publisher
@@ -89,14 +89,13 @@ class PublishRows(beam.PTransform):
 
 def sink_topics(project: Project, sink: str, dead_letters: str | None = None, shadows: bool = False) -> dict[str, str]:
     """The URIs of all topics that a stream of a project writes to, by what they hold; with `shadows`, theirs, too."""
-    place, mark, query = sink.partition("?")
     kinds = ["dead-letters"]
     if project.quality is not None:
         kinds += ["quality", *(["quarantine"] if project.quality.gate == "quarantine" else [])]
     kinds += ["aggregates"] if project.aggregates else []
     kinds += ["label-metrics"] if project.label_metrics else []
     kinds += ["shadow"] if shadows else []
-    beside = {kind.replace("-", "_"): f"{place}-{kind}{mark}{query}" for kind in kinds}
+    beside = {kind.replace("-", "_"): topic_of(sink, kind) for kind in kinds}
     return {"scores": sink, **beside, **({"dead_letters": dead_letters} if dead_letters else {})}
 
 

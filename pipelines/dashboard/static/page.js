@@ -118,7 +118,7 @@ function showRun(run) {
   const judged = run.windows.filter((w) => w.status !== "unjudged").length;
   const release = last(state.releases);
   facts(at("facts"), [
-    ["score rows", whole(rows)],
+    ...(run.starts.length ? [["score rows", whole(rows)]] : []),
     ...Object.entries(run.events).map(([name, n]) => [`events ${name}`, whole(n)]),
     ...(run.windows.length ? [["windows with alarms", `${alarms} of ${judged}`, alarms ? "alarm" : "ok"],
       ["open incidents", String(run.open.length), run.open.length ? "alarm" : "ok"]] : []),
