@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pydantic
 
@@ -46,3 +46,4 @@ class Objectives(Declaration):
     quality: Objective | None = None
     rows: Annotated[int, pydantic.Field(ge=1)] | None = None
     done_within: Annotated[Duration, pydantic.Field(ge=parse_duration("1m"))] | None = None
+    newer: ClassVar[tuple[str, ...]] = ("freshness", "done_within")

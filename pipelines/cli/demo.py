@@ -109,7 +109,8 @@ def show_live(
     from pipelines.cli.project import write_events
     from pipelines.config import RunSpec
     from pipelines.jobs import train as training
-    from pipelines.jobs.live_demo import LiveDemo, prepare, stopped_by_signals
+    from pipelines.jobs.live_demo import LiveDemo, prepare
+    from pipelines.process import told_to_stop
     from pipelines.terminal import console, working
 
     output.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def show_live(
     with working("reading the events"):
         shown = prepare(declared, data, trained.test_from_us, numbers[0], output / "history.jsonl")
     demo = LiveDemo(declared, project, output, registry, shown, port)
-    with stopped_by_signals() as stopped:
+    with told_to_stop() as stopped:
         told = demo.run(lambda text: console.print(text, soft_wrap=True), seconds, stopped)
     counts = collections.Counter(alert.event for alert in told)
     console.print(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import Annotated
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import ProjectFolder
+
+if TYPE_CHECKING:
+    from models.objectives import Least, Ratio
+    from models.project.declarations import Project
 
 monitoring = typer.Typer(
     help="Rules of Prometheus's and a dashboard of Grafana's for a project.",
@@ -27,6 +32,13 @@ def slo(
     at: Annotated[
         str | None, typer.Option(help="The time by which slo.done_within is judged; now, if not given.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until Ctrl-C, and tell of error budgets that burn too fast.")
+    ] = False,
+    every: Annotated[str, typer.Option(help="How often --watch looks.")] = "15s",
+    alert_to: Annotated[
+        list[str] | None, typer.Option(help="Where --watch tells it, as in headrace run; the log, if not given.")
+    ] = None,
 ) -> None:
     """Tell whether the project's objectives are met; exit code 1 if one is not."""
     with clear_errors():
@@ -40,9 +52,14 @@ def slo(
             (run is None) != (metrics is None), "name one: --run of a finished run, or --metrics of one that goes on"
         )
         assert declared.slo is not None
+        require(not watch or metrics is not None, "--watch is of --metrics of a run that goes on")
         if metrics is not None:
             from pipelines.monitoring.scrape import scrape
 
+            if watch:
+                slo_of, url = declared.slo, metrics
+                watch_budgets(declared, lambda: of_metrics(slo_of, scrape(url)), alert_to, every)
+                return
             found = list(of_metrics(declared.slo, scrape(metrics)))
         else:
             assert run is not None
@@ -61,6 +78,23 @@ def slo(
         console.print(objectives_table(found))
         if any(each.met is False for each in found):
             raise typer.Exit(1)
+
+
+def watch_budgets(
+    declared: Project, read: Callable[[], Iterable[Ratio | Least]], alert_to: Sequence[str] | None, every: str
+) -> None:
+    """Look at what objectives are found to be, until Ctrl-C."""
+    import logging
+
+    from models.project.sections import parse_duration
+    from pipelines.jobs.slo_watch import watch
+    from pipelines.prechecks import check_duration
+    from pipelines.process import told_to_stop
+
+    check_duration("--every", every)
+    logging.getLogger("headrace").setLevel(logging.INFO)
+    with told_to_stop() as stopped:
+        watch(declared, read, alert_to or ("log",), parse_duration(every) / 1e6, stopped)
 
 
 @monitoring.command("export")

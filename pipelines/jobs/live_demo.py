@@ -7,18 +7,16 @@ they are over some days after the numbers are right again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
 import pathlib
-import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -214,19 +212,6 @@ class LiveDemo:
         news = [Alert(**json.loads(line)) for line in lines[len(self._told) :]]
         self._told += news
         return news
-
-
-@contextlib.contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """What SIGINT, SIGTERM and the end of the terminal set."""
-    stopped = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in numbers}
-    try:
-        yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _get(url: str) -> str | None:
