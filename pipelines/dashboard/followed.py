@@ -52,18 +52,18 @@ class Followed:
 
     def refresh(self) -> bool:
         """Read what has come; whether anything did."""
-        before, fault = self._facts, self._fault
         came = False
         while self._news:
             came = True
             part = self._read(self._news.popleft())
             if part is not None:
                 self._parts.append(part)
-        if came or before is None or fault != self._told:
-            self._told = fault
-            self._facts = self._make(fault)
-            return True
-        return False
+        fault = self._fault
+        if not (came or self._facts is None or fault != self._told):
+            return False
+        self._told = fault
+        self._facts = self._make(fault)
+        return True
 
     def facts(self) -> dict[str, Any]:
         """What the page shows, as of the last refresh; times in milliseconds since 1970 UTC."""
