@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pipelines.jobs.children import Children, ChildError, ended
+from pipelines.jobs.children import ChildError, Children, ended
 
 pytestmark = pytest.mark.slow
 
