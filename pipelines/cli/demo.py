@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STREAMED = 20_000  # events, as many as take some seconds
 NIGHTS = 2
+ROWS, LIVE_ROWS = 300_000, 200_000
 A_DAY = 2000  # events of --live's sample, which has at least so many days, and from when on it is trained
 LEAST_DAYS = 65
 FIRST_TRAINED = datetime.datetime(2018, 5, 9, tzinfo=datetime.UTC)
@@ -29,7 +30,10 @@ def demo(
         "demo-output"
     ),
     data: Annotated[str | None, typer.Option(help="Card transactions to take instead of a sample.")] = None,
-    rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=20_000, help=f"Size of the sample; {ROWS:,}, if not given, {LIVE_ROWS:,} of --live."),
+    ] = None,
     project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
     live: Annotated[
         bool,
@@ -52,7 +56,7 @@ def demo(
         require_model(declared, "train and to score with: see headrace run and headrace parity")
         require_files([data] if data is not None else [])
         if live:
-            show_live(declared, project, output, data, rows, seconds, port)
+            show_live(declared, project, output, data, rows or LIVE_ROWS, seconds, port)
             return
         require(seconds is None, "--seconds are of --live")
 
@@ -66,7 +70,7 @@ def demo(
         from pipelines.terminal import console
 
         if data is None:
-            write_events(output / "events", rows, 0, 75, "parquet")
+            write_events(output / "events", rows or ROWS, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
         trained = training.train(RunSpec(declared, (data,), ""), project, dead_letters=output / "training")

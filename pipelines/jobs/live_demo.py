@@ -108,7 +108,7 @@ class LiveDemo:
         environment = {**os.environ, "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{self._ports['broker']}"}
         os.environ["PUBSUB_EMULATOR_HOST"] = environment["PUBSUB_EMULATOR_HOST"]
         for left in (*self._output.glob("store.db*"), self._alerts):  # of a demo before
-            left.unlink()
+            left.unlink(missing_ok=True)
         with ended(Children(self._output, environment, stopped)) as children:
             self._start(children)
             if stopped.is_set():

@@ -143,7 +143,10 @@ function showTrouble(run, alarms, judged) {
   if (run.open.length) {
     table(at("open"), [["open since", "t"], ["feature"], ["kind"], ["alarms", "n"], ["last", "text"]],
       run.open.map((i) => [[day(i.opened)], [i.feature], [i.kind], [String(i.alarms)], [i.text, "alarm"]]));
-  } else at("open").replaceChildren("No incident is open.");
+  } else {
+    const over = run.alerts.find((a) => a.event === "clear");
+    at("open").replaceChildren(over ? `No incident is open. The last, ${clean(over.feature)} ${over.kind}, was over in the window up to ${day(over.window_end)}.` : "No incident is open.");
+  }
   at("told").hidden = !run.alerts.length;
   table(at("alerts"), [["window up to", "t"], ["what"], ["feature"], ["kind"], ["text", "text"]],
     run.alerts.map((a) => [[day(a.window_end)], [a.event], [a.feature], [a.kind], [a.text]]));
@@ -221,6 +224,7 @@ function grid(place, list, make) {
 function showScore(score) {
   at("scores").hidden = !score;
   if (!score) return;
+  at("of-scores").textContent = `Share of rows by score: the seven newest days of event time as bars${score.baseline ? ", the baseline as steps" : ""}.`;
   const bins = score.recent.map((_, n) => (n === 0 ? `≤ ${short(score.cuts[0])}` : n < score.cuts.length ? `to ${short(score.cuts[n])}` : `> ${short(last(score.cuts))}`));
   const places = bins.map((_, n) => n);
   const shares = (of) => of.map((share) => 100 * share);
