@@ -7,7 +7,7 @@ their ends are those of models.quality.incidents. All here is by the clock, and 
 
 from __future__ import annotations
 
-import collections
+import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class BudgetWatch:
     def __init__(self, period_us: int, minimums: Mapping[str, int]) -> None:
         """`period_us` is over so long a budget is to last; `minimums` are by objective: with fewer, nothing is said."""
         self._period_us, self._minimums = period_us, minimums
-        self._looks: collections.deque[_Look] = collections.deque()
+        self._looks: list[_Look] = []
         self._last: dict[str, Count] = {}
         self._sums: dict[str, Count] = {}
 
@@ -58,9 +58,7 @@ class BudgetWatch:
             self._last[name] = now
         if not self._looks or clock_s - self._looks[-1].clock_s >= KEPT_APART_S:
             self._looks.append(_Look(clock_s, dict(self._sums)))
-        longest_s = max(burn.long_s for burn in BURNS)
-        while len(self._looks) > 1 and self._looks[1].clock_s <= clock_s - longest_s:
-            self._looks.popleft()
+        del self._looks[: self._place(clock_s - max(burn.long_s for burn in BURNS))]
         findings = tuple(finding for name in sorted(found) for finding in self._judge(found[name], clock_s))
         start_us, end_us = (int(at * 1e6) for at in (self._looks[-1].clock_s, clock_s))
         return Verdict.make(
@@ -90,8 +88,12 @@ class BudgetWatch:
 
     def _over(self, name: str, clock_s: float, seconds: float) -> Count:
         """What came within so many seconds, or since the first look."""
-        start = next((look for look in reversed(self._looks) if look.clock_s <= clock_s - seconds), self._looks[0])
+        start = self._looks[self._place(clock_s - seconds)]
         return self._sums[name].since(start.counts.get(name, Count()))
+
+    def _place(self, clock_s: float) -> int:
+        """That of the last look at or before a time, or of the first."""
+        return max(bisect.bisect_right(self._looks, clock_s, key=lambda look: look.clock_s) - 1, 0)
 
     @staticmethod
     def _rate(count: Count, target: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +27,8 @@ def slo(
     project: ProjectFolder,
     run: Annotated[str | None, typer.Option(help="Folder that a finished run's scores went to.")] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Where a run that goes on shows its metrics: http://HOST:PORT/metrics.")
+        str | None,
+        typer.Option(help="Where a run that goes on, or an endpoint, shows its metrics: http://HOST:PORT/metrics."),
     ] = None,
     at: Annotated[
         str | None, typer.Option(help="The time by which slo.done_within is judged; now, if not given.")
@@ -42,35 +43,36 @@ def slo(
 ) -> None:
     """Tell whether the project's objectives are met; exit code 1 if one is not."""
     with clear_errors():
-        from models.objectives import of_metrics, of_run
+        from models.objectives import of_run
+        from models.project.objectives import Objectives
         from models.project.project import load_project
         from pipelines.prechecks import require, require_file_system, time_us
 
         declared = load_project(project)
-        require(declared.slo is not None, f"{declared.name} declares no slo: there is nothing to tell")
+        slo, serving = declared.slo, declared.serving
+        nothing = "there is nothing to tell"
+        require(slo is not None or serving is not None, f"{declared.name} declares no slo and no serving: {nothing}")
         require(
             (run is None) != (metrics is None), "name one: --run of a finished run, or --metrics of one that goes on"
         )
-        assert declared.slo is not None
-        require(not watch or metrics is not None, "--watch is of --metrics of a run that goes on")
+        require(not watch or metrics is not None, "--watch is of --metrics of a run that goes on, or of an endpoint")
+        found: list[Ratio | Least] = []
         if metrics is not None:
-            from pipelines.monitoring.scrape import scrape
-
             if watch:
-                slo_of, url = declared.slo, metrics
-                watch_budgets(declared, lambda: of_metrics(slo_of, scrape(url)), alert_to, every)
+                watch_budgets(declared, metrics, alert_to, every)
                 return
-            found = list(of_metrics(declared.slo, scrape(metrics)))
+            found += read_metrics(declared, metrics)
         else:
             assert run is not None
+            require(slo is not None, f"{declared.name} has no slo, which is of runs: {nothing}")
             require_file_system(run)
 
             from pipelines.results import days_done, read_success, read_verdicts
 
             statuses = [verdict.status for verdict in read_verdicts(run) if verdict.judged]
             now_us = time.time_ns() // 1000 if at is None else time_us("at", at, declared.partitions)
-            done = None if declared.slo.done_within is None else days_done(run, declared, now_us)
-            found = list(of_run(declared.slo, read_success(run)["events"], statuses, done))
+            done = days_done(run, declared, now_us) if slo and slo.done_within is not None else None
+            found += of_run(slo or Objectives(), read_success(run)["events"], statuses, done)
 
         from pipelines.cli.display import objectives_table
         from pipelines.terminal import console
@@ -80,9 +82,23 @@ def slo(
             raise typer.Exit(1)
 
 
-def watch_budgets(
-    declared: Project, read: Callable[[], Iterable[Ratio | Least]], alert_to: Sequence[str] | None, every: str
-) -> None:
+def read_metrics(declared: Project, url: str) -> Iterable[Ratio | Least]:
+    """The objectives of a run that goes on, or of an endpoint, by the metrics that it shows."""
+    from models.objectives import is_of_endpoint, of_metrics, promises_of_serving
+    from models.project.objectives import Objectives, Serving
+    from pipelines.monitoring.scrape import scrape
+    from pipelines.prechecks import require
+
+    slo, serving, nothing = declared.slo, declared.serving, "there is nothing to tell"
+    told = scrape(url)
+    if is_of_endpoint(told):
+        require(serving is not None, f"{url} is an endpoint's, and {declared.name} has no serving: {nothing}")
+        return [promise.kept(told) for promise in promises_of_serving(serving or Serving())]
+    require(slo is not None, f"{url} is a run's, and {declared.name} has no slo: {nothing}")
+    return of_metrics(slo or Objectives(), told)
+
+
+def watch_budgets(declared: Project, url: str, alert_to: Sequence[str] | None, every: str) -> None:
     """Look at what objectives are found to be, until Ctrl-C."""
     import logging
 
@@ -94,7 +110,8 @@ def watch_budgets(
     check_duration("--every", every)
     logging.getLogger("headrace").setLevel(logging.INFO)
     with told_to_stop() as stopped:
-        watch(declared, read, alert_to or ("log",), parse_duration(every) / 1e6, stopped)
+        seconds = parse_duration(every) / 1e6
+        watch(declared, lambda: read_metrics(declared, url), alert_to or ("log",), seconds, stopped)
 
 
 @monitoring.command("export")

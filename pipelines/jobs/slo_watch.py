@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from models.budgets import BudgetWatch
-from models.objectives import Least, Ratio
+from models.objectives import Least, Ratio, promises_of
 from models.project.declarations import Project
-from models.project.objectives import Objective, Objectives
+from models.project.objectives import Objectives
 from models.project.sections import parse_duration
 from models.quality.incidents import Incidents, Policy, advance
 from pipelines.monitoring.alerts import Alerting, open_sink
@@ -30,12 +30,11 @@ def watch(
 
     `read` says what objectives are found to be, and may raise ScrapeError, which is told once until it is over.
     """
-    slo, quality = project.slo or Objectives(), project.quality
+    quality = project.quality
     cool_down_us = quality.alert_cool_down if quality else parse_duration("1d")
     policy = Policy(cool_down_us, quality.alert_clear_after if quality else 1)
-    declared = {name: getattr(slo, name) for name in Objectives.model_fields}
-    minimums = {name: each.minimum for name, each in declared.items() if isinstance(each, Objective)}
-    budgets, state, is_down = BudgetWatch(slo.period, minimums), Incidents(), False
+    minimums = {each.name: each.objective.minimum for each in promises_of(project.slo, project.serving)}
+    budgets, state, is_down = BudgetWatch((project.slo or Objectives()).period, minimums), Incidents(), False
     with Alerting([open_sink(uri) for uri in alert_to]) as alerting:
         while not stopped.is_set():
             try:

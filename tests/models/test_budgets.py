@@ -83,6 +83,8 @@ def test_alerts_open_once_remind_after_the_cool_down_and_clear(cool_down):
 
 def test_it_stays_small_over_days():
     watch = BudgetWatch(PERIOD, {})
-    for at in range(0, 5 * DAY, 5):
+    for at in (*range(0, 600), *range(600, 4 * DAY, 120)):
         watch.look(START + at, [Ratio("valid", "good", 0.99, 0, at)])
-    assert len(watch._looks) <= 3 * DAY // 15 + 2
+        if at == 599:
+            assert len(watch._looks) == 40
+    assert len(watch._looks) == 3 * DAY // 120 + 1
