@@ -31,7 +31,7 @@ async def ask():
     tensor.set_data_from_numpy(rows, binary_data=False)
     request = InferRequest(model_name=model, infer_inputs=[tensor], request_id="mine")
     reply = await client.infer(url, request, model_name=model)
-    told |= {"id": reply.id, "model": reply.model_name, "version": reply.model_version}
+    told |= {"id": reply.id, "model": reply.model_name}
     told["outputs"] = {each.name: [each.datatype, each.shape, each.data] for each in reply.outputs}
     await client.close()
     return told
