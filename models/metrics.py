@@ -271,17 +271,21 @@ def lag(found: Mapping[Series, int]) -> Lag | None:
 
 
 def quantiles(
-    found: Mapping[Series, int], before: Mapping[Series, int], metric: Metric, stage: str, shares: Sequence[float]
+    found: Mapping[Series, int], before: Mapping[Series, int], metric: Metric, labels: Labels, shares: Sequence[float]
 ) -> list[float] | None:
-    """Upper bounds of quantiles of what a histogram counted since `before`; None if it was nothing."""
-    bounds = [*map(repr, metric.bounds), "+Inf"]
-    keys = [(f"{metric.name}_bucket", (("stage", stage), ("le", bound))) for bound in bounds]
-    numbers = np.array([found.get(key, 0) - before.get(key, 0) for key in keys])
-    if not numbers.any():
+    """Upper bounds of quantiles of what a histogram's series counted since `before`; None if it was nothing."""
+    name = f"{metric.name}_bucket"
+    numbers = {
+        float(of[-1][1]): number - before.get((each, of), 0)
+        for (each, of), number in found.items()
+        if each == name and of[:-1] == labels
+    }
+    bounds = sorted(numbers)
+    below = np.cumsum([numbers[bound] for bound in bounds])
+    if not len(below) or not below[-1]:
         return None
-    below = np.cumsum(numbers)
     places = np.searchsorted(below, below[-1] * np.asarray(shares))
-    return [(*metric.bounds, metric.bounds[-1])[place] for place in places.tolist()]
+    return [min(bounds[place], metric.bounds[-1]) for place in places.tolist()]
 
 
 def flink_name(beam_name: str) -> str:

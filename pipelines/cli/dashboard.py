@@ -24,6 +24,9 @@ def dashboard(
     stream: Annotated[
         str | None, typer.Option(help="Topic that a stream's scores go to: what it says of quality is followed.")
     ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Where an endpoint shows its metrics: http://HOST:PORT/metrics.")
+    ] = None,
     releases: Releases = None,
     registry: Registry = None,
     host: Annotated[str, typer.Option(help="The address to listen on; it asks nobody who they are.")] = "127.0.0.1",
@@ -39,8 +42,8 @@ def dashboard(
         declared = load_project(project)
         require_package("plotly", "headrace dashboard")
         require(
-            bool(run or metrics or stream),
-            "name what to show: --run of a folder, --metrics of a run that goes on, --stream of its topic, or several",
+            bool(run or metrics or stream or endpoint),
+            "name what to show: --run of a folder, --metrics of a run that goes on, --stream of its topic, --endpoint",
         )
         if stream is not None:
             require(is_broker(stream), f"--stream is a broker's topic that scores go to, not {stream}")
@@ -62,7 +65,7 @@ def dashboard(
         logging.getLogger("headrace").setLevel(logging.INFO)
         bound = listen(host, port)
         followed = None if stream is None else Followed(declared, stream)
-        app = make_app(Board(declared, list(dict.fromkeys(run or ())), metrics, log, followed), host)
+        app = make_app(Board(declared, list(dict.fromkeys(run or ())), metrics, log, followed, endpoint), host)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{bound.getsockname()[1]}"
         serve(app, bound, lambda: typer.echo(f"dashboard of {declared.name} on {url}"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from models import metrics
 from models.metrics import Series
-from models.objectives import WRITTEN
+from models.objectives import SCORE, WRITTEN
 from models.record import Outcome
 
 KEPT_SECONDS = 3600
@@ -79,9 +79,46 @@ class Live:
         }
 
 
+class Served:
+    """What an endpoint did: all of it, and since the look before."""
+
+    def __init__(self) -> None:
+        self.found: Mapping[Series, int] = {}
+        self.fault: str | None = None
+        self._now: dict[str, Any] = {}
+        self._clock: float | None = None
+
+    def add(self, clock: float, found: Mapping[Series, int]) -> None:
+        """Take metrics of a time of the clock, in seconds; the first ones tell no rate. It may start again."""
+        before = self.found if _requests(found) >= _requests(self.found) else {}
+        if self._clock is not None and clock > self._clock:
+            told = metrics.quantiles(found, before, metrics.REQUEST_SECONDS, (("path", SCORE),), QUANTILES)
+            self._now = {
+                "requests": round((_requests(found) - _requests(before)) / (clock - self._clock), 2),
+                "p50": None if told is None else 1000 * told[0],
+                "p99": None if told is None else 1000 * told[1],
+            }
+        self.found, self._clock, self.fault = found, clock, None
+
+    def fail(self, why: str) -> None:
+        """There were no metrics this time."""
+        self.fault, self._now = why, {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the page shows: requests for scores a second, how many milliseconds they took, and events by outcome."""
+        ready = metrics.value_of(self.found, metrics.READY)
+        events = metrics.by_label(self.found, metrics.SERVED)
+        return {"fault": self.fault, "ready": bool(ready), "events": dict(sorted(events.items())), **self._now}
+
+
+def _requests(found: Mapping[Series, int]) -> int:
+    """Requests for scores, whatever they were answered."""
+    return sum(n for (name, labels), n in found.items() if name == metrics.REQUESTS.name and ("path", SCORE) in labels)
+
+
 def _sample(clock: float, seconds: float, found: Mapping[Series, int], before: Mapping[Series, int]) -> Sample:
     now, then = (metrics.by_label(each, metrics.EVENTS) for each in (found, before))
-    quantiles = metrics.quantiles(found, before, metrics.LATENCY, WRITTEN, QUANTILES)
+    quantiles = metrics.quantiles(found, before, metrics.LATENCY, (("stage", WRITTEN),), QUANTILES)
     behind = metrics.value_of(found, metrics.WATERMARK_LAG)
     return Sample(
         clock,

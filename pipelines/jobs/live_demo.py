@@ -142,7 +142,8 @@ class LiveDemo:
             "--history", str(self._output / "history.jsonl"), "--alert-to", f"file:{self._alerts}",
             "--metrics-port", str(self._ports["stream"]),
         )  # fmt: skip
-        shown = ("--metrics", f"{self._url('stream')}/metrics", "--stream", _SCORES, "--registry", self._registry)
+        asked = [f"--{name}={self._url(of)}/metrics" for name, of in (("metrics", "stream"), ("endpoint", "endpoint"))]
+        shown = (*asked, "--stream", _SCORES, "--registry", self._registry)
         children.start("dashboard", "dashboard", self._folder, *shown, "--port", str(self._ports["dashboard"]))
         children.wait_for("stream", lambda: metrics.ROUNDS.name in (_get(f"{self._url('stream')}/metrics") or ""))
         children.start(

@@ -109,7 +109,7 @@ class Status:
         if (lag := metrics.lag(found)) is not None:
             resent = f" events that are sent again {_span(lag.delay)} later" if lag.is_resent else ""
             parts.append(f"watermark {_span(lag.seconds)} behind{resent}")
-        latency = metrics.quantiles(found, self._before, metrics.LATENCY, "written", (0.5, 0.99))
+        latency = metrics.quantiles(found, self._before, metrics.LATENCY, (("stage", "written"),), (0.5, 0.99))
         if latency is not None:
             p50, p99 = (1000 * seconds for seconds in latency)
             parts.append(f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms from published to written")

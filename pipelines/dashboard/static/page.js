@@ -74,10 +74,11 @@ function show() {
   const run = choose();
   at("project").textContent = clean(state.project);
   document.title = `${clean(state.project)}: dashboard`;
-  const faults = [...state.faults, ...(run ? run.faults : []), ...(live && live.fault ? [live.fault] : [])];
+  const faults = [...state.faults, ...(run ? run.faults : []), ...[live, live && live.endpoint].filter((of) => of && of.fault).map((of) => of.fault)];
   if (run && run.more_faults) faults.push(`and ${run.more_faults} more`);
   at("faults").replaceChildren(...faults.map((text) => element("p", text, "card fault")));
   if (live) showLive(live);
+  if (live && live.endpoint) showServed(live.endpoint);
   if (run) showRun(run);
   showReleases(state.releases);
 }
@@ -298,6 +299,19 @@ function showLive(run) {
     layout: { showlegend: true, xaxis, yaxis: { ticksuffix: " ms" } },
   }));
   showObjectives(at("live-objectives"), at("live-objectives"), run.objectives);
+}
+
+function showServed(told) {
+  at("served").hidden = false;
+  const known = (n, text) => (n === undefined || n === null ? "–" : text(n));
+  facts(at("served-facts"), [
+    ["ready", told.ready ? "yes" : "no", told.ready ? "ok" : "alarm"],
+    ["requests for scores", known(told.requests, (n) => `${short(n)} a second`)],
+    ["half are answered within", known(told.p50, (n) => `${short(n)} ms`)],
+    ["99% are answered within", known(told.p99, (n) => `${short(n)} ms`)],
+    ...Object.entries(told.events).map(([name, n]) => [`events ${name}`, whole(n)]),
+  ]);
+  showObjectives(at("served-objectives"), at("served-objectives"), told.objectives);
 }
 
 at("sink").addEventListener("change", (event) => { chosen = event.target.value; show(); });
