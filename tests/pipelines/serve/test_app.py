@@ -257,6 +257,55 @@ def test_a_store_that_fails_gives_the_fallback_decision_and_comes_back(tmp_path)
         assert score(client, {**EVENT, "id": 3, "at": EVENT["at"] + 1}).json()["complete"] is True
 
 
+def test_a_dead_store_is_asked_by_no_request_but_by_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.05)
+    store, asked = open_faulty(tmp_path, PROJECT), []
+
+    def fail():
+        asked.append(threading.current_thread().name)
+        looks.wait()
+        raise StoreError("the disk is gone")
+
+    looks = threading.Event()
+    looks.set()
+    with serving(PROJECT, store) as client:
+        store.before = fail
+        assert score(client).json()["fallback"] is True
+        wait_for(lambda: len(asked) > 3)  # looks
+        looks.clear()  # the next one hangs, as a server does that takes connections and says nothing
+        before = len(asked)
+        wait_for(lambda: len(asked) > before)
+        replies = [score(client, {**EVENT, "id": n}).json() for n in range(2, 40)]
+        assert len(asked) == before + 1
+        store.before = lambda: None
+        looks.set()
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        assert "score" in score(client).json()
+    assert all(reply["fallback"] for reply in replies)
+
+
+def test_a_store_that_fails_now_and_then_leaves_no_answer_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+    store, chosen = open_faulty(tmp_path, PROJECT), random.Random(7)
+
+    def fail():
+        if chosen.random() < 0.2:
+            raise StoreError("flapping")
+
+    with serving(PROJECT, store) as client:
+        store.before = fail
+        replies = [score(client, {**EVENT, "id": n, "at": EVENT["at"] + n}) for n in range(200)]
+        store.before = lambda: None
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        missed = [n for n, reply in enumerate(replies) if reply.json().get("fallback")]
+        again = [score(client, {**EVENT, "id": n, "at": EVENT["at"] + n}).json() for n in missed]
+    assert {reply.status_code for reply in replies} == {200}
+    assert 0 < len(missed) < 200
+    complete = [reply.json()["complete"] for reply in replies]
+    assert complete == [True] * missed[0] + [False] * (200 - missed[0])  # from the first that is not there
+    assert all("score" in reply for reply in again)
+
+
 def test_a_store_that_is_slow_is_waited_for_until_the_deadline(tmp_path):
     store = open_faulty(tmp_path, NO_FALLBACK)
     with serving(NO_FALLBACK, store, deadline=2.0) as client:
