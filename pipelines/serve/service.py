@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -20,7 +19,6 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from models.batches import as_int64, column
-from models.errors import HeadraceError
 from models.predictors.booster import ModelError
 from models.project.declarations import Project
 from models.serving.answers import Answering
@@ -29,6 +27,7 @@ from models.serving.requests import RequestError, is_valid
 from models.store.kinds import Kind, Place
 from models.store.tiles import Rows, TileError
 from pipelines.brokers import BrokerError
+from pipelines.serve.line import Line, ServiceDown
 from pipelines.serve.models import Models
 from pipelines.serve.publishing import Done, Publishing
 from pipelines.serve.siblings import Lost
@@ -40,10 +39,6 @@ _LAST = 64  # events that were absorbed last, by which time goes on
 LATENESS_US = 86_400_000_000  # as a run has it unless told otherwise
 MOST_WAITING = 256
 T = TypeVar("T")
-
-
-class ServiceDown(HeadraceError):
-    """An endpoint that can't answer now: its store does not answer, or too many requests wait."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +115,17 @@ class Service:
         self._store = store
         self._watched = _Watched(store, self._break)
         self._deadline = deadline_seconds
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "answers")
-        self._waiting = 0
         self._lateness_us = lateness_us
         self._last_us: collections.deque[int] = collections.deque(maxlen=_LAST)  # times of events that were absorbed
         self._passed: list[int] = []
+        self._line = Line("answers", MOST_WAITING, deadline_seconds)
+        self._fallbacks = Line("fallbacks", MOST_WAITING, deadline_seconds)
         self._lost = lost or Lost()
         self._publishing = publishing
         self.broken: str | None = None
 
     async def score(self, payloads: Sequence[bytes], with_features: bool = False, reason_codes: int = 0) -> Reply:
-        """Answers to events; ServiceDown if there are none, and the project declares no fallback decision."""
+        """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared."""
         try:
             until = time.monotonic() + self._deadline
             reply = await self._do(lambda: self._score(payloads, with_features, reason_codes))
@@ -140,7 +135,7 @@ class Service:
         except ServiceDown:
             if self.project.fallback is None:
                 raise
-        return await asyncio.get_running_loop().run_in_executor(None, self._fall_back, payloads)
+        return await self._fallbacks.run(lambda: self._fall_back(payloads))
 
     async def features(self, entity: str, key: str, at_us: int) -> bytes:
         """The rolling features of an entity's key as of a time, microseconds since 1970 UTC, as a JSON object."""
@@ -160,7 +155,8 @@ class Service:
 
     def close(self) -> None:
         """End the thread, when it has answered."""
-        self._thread.shutdown()
+        self._line.close()
+        self._fallbacks.close()
         if self._publishing is not None:
             self._publishing.close()
         self.models.close()
@@ -169,20 +165,12 @@ class Service:
     async def _do(self, work: Callable[[], T], needs_store: bool = True) -> T:
         if needs_store and self.broken is not None:
             raise ServiceDown(self.broken)
-        if self._waiting >= MOST_WAITING:
-            raise ServiceDown("too many requests wait")
-        self._waiting += 1
-        future = self._thread.submit(work)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._deadline)
-        except TimeoutError:
-            if future.cancelled():  # it was never begun
-                raise ServiceDown("too many requests wait") from None
-            why = f"no answer within {self._deadline:g} s"
-            self._break(why)
-            raise ServiceDown(why) from None
-        finally:
-            self._waiting -= 1
+            return await self._line.run(work)
+        except ServiceDown:
+            if self._line.is_stuck:
+                self._break(f"no answer within {self._deadline:g} s")
+            raise
 
     async def _publish(self, done: Done, until: float) -> None:
         """Wait until the broker has what was absorbed; ServiceDown if it has not by a time of the monotonic clock."""
@@ -223,7 +211,7 @@ class Service:
             self._last_us.extend(as_int64(column(answers.rows, self.project.event.time)).tolist())
         if self._watched.is_full:
             self._watched.is_full = False
-            self._thread.submit(self._tidy)
+            self._line.add(self._tidy)
         told = tell(self.answering, payloads, answers, self._state(), with_features)
         scored = answers.rows.num_rows - told.fallback - told.unanswered
         valid = [p for place, p in enumerate(payloads) if is_valid(answers.refused.get(place))]

@@ -1,5 +1,6 @@
 """An endpoint that is the only way in keeps its store as small as a stream does."""
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -33,9 +34,9 @@ def serve(folder, lines, absorb=True):
     ) as served:
         counts = []
         for at in range(0, len(lines), 5):
-            reply = served._thread.submit(served._score, lines[at : at + 5], True, 0).result()
+            reply = asyncio.run(served.score(lines[at : at + 5], True))
             counts += [json.loads(answer)["features"]["count_H"] for answer in reply.answers]
-        served._thread.submit(served._store.settle).result()
+        asyncio.run(served.do(store.settle))
         (kind,) = kinds_of(project).values()
         return counts, [place.start_us // SECOND - START for place, _ in store.scan(kind.name)]
 
