@@ -15,6 +15,7 @@ from models.predictors.bundle import Bundle
 from models.predictors.encoders import NO_ENCODERS
 from models.project.declarations import Project
 from models.project.sections import parse_duration
+from models.quality.circuit import Circuit
 from models.quality.expectations import Calibrations, no_calibration
 from models.quality.gate import OnStop
 from models.quality.window_statistics import WindowJudge, read_baseline
@@ -31,6 +32,7 @@ from pipelines.jobs.topics import open_stream, open_topics
 from pipelines.monitoring.exposition import exposed
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
+from pipelines.sinks.circuits import NoteCircuits
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.state import LateInputError
 from pipelines.sinks.store import WriteStore
@@ -137,6 +139,7 @@ def assemble(
         check_columns(project)
         released = dataclasses.replace(released, notes=spec.streams)
     log = released.read() if released else None
+    noted = released.circuits() if released else ()
     source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None
@@ -170,7 +173,8 @@ def assemble(
         lateness_us=parse_duration(spec.lateness) if spec.streams else 0,
         at_arrival=spec.at_arrival,
         check_slices=spec.streams and spec.profile.reading is not Reading.NATIVE,
-        watch=watch_scores(project, bundle, ends_us, on_stop, spec.shard_count, states, scored.calibrations),
+        watch=watch_scores(project, bundle, ends_us, on_stop, spec.shard_count, states, scored.calibrations, noted),
+        circuits=NoteCircuits(released.place, project.name) if released and released.notes and released.grows else None,
         alert_sinks=spec.alert_to,
         encoders=scorer.encoders if scorer else NO_ENCODERS,
         boundary_us=DAY_US if spec.streams else slice_us,
@@ -187,12 +191,13 @@ def watch_scores(
     shards: int,
     states: States | None = None,
     calibrations: Calibrations = no_calibration,
+    noted: tuple[Circuit, ...] = (),
 ) -> WatchScores | None:
     """What watches windows of score rows, where the project declares `quality`; windows end at multiples of a slice."""
     if project.quality is None:
         return None
     baseline = read_baseline(bundle.baseline, project) if bundle and bundle.baseline else None
-    return WatchScores(WindowJudge(project, baseline, calibrations), boundary_us, on_stop, shards, states)
+    return WatchScores(WindowJudge(project, baseline, calibrations, noted), boundary_us, on_stop, shards, states)
 
 
 def run_graph(config: GraphConfig, runner: str, beam_args: Sequence[str], title: str) -> RunResult:
