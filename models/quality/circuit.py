@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from models.rollout.records import time_text
+
 if TYPE_CHECKING:  # verdicts have a circuit, and a breaker names kinds of their findings
     from models.project.breakers import Breaker
     from models.quality.records import Verdict
@@ -78,6 +80,12 @@ class Noted:
 
     circuit: Circuit
     reason: str
+
+
+def change_line(noted: Noted) -> str:
+    """A change of the circuit as people read it."""
+    state = noted.circuit.state.replace("_", "-")
+    return f"circuit breaker {state} from {time_text(noted.circuit.from_us)}: {noted.reason}"
 
 
 def noted_of(verdict: Verdict) -> Noted | None:

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 
 from models.batches import as_int64, column, same_text, take_rows, with_column, without
 from models.project.declarations import Project
-from models.quality.circuit import Noted
 from models.record import (
     BUNDLE,
     BUNDLE_ID,
@@ -35,7 +34,7 @@ from models.record import (
 )
 from models.rollout.apply import Bundles, score_released
 from models.rollout.assign import FALLBACK, parts_of
-from models.rollout.records import SHARES, time_text
+from models.rollout.records import SHARES
 
 SALT = "breaker"  # of the share of entities that is tried when the circuit is half-open
 Rows = npt.NDArray[np.bool_]
@@ -47,12 +46,6 @@ class Change(NamedTuple):
     at_us: int
     state: str
     since_us: int | None
-
-
-def change_line(noted: Noted) -> str:
-    """A change of the circuit as people read it."""
-    state = noted.circuit.state.replace("_", "-")
-    return f"circuit breaker {state} from {time_text(noted.circuit.from_us)}: {noted.reason}"
 
 
 def needs_instead(project: Project) -> bool:

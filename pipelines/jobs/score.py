@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -25,10 +26,12 @@ from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
-from pipelines.jobs.released import Released, check_columns
+from pipelines.jobs.released import RegisteredBundles, Released, check_columns
+from pipelines.jobs.releasing import Desk
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
+from pipelines.monitoring.breaker import ClockBreaker, watching
 from pipelines.monitoring.exposition import exposed
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
@@ -48,6 +51,7 @@ from transforms.state import States
 if TYPE_CHECKING:
     from pipelines.sinks.topics import PublishRows
 
+_LOG = logging.getLogger("headrace")
 T = TypeVar("T")
 
 
@@ -100,9 +104,25 @@ def _score(
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
     shown = exposed(status.read, spec.metrics_host, spec.metrics_port)
-    with shown, working("scoring", status.rows), say_status(status), stopped, profile.failures():
+    watched = watching(_clock_breaker(spec, released, status))
+    with shown, watched, working("scoring", status.rows), say_status(status), stopped, profile.failures():
         pipeline.run().wait_until_finish()
     return None
+
+
+def _clock_breaker(spec: RunSpec, released: Released | None, status: Status) -> ClockBreaker | None:
+    """What watches a stream by the clock, where that is declared, and a log that it can write to is followed."""
+    breaker = spec.project.breaker
+    if breaker is None or breaker.clock is None or released is None:
+        return None
+    if not (spec.profile.ours and released.grows and isinstance(released.bundles, RegisteredBundles)):
+        _LOG.warning(
+            "breaker.clock is not watched: that needs the in-process engine, whose metrics are known while it runs, "
+            "and a release log in a database"
+        )
+        return None
+    bundles = released.bundles
+    return ClockBreaker(Desk(spec.project, bundles.folder, bundles.registry, released.place), status.read)
 
 
 def in_any_order(run: Callable[[bool], T]) -> T:

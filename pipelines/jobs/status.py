@@ -106,6 +106,8 @@ class Status:
         ]
         for metric, word in ((metrics.IMPOSSIBLE, "not finite"), (metrics.UNKNOWN_VALUES, "unknown")):
             parts += [f"{n:,} {word}: {name}" for name, n in sorted(metrics.by_label(found, metric).items())]
+        if level := metrics.value_of(found, metrics.CIRCUIT):
+            parts.append(f"circuit {'open' if level > 1 else 'half-open'}")
         if (lag := metrics.value_of(found, metrics.WATERMARK_LAG)) is not None:
             parts.append(f"watermark {_span(lag)} behind")
         latency = metrics.quantiles(found, self._before, metrics.LATENCY, "written", (0.5, 0.99))

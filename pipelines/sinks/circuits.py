@@ -7,9 +7,8 @@ import logging
 
 import apache_beam as beam
 
-from models.quality.circuit import noted_of
+from models.quality.circuit import change_line, noted_of
 from models.quality.records import Verdict
-from models.rollout.instead import change_line
 from pipelines.circuits import note_circuit
 from pipelines.databases import DatabaseError
 
