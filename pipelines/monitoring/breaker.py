@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from models.errors import HeadraceError
 from models.metrics import Series
 from models.quality.circuit import Circuit, State, advance
+from models.rollout.changes import rolled_back
 from models.rollout.clocked import ClockWindows, Judged, reason_of, restored, tried
-from models.rollout.records import Release, ReleaseLog
-from pipelines.jobs.releasing import Change, Desk, move_alias, release, roll_back, told_by
+from models.rollout.records import Release, ReleaseError, ReleaseLog
+from pipelines.jobs.releasing import Change, Desk, move_alias, release, told_by
 
 _LOG = logging.getLogger("headrace")
 AUTHOR = "circuit-breaker"
@@ -24,7 +25,8 @@ class ClockBreaker:
     """Rolls back what is too slow or refuses too much, tries it by a share of keys later, and restores it if it holds.
 
     A release that others make is none of its own: with it the circuit is closed. A window in which the release changes,
-    or that begins before what was written last is in effect, says nothing.
+    or that begins before what was written last is in effect, says nothing; nor does any up to the first good one: what
+    has to be caught up with at the start is no fault of a model.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ClockBreaker:
         self._own: set[int] = set()  # the releases that it has made
         self._seq: int | None = None
         self._waits_until_us = 0
+        self._caught_up = False
 
     def look(self) -> None:
         """Judge the window that is over, if one is, and do what follows; what fails is said, and tried again."""
@@ -63,7 +66,8 @@ class ClockBreaker:
                 self._circuit, self._tripped = Circuit(), None
             self._seq = now.seq
         since_us = max(self._waits_until_us, now.effective_from_us or 0)
-        bad = judged.bad if judged.start_us >= since_us else None
+        self._caught_up |= judged.bad is False
+        bad = judged.bad if self._caught_up and judged.start_us >= since_us else None
         after = advance(self._circuit, self._breaker, judged.end_us, (), bad)
         if after.state != self._circuit.state:
             self._change(after.state, judged, now)
@@ -71,13 +75,9 @@ class ClockBreaker:
 
     def _change(self, state: State, judged: Judged, now: Release) -> None:
         told = told_by(reason_of(state, judged), AUTHOR)
-        if state == "open":
-            log: ReleaseLog | None = roll_back(self._desk, told)
-            self._tripped = self._tripped or now
-        else:
-            log = release(self._desk, self._next(state), told)
-        if state == "closed":
-            self._tripped = None
+        tripped = self._tripped or now
+        log = release(self._desk, self._next(state, now, tripped), told)
+        self._tripped = None if state == "closed" else tripped
         if log is not None:
             new = log.records[-1]
             assert new.effective_from_us is not None
@@ -86,15 +86,19 @@ class ClockBreaker:
             move_alias(self._desk, log)
             _LOG.warning("release %d: %s", new.seq, new.why)
 
-    def _next(self, state: State) -> Change:
-        tripped, breaker = self._tripped, self._breaker
-        assert tripped is not None
-        entity = breaker.probed(self._desk.project.entities)
+    def _next(self, state: State, now: Release, tripped: Release) -> Change:
+        entity = self._breaker.probed(self._desk.project.entities)
 
         def change(log: ReleaseLog, effective_us: int) -> Release:
             before = log.in_effect(effective_us)
             assert before is not None  # record 0 is
-            return tried(before, tripped, breaker, entity) if state == "half_open" else restored(before, tripped)
+            if before.seq != now.seq:
+                raise ReleaseError(
+                    f"release {before.seq} takes the place of release {now.seq}, of which nothing is made"
+                )
+            if state == "open":
+                return rolled_back(log, effective_us)
+            return tried(before, tripped, self._breaker, entity) if state == "half_open" else restored(before, tripped)
 
         return change
 

@@ -76,7 +76,7 @@ class Traffic:
         while last is None or time.monotonic() < last + 5:
             at = int(time.time())
             numbers = range(len(self.payloads), len(self.payloads) + 50)
-            rows = [{"id": n, "at": at, "card": n % 251, "amount": n % 997 / 10} for n in numbers]
+            rows = [{"id": n, "at": at, "card": n % 251, "amount": n * 31 % 997 / 10} for n in numbers]
             news = [json.dumps(row).encode() for row in rows]
             publisher.publish(news)
             self.payloads += news
@@ -109,7 +109,7 @@ class Rows:
                     row = {name: value for name, value in row.items() if name not in CLOCKED}
                     assert found.setdefault(tuple(row[name] for name in key), row) == row
                     if found is self.scores:
-                        self.read, self.newest = self.read + 1, max(self.newest, _us(row["at"]) / 1e6)
+                        self.read, self.newest = self.read + 1, max(self.newest, us_of(row["at"]) / 1e6)
                 reader.acknowledge(messages.receipt)
 
     def have(self, seq):
@@ -126,7 +126,7 @@ def check_replay(folder, project, rows, source, sink):
     """See that each event has the release of its time, and that batch over all events gives the same, and no more."""
     log = read_log(f"sqlite:///{folder}/.headrace/releases.db", project)
     for row in rows.scores.values():
-        assert row["release"] == log.in_effect(_us(row["at"])).seq
+        assert row["release"] == log.in_effect(us_of(row["at"])).seq
         assert not row["late"]
     done = headrace("run", folder, "--source", source, "--sink", sink)
     assert done.exit_code == 0, done.output
@@ -141,5 +141,6 @@ def check_replay(folder, project, rows, source, sink):
             assert np.float32(row["score"]) == np.float32(theirs[key]["score"])
 
 
-def _us(text):
+def us_of(text):
+    """A time of a row in microseconds."""
     return int(np.datetime64(text.rstrip("Z"), "us").astype(np.int64))

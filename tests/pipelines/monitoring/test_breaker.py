@@ -38,10 +38,14 @@ class Stream:
         self.now_us, self.found = 1_800_000_000 * SECOND, {}
         self.desk = Handed(self.project, folder, registry_of(folder, None), f"sqlite:///{folder}/releases.db")
         object.__setattr__(self.desk, "clock", self)
-        self.breaker = ClockBreaker(self.desk, lambda: self.found, lambda: self.now_us)
         self.champion("1")
         self.champion("2")
         self.now_us += 10 * SECOND
+        self.start()
+        self.window()
+
+    def start(self):
+        self.breaker = ClockBreaker(self.desk, lambda: self.found, lambda: self.now_us)
         self.breaker.look()  # begins a window
 
     def champion(self, version, **options):
@@ -155,6 +159,25 @@ def test_a_release_by_others_begins_with_a_closed_circuit(stream):
     assert [stream.window(**said) for said in ({"slow": 50}, {}, {}, {})] == [3, 3, 3, 3]
     assert stream.window(slow=50) == 4  # a window that is all of it
     assert stream.log[-1].champion == stream.bundles[0]
+
+
+def test_what_a_stream_has_to_catch_up_with_is_no_fault_of_its_model(stream):
+    stream.start()
+    assert [stream.window(slow=500) for _ in range(3)] == [1, 1, 1]
+    assert stream.window() == 1
+    assert stream.window(slow=500) == 2
+
+
+def test_what_another_release_replaces_is_let_be(stream, caplog):
+    three = stream.bundles[2]
+    stream.window()
+    before = stream.now_us
+    stream.now_us += 5 * SECOND
+    stream.champion("3")
+    stream.now_us = before  # it is not in effect when the window ends, and is when a rollback would be
+    assert stream.window(slow=50) == 2
+    assert stream.log[-1].champion == three
+    assert "release 2 takes the place of release 1" in caplog.text
 
 
 def test_of_few_rows_or_none_nothing_is_said(stream):
