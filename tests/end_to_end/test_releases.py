@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models import metrics
-from models.record import DECISION, ROLE, SCORE
+from models.record import DECISION, RELEASES, ROLE, SCORE
 from models.rollout.assign import parts_of
 from models.rollout.records import Holdout
 from pipelines.graph import GraphConfig, build
@@ -25,10 +25,11 @@ from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
 from pipelines.sources.release_feed import WithReleases
+from pipelines.sources.release_reader import FollowReleases
 from pipelines.sources.stream import ReadStream
 from tests.kit.declared import declared
 from tests.kit.given import Given
-from tests.kit.releases import LOOKS, GivenBundles, canary, given_log, grown, make_log
+from tests.kit.releases import LOOKS, GivenBundles, GivenLog, canary, given_log, grown, make_log
 from tests.kit.support import read_output, tiny_scorer, write_rows
 from transforms.metrics import read
 from transforms.score import Score
@@ -210,6 +211,35 @@ def test_a_stream_over_a_log_that_grows_is_batch_over_all_of_it(tmp_path, monkey
     one = batch(tmp_path / "batch", events)
     followed = functools.partial(grown, LOG)
     other, _ = stream(tmp_path / "stream", shuffled(events, 9), followed, seed=9, grows=True)
+    assert LOOKS["looks"] > len(LOG.records)
+    same(one.scores, other.scores)
+    same(shadows_of(tmp_path / "batch" / "out"), shadows_of(tmp_path / "stream"))
+
+
+class Followed(FollowReleases):
+    """Releases for a file sink, which groups all rows: the log has an end."""
+
+    def expand(self, pbegin):
+        found = super().expand(pbegin)
+        found[RELEASES].is_bounded = True
+        return found
+
+
+class Growing(GivenLog):
+    """A log that grows until all of it was seen."""
+
+    grows = property(lambda self: LOOKS["looks"] <= len(LOG.records), lambda self, value: None)
+
+
+def test_a_log_beside_a_source_of_the_engines_own_is_followed_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.02)
+    monkeypatch.setitem(LOOKS, "looks", 0)
+    events = make(11)
+    one = batch(tmp_path / "batch", events)
+    followed = Growing("given", PROJECT, BUNDLES, read_log=functools.partial(grown, LOG))
+    payloads = [json.dumps(row).encode() for row in shuffled(events, 11)]
+    source = ReadStream(feeds_of(PROJECT, {"events": Topic(Given(payloads, 11))}), 3600 * SECOND, 300_000, True)
+    other, _ = run(tmp_path / "stream", Followed(source, followed), followed)
     assert LOOKS["looks"] > len(LOG.records)
     same(one.scores, other.scores)
     same(shadows_of(tmp_path / "batch" / "out"), shadows_of(tmp_path / "stream"))
