@@ -58,10 +58,12 @@ def score_instead(
 ) -> dict[str, pa.Array]:
     """What the bundles say that stand in `__instead`, as more columns of the score rows; null where there is none.
 
+    One of other features is none: another run has these.
     `rows` are those of `score_released` for the batch.
     """
     bundle = column(batch, INSTEAD)
-    there = np.asarray(pc.not_equal(bundle.cast(pa.string()), ""))
+    here = [code for code, name in enumerate(bundle.dictionary.to_pylist()) if name and bundles(name) is not None]
+    there = np.isin(bundle.indices.to_numpy(), here)
     names = [*project.said_columns, DECISION, REASONS, BUNDLE_ID, WEIGHT]
     said = [name for name in names if name in rows.schema.names]
     columns = {SINCE: column(batch, SINCE)}

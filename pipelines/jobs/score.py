@@ -26,7 +26,7 @@ from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
-from pipelines.jobs.released import RegisteredBundles, Released, check_columns
+from pipelines.jobs.released import RegisteredBundles, Released, check_columns, check_unscored
 from pipelines.jobs.releasing import Desk
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
@@ -160,6 +160,8 @@ def assemble(
         released = dataclasses.replace(released, notes=spec.streams)
     log = released.read() if released else None
     noted = released.circuits() if released else ()
+    if released and log:
+        check_unscored(released, log)
     source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None
