@@ -178,8 +178,8 @@ class Released:
             if self.bundles.is_own(bundle):
                 return self.bundles.load(bundle)
         raise RunError(
-            f"release log {redact(self.place)}: names no bundle with the features, decisions and event declarations of "
-            f"{self.project.name} as they are: `headrace release FOLDER champion --shadow VERSION` lets one with these "
+            f"release log {redact(self.place)}: names no sound bundle with the features, decisions and event "
+            f"declarations of {self.project.name} as they are: `headrace release FOLDER champion --shadow VERSION` lets one with these "
             "score beside, and `headrace takeover` hands over to it"
         )
 
@@ -207,10 +207,10 @@ class Released:
             DatabaseError: if what was refused can't be read or noted.
         """
         known = read_refusals(self.place, self.project.name)
-        fault_of = functools.cache(self.bundles.fault_of)
+        fault_of, decisions_of = functools.cache(self.bundles.fault_of), functools.cache(self.bundles.decisions_of)
         for release in releases:
             refused = {bundle: known.get((release.seq, bundle)) or fault_of(bundle) for bundle in release.bundles}
-            accepted = accept(release, self.project, refused.get, self.bundles.decisions_of)
+            accepted = accept(release, self.project, refused.get, decisions_of)
             if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
                 note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
             if accepted.faults:

@@ -9,9 +9,10 @@ import pytest
 
 from models import metrics
 from models.project.declarations import Project
-from models.record import DECISION, SCORE
+from models.record import BUNDLE, DECISION, SCORE, THRESHOLDS
+from models.rollout.apply import score_released
 from models.rollout.assign import parts_of
-from models.rollout.records import Holdout
+from models.rollout.records import Holdout, ReleaseError
 from pipelines.graph import GraphConfig, build
 from pipelines.runners import FN_API, make_pipeline
 from pipelines.sinks.files import WriteFiles
@@ -170,6 +171,12 @@ def test_late_events_belong_to_the_run_of_their_own_time(tmp_path):
         found |= {row["id"]: (side.bundle, row["late"]) for row in rows}
     assert {n: bundle for n, (bundle, _) in found.items()} == {event["id"]: owner(event) for event in events}
     assert {found[event["id"]] for event in late} == {(OLD, True)}
+
+
+def test_who_is_asked_for_a_score_that_another_run_gives_says_so():
+    batch = pa.record_batch({BUNDLE: pa.array([OLD]), THRESHOLDS: pa.array([""])})
+    with pytest.raises(ReleaseError, match=f"bundle {OLD}, which is to score by the release log, has other features"):
+        score_released(batch, GREEN.project, GREEN.bundles, 0)
 
 
 def test_both_runs_accept_the_same_releases(tmp_path):

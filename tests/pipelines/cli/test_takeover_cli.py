@@ -121,6 +121,47 @@ def test_thresholds_that_do_not_go_with_its_decisions_are_refused(folders):
     say("takeover", folders / "green", *history, at=1905)
 
 
+def test_a_bundle_that_is_damaged_after_its_takeover_is_refused_by_both_runs(folders, made):
+    blue, green, history = folders / "blue", folders / "green", ["--history", folders / "events.jsonl"]
+    say("release", blue, 2, at=95)
+    say("takeover", green, *history, at=1895)
+    say("rollback", blue, at=2995)
+    (manifest,) = (path for path in (blue / ".headrace").rglob("manifest.json") if made[2] in path.read_text())
+    content = bytearray((manifest.parent / "model.ubj").read_bytes())
+    content[len(content) // 2] ^= 1
+    (manifest.parent / "model.ubj").write_bytes(content)
+    say("run", blue, "--source", folders / "events.jsonl", "--sink", folders / "out")
+    found = {row["id"]: row["release"] for row in read_output(folders / "out").scores.to_pylist()}
+    assert found == {n: 0 if n < 100 else 1 if n < 3000 else 3 for n in range(EVENTS)}
+    refused = say("run", green, "--source", folders / "events.jsonl", "--sink", folders / "green out", code=1)
+    assert "names no sound bundle" in refused
+
+
+def test_nights_of_both_and_a_comparison_of_shadow_and_champion(folders, made):
+    blue, green = folders / "blue", folders / "green"
+    days = [{**event, "at": START - 43_200 + 43 * event["id"]} for event in events()]  # two days, from noon on
+    write_rows(folders / "days.jsonl", days)
+    say("release", green, "champion", "--shadow", 4, "--at", "2018-11-01", "--reason", "try it")
+    options = ["--history", folders / "days.jsonl", "--from", "2018-12-02", "--at", "2018-12-01"]
+    say("takeover", green, *options, "--reason", "try it")
+    found = []
+    for folder in (blue, green):
+        sink = folders / f"{folder.name} nights"
+        night = ["--state", folders / f"{folder.name} state", "--from", "2018-11-30", "--until", "2018-12-03"]
+        said = say("nightly", folder, "--source", folders / "days.jsonl", "--sink", sink, *night)
+        whole = folders / f"{folder.name} out"
+        say("run", folder, "--source", folders / "days.jsonl", "--sink", whole)
+        rows = read_output(whole).scores
+        assert read_output(sink).scores.equals(rows)
+        assert said.count("0 scored") == (1 if folder is blue else 2)
+        found += rows["id"].to_pylist()
+    assert sorted(found) == list(range(EVENTS))
+    scores, shadows = (str(folders / f"{name}/**/*.parquet") for name in ("blue out/scores", "green out/shadows"))
+    done = headrace("rollout", blue, "--scores", scores, "--shadows", shadows)
+    assert done.exit_code == 3, done.output  # hold: it declares no rules, and has no labels
+    assert "as shadow" in done.output
+
+
 def test_a_state_is_warm_and_one_of_other_features_is_refused(folders):
     """States are of whole days: events of two, of which the second is handed over."""
     blue, green = folders / "blue", folders / "green"
@@ -149,7 +190,7 @@ def test_what_would_decide_twice_or_score_nothing_is_refused(folders):
     blue, green = folders / "blue", folders / "green"
     options = ["--source", folders / "events.jsonl", "--sink", folders / "out"]
     say("release", blue, 2, at=10)
-    assert "names no bundle with the features" in say("run", green, *options, code=1)
+    assert "names no sound bundle" in say("run", green, *options, code=1)
     text = (green / "project.yaml").read_text()
     (green / "project.yaml").write_text(text + "fallback: {action: look}\n")
     say("release", green, "champion", "--shadow", 4, at=20)
