@@ -11,6 +11,7 @@ from models.project.project import load_project
 from pipelines.prechecks import registry_of
 from pipelines.release_store import read_log
 from tests.kit.released_shop import headrace, make_green, make_shop
+from tests.kit.releases import register_bundles
 from tests.kit.support import ROOT, read_output, write_rows
 from tests.kit.walks import environment, make_clone, shell
 
@@ -121,7 +122,8 @@ def test_thresholds_that_do_not_go_with_its_decisions_are_refused(folders):
     say("takeover", folders / "green", *history, at=1905)
 
 
-def test_a_bundle_that_is_damaged_after_its_takeover_is_refused_by_both_runs(folders, made):
+def test_of_a_bundle_that_is_damaged_after_its_takeover_no_other_run_takes_the_events(folders, made):
+    """They wait for its own run, which stops: by what the log's database tells of its features."""
     blue, green, history = folders / "blue", folders / "green", ["--history", folders / "events.jsonl"]
     say("release", blue, 2, at=95)
     say("takeover", green, *history, at=1895)
@@ -132,9 +134,14 @@ def test_a_bundle_that_is_damaged_after_its_takeover_is_refused_by_both_runs(fol
     (manifest.parent / "model.ubj").write_bytes(content)
     say("run", blue, "--source", folders / "events.jsonl", "--sink", folders / "out")
     found = {row["id"]: row["release"] for row in read_output(folders / "out").scores.to_pylist()}
-    assert found == {n: 0 if n < 100 else 1 if n < 3000 else 3 for n in range(EVENTS)}
-    refused = say("run", green, "--source", folders / "events.jsonl", "--sink", folders / "green out", code=1)
-    assert "names no sound bundle" in refused
+    assert found == {n: 0 if n < 100 else 1 if n < 1900 else 3 for n in [*range(1900), *range(3000, EVENTS)]}
+    options = ["--source", folders / "events.jsonl", "--sink", folders / "green out"]
+    assert "names no sound bundle" in say("run", green, *options, code=1)
+    register_bundles(green, load_project(green), registry_of(blue, None), [8])
+    say("release", green, "champion", "--shadow", 5, at=3995)
+    refused = say("run", green, *options, code=1)
+    assert "release 2: bundle" in refused
+    assert "another run follows the log, too, and can't know of it: its events wait until that is mended" in refused
 
 
 def test_nights_of_both_and_a_comparison_of_shadow_and_champion(folders, made):
