@@ -179,6 +179,24 @@ def test_who_is_asked_for_a_score_that_another_run_gives_says_so():
         score_released(batch, GREEN.project, GREEN.bundles, 0)
 
 
+def test_at_arrival_no_row_is_said_of_what_another_run_scores(tmp_path):
+    from tests.kit.streams import Collect, _found
+
+    events = make(6)
+    followed = given_log(GREEN.project, LOG, GREEN.bundles)
+    topics = {"events": Topic(Given([json.dumps(row).encode() for row in shuffled(events, 6)], 6))}
+    feeds = feeds_of(GREEN.project, topics)
+    source = ReadStream(feeds, 3600 * SECOND, 300_000, True, releases=followed, at_arrival=True)
+    score = Score(GREEN.project, None, "", keep_marks=True, bundles=followed.bundles)
+    _found.update(scores=[], dead_letters=[], fallback=[])
+    pipeline = make_pipeline("DirectRunner", [])
+    build(pipeline, GraphConfig(GREEN.project, source, score, Collect(), 2, lateness_us=DAY * SECOND, at_arrival=True))
+    pipeline.run().wait_until_finish()
+    said = {row["id"]: (row[SCORE], row[DECISION]) for batch in _found["scores"] for row in batch.to_pylist()}
+    scores = batch(GREEN, tmp_path, events)[0].scores.to_pylist()
+    assert said == {row["id"]: (row[SCORE], row[DECISION]) for row in scores}
+
+
 def test_both_runs_accept_the_same_releases(tmp_path):
     """Thresholds and a holdout are held against the decisions of the bundle that scores, whichever run looks."""
     log = make_log(
