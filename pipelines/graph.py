@@ -21,7 +21,7 @@ from models.record import EVENTS, LABELS, RELEASES, Outcome
 from models.routes import FALLBACK, LABEL_METRICS, SHADOWS
 from models.state import Resume
 from models.totals import period_end_us
-from pipelines.monitoring.alerts import SendAlerts
+from pipelines.monitoring.send import SendAlerts
 from pipelines.sinks.store import WriteStore
 from pipelines.sources import SLICE_US
 from transforms.assign import AssignReleases

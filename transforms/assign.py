@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.batches import Keys, column, is_provisional, shard_of, times_us, with_column
-from models.metrics import ASSIGNED
+from models.metrics import ASSIGNED, RELEASE
 from models.project.declarations import Project
 from models.record import MARKS
 from models.rollout.assign import CANARY, CHAMPION, Releases, from_batch, to_batch
 from models.score import live_rows
 from models.steps import Log, Shard, Step, spread
-from transforms.metrics import count
+from transforms.metrics import count, gauge
 from transforms.slices import Hold
 
 _FOREVER = 1 << 62
@@ -90,6 +91,7 @@ class _Assign(Step[Shard]):
             canary = int(np.count_nonzero(assigned.role.indices))
             count(ASSIGNED, canary, role=CANARY)
             count(ASSIGNED, batch.num_rows - canary, role=CHAMPION)
+            gauge(RELEASE, pc.max(assigned.release).as_py())
         for name, values in assigned.columns().items():
             batch = with_column(batch, name, values)
         yield batch

@@ -283,6 +283,9 @@ def _check_quality(project: Project) -> Iterator[Fault]:
         yield ("quality", "window"), "must be whole milliseconds, at least one"
     elif quality.series and not _holds_windows(quality.series.season, quality.window):
         yield ("quality", "series", "season"), "must be a whole number of quality.window, at most 200"
+    for place, name in enumerate(quality.series.nulls if quality.series else ()):
+        if name not in project.watched_columns:
+            yield ("quality", "series", "nulls", place), f"{name} is no column that is watched"
     if quality.min_rows > quality.sample:
         yield ("quality", "min_rows"), "must not be more than quality.sample, which is all that is looked at"
     actions = [decision.action for decision in project.decisions]

@@ -14,7 +14,17 @@ Status = Literal["ok", "warn", "alarm"]
 Severity = Literal["warn", "alarm"]
 _VERDICT = "verdict"
 Kind = Literal[
-    "schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range", "season", "slow_drift"
+    "schema",
+    "drift",
+    "skew",
+    "psi",
+    "null_rate",
+    "decision_share",
+    "unseen",
+    "score_range",
+    "season",
+    "slow_drift",
+    "budget",
 ]
 
 
