@@ -22,10 +22,13 @@ from models.predictors.bundle import Bundle
 from models.predictors.registry_store import absolute_uri
 from models.project.declarations import Project
 from models.project.learned import Decision
+from models.quality.circuit import Circuit
 from models.record import RELEASE, ROLE, WEIGHT
 from models.redact import redact
 from models.rollout.accept import accept
+from models.rollout.instead import needs_instead
 from models.rollout.records import Release, ReleaseError, ReleaseLog, order
+from pipelines.circuits import read_circuits
 from pipelines.config import RunSpec
 from pipelines.databases import DatabaseError, is_database
 from pipelines.feature_notes import features_id, read_features
@@ -194,6 +197,12 @@ class Released:
         """The digest of the last record; None if there is none, or the log does not grow."""
         return newest_digest(self.place, self.project.name) if self.grows else None
 
+    def circuits(self) -> tuple[Circuit, ...]:
+        """The changes of the circuit breaker that were noted, if one is declared; DatabaseError if none can be read."""
+        if self.project.breaker is None:
+            return ()
+        return tuple(noted.circuit for noted in read_circuits(self.place, self.project.name))
+
     def first_bundle(self) -> Bundle:
         """The first one with the run's own features that the log names, whose baseline is looked at.
 
@@ -209,11 +218,14 @@ class Released:
         )
 
     def in_effect(self, log: ReleaseLog, span: Span) -> tuple[Release, ...]:
-        """The releases, accepted, that events of a span may have: the last before it begins, and those in it."""
+        """The releases, accepted, that events of a span may have: the last before it begins, and those in it.
+
+        Where they may fall back to one before, all up to the span's end.
+        """
         releases = sorted(log.records, key=order)
         if span.stop_us is not None:
             releases = [release for release in releases if order(release)[0] < span.stop_us]
-        if span.start_us is None:
+        if span.start_us is None or needs_instead(self.project):
             return tuple(self.accept(releases))
         before = [release for release in releases if order(release)[0] <= span.start_us]
         first = itertools.islice(self.accept(reversed(before)), 1)
@@ -221,7 +233,9 @@ class Released:
 
     def load_all(self, releases: Iterable[Release]) -> Callable[[str], Scorer | None]:
         """The scorers of all that releases name, to go with a graph to where there is no registry."""
-        named = {bundle for release in releases for bundle in (release.champion, release.challenger, *release.shadows)}
+        found = list(releases)
+        named = {bundle for release in found for bundle in (release.champion, release.challenger, *release.shadows)}
+        named |= {release.fallback for release in found if needs_instead(self.project)}
         return {bundle: self.bundles(bundle) for bundle in sorted(filter(None, named))}.__getitem__
 
     def accept(self, releases: Iterable[Release]) -> Iterator[Release]:
