@@ -91,6 +91,13 @@ DEAD_LETTERS = Metric(
 VERDICTS = Metric("headrace_verdicts_total", "counter", "Windows of score rows by their verdict.", ("status",), True)
 ALERTS = Metric("headrace_alerts_total", "counter", "Alerts of incidents that open, go on or end.", ("event",), True)
 OPEN = Metric("headrace_open_incidents", "gauge", "Incidents that are open.", (), True)
+CIRCUIT = Metric("headrace_circuit", "gauge", "The circuit breaker: 0 closed, 1 half-open, 2 open.", (), True)
+CIRCUIT_CHANGES = Metric(
+    "headrace_circuit_changes_total", "counter", "Changes of the circuit breaker by its new state.", ("to",), True
+)
+FALLEN_BACK = Metric(
+    "headrace_fallen_back_total", "counter", "Score rows that the circuit breaker made fall back.", ("to",), True
+)
 ASSIGNED = Metric("headrace_assigned_total", "counter", "Events that a release gave a model.", ("role",), True)
 RELEASE = Metric("headrace_release", "gauge", "The newest release that gave events of the last slice a model.")
 REFUSED_RELEASES = Metric("headrace_refused_releases_total", "counter", "Releases whose bundles were refused.")
@@ -130,6 +137,9 @@ METRICS = (
     VERDICTS,
     ALERTS,
     OPEN,
+    CIRCUIT,
+    CIRCUIT_CHANGES,
+    FALLEN_BACK,
     ASSIGNED,
     RELEASE,
     REFUSED_RELEASES,

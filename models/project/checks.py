@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from models.partitions import DAY, HOUR
 from models.predictors.evaluation import STANDARD
 from models.project.available_checks import check_available
+from models.project.breaker_checks import check_breaker
 from models.project.contract import ARROW_TYPES
 from models.project.decision_checks import check_fallback, check_sinks
 from models.project.declarations import Project
@@ -64,6 +65,7 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from _check_quality(project)
     yield from check_feedback(project)
     yield from check_rollout(project)
+    yield from check_breaker(project)
     yield from _check_slo(project)
     yield from _check_partitions(project)
 

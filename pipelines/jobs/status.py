@@ -106,6 +106,8 @@ class Status:
         ]
         for metric, word in ((metrics.IMPOSSIBLE, "not finite"), (metrics.UNKNOWN_VALUES, "unknown")):
             parts += [f"{n:,} {word}: {name}" for name, n in sorted(metrics.by_label(found, metric).items())]
+        if level := metrics.value_of(found, metrics.CIRCUIT):
+            parts.append(f"circuit {'open' if level > 1 else 'half-open'}")
         if (lag := metrics.lag(found)) is not None:
             resent = f" events that are sent again {_span(lag.delay)} later" if lag.is_resent else ""
             parts.append(f"watermark {_span(lag.seconds)} behind{resent}")
