@@ -46,10 +46,12 @@ HeadraceError
 ├── RequestError            a request whose body holds no events, or no tensors of a model
 ├── ServiceDown             an endpoint that can't answer now
 ├── TokenError              a file of tokens that can't be used
+├── RateError               a rate of requests that can't be
 ├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered
 ├── ExpositionError         a port that metrics can't be shown on
+├── ChildError              a command beside this one that ended, or does not get ready
 ├── ScrapeError             an address that shows no metrics of headrace's
 ├── ImportedModelError      a model from elsewhere that no bundle can be made of
 ├── RunError                a run that can't start as it is asked for, or has not left what a run leaves

@@ -3,8 +3,9 @@
 import pytest
 
 from models import metrics
-from models.objectives import BURNS, Least, Ratio, bound_of, of_metrics, of_run
-from models.project.objectives import Objectives
+from models.objectives import BURNS, Least, Ratio, bound_of, of_days, of_metrics, of_run, promises_of_serving
+from models.partitions import Partitions, Span
+from models.project.objectives import Objectives, Serving
 
 OBJECTIVES = Objectives.model_validate(
     {
@@ -77,3 +78,86 @@ def test_a_finished_run_tells_but_its_latency():
         Least("rows", "score rows", 10, 10),
     ]
     assert [each.met for each in of_run(OBJECTIVES, outcomes, [])] == [True, None, True]
+
+
+SERVING = Serving.model_validate(
+    {"p99": "20ms", "availability": 0.9, "freshness": {"within": "90s", "target": 0.5, "otherwise": "refuse"}}
+)
+
+
+def test_what_an_endpoint_promises_is_told_by_its_metrics():
+    def within(name, bound, **labels):
+        return f"{name}_bucket", (*labels.items(), ("le", bound))
+
+    found = {
+        within("headrace_http_request_seconds", "0.02", path="/v1/score"): 98,
+        within("headrace_http_request_seconds", "0.025", path="/v1/score"): 1,
+        within("headrace_http_request_seconds", "+Inf", path="/v1/score"): 1,
+        within("headrace_http_request_seconds", "+Inf", path="/metrics"): 50,
+        ("headrace_served_events_total", (("outcome", "scored"),)): 85,
+        ("headrace_served_events_total", (("outcome", "refused"),)): 5,
+        ("headrace_served_events_total", (("outcome", "fallback"),)): 6,
+        ("headrace_served_events_total", (("outcome", "unanswered"),)): 4,
+        within("headrace_state_age_seconds", "0.0"): 10,
+        within("headrace_state_age_seconds", "90.0"): 20,
+        within("headrace_state_age_seconds", "120.0"): 15,
+        within("headrace_state_age_seconds", "+Inf"): 15,
+    }
+    p99, availability, freshness = (promise.kept(found) for promise in promises_of_serving(SERVING))
+    assert (p99.bad, p99.total, p99.met) == (2, 100, False)
+    assert (availability.bad, availability.total, availability.met) == (10, 100, True)
+    assert (freshness.bad, freshness.total, freshness.met) == (30, 60, True)
+    assert [promise.kept({}).met for promise in promises_of_serving(SERVING)] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"p99": "1us"},
+        {"p99": "1h"},
+        {"availability": 1},
+        {"freshness": {"within": "0s"}},
+        {"freshness": {"within": "8d"}},
+    ],
+)
+def test_what_no_endpoint_can_promise_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Serving.model_validate(wrong)
+
+
+def test_freshness_is_of_its_own_histogram():
+    objectives = Objectives.model_validate({"freshness": {"within": "1h", "target": 0.9}})
+    name = metrics.FRESHNESS.bucket_name
+    bounds = [*metrics.FRESHNESS.bounds, None]
+    found = {
+        metrics.parse(name({}, bounds.index(bound))): n for bound, n in ((1.0, 5), (2500.0, 3), (6000.0, 2), (None, 1))
+    }
+    (fresh,) = of_metrics(objectives, {**found, bucket(1.0): 100})
+    assert (fresh.bad, fresh.total) == (3, 11)  # an hour is taken down to 2,500 s
+    assert "2500 s" in fresh.text
+
+
+DAY, HOUR = 86_400_000_000, 3_600_000_000
+
+
+def test_days_are_due_so_long_after_their_end():
+    days, spans = Partitions(), [Span(10 * DAY, 12 * DAY)]
+    for now, due, there in (
+        (11 * DAY + 6 * HOUR - 1, 0, 0),
+        (11 * DAY + 6 * HOUR, 1, 1),
+        (12 * DAY + 6 * HOUR, 2, 2),
+        (13 * DAY + 6 * HOUR, 3, 2),
+    ):
+        found = of_days(6 * HOUR, days, spans, [], now)
+        assert (found.target, found.total, found.met) == (due, there, due == there)
+    assert of_days(6 * HOUR, days, spans, [12 * DAY], 13 * DAY + 6 * HOUR).met  # its files are there
+    assert of_days(6 * HOUR, days, [Span()], [], 20 * DAY).target == 0  # nothing tells which days these were
+    assert not of_days(0, Partitions("hour"), [Span(0, 2 * HOUR)], [], 3 * HOUR).met
+
+
+def test_days_are_those_of_the_time_zone():
+    days = Partitions("day", "Europe/Berlin")
+    start = days.parse("2018-03-24")
+    found = of_days(0, days, [Span(start, days.parse("2018-03-26"))], [], days.parse("2018-03-26"))
+    assert (found.target, found.total) == (2, 2)  # the second has 23 hours
+    assert of_days(0, days, [Span(start, days.parse("2018-03-26") - HOUR)], [], days.parse("2018-03-26")).total == 1

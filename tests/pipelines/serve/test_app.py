@@ -1,5 +1,6 @@
 """The endpoint's routes, as a client sees them, whatever it sends."""
 
+import concurrent.futures
 import json
 import random
 import threading
@@ -8,12 +9,15 @@ import time
 import numpy as np
 import pytest
 
+from models.objectives import is_of_endpoint, promises_of_serving
 from models.predictors.booster import ModelError
 from models.record import DECISION
 from models.score import decide
+from pipelines.monitoring.scrape import scrape
 from pipelines.serve import http, service
 from pipelines.serve.http import Tokens
 from pipelines.serve.models import OneModel
+from pipelines.serve.rates import RateError, Rates, client_of
 from pipelines.store import Progress, StoreError
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
@@ -254,6 +258,55 @@ def test_a_store_that_fails_gives_the_fallback_decision_and_comes_back(tmp_path)
         assert score(client, {**EVENT, "id": 3, "at": EVENT["at"] + 1}).json()["complete"] is True
 
 
+def test_a_dead_store_is_asked_by_no_request_but_by_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.05)
+    store, asked = open_faulty(tmp_path, PROJECT), []
+
+    def fail():
+        asked.append(threading.current_thread().name)
+        looks.wait()
+        raise StoreError("the disk is gone")
+
+    looks = threading.Event()
+    looks.set()
+    with serving(PROJECT, store) as client:
+        store.before = fail
+        assert score(client).json()["fallback"] is True
+        wait_for(lambda: len(asked) > 3)  # looks
+        looks.clear()  # the next one hangs, as a server does that takes connections and says nothing
+        before = len(asked)
+        wait_for(lambda: len(asked) > before)
+        replies = [score(client, {**EVENT, "id": n}).json() for n in range(2, 40)]
+        assert len(asked) == before + 1
+        store.before = lambda: None
+        looks.set()
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        assert "score" in score(client).json()
+    assert all(reply["fallback"] for reply in replies)
+
+
+def test_a_store_that_fails_now_and_then_leaves_no_answer_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+    store, chosen = open_faulty(tmp_path, PROJECT), random.Random(7)
+
+    def fail():
+        if chosen.random() < 0.2:
+            raise StoreError("flapping")
+
+    with serving(PROJECT, store) as client:
+        store.before = fail
+        replies = [score(client, {**EVENT, "id": n, "at": EVENT["at"] + n}) for n in range(100)]
+        store.before = lambda: None
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        missed = [n for n, reply in enumerate(replies) if reply.json().get("fallback")]
+        again = [score(client, {**EVENT, "id": n, "at": EVENT["at"] + n}).json() for n in missed]
+    assert {reply.status_code for reply in replies} == {200}
+    assert 0 < len(missed) < 100
+    complete = [reply.json()["complete"] for reply in replies]
+    assert complete == [True] * missed[0] + [False] * (100 - missed[0])  # from the first that is not there
+    assert all("score" in reply for reply in again)
+
+
 def test_a_store_that_is_slow_is_waited_for_until_the_deadline(tmp_path):
     store = open_faulty(tmp_path, NO_FALLBACK)
     with serving(NO_FALLBACK, store, deadline=2.0) as client:
@@ -277,12 +330,50 @@ def test_more_requests_than_may_wait_are_told_to_come_again(tmp_path, monkeypatc
         store.before = go.wait
         first = threading.Thread(target=score, args=(client,))
         first.start()
-        wait_for(lambda: client.service._waiting == 1)
+        wait_for(lambda: client.service._line.waiting == 1)
         reply = score(client)
         go.set()
         first.join()
         assert reply.json() == {"error": "too many requests wait"}
         assert client.get("/v2/health/ready").status_code == 200
+
+
+def test_requests_that_wait_for_long_do_not_break_what_works(tmp_path):
+    """Each takes a part of the deadline: of many at once most are told to come again, and the store is well."""
+    store = open_faulty(tmp_path, NO_FALLBACK)
+    with serving(NO_FALLBACK, store, deadline=4.0) as client:
+        assert score(client).status_code == 200
+        asked = []
+
+        def be_slow():
+            begun = client.service._line._begun
+            if begun not in asked:  # once for each request
+                asked.append(begun)
+                time.sleep(0.5)
+
+        store.before = be_slow
+        with concurrent.futures.ThreadPoolExecutor(12) as threads:
+            replies = list(threads.map(lambda n: score(client, {**EVENT, "id": n}), range(2, 14)))
+        store.before = lambda: None
+        ready = client.get("/v2/health/ready").status_code
+    assert {reply.status_code for reply in replies} == {200, 503}
+    assert ready == 200
+
+
+def test_fallback_decisions_are_bounded_as_answers_are(tmp_path, monkeypatch):
+    store = open_faulty(tmp_path, PROJECT)
+
+    def fail():
+        raise StoreError("the disk is gone")
+
+    with serving(PROJECT, store, deadline=0.5) as client:
+        store.before = fail
+        assert score(client).json()["fallback"] is True
+        go = threading.Event()
+        monkeypatch.setattr(client.service, "_fall_back", lambda payloads: go.wait())
+        late = score(client)
+        go.set()
+    assert (late.status_code, late.json()) == (503, {"error": "too many requests wait"})
 
 
 def test_an_unforeseen_error_tells_nothing(tmp_path, monkeypatch):
@@ -335,6 +426,71 @@ def test_without_absorb_nothing_is_written_and_answers_say_how_fresh_they_are(tm
         assert score(client, {**EVENT, "at": START + 3600}).json()["complete"] is False
 
 
+def with_serving(**serving):
+    return declared(TEXT + f"serving: {json.dumps(serving)}\n", SCHEMA)
+
+
+@pytest.mark.parametrize("otherwise", ["mark", "fallback", "refuse"])
+def test_an_event_that_is_too_far_past_the_state_is_answered_as_declared(tmp_path, otherwise):
+    project = with_serving(freshness={"within": "1h", "otherwise": otherwise})
+    store = open_faulty(tmp_path, project)
+    store.advance(Progress(START * 1_000_000))
+    fresh, stale = ({**EVENT, "id": n, "at": START + seconds} for n, seconds in ((1, 3600), (2, 3601)))
+    with serving(project, store, absorb=False) as client:
+        both = score(client, [stale, {**EVENT, "card": None}, fresh])
+        one = score(client, stale)
+        text = client.get("/metrics").text
+    assert both.status_code == 200
+    told, refused, as_ever = both.json()
+    assert refused["refused"]["step"] == "Validate"
+    assert "score" in as_ever
+    assert "stale" not in as_ever
+    assert one.json().keys() == told.keys()
+    if otherwise == "refuse":
+        reason = {"field": "at", "rule": "the state is older by more than 1h", "value": "2018-12-01T00:00:00Z"}
+        assert told == {"refused": {"step": "Freshness", "reasons": [reason]}}
+        assert (one.status_code, one.headers["retry-after"]) == (503, "1")
+    else:
+        assert (told["stale"], told["complete"], one.status_code) == (True, False, 200)
+        assert ("score" in told, told["decision"] == "review") == (otherwise == "mark", otherwise == "fallback")
+    outcomes = {"mark": (3, None, None), "fallback": (1, 2, None), "refuse": (1, None, 2)}[otherwise]
+    for outcome, number in zip(("scored", "fallback", "unanswered"), outcomes, strict=True):
+        said = f'headrace_served_events_total{{outcome="{outcome}"}} {number}.0'
+        assert (said in text) == (number is not None)
+    assert 'headrace_state_age_seconds_bucket{le="3600.0"} 1.0' in text
+    assert "headrace_state_age_seconds_count 3.0" in text
+
+
+def test_where_all_is_absorbed_no_state_is_stale(tmp_path):
+    project = with_serving(freshness={"within": "1s", "otherwise": "refuse"})
+    with serving(project, open_faulty(tmp_path, project)) as client:
+        assert "score" in score(client).json()
+
+
+def test_objectives_are_told_of_a_running_endpoint(tmp_path):
+    project = with_serving(p99="60s", availability=0.75, freshness={"within": "1h"})
+    store = open_faulty(tmp_path, project)
+
+    def fail():
+        raise StoreError("the disk is gone")
+
+    with serving(project, store) as client:
+        for _ in range(3):
+            score(client)
+        score(client, {**EVENT, "card": None})
+        found = scrape(f"{client.base_url}/metrics")
+        assert [promise.kept(found).met for promise in promises_of_serving(project.serving)] == [True, True, True]
+        store.before = fail
+        for _ in range(2):
+            score(client)
+        found = scrape(f"{client.base_url}/metrics")
+    p99, availability, freshness = (promise.kept(found) for promise in promises_of_serving(project.serving))
+    assert (p99.bad, p99.total) == (0, 6)
+    assert (availability.bad, availability.total, availability.met) == (2, 6, False)
+    assert (freshness.bad, freshness.total) == (0, 3)
+    assert is_of_endpoint(found)
+
+
 def test_tokens_have_roles(tmp_path, monkeypatch):
     file = tmp_path / "tokens"
     names = {role: f"{role}-token-0123456789" for role in http.ROLES}
@@ -354,6 +510,43 @@ def test_tokens_have_roles(tmp_path, monkeypatch):
         "read": [403, 200, 200, 200],
         "admin": [200, 200, 200, 200],
     }
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_again(tmp_path, monkeypatch):
+    file = tmp_path / "tokens"
+    names = [f"score-token-0123456789-{n}" for n in range(2)]
+    file.write_text("".join(f"score {token}\n" for token in names))
+    monkeypatch.setenv(http.TOKENS, str(file))
+    rates = Rates("4/hour; 1000/day")
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), tokens=Tokens.of_environment(), rates=rates) as client:
+
+        def statuses(token, times=6):
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            replies = [score(client, headers=headers) for _ in range(times)]
+            return replies[-1], [reply.status_code for reply in replies]
+
+        reply, one = statuses(names[0])
+        _, other = statuses(names[1])
+        _, unknown = statuses(None, 3)
+        _, wrong = statuses("a-wrong-one-of-the-same-address", 3)  # of a guesser
+        ready = [client.get("/v2/health/ready").status_code for _ in range(6)]
+    assert one == other == [200] * 4 + [429] * 2
+    assert (unknown, wrong) == ([401] * 3, [401, 429, 429])
+    assert ready == [200] * 6
+    assert 0 < int(reply.headers["retry-after"]) <= 7200
+    assert reply.json()["error"].startswith("more than 4 per 1 hour: come again in")
+    assert names[0] not in reply.text
+
+
+@pytest.mark.parametrize("text", ["", "many", "5", "0/second", "5/blink", "-1/hour"])
+def test_a_rate_that_can_t_be_is_told(text):
+    with pytest.raises(RateError, match="100/second"):
+        Rates(text)
+
+
+def test_a_client_of_ipv6_is_its_network():
+    assert client_of("2001:db8::1") == client_of("2001:db8::2:3%eth0") != client_of("2001:db8:0:1::1")
+    assert client_of("10.0.0.1") != client_of("10.0.0.2")
 
 
 @pytest.mark.parametrize("text", ["", "score short", "boss 0123456789abcdef", "score 0123456789abcdef more"])
