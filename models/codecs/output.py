@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_dictionary
+from models.codecs.lines import offsets_and_bytes
 from models.faults import python_values
 
 _MARK = secrets.token_hex(8)  # of a text that stands for a decimal, which json can't write
@@ -73,7 +74,7 @@ def encode_json_lines(batch: pa.RecordBatch) -> bytes:
     for place, (name, values) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
         parts += [("{" if place == 0 else ",") + json.dumps(name) + ":", _json_texts(values)]
     lines = pc.binary_join_element_wise(*parts, "}\n", "", null_handling="emit_null")
-    return b"".join(lines.cast(pa.binary()).to_pylist())
+    return offsets_and_bytes(lines)[1].tobytes()
 
 
 def _json_texts(values: pa.Array) -> pa.Array:
@@ -82,7 +83,7 @@ def _json_texts(values: pa.Array) -> pa.Array:
         texts = pc.if_else(pc.is_finite(values), values, None).cast(pa.string())
         texts = pc.if_else(pc.equal(texts, "-0"), "-0.0", texts)  # many readers make the integer 0 of -0
     elif pa.types.is_timestamp(kind):
-        texts = pc.binary_join_element_wise('"', pc.strftime(values, "%Y-%m-%dT%H:%M:%S"), 'Z"', "")
+        texts = pc.binary_join_element_wise('"', _iso_texts(values), 'Z"', "")
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         texts = values.cast(pa.string())
     else:
@@ -90,6 +91,14 @@ def _json_texts(values: pa.Array) -> pa.Array:
         distinct = [_json_text(value) for value in encoded.dictionary.to_pylist()]
         texts = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(distinct, pa.string())).dictionary_decode()
     return texts.fill_null("null")
+
+
+def _iso_texts(times: pa.Array) -> pa.Array:
+    """Times in UTC as ISO 8601, without its Z: as `strftime` writes them, in a tenth of the time."""
+    texts = times.cast(pa.timestamp(times.type.unit)).cast(pa.string())
+    if pc.any(pc.starts_with(texts, "<")).as_py():  # of years that the cast does not write, some beyond 32767
+        return pc.strftime(times, "%Y-%m-%dT%H:%M:%S")
+    return pc.replace_substring(texts, " ", "T", max_replacements=1)
 
 
 def _json_text(value: Any) -> str:
