@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.order import order_by
 from models.record import (
     EVENT_TIME,
     INGESTED,
@@ -73,7 +74,7 @@ def partition(batch: pa.RecordBatch, keys: Keys) -> Iterator[tuple[int, pa.Recor
         return
     ordered, sorted_batch = keys, batch
     if (keys[1:] < keys[:-1]).any():
-        order = np.argsort(keys, kind="stable")
+        order = order_by(keys)
         ordered, sorted_batch = keys[order], take_rows(batch, order)
     edges = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(keys)]])
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):

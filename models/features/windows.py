@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
 from models.features.as_of import look_up, put_back
 from models.fixed_point import to_units
+from models.order import order_by, sort_order
 from models.project.aggregates import AGGREGATES
 from models.project.sections import RollingFeature
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A run is merged into the one before it once that is no longer this many times longer.
 _RUN_RATIO = 8
@@ -60,6 +61,7 @@ class Run:
     time: Int64
     values: dict[str, Float64]
     _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
+    _known: dict[str, Int64 | None] = dataclasses.field(default_factory=dict, repr=False)
     _largest: dict[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -112,10 +114,14 @@ class Run:
         An age is one for all events or int64[events]. Rows stand in order, so those of the entities before an event's
         are counted too. A time before `passed` is taken as `passed`.
         """
-        place = np.searchsorted(self._entities, events.entity)
-        known = self._entities[np.minimum(place, len(self._entities) - 1)] == events.entity
-        start, end = self._starts[place], self._starts[place + known]
+        place, known = self._places_of(events)
+        counts = np.diff(events._starts)
+        start = np.repeat(self._starts[place], counts)
         rows = np.empty((len(ages), len(events)), np.int64)
+        if not known.any():
+            rows[:] = start
+            return rows
+        end, base = np.repeat(self._starts[place + known], counts), np.repeat(place * self._span, counts)
         for age, found in zip(ages, rows, strict=True):
             least, most = (age, age) if isinstance(age, int) else (int(age.min()), int(age.max()))
             if max(events.first - most, passed) >= self.last:
@@ -124,18 +130,29 @@ class Run:
                 found[:] = start
             else:
                 until = np.maximum(events.time - age, passed)
-                key = place * self._span + ((until - self.first) >> self._tick_bits)
+                key = base + ((until - self.first) >> self._tick_bits)
                 np.clip(np.searchsorted(self._key, key, side="right"), start, end, out=found)
                 # Where a key has no room for all of a time, the last rows found may be later than it.
                 while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
                     found -= later
         return rows
 
+    def _places_of(self, events: Run) -> tuple[Int64, Bools]:
+        """Where each entity of `events`, as they follow one another there, stands among the entities here or would,
+        and whether it is here.
+        """
+        if events is self:
+            return np.arange(len(self._entities)), np.ones(len(self._entities), bool)
+        place = np.searchsorted(self._entities, events._entities)
+        return place, self._entities[np.minimum(place, len(self._entities) - 1)] == events._entities
+
     def known_until(self, field: str, rows: Int64) -> Int64:
         """How many of the first `rows` rows have a number in `field`."""
-        if ("known", field) not in self._totals:
-            self._totals["known", field] = _running_total(~np.isnan(self.values[field]))
-        return self._totals["known", field][rows]
+        if field not in self._known:
+            known = ~np.isnan(self.values[field])
+            self._known[field] = None if known.all() else _running_total(known)
+        totals = self._known[field]
+        return rows if totals is None else totals[rows]
 
     def sum_until(self, field: str, decimals: int, rows: Int64) -> Int64:
         """The sum of `field` over the first `rows` rows, in units of its last decimal place."""
@@ -260,7 +277,7 @@ class RollingKernel:
         """
         if not history.runs or not len(asked):
             return [np.full(len(asked), 0 if f.is_count else f.empty) for f in self.features]
-        order = np.lexsort((asked.time, asked.entity))
+        order = order_by(asked.entity, asked.time)
         passed = self._oldest_needed(*history.runs)
         found = look_up(self.features, history.runs, Run.of(asked, order), passed, self.decimals)
         return put_back(found, order)
@@ -269,7 +286,7 @@ class RollingKernel:
         """The history after `events`, without computing their features; their ids are not looked at."""
         if not len(events):
             return history
-        return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
+        return self._append(history, Run.of(events, order_by(events.entity, events.time)))
 
     def _reads(self, name: str, distinct: bool) -> bool:
         return any(f.column == name and (f.aggregate == "distinct") is distinct for f in self.features)
@@ -323,20 +340,6 @@ def encode_values(values: pa.Array, codes: dict[Any, int]) -> Int64:
     codes_of: Int64 = np.append(np.asarray(found, np.int64), -1)
     codes_of_rows: Int64 = codes_of[encoded.indices.fill_null(len(found)).to_numpy()]
     return codes_of_rows
-
-
-def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
-    """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
-    order: Int64 = np.lexsort(keys[::-1])
-    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
-    if same.any():
-        as_before = np.concatenate([[False], same])
-        places = np.flatnonzero(as_before | np.concatenate([same, [False]]))
-        group = np.cumsum(~as_before)[places]
-        rows = order[places]
-        by_id = pc.array_sort_indices(ids.take(pa.array(rows))).to_numpy()
-        order[places] = rows[by_id[np.argsort(group[by_id], kind="stable")]]
-    return order
 
 
 def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:
