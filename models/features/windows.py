@@ -123,19 +123,30 @@ class Run:
             return rows
         end, base = np.repeat(self._starts[place + known], counts), np.repeat(place * self._span, counts)
         for age, found in zip(ages, rows, strict=True):
-            least, most = (age, age) if isinstance(age, int) else (int(age.min()), int(age.max()))
-            if max(events.first - most, passed) >= self.last:
-                found[:] = end
-            elif max(events.last - least, passed) < self.first:
-                found[:] = start
-            else:
-                until = np.maximum(events.time - age, passed)
-                key = base + ((until - self.first) >> self._tick_bits)
-                np.clip(np.searchsorted(self._key, key, side="right"), start, end, out=found)
-                # Where a key has no room for all of a time, the last rows found may be later than it.
-                while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
-                    found -= later
+            until = np.maximum(events.time - age, passed)
+            before = until < self.last
+            found[:] = np.where(before, start, end)
+            inside = before & (until >= self.first)
+            if inside.any():
+                some = slice(None) if 2 * np.count_nonzero(inside) > len(inside) else np.flatnonzero(inside)
+                found[some] = self._search(until[some], base[some], start[some], end[some])
         return rows
+
+    def _search(self, until: Int64, base: Int64, start: Int64, end: Int64) -> Int64:
+        """How many rows stand up to each time `until`, of the entity that has the rows from `start` to `end`, and the
+        keys from `base` on.
+        """
+        if len(self._entities) == len(self):  # a row each
+            return np.where(self.time[np.minimum(start, len(self) - 1)] <= until, end, start)
+        key = np.minimum(np.maximum(until, self.first - 1), self.last)
+        key -= self.first
+        key >>= self._tick_bits
+        key += base
+        found = np.minimum(np.searchsorted(self._key, key, side="right"), end)
+        # Where a key has no room for all of a time, the last rows found may be later than it.
+        while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
+            found -= later
+        return found
 
     def _places_of(self, events: Run) -> tuple[Int64, Bools]:
         """Where each entity of `events`, as they follow one another there, stands among the entities here or would,
@@ -152,13 +163,13 @@ class Run:
             known = ~np.isnan(self.values[field])
             self._known[field] = None if known.all() else _running_total(known)
         totals = self._known[field]
-        return rows if totals is None else totals[rows]
+        return rows if totals is None else totals.take(rows)
 
     def sum_until(self, field: str, decimals: int, rows: Int64) -> Int64:
         """The sum of `field` over the first `rows` rows, in units of its last decimal place."""
         if ("sum", field) not in self._totals:
             self._totals["sum", field] = _running_total(self._scaled(field, decimals))
-        return self._totals["sum", field][rows]
+        return self._totals["sum", field].take(rows)
 
     def squares_until(self, field: str, decimals: int, rows: Int64) -> tuple[Int64, Int64, Int64]:
         """Sums over the first `rows` rows of a * a, a * b and b * b, where a value is a * 2**SQUARE_BITS + b."""
