@@ -28,13 +28,43 @@ Keys = np.ndarray[Any, Any]
 
 
 def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """All rows of `batches`, of one schema, one after another."""
+    """All rows of `batches`, of one schema, one after another; what are parts of one column in a row is not copied."""
     if len(batches) == 1:
         return batches[0]
-    table = pa.Table.from_batches(batches)
-    if any(pa.types.is_dictionary(field.type) for field in table.schema):
-        table = table.unify_dictionaries()
-    return as_batch(table)
+    columns = [_concat(parts) for parts in zip(*(batch.columns for batch in batches), strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
+
+
+def _concat(parts: Sequence[pa.Array]) -> pa.Array:
+    first = parts[0]
+    if not pa.types.is_dictionary(first.type):
+        whole = _whole(parts)
+        return pa.concat_arrays(parts) if whole is None else whole
+    dictionary = _buffers(first.dictionary)
+    if all(_buffers(part.dictionary) == dictionary for part in parts[1:]):
+        indices = _concat([part.indices for part in parts])
+        return pa.DictionaryArray.from_arrays(indices, first.dictionary, ordered=first.type.ordered, safe=False)
+    return _one_chunk(pa.chunked_array(parts).unify_dictionaries())
+
+
+def _whole(parts: Sequence[pa.Array]) -> pa.Array | None:
+    """The column that parts are of if they follow one another there, as those of a batch that was cut do."""
+    first, rows = parts[0], 0
+    if pa.types.is_nested(first.type) or isinstance(first.type, pa.BaseExtensionType):
+        return None
+    buffers, start, _ = _buffers(first)
+    for part in parts:
+        found = _buffers(part)
+        if found[:2] != (buffers, start + rows):
+            return None
+        rows += len(part)
+    return pa.Array.from_buffers(first.type, rows, first.buffers(), offset=start)
+
+
+def _buffers(values: pa.Array) -> tuple[list[tuple[int, int] | None], int, int]:
+    """Where in memory a column's values are, the place of its first row among those there, and its rows."""
+    found = [None if buffer is None else (buffer.address, buffer.size) for buffer in values.buffers()]
+    return found, values.offset, len(values)
 
 
 def same_text(text: str, rows: int) -> pa.DictionaryArray:
