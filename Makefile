@@ -90,3 +90,4 @@ include deploy/nightly.mk
 include deploy/registry.mk
 include deploy/feast.mk
 include deploy/s3.mk
+include deploy/kserve.mk

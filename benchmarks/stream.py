@@ -1,6 +1,7 @@
 """Benchmarks of a running stream as a black box; each sub-command prints one Markdown table.
 
-    python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions
+    python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions |
+        releases | swaps
         [-- options of headrace run]
 
 A broker, `headrace run`, a publisher and a reader run in a process each, on this machine. The model is trained
@@ -26,6 +27,7 @@ from typing import Any
 from stream import beside as comparing_brokers
 from stream import catchup as catching_up
 from stream import peers as comparing
+from stream import released as releasing
 from stream.events import Defects, write_history
 from stream.figures import markdown, milliseconds, slope
 from stream.load import now_us
@@ -166,6 +168,18 @@ def transactions(asked: argparse.Namespace, setting: Setting) -> None:
     comparing_brokers.transactions(setting, asked.rate, asked.seconds, asked.times, say)
 
 
+def releases(asked: argparse.Namespace, setting: Setting) -> None:
+    """What a log of releases and a shadow cost at a steady rate."""
+    train(setting.folder, setting.source, "--start", "2018-05-24")
+    releasing.costs(setting, asked.rate, asked.seconds, asked.times, say)
+
+
+def swaps(asked: argparse.Namespace, setting: Setting) -> None:
+    """Latency while a release takes effect."""
+    train(setting.folder, setting.source, "--start", "2018-05-24")
+    releasing.swaps(setting, asked.rate, asked.seconds, asked.times, say)
+
+
 def peak(found: Measured) -> float:
     return max(mib for _, mib in found.memory if mib == mib)
 
@@ -223,6 +237,14 @@ def parse() -> argparse.Namespace:
     one = command(transactions)
     one.add_argument("--rate", type=float, default=1000)
     one.add_argument("--seconds", type=float, default=20)
+    one.add_argument("--times", type=int, default=3)
+    one = command(releases)
+    one.add_argument("--rate", type=float, default=5000)
+    one.add_argument("--seconds", type=float, default=20)
+    one.add_argument("--times", type=int, default=3)
+    one = command(swaps)
+    one.add_argument("--rate", type=float, default=5000)
+    one.add_argument("--seconds", type=float, default=40)
     one.add_argument("--times", type=int, default=3)
     asked = parser.parse_args(line[:cut])
     asked.rest = line[cut + 1 :]

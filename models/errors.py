@@ -46,6 +46,7 @@ HeadraceError
 ├── RequestError            a request whose body holds no events, or no tensors of a model
 ├── ServiceDown             an endpoint that can't answer now
 ├── TokenError              a file of tokens that can't be used
+├── RateError               a rate of requests that can't be
 ├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered

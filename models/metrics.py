@@ -124,6 +124,21 @@ METRICS = (
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
+# Those of an endpoint, which are not counted by Beam.
+REQUESTS = Metric("headrace_http_requests_total", "counter", "Requests by route and status.", ("path", "status"))
+REQUEST_SECONDS = Metric(
+    "headrace_http_request_seconds", "histogram", "From a request's head to its answer.", ("path",), bounds=_SECONDS
+)
+SERVED = Metric("headrace_served_events_total", "counter", "Events by what they were answered.", ("outcome",))
+STATE_AGE = Metric(
+    "headrace_state_age_seconds",
+    "histogram",
+    "How far events were past the state that they were answered by.",
+    bounds=(0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0),
+)
+READY = Metric("headrace_ready", "gauge", "Whether the endpoint can score.")
+SERVING = (REQUESTS, REQUEST_SECONDS, SERVED, STATE_AGE, READY)
+
 
 def parse(beam_name: str) -> Series | None:
     """The metric's name and its labels of a name in Beam; None if it is none of the table's."""
@@ -240,6 +255,15 @@ def table() -> Iterator[str]:
         name += "".join(f".{label}.…" for label in (*metric.labels, *(["le"] if metric.kind == "histogram" else ())))
         same = "yes" if metric.event_time else "no"
         yield f"| `{metric.name}` | {metric.kind}{labels} | {same} | `{name}` | `{flink_name(name)}` | {metric.help} |"
+
+
+def served_table() -> Iterator[str]:
+    """The lines of the endpoint's table in docs/metrics.md."""
+    yield "| Metric | Kind | What |"
+    yield "|---|---|---|"
+    for metric in SERVING:
+        labels = f" by {', '.join(metric.labels)}" if metric.labels else ""
+        yield f"| `{metric.name}` | {metric.kind}{labels} | {metric.help} |"
 
 
 def _stem(name: str) -> str:

@@ -8,12 +8,13 @@ burn rates of alerts are those of Google's Site Reliability Workbook, chapter 5,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from models import metrics
 from models.counts import DEDUPLICATE
-from models.metrics import Series
-from models.project.objectives import Objective, Objectives
+from models.metrics import Metric, Series
+from models.project.objectives import Objective, Objectives, Serving
 from models.record import Outcome
 
 
@@ -31,7 +32,9 @@ class Burn:
         return round(self.share * period_us / 1e6 / self.long_s, 6)
 
 
-ALARM, WRITTEN = "alarm", "written"  # a verdict's status, and the latency's stage
+ALARM, WRITTEN, SCORE = "alarm", "written", "/v1/score"  # a verdict's status, the latency's stage, the requests' path
+SCORED, REFUSED, FALLBACK, UNANSWERED = "scored", "refused", "fallback", "unanswered"  # what became of an event
+_VALID, _QUALITY = "events that are no dead letters", "windows without an alarm"
 BURNS = (  # of 30 days these are burn rates of 14.4, 6 and 1
     Burn(0.02, 3600, 300, "page"),
     Burn(0.05, 6 * 3600, 1800, "page"),
@@ -57,7 +60,7 @@ class Ratio:
     @property
     def met(self) -> bool | None:
         """Whether the objective is met; None where nothing tells."""
-        return None if self.burn is None else self.burn <= 1
+        return None if self.burn is None else round(self.burn, 9) <= 1  # 1 - 0.9 is less than 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +83,89 @@ def bound_of(within_us: int) -> float:
     return max(bound for bound in metrics.LATENCY.bounds if bound * 1e6 <= within_us)
 
 
-def of_metrics(objectives: Objectives, found: Mapping[Series, int]) -> Iterator[Ratio | Least]:
-    """The objectives by the metrics of a run that goes on; those of which it tells nothing have a total of 0."""
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """Series of a metric whose label has a value, or another one; of a histogram those within a bound, seconds."""
+
+    metric: Metric
+    label: str = ""
+    value: str = ""
+    is_other: bool = False
+    within: float | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the series."""
+        return self.metric.name + ("_bucket" if self.metric.kind == "histogram" else "")
+
+    def total(self, found: Mapping[Series, int]) -> int:
+        """What they add up to."""
+        return sum(number for (name, labels), number in found.items() if name == self.name and self._is_one(labels))
+
+    def _is_one(self, labels: metrics.Labels) -> bool:
+        told = dict(labels)
+        if self.label and (told.get(self.label) == self.value) == self.is_other:
+            return False
+        return self.within is None or float(told["le"]) <= self.within
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """An objective by counters: of all those of `total`, bad are those of the first of `bad` without the others'."""
+
+    name: str
+    text: str  # of the good ones
+    objective: Objective
+    bad: tuple[Counter, ...]
+    total: Counter
+
+    def kept(self, found: Mapping[Series, int]) -> Ratio:
+        """What it is found to be."""
+        first, *others = (counter.total(found) for counter in self.bad)
+        return Ratio(self.name, self.text, self.objective.target, first - sum(others), self.total.total(found))
+
+
+def promises_of_runs(objectives: Objectives) -> Iterator[Promise]:
+    """What runs promise that can be counted."""
     if (fast := objectives.latency) is not None:
         bound = bound_of(fast.within)
-        numbers = {float(labels[-1][1]): n for (name, labels), n in found.items() if _is_written(name, labels)}
-        total = sum(numbers.values())
-        good = sum(number for upper, number in numbers.items() if upper <= bound)
-        yield Ratio("latency", f"rows written within {bound:g} s", fast.target, total - good, total)
+        every, good = (Counter(metrics.LATENCY, "stage", WRITTEN, within=within) for within in (math.inf, bound))
+        yield Promise("latency", f"rows written within {bound:g} s", fast, (every, good), every)
     if objectives.valid is not None:
-        dead = metrics.by_label(found, metrics.DEAD_LETTERS)
-        bad = sum(number for step, number in dead.items() if step != DEDUPLICATE)
-        read = metrics.by_label(found, metrics.EVENTS).get(Outcome.READ, 0)
-        yield _valid(objectives.valid, bad, read)
+        bad = Counter(metrics.DEAD_LETTERS, "step", DEDUPLICATE, is_other=True)
+        read = Counter(metrics.EVENTS, "outcome", Outcome.READ)
+        yield Promise("valid", _VALID, objectives.valid, (bad,), read)
     if objectives.quality is not None:
-        told = metrics.by_label(found, metrics.VERDICTS)
-        yield _quality(objectives.quality, told.get(ALARM, 0), sum(told.values()))
+        alarms, told = Counter(metrics.VERDICTS, "status", ALARM), Counter(metrics.VERDICTS)
+        yield Promise("quality", _QUALITY, objectives.quality, (alarms,), told)
+
+
+def promises_of_serving(serving: Serving) -> Iterator[Promise]:
+    """What an endpoint promises; its histograms have the declared bounds among theirs."""
+    if serving.p99 is not None:
+        seconds, fast = serving.p99 / 1e6, Objective(target=0.99)
+        every, good = (Counter(metrics.REQUEST_SECONDS, "path", SCORE, within=within) for within in (math.inf, seconds))
+        yield Promise("p99", f"requests answered within {seconds:g} s", fast, (every, good), every)
+    if serving.availability is not None:
+        every = Counter(metrics.SERVED)
+        good_ones = (Counter(metrics.SERVED, "outcome", outcome) for outcome in (SCORED, REFUSED))
+        told = "events scored, or refused by the contract"
+        yield Promise("availability", told, Objective(target=serving.availability), (every, *good_ones), every)
+    if (fresh := serving.freshness) is not None:
+        seconds = fresh.within / 1e6
+        every, good = (Counter(metrics.STATE_AGE, within=within) for within in (math.inf, seconds))
+        yield Promise("freshness", f"events at most {seconds:g} s past their state", fresh, (every, good), every)
+
+
+def is_of_endpoint(found: Mapping[Series, int]) -> bool:
+    """Whether metrics are those of an endpoint, and not of a run."""
+    return any(name == metrics.READY.name for name, _ in found)
+
+
+def of_metrics(objectives: Objectives, found: Mapping[Series, int]) -> Iterator[Ratio | Least]:
+    """The objectives by the metrics of a run that goes on; those of which it tells nothing have a total of 0."""
+    for promise in promises_of_runs(objectives):
+        yield promise.kept(found)
     if objectives.rows is not None:
         yield _rows(objectives.rows, sum(metrics.by_label(found, metrics.SCORES).values()))
 
@@ -106,23 +176,12 @@ def of_run(objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequen
     Latency is a stream's alone.
     """
     if objectives.valid is not None:
-        yield _valid(objectives.valid, outcomes.get(Outcome.DEAD_LETTERED, 0), outcomes.get(Outcome.READ, 0))
+        bad, read = outcomes.get(Outcome.DEAD_LETTERED, 0), outcomes.get(Outcome.READ, 0)
+        yield Ratio("valid", _VALID, objectives.valid.target, bad, read)
     if objectives.quality is not None:
-        yield _quality(objectives.quality, statuses.count(ALARM), len(statuses))
+        yield Ratio("quality", _QUALITY, objectives.quality.target, statuses.count(ALARM), len(statuses))
     if objectives.rows is not None:
         yield _rows(objectives.rows, outcomes.get(Outcome.SCORED, 0) + outcomes.get(Outcome.QUARANTINED, 0))
-
-
-def _is_written(name: str, labels: metrics.Labels) -> bool:
-    return name == f"{metrics.LATENCY.name}_bucket" and labels[0] == ("stage", WRITTEN)
-
-
-def _valid(objective: Objective, bad: int, total: int) -> Ratio:
-    return Ratio("valid", "events that are no dead letters", objective.target, bad, total)
-
-
-def _quality(objective: Objective, bad: int, total: int) -> Ratio:
-    return Ratio("quality", "windows without an alarm", objective.target, bad, total)
 
 
 def _rows(wanted: int, rows: int) -> Least:

@@ -183,6 +183,7 @@ class Outcome(enum.StrEnum):
     HISTORY = "history"
     BEYOND = "beyond"
     FILTERED = "filtered"
+    STANDBY = "standby"  # another run scores it, by the release log
     LABELLED = "labelled"
     REFERENCE = "reference"
 

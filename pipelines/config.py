@@ -97,11 +97,7 @@ class RunSpec:
     @property
     def history_state(self) -> tuple[str, int] | None:
         """The folder of states and the time of the one that a stream's history names; None if it names files."""
-        found = [each for each in self.history if STATE_NAME.fullmatch(each.rstrip("/").rpartition("/")[2])]
-        if not found:
-            return None
-        folder, _, name = found[0].rstrip("/").rpartition("/")
-        return folder or ".", time_of(name.removeprefix("until="))
+        return state_of(self.history)
 
     @property
     def table_uris(self) -> dict[str, tuple[str, ...]]:
@@ -370,6 +366,15 @@ class RunSpec:
         require_file_system(self.sink)
         if not is_broker(self.sink):
             look_at(self.sink, self.replace or not self.span.is_all, tuple(self.folders))
+
+
+def state_of(history: Sequence[str]) -> tuple[str, int] | None:
+    """The folder of states and the time of the one that a --history names; None if it names files."""
+    found = [each for each in history if STATE_NAME.fullmatch(each.rstrip("/").rpartition("/")[2])]
+    if not found:
+        return None
+    folder, _, name = found[0].rstrip("/").rpartition("/")
+    return folder or ".", time_of(name.removeprefix("until="))
 
 
 def _fault_of(check: Any) -> Sequence[str]:

@@ -39,6 +39,7 @@ from transforms.join import JoinLabels
 from transforms.label_metrics import MeasureLabels
 from transforms.refused import DropKnown, Refused
 from transforms.score import Score, ScoreShadows
+from transforms.standby import StandBy
 from transforms.state import CombineSpans, LetterSpans, States
 from transforms.tables import JoinTable
 from transforms.totals import AddUp
@@ -102,7 +103,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     if config.store is not None:
         {EVENTS: unique, **({LABELS: labels.joined} if labels else {})} | "Store" >> config.store
     featured, unexpected = compute_features(unique, labels, refused, config)
-    released, shadows = assign_releases(feeds, featured, config)
+    released, standby, shadows = assign_releases(feeds, featured, config)
     scored = rows = released | "Score" >> config.score
     measured = measure_labels(scored, labels, config) if isinstance(config.score, Score) else {}
     if config.at_arrival:
@@ -112,7 +113,8 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     past = (featured, letters) | "Past" >> beam.Flatten()
     history = past | "Count history" >> CountEvents(Outcome.HISTORY, history_only=True)
     impossible = featured | "Impossible" >> CountImpossible(config.project, config.encoders)
-    others = (*left_out(checked, config), *referred, *unexpected, *(labels.counts if labels else ()))
+    left = [each | "Count standby" >> CountEvents(Outcome.STANDBY) for each in standby]
+    others = (*left_out(checked, config), *left, *referred, *unexpected, *(labels.counts if labels else ()))
     counts = (read, history, impossible, *others) | "Counts" >> beam.Flatten()
     news = letters | "News" >> DropKnown()
     watched = {"scored": scored, "rows": rows} | "Watch" >> config.watch if config.watch else {"scores": rows}
@@ -120,7 +122,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     if "verdicts" in watched:
         send_alerts(watched["verdicts"], config)
     if config.check_slices:
-        check_counts(raw, checked.filtered, featured, scored, refused, labels)
+        check_counts(raw, checked.filtered, featured, scored, refused, labels, standby)
     beside = shadows | decide_unscored(refused, config) | keep_states(checked, labels, letters, config)
     written = {"dead_letters": news, "counts": counts, **watched, **beside} | "Write" >> config.sink
     refused.check()
@@ -215,15 +217,17 @@ def compute_features(
 
 def assign_releases(
     feeds: Mapping[str, beam.PCollection], featured: beam.PCollection, config: GraphConfig
-) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
-    """The events with their releases, where there is a log of them, and the score rows of shadows."""
+) -> tuple[beam.PCollection, list[beam.PCollection], dict[str, beam.PCollection]]:
+    """The events with their releases, where there is a log of them; those that another run scores; rows of shadows."""
     if RELEASES not in feeds:
-        return featured, {}
+        return featured, [], {}
     assert isinstance(config.score, Score)
     assert config.score.bundles is not None
     inputs = {"events": featured, "releases": feeds[RELEASES]}
     released = inputs | "Assign" >> AssignReleases(config.project, config.shards)
-    return released, {SHADOWS: released | "Shadows" >> ScoreShadows(config.project, config.score.bundles)}
+    own = released | "Stand by" >> StandBy(config.score.bundles)
+    shadows = released | "Shadows" >> ScoreShadows(config.project, config.score.bundles)
+    return own.rows, [own.standby], {SHADOWS: shadows}
 
 
 def add_up(featured: beam.PCollection, config: GraphConfig) -> dict[str, beam.PCollection]:
@@ -336,6 +340,7 @@ def check_counts(
     scored: beam.PCollection,
     refused: Refused,
     labels: Labels | None,
+    standby: Sequence[beam.PCollection],
 ) -> None:
     """Look at each slice whether every event that was read came out."""
     inputs = {"read": raw, "filtered": filtered, "history": featured, "scored": scored, **refused.parts()}
@@ -344,6 +349,8 @@ def check_counts(
     counts |= {"read": read, "scored": functools.partial(count_events, outcome=Outcome.SCORED)}
     counts["filtered"] = functools.partial(count_events, outcome=Outcome.FILTERED)
     counts["history"] = functools.partial(count_events, outcome=Outcome.HISTORY, history_only=True)
+    for rows in standby:
+        inputs["standby"], counts["standby"] = rows, functools.partial(count_events, outcome=Outcome.STANDBY)
     if labels:
         inputs |= {"labels": labels.raw, "labelled": labels.joined}
         counts |= {"labels": read, "labelled": functools.partial(count_events, outcome=Outcome.LABELLED)}

@@ -73,7 +73,8 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
 
 
 def _calibration_of(bundles: Bundles, bundle_id: str) -> Calibration | None:
-    return bundles(bundle_id).calibration
+    scorer = bundles(bundle_id)
+    return scorer.calibration if scorer else None
 
 
 @dataclasses.dataclass(eq=False)

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.brokers import open_broker
 
-from .events import NO_DEFECTS, Defects, Transactions
+from .events import NO_DEFECTS, Defects, Int64, Transactions
 from .figures import Latency, at_times, first_arrivals, latency
 from .load import PROBE_ID, Plan, expected, now_us
 from .processes import Failed, Publisher, Reader, Sampler, Topics, serving, streaming
@@ -51,6 +52,8 @@ class Measured:
     duplicates_wanted: int
     duplicates: int
     startup: float
+    due_us: Int64  # of each valid event, since 1970
+    arrived_us: npt.NDArray[np.float64]  # of its first score, NaN if there was none
 
     @property
     def complete(self) -> bool:
@@ -71,10 +74,12 @@ def measure(
     live: bool = True,
     arguments: Sequence[str] = (),
     each_minute: Callable[[str], None] | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Publish at a rate for `warm_up + seconds + tail`; what is due in the middle part is measured.
 
-    `patience` is how long scores may be outstanding after the last event was published.
+    `patience` is how long scores may be outstanding after the last event was published. `begun` is called once
+    events are published.
     """
     count = int((warm_up + seconds + tail) * rate)
     with contextlib.ExitStack() as stack:
@@ -96,6 +101,7 @@ def measure(
         stack.callback(publisher.kill)
         pids = {"stream": stream.pid, "broker": topics.pid, "publisher": publisher.pid, "reader": scores.pid}
         start = publisher.begun()
+        begun()
         sampler = Sampler(pids)
         stack.callback(sampler.stop)
         valid, bad, duplicates = expected(plan)
@@ -140,6 +146,8 @@ def measure(
         duplicates_wanted=duplicates,
         duplicates=int(repeated.sum()),
         startup=startup,
+        due_us=due_us[valid],
+        arrived_us=arrived[valid],
     )
 
 

@@ -62,10 +62,12 @@ def require_option(name: str) -> None:
         raise Failed(f"this headrace run has no {name}, which this measurement needs")
 
 
-def train(folder: pathlib.Path, events: pathlib.Path) -> None:
+def train(folder: pathlib.Path, events: pathlib.Path, *options: str) -> None:
     """Register a model of the card-fraud project in the folder."""
     registry = f"sqlite:///{folder}/.headrace/registry.db"
-    headrace(folder, "train", str(PROJECT), "--source", str(events), "--promote", "--registry", registry)
+    headrace(
+        folder, "train", str(PROJECT), "--source", str(events), "--registry", registry, *(options or ("--promote",))
+    )
 
 
 def _environment() -> dict[str, str]:
@@ -92,7 +94,8 @@ def started(command: Sequence[str], log: pathlib.Path, **options: Any) -> Iterat
                 pipe.close()
 
 
-QUALITY = ("scores-quarantine", "scores-quality")  # topics that the project's quality section needs
+# Topics that the project's quality section needs, and those of shadows.
+QUALITY = ("scores-quarantine", "scores-quality", "scores-shadow")
 
 
 @dataclasses.dataclass(frozen=True)

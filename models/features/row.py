@@ -59,6 +59,12 @@ def horizon_us(project: Project, lateness_us: int) -> int:
     return max([*horizons, 2 * project.event.deduplicate_within + lateness_us])
 
 
+def reach_us(project: Project) -> int:
+    """How far before an event others can change its features, or make it a duplicate, in microseconds."""
+    horizons = [kernel.horizon_us for kernel in rolling_kernels(project).values()]
+    return max([*horizons, project.event.deduplicate_within])
+
+
 def count_impossible(batch: pa.RecordBatch, project: Project) -> dict[str, int]:
     """How many of the events to be scored have, by name, a feature or input without a finite number.
 

@@ -314,6 +314,9 @@ def _check_comparators(project: Project) -> Iterator[Fault]:
 def _check_slo(project: Project) -> Iterator[Fault]:
     if project.slo is not None and project.slo.quality is not None and project.quality is None:
         yield ("slo", "quality"), "needs windows that are judged: declare quality"
+    fresh = project.serving.freshness if project.serving is not None else None
+    if fresh is not None and fresh.otherwise == "fallback" and project.fallback is None:
+        yield ("serving", "freshness", "otherwise"), "needs a decision to fall back to: declare fallback"
 
 
 def _check_partitions(project: Project) -> Iterator[Fault]:

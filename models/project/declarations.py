@@ -19,7 +19,7 @@ from models.project.contract import Contract, Field, field_of_kind
 from models.project.expressions import Expression
 from models.project.functions import ISO_8601
 from models.project.learned import Category, Decision, Fallback, Model, PrecisionAtK, Training, parse_metric
-from models.project.objectives import Objectives
+from models.project.objectives import Objectives, Serving
 from models.project.retraining import LabelMetrics, Retrain
 from models.project.rollouts import Rollout
 from models.project.sections import CYCLES, Declaration, Event, Expect, Features, Label, Quality, RollingFeature, beside
@@ -68,12 +68,13 @@ class Project(Declaration):
     retrain: Retrain | None = None
     rollout: Rollout = Rollout()
     slo: Objectives | None = None
+    serving: Serving | None = None
     output: list[str] = pydantic.Field(default_factory=list)
     partition: Literal["day", "hour"] = "day"
     timezone: str = UTC
     newer: ClassVar[tuple[str, ...]] = (
         *("target", "tables", "available", "aggregates", "more_places", "expect", "fallback", "sinks", "partition"),
-        *("timezone", "label_metrics", "retrain", "rollout", "slo"),
+        *("timezone", "label_metrics", "retrain", "rollout", "slo", "serving"),
     )
     _contract: Contract = pydantic.PrivateAttr()
     _own_fields: frozenset[str] = pydantic.PrivateAttr()

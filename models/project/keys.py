@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from models.project.availability import KnownAt
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
-from models.project.objectives import Fast, Objective, Objectives
+from models.project.objectives import Fast, Fresh, Objective, Objectives, Serving
 from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.rollouts import Margins, Minimum, Rollout, Rules
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, Series, duration_text
@@ -53,10 +53,12 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("slo", "latency"): Fast,
     ("slo", "valid"): Objective,
     ("slo", "quality"): Objective,
+    ("serving",): Serving,
+    ("serving", "freshness"): Fresh,
 }
 _DURATIONS = {
     "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every",
-    "lead", "season", "period", "within",
+    "lead", "season", "period", "within", "p99",
 }  # fmt: skip
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
@@ -85,6 +87,7 @@ WHAT = {
     "retrain": "When `headrace nightly` trains anew, and what becomes of the bundle.",
     "rollout": "How the project's release log is kept, and what a challenger is judged by.",
     "slo": "What the project promises: `headrace slo` tells whether it is kept (docs/slo.md).",
+    "serving": "What an endpoint promises (docs/serving.md).",
     "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
     "timezone": "Of days and hours, such as `Europe/Berlin`.",
     "output": "Fields that go into the output beside id, time, entities, features and score.",
@@ -193,6 +196,13 @@ WHAT = {
         for name in ("latency", "valid", "quality")
     },
     "slo.latency.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`.",
+    "serving.p99": "So soon 99 of 100 requests to score are to be answered.",
+    "serving.availability": "The share of events that are to get a score, or be refused by the contract.",
+    "serving.freshness": "How old the state may be that an event is scored by.",
+    "serving.freshness.target": "The share of events whose state is to be as fresh.",
+    "serving.freshness.minimum": "With fewer in an alert's long window, nothing is told.",
+    "serving.freshness.within": "So far an event may be past what the store has.",
+    "serving.freshness.otherwise": "What becomes of an event that is further: `fallback` is the declared decision.",
     "rollout.lead": "So long after it is made a release takes effect at the earliest: 1s to 1d.",
     "rollout.blocks": "Decisions after which no label becomes known, as what was asked for does not happen.",
     "rollout.rules": "When `headrace rollout` says promote, hold or roll back.",

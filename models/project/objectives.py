@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
-from models.metrics import LATENCY
+from models.metrics import LATENCY, REQUEST_SECONDS
 from models.project.sections import Declaration, Duration, parse_duration
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -33,3 +33,21 @@ class Objectives(Declaration):
     valid: Objective | None = None
     quality: Objective | None = None
     rows: Annotated[int, pydantic.Field(ge=1)] | None = None
+
+
+class Fresh(Objective):
+    """Good is an event no further past what the store has than `within`; `otherwise` is done with the others."""
+
+    target: Share = 0.99
+    within: Annotated[Duration, pydantic.Field(ge=parse_duration("1s"), le=parse_duration("7d"))]
+    otherwise: Literal["mark", "fallback", "refuse"] = "mark"
+
+
+class Serving(Declaration):
+    """What an endpoint promises: how soon 99 of 100 requests are answered, what share of events, and how fresh."""
+
+    p99: (
+        Annotated[Duration, pydantic.Field(ge=parse_duration("1ms"), le=int(REQUEST_SECONDS.bounds[-1] * 1e6))] | None
+    ) = None
+    availability: Share | None = None
+    freshness: Fresh | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from models.project.declarations import Project
+from models.project.learned import Decision
 from models.rollout.apply import decide_by
 from models.rollout.assign import thresholds_text
 from models.rollout.records import HOLDOUT, Release, ReleaseError
@@ -23,20 +24,28 @@ class Accepted:
     wrong: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def accept(release: Release, project: Project, fault_of: Callable[[str], str | None]) -> Accepted:
+def accept(
+    release: Release,
+    project: Project,
+    fault_of: Callable[[str], str | None],
+    decisions_of: Callable[[str], Sequence[Decision] | None] = lambda _: None,
+) -> Accepted:
     """A release with the bundles that can score; `fault_of` tells why a bundle can't.
 
     A champion or challenger that can't is replaced by the fallback; without one that can, the release is refused. A
     shadow that can't is left out. A release whose thresholds or holdout do not go with the project's decisions is
-    refused, too.
+    refused, too; `decisions_of` gives those of a bundle of other features, None of others, so that each run that
+    follows a log accepts the same releases.
     """
-    if release.holdout is not None and HOLDOUT in [band.action for band in project.decisions]:
-        return Accepted(None, (f"its holdout decides {HOLDOUT}, as one of the project's own decisions is called",))
-    try:
-        decide_by(project, thresholds_text(release))
-    except ReleaseError as error:
-        return Accepted(None, (str(error),))
     wrong = {bundle: fault for bundle in release.bundles if (fault := fault_of(bundle)) is not None}
+    deciding = [bundle for bundle in (release.champion, release.challenger) if bundle and bundle not in wrong]
+    for decisions in [decisions_of(bundle) or project.decisions for bundle in deciding] or [project.decisions]:
+        if release.holdout is not None and HOLDOUT in [band.action for band in decisions]:
+            return Accepted(None, (f"its holdout decides {HOLDOUT}, as one of the project's own decisions is called",))
+        try:
+            decide_by(project.model_copy(update={"decisions": list(decisions)}), thresholds_text(release))
+        except ReleaseError as error:
+            return Accepted(None, (str(error),))
     faults = tuple(f"bundle {bundle}: {fault}" for bundle, fault in wrong.items())
     if not wrong:
         return Accepted(release)

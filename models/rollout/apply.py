@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_dictionary, column, concat_batches, partition, same_text, take_rows, with_column
+from models.dead_letters import split_good
 from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.record import (
@@ -31,8 +32,20 @@ from models.rollout.holdout import weigh
 from models.rollout.records import HOLDOUT, ReleaseError
 from models.score import score_batch, with_columns
 
-# From a bundle's id to what scores with it, loaded and proven.
-Bundles = Callable[[str], Scorer]
+# From a bundle's id to what scores with it, loaded and proven; None of one with other features, for another run.
+Bundles = Callable[[str], Scorer | None]
+
+
+def split_own(batch: pa.RecordBatch, bundles: Bundles) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The events that this run scores, and those that another one does, as their bundles have other features.
+
+    The batch has the columns of `models.rollout.assign`.
+    """
+    encoded = as_dictionary(column(batch, BUNDLE))
+    codes = encoded.indices.to_numpy()
+    others = [code for code in np.unique(codes).tolist() if bundles(encoded.dictionary[code].as_py()) is None]
+    left = np.isin(codes, others)
+    return split_good(batch, left), split_good(batch, ~left)
 
 
 def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, reason_codes: int) -> pa.RecordBatch:
@@ -41,12 +54,18 @@ def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, re
     The batch has the columns of `models.rollout.assign`. Where the project declares decisions, that of an event that is
     held out is HOLDOUT, so that it passes whatever its score. Where some of them block, `weight` is known,
     if the event's release has a holdout.
+
+    Raises:
+        ReleaseError: if a bundle has other features, see `split_own`.
     """
     keys = _codes(batch, BUNDLE, THRESHOLDS)
     parts = []
     for _, part in partition(batch, keys):
         bundle, decided = _first(part, BUNDLE), decide_by(project, _first(part, THRESHOLDS))
-        parts.append(score_batch(part, decided, bundles(bundle), bundle, reason_codes))
+        scorer = bundles(bundle)
+        if scorer is None:
+            raise ReleaseError(f"bundle {bundle}, which is to score by the release log, has other features")
+        parts.append(score_batch(part, decided, scorer, bundle, reason_codes))
     rows = concat_batches(parts)
     if len(parts) > 1:
         rows = take_rows(rows, np.argsort(np.argsort(keys, kind="stable"), kind="stable"))
@@ -62,11 +81,17 @@ def score_released(batch: pa.RecordBatch, project: Project, bundles: Bundles, re
 
 
 def score_shadows(batch: pa.RecordBatch, project: Project, bundles: Bundles) -> Iterator[pa.RecordBatch]:
-    """The rows that each shadow of each event's release makes of it: a batch a bundle, with the role `shadow`."""
-    for _, part in partition(batch, _codes(batch, SHADOWS, THRESHOLDS)):
-        decided = decide_by(project, _first(part, THRESHOLDS))
+    """The rows that each shadow of each event's release makes of it: a batch a bundle, with the role `shadow`.
+
+    A shadow of other features is left to another run. Thresholds are for the features of the bundle that scores.
+    """
+    for _, part in partition(batch, _codes(batch, SHADOWS, THRESHOLDS, BUNDLE)):
+        own = bundles(_first(part, BUNDLE)) is not None
+        decided = decide_by(project, _first(part, THRESHOLDS)) if own else project
         for bundle in json.loads(_first(part, SHADOWS)):
-            rows = score_batch(part, decided, bundles(bundle), bundle, 0)
+            if (scorer := bundles(bundle)) is None:
+                continue
+            rows = score_batch(part, decided, scorer, bundle, 0)
             told = {ROLE: same_text(SHADOW, part.num_rows), RELEASE: column(part, RELEASE_NUMBER)}
             yield with_columns(rows, told)
 

@@ -24,6 +24,7 @@ from models.validate import carry, validate_batch
 _SOURCE = "request"
 _SLICE_US = 1000  # of no meaning here: nothing waits
 _ANY = json.JSONDecoder(parse_int=float)  # whole numbers of any length: only where they end is looked at
+_TAKEN_IN = ("Decode", "Filter", "Validate", "Deduplicate")  # steps that refuse an event for itself
 _SPACE = " \t\r\n"
 DUPLICATE = "twice in one request"
 FILTERED = "left out by the project's `where`"
@@ -98,6 +99,11 @@ def _skip(text: str, place: int) -> int:
     while place < len(text) and text[place] in _SPACE:
         place += 1
     return place
+
+
+def is_valid(refusal: Refusal | None) -> bool:
+    """Whether an event is one that others' windows see: if it was refused, then for its features alone."""
+    return refusal is None or refusal.step not in _TAKEN_IN
 
 
 def take_in(payloads: Sequence[bytes], records: RecordType) -> Intake:

@@ -59,6 +59,7 @@ def outcome_table(outcomes: Mapping[str, int], seconds: float) -> Table:
         "history",
         "beyond",
         "filtered",
+        "standby",
         scored,
         "quarantined",
         "labelled",

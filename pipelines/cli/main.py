@@ -28,6 +28,7 @@ from pipelines.cli import (
     serve,
     slo,
     store,
+    takeover,
     topics,
     train,
 )
@@ -50,6 +51,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     release.release,
     release.promote,
     release.rollback,
+    takeover.takeover,
     release.releases,
     rollout.rollout,
     parity.parity,

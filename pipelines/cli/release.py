@@ -68,7 +68,7 @@ def release(
         told = releasing.told_by(reason, author, approver, change_id)
         shares = (canary, tuple(shadow or ()), holdout, entity, fallback)
         change = releasing.changes(desk, version, *shares, tuple(threshold or ()))
-        log = releasing.release(desk, change, told, _micros("--from", from_))
+        log = releasing.release(desk, change, told, micros_of_option("--from", from_))
         if log is None:
             typer.echo(f"{declared.name}: nothing to release: all of that is in effect by then")
             return
@@ -185,7 +185,7 @@ def open_desk(
     project: pathlib.Path, registry: str | None, place: str | None, at: str | None, what: str
 ) -> tuple[Project, Desk]:
     """The project, and the desk where its releases are made, checked."""
-    declared, at_us = _load(project, what), _micros("--at", at)
+    declared, at_us = _load(project, what), micros_of_option("--at", at)
 
     from pipelines.jobs.releasing import Desk
     from pipelines.prechecks import find_registry
@@ -206,7 +206,8 @@ def place_of(registry: str, given: str | None) -> str:
     return str(place)
 
 
-def _micros(option: str, text: str | None) -> int | None:
+def micros_of_option(option: str, text: str | None) -> int | None:
+    """The time that an option names, microseconds since 1970 UTC."""
     from models.codecs.times import micros_of
     from pipelines.prechecks import parse_time
 

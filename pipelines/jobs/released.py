@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import logging
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from models.errors import HeadraceError
@@ -20,7 +22,9 @@ from models.predictors.booster import Scorer
 from models.predictors.bundle import Bundle
 from models.predictors.registry_store import absolute_uri
 from models.project.declarations import Project
+from models.project.learned import Decision
 from models.record import RELEASE, ROLE, WEIGHT
+from models.redact import redact
 from models.rollout.accept import accept
 from models.rollout.records import Release, ReleaseError, ReleaseLog, order
 from pipelines.config import RunSpec
@@ -37,11 +41,17 @@ MOST_LOADED = 8  # models that a process keeps; of more, those that were used la
 class Bundles(Protocol):
     """What gives the scorers of bundles."""
 
-    def __call__(self, bundle_id: str) -> Scorer:
-        """A loaded and proven model; HeadraceError if there is none."""
+    def __call__(self, bundle_id: str) -> Scorer | None:
+        """A loaded and proven model, None of one with other features; HeadraceError if there is none."""
+
+    def is_own(self, bundle_id: str) -> bool:
+        """Whether a bundle can be loaded and has this run's features."""
+
+    def decisions_of(self, bundle_id: str) -> Sequence[Decision] | None:
+        """What a bundle of other features decides, which another run scores by; None of a bundle of this run's."""
 
     def fault_of(self, bundle_id: str) -> str | None:
-        """Why a bundle can't score for the project; None if it can."""
+        """Why a bundle can't score, by this run or another one; None if it can."""
 
     def load(self, bundle_id: str) -> Bundle:
         """The bundle, each digest checked."""
@@ -51,10 +61,10 @@ class _Loaded:
     """The scorers of this process by their bundles; the one that was longest not used is dropped."""
 
     def __init__(self) -> None:
-        self._scorers: collections.OrderedDict[tuple[str, ...], Scorer] = collections.OrderedDict()
+        self._scorers: collections.OrderedDict[tuple[str, ...], Scorer | None] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[str, ...], load: Callable[[], Scorer]) -> Scorer:
+    def get(self, key: tuple[str, ...], load: Callable[[], Scorer | None]) -> Scorer | None:
         """A scorer; one that is not there is loaded, while others wait for theirs."""
         with self._lock:
             if key not in self._scorers:
@@ -78,23 +88,45 @@ class RegisteredBundles:
     threads: int = 1
     explained: bool = False
 
-    def __call__(self, bundle_id: str) -> Scorer:
-        """The scorer of a bundle, each digest checked and its golden scores given."""
-        return _LOADED.get(self._key(bundle_id), lambda: self._prove(self.load(bundle_id)))
+    def __call__(self, bundle_id: str) -> Scorer | None:
+        """The scorer of a bundle, each digest checked and its golden scores given; None of one with other features."""
+        return _LOADED.get(self._key(bundle_id), lambda: self._own_scorer(self.load(bundle_id)))
+
+    def is_own(self, bundle_id: str) -> bool:
+        """By its definitions, each digest checked."""
+        try:
+            return self._is_own(self.load(bundle_id))
+        except HeadraceError:
+            return False
+
+    def decisions_of(self, bundle_id: str) -> Sequence[Decision] | None:
+        """As the bundle's own project declared them."""
+        bundle = self.load(bundle_id)
+        if self._is_own(bundle):
+            return None
+        return [Decision.model_validate(band) for band in json.loads(bundle.feature_definitions)["decisions"]]
 
     def fault_of(self, bundle_id: str) -> str | None:
-        """Of a bundle of another feature set, too: that is for a run of its own. It is proven anew, loaded or not."""
+        """It is proven anew, loaded or not, whichever run it is for."""
         try:
             bundle = self.load(bundle_id)
-            if fault := find_misfit(self.project, self.folder, bundle):
+            if self._is_own(bundle) and (fault := find_misfit(self.project, self.folder, bundle)):
                 return fault
             scorer = self._prove(bundle)
         except HeadraceError as error:
             return str(error)
+        if not self._is_own(bundle):
+            return None
         if self.explained and not scorer.explains:
             return "--reason-codes are of trees, and its model is none of xgboost's"
         _LOADED.get(self._key(bundle_id), lambda: scorer)
         return None
+
+    def _is_own(self, bundle: Bundle) -> bool:
+        return bundle.feature_definitions == self.project.feature_definitions()
+
+    def _own_scorer(self, bundle: Bundle) -> Scorer | None:
+        return self._prove(bundle) if self._is_own(bundle) else None
 
     def load(self, bundle_id: str) -> Bundle:
         """The registered bundle of that id."""
@@ -104,7 +136,11 @@ class RegisteredBundles:
         return Scorer.from_bundle(bundle, nthread=self.threads)
 
     def _key(self, bundle_id: str) -> tuple[str, ...]:
-        return (self.registry, self.project.name, bundle_id, str(self.threads))
+        return (self.registry, self.project.name, bundle_id, str(self.threads), *self._features)
+
+    @functools.cached_property
+    def _features(self) -> tuple[str, ...]:
+        return (hashlib.sha256(self.project.feature_definitions()).hexdigest(),)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,8 +170,18 @@ class Released:
         return newest_digest(self.place, self.project.name) if self.grows else None
 
     def first_bundle(self) -> Bundle:
-        """That of record 0, whose baseline a run looks at."""
-        return self.bundles.load(self.read().records[0].champion)
+        """The first one with the run's own features that the log names, whose baseline is looked at.
+
+        RunError if there is none: such a run would score nothing, as where features were changed by mistake.
+        """
+        for bundle in dict.fromkeys(bundle for record in self.read().records for bundle in record.bundles):
+            if self.bundles.is_own(bundle):
+                return self.bundles.load(bundle)
+        raise RunError(
+            f"release log {redact(self.place)}: names no bundle with the features, decisions and event declarations of "
+            f"{self.project.name} as they are: `headrace release FOLDER champion --shadow VERSION` lets one with these "
+            "score beside, and `headrace takeover` hands over to it"
+        )
 
     def in_effect(self, log: ReleaseLog, span: Span) -> tuple[Release, ...]:
         """The releases, accepted, that events of a span may have: the last before it begins, and those in it."""
@@ -148,7 +194,7 @@ class Released:
         first = itertools.islice(self.accept(reversed(before)), 1)
         return (*first, *self.accept(releases[len(before) :]))
 
-    def load_all(self, releases: Iterable[Release]) -> Callable[[str], Scorer]:
+    def load_all(self, releases: Iterable[Release]) -> Callable[[str], Scorer | None]:
         """The scorers of all that releases name, to go with a graph to where there is no registry."""
         named = {bundle for release in releases for bundle in (release.champion, release.challenger, *release.shadows)}
         return {bundle: self.bundles(bundle) for bundle in sorted(filter(None, named))}.__getitem__
@@ -164,13 +210,15 @@ class Released:
         fault_of = functools.cache(self.bundles.fault_of)
         for release in releases:
             refused = {bundle: known.get((release.seq, bundle)) or fault_of(bundle) for bundle in release.bundles}
-            accepted = accept(release, self.project, refused.get)
+            accepted = accept(release, self.project, refused.get, self.bundles.decisions_of)
             if self.notes and self.grows and any((release.seq, bundle) not in known for bundle in accepted.wrong):
                 note_refusals(self.place, self.project.name, release.seq, accepted.wrong)
             if accepted.faults:
                 what = "goes on without" if accepted.release else "is refused, and the one before it goes on:"
                 _LOG.error("release %d %s %s", release.seq, what, "; ".join(accepted.faults))
             if accepted.release is not None:
+                if self.bundles(accepted.release.champion) is None:
+                    _LOG.info("release %d is of other features: another run scores its events", release.seq)
                 yield accepted.release
             elif release.seq == 0:
                 raise ReleaseError(f"release 0: {'; '.join(accepted.faults)}")
@@ -192,4 +240,16 @@ def check_columns(project: Project) -> None:
         if name in names:
             raise RunError(
                 f"{name!r} is a column of {project.name}'s score rows, and of those that tell of releases: rename it"
+            )
+
+
+def check_unscored(released: Released, log: ReleaseLog) -> None:
+    """RunError if several runs follow a log, and each would give what can't be scored the fallback decision."""
+    if released.project.fallback is None:
+        return
+    for champion in dict.fromkeys(record.champion for record in log.records):
+        if not released.bundles.is_own(champion):
+            raise RunError(
+                f"{released.project.name} declares a fallback, and the release log names champion {champion}, which is "
+                "of other features: both runs would decide so of what can't be scored"
             )

@@ -30,6 +30,7 @@ from models.rollout.changes import (
     with_thresholds,
 )
 from models.rollout.records import HOLDOUT, Release, ReleaseError, ReleaseLog, time_text
+from pipelines.jobs.feature_sets import Features, require_same
 from pipelines.release_store import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
@@ -100,13 +101,16 @@ def told_by(why: str, author: str | None, approver: str | None = None, change_id
     return Told(why, author, approver, change_id)
 
 
-def release(desk: Desk, change: Change, told: Told, from_us: int | None = None) -> ReleaseLog | None:
+def release(
+    desk: Desk, change: Change, told: Told, from_us: int | None = None, features: Features = Features.SAME
+) -> ReleaseLog | None:
     """Add a record with a changed state to a log, from an event time on or as soon as can be; None if nothing changes.
 
-    The first one begins the log with the registry's champion.
+    The first one begins the log with the registry's champion. `features` says what bundles may score: those with the
+    champion's features, or with others, too.
 
     Raises:
-        ReleaseError: if the record can't be, another command was first, or a bundle is of other features.
+        ReleaseError: if the record can't be, another command was first, or a bundle is of features that it may not be.
         RegistryError, BundleError, ModelError: if a bundle is not registered, is damaged or does not give its golden
             scores.
     """
@@ -116,7 +120,7 @@ def release(desk: Desk, change: Change, told: Told, from_us: int | None = None) 
 
     def make(now_us: int) -> ReleaseLog:
         log = seen if champion is None else dataclasses.replace(seen, records=(begin(champion, now_us, told.author),))
-        effective_us = _effective_us(seen, now_us, from_us)
+        effective_us = effective_time(seen, now_us, from_us)
         longer = follow(log, change(log, effective_us), now_us, effective_us, told)
         longer.check(desk.project.entities)
         return longer
@@ -127,7 +131,9 @@ def release(desk: Desk, change: Change, told: Told, from_us: int | None = None) 
         return None
     for bundle in new.bundles:
         if bundle not in before.bundles:
-            prove(desk, bundle)
+            prove(desk, bundle, fits=features is not Features.ANY)
+    if features is Features.SAME:
+        require_same(desk, new, before)
 
     def make_again(now_us: int) -> ReleaseLog:
         longer = make(now_us)
@@ -162,8 +168,11 @@ def release_promoted(
 
 
 def roll_back(desk: Desk, told: Told) -> ReleaseLog:
-    """Add a record that ends a canary, or has the champion before; as `release`, and ReleaseError if there is none."""
-    log = release(desk, rolled_back, told)
+    """Add a record that ends a canary, or has the champion before; as `release`, and ReleaseError if there is none.
+
+    The champion before may be of other features, whose run then takes over again.
+    """
+    log = release(desk, rolled_back, told, features=Features.ANY)
     assert log is not None  # what it goes back to is another state
     return log
 
@@ -214,7 +223,7 @@ def changes(
             state = with_fallback(state, fallback_id)
         if thresholds:
             state = with_thresholds(state, told)
-            _check_thresholds(desk.project, state)
+            check_thresholds(desk.project, state)
         return state if held_out is None else with_holdout(state, by, held_out)
 
     return change
@@ -228,7 +237,7 @@ def move_alias(desk: Desk, log: ReleaseLog) -> Version | None:
     new = log.records[-1]
     assert new.effective_from_us is not None
     assert new.made_at_us is not None
-    if new.effective_from_us > _effective_us(log, new.made_at_us, None):
+    if new.effective_from_us > effective_time(log, new.made_at_us, None):
         return None
     version = version_of(registry.list_versions(desk.project.name, desk.registry), new.champion)
     if CHAMPION not in version.aliases:
@@ -244,15 +253,18 @@ def version_of(versions: Sequence[Version], bundle: str) -> Version:
     raise ReleaseError(f"bundle {bundle} is in the release log, and no version of the registry")
 
 
-def prove(desk: Desk, bundle_id: str) -> None:
-    """Load a bundle, with every digest checked, and score its golden rows; ReleaseError if it is of other features."""
+def prove(desk: Desk, bundle_id: str, fits: bool = True) -> None:
+    """Load a bundle, with every digest checked, and score its golden rows.
+
+    ReleaseError if it `fits` and is of other features than the desk's project.
+    """
     from models.predictors.booster import Scorer
     from pipelines.jobs.fitting import find_misfit
 
     name = desk.project.name
     version = version_of(registry.list_versions(name, desk.registry), bundle_id).version
     bundle = registry.load(name, version, desk.registry)
-    if fault := find_misfit(desk.project, desk.folder, bundle):
+    if fits and (fault := find_misfit(desk.project, desk.folder, bundle)):
         train = f"headrace train {shlex.quote(str(desk.folder))}"
         raise ReleaseError(
             f"{name} {version} (bundle {bundle_id}) does not fit {desk.folder}: {fault}; a release changes a run's "
@@ -261,14 +273,15 @@ def prove(desk: Desk, bundle_id: str) -> None:
     Scorer.from_bundle(bundle)
 
 
-def _check_thresholds(project: Project, state: Release) -> None:
+def check_thresholds(project: Project, state: Release) -> None:
+    """ReleaseError if a state's thresholds do not go with a project's decisions."""
     from models.rollout.apply import decide_by
     from models.rollout.assign import thresholds_text
 
     decide_by(project, thresholds_text(state))
 
 
-def _effective_us(log: ReleaseLog, now_us: int, from_us: int | None) -> int:
+def effective_time(log: ReleaseLog, now_us: int, from_us: int | None) -> int:
     """When a release takes effect; ReleaseError for a time before all can know of it."""
     earliest = now_us + log.lead_us + (WRITTEN_WITHIN_US if log.clock == "wall" else 0)
     if from_us is None:

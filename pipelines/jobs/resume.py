@@ -68,14 +68,19 @@ def restore(spec: RunSpec) -> States:
     StateError if it is not there, or of other features.
     """
     assert spec.history_state is not None
-    path, until_us = spec.history_state
+    folder, state = read_state(spec.project, *spec.history_state)
+    resume = Resume(state.until_us, oldest_us=state.until_us, why_late=BEFORE_STATE)
+    return States(resume=resume, restored=folder.restored(state))
+
+
+def read_state(project: Project, path: str, until_us: int) -> tuple[StateFolder, State]:
+    """A folder of states and the one of a time; StateError if it is not there, or of other features."""
     folder = StateFolder(absolute(path))
     if until_us not in folder.times_us():
-        raise StateError(f"{spec.history[0]}: no such state; there are {_named(folder)}")
+        raise StateError(f"{path}/{name_of(until_us)}: no such state; there are {_named(folder)}")
     state = folder.read(until_us)
-    _check_same(folder, state, _facts_of(spec.project))
-    resume = Resume(until_us, oldest_us=until_us, why_late=BEFORE_STATE)
-    return States(resume=resume, restored=folder.restored(state))
+    _check_same(folder, state, _facts_of(project))
+    return folder, state
 
 
 def _named(folder: StateFolder) -> str:

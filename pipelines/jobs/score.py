@@ -24,7 +24,7 @@ from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
-from pipelines.jobs.released import Released, check_columns
+from pipelines.jobs.released import Released, check_columns, check_unscored
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
@@ -137,6 +137,8 @@ def assemble(
         check_columns(project)
         released = dataclasses.replace(released, notes=spec.streams)
     log = released.read() if released else None
+    if released and log:
+        check_unscored(released, log)
     source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None

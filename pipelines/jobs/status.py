@@ -95,7 +95,7 @@ class Status:
             parts += [f"{n:,.0f} {word}" for n in [metrics.value_of(found, metric)] if n]
         parts += [
             f"{outcomes[outcome]:,} {outcome}"
-            for outcome in ("duplicate", "history", "filtered")
+            for outcome in ("duplicate", "history", "filtered", "standby")
             if outcome in outcomes
         ]
         for metric, word in ((metrics.WAITING, "waiting"), (metrics.BACKLOG, "backlog")):

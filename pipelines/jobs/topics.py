@@ -23,9 +23,7 @@ from pipelines.sources.listing import Files
 if TYPE_CHECKING:  # streams import the brokers' clients, which files do without
     from pipelines.sinks.topics import PublishRows
     from pipelines.sources.acknowledge import Acknowledge
-    from pipelines.sources.native_pubsub import ReadNativePubsub
     from pipelines.sources.release_feed import Followed
-    from pipelines.sources.stream import ReadStream
 
 
 def open_stream(spec: RunSpec, releases: Followed | None = None) -> beam.PTransform:
@@ -40,8 +38,9 @@ def open_stream(spec: RunSpec, releases: Followed | None = None) -> beam.PTransf
     return ReadBeside(stream, ReadFiles(feeds_of(spec.project, files))) if files else stream
 
 
-def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str]) -> ReadStream | ReadNativePubsub:
+def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str]) -> beam.PTransform:
     from pipelines.sources.native_pubsub import ReadNativePubsub
+    from pipelines.sources.release_reader import FollowReleases
     from pipelines.sources.stream import ReadStream
     from pipelines.sources.values import BrokerValues, Values, open_values
 
@@ -61,7 +60,8 @@ def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str])
     topics |= {name: Topic(_broker(spec, *spec.table_uris[name])) for name in tables}
     feeds = feeds_of(project, topics)
     if spec.profile.reading is Reading.NATIVE:
-        return ReadNativePubsub(feeds[0])
+        native = ReadNativePubsub(feeds[0])
+        return FollowReleases(native, releases) if releases else native
     window_us = project.quality.window if project.quality else None
     periods = tuple(dict.fromkeys(table.period for table in project.aggregates.values()))
     cut_us = math.gcd(window_us or DAY_US, DAY_US) if periods or project.label_metrics else window_us

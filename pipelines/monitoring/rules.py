@@ -6,18 +6,16 @@ short one both burn the budget too fast (models/objectives.py), unless there was
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 from collections.abc import Iterator
 
 import yaml
 
 from models import metrics
-from models.counts import DEDUPLICATE
-from models.objectives import ALARM, BURNS, WRITTEN, Burn, bound_of
+from models.objectives import BURNS, SCORE, WRITTEN, Burn, Counter, Promise, promises_of_runs, promises_of_serving
 from models.project.declarations import Project
-from models.project.objectives import Objective
-from models.record import Outcome
+from models.project.objectives import Objectives
 
 _RATIO = "headrace:slo_errors:ratio"
 
@@ -26,17 +24,17 @@ def rules(project: Project, scale: float = 1) -> str:
     """Prometheus's rules of a project's objectives, as YAML; with `scale`, all windows are so many times as long."""
     groups = []
     windows = sorted({window for burn in BURNS for window in (burn.long_s, burn.short_s)})
-    for ratio in _ratios(project):
+    for promise in _promises(project):
         recorded = [
             {
                 "record": _RATIO,
-                "labels": {"project": project.name, "slo": ratio.name, "window": _span(seconds * scale)},
-                "expr": f"({_increase(ratio.bad, seconds * scale)}) / {_increase(ratio.total, seconds * scale)}",
+                "labels": {"project": project.name, "slo": promise.name, "window": _span(seconds * scale)},
+                "expr": f"({_increase(promise.bad, seconds * scale)}) / {_increase((promise.total,), seconds * scale)}",
             }
             for seconds in windows
         ]
-        alerts = [_alert(project, ratio, burn, scale) for burn in BURNS]
-        groups.append({"name": f"headrace-{project.name}-{ratio.name}", "rules": [*recorded, *alerts]})
+        alerts = [_alert(project, promise, burn, scale) for burn in BURNS]
+        groups.append({"name": f"headrace-{project.name}-{promise.name}", "rules": [*recorded, *alerts]})
     return yaml.safe_dump({"groups": groups}, sort_keys=False, width=1000)
 
 
@@ -71,57 +69,45 @@ def expressions(project: Project) -> list[str]:
     return [expr for _, _, expr, _ in _panels(project)]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ratio:
-    """An objective with the counters of all, and those of what is bad: the first without the others."""
-
-    name: str
-    objective: Objective
-    bad: tuple[str, ...]
-    total: tuple[str]
-
-    @property
-    def budget(self) -> str:
-        return f"{round(1 - self.objective.target, 12):g}"
+def _promises(project: Project) -> Iterator[Promise]:
+    if project.slo is not None:
+        yield from promises_of_runs(project.slo)
+    if project.serving is not None:
+        yield from promises_of_serving(project.serving)
 
 
-def _ratios(project: Project) -> Iterator[_Ratio]:
-    slo = project.slo
-    if slo is None:
-        return
-    if slo.latency is not None:
-        bucket, bound = f"{metrics.LATENCY.name}_bucket", bound_of(slo.latency.within)
-        every, good = (f'{bucket}{{stage="{WRITTEN}",le="{le}"}}' for le in ("+Inf", repr(bound)))
-        yield _Ratio("latency", slo.latency, (every, good), (every,))
-    if slo.valid is not None:
-        bad = f'{metrics.DEAD_LETTERS.name}{{step!="{DEDUPLICATE}"}}'
-        yield _Ratio("valid", slo.valid, (bad,), (f'{metrics.EVENTS.name}{{outcome="{Outcome.READ}"}}',))
-    if slo.quality is not None:
-        told = metrics.VERDICTS.name
-        yield _Ratio("quality", slo.quality, (f'{told}{{status="{ALARM}"}}',), (told,))
+def _budget(promise: Promise) -> str:
+    return f"{round(1 - promise.objective.target, 12):g}"
 
 
-def _alert(project: Project, ratio: _Ratio, burn: Burn, scale: float) -> dict[str, object]:
-    assert project.slo is not None
-    rate = f"{burn.rate(project.slo.period):g}"
+def _selector(counter: Counter) -> str:
+    """What Prometheus is asked for, such as `headrace_dead_letters_total{step!="Deduplicate"}`."""
+    told = [f'{counter.label}{"!=" if counter.is_other else "="}"{counter.value}"'] if counter.label else []
+    if counter.within is not None:
+        told.append(f'le="{"+Inf" if counter.within == math.inf else repr(counter.within)}"')
+    return counter.name + (f"{{{','.join(told)}}}" if told else "")
+
+
+def _alert(project: Project, promise: Promise, burn: Burn, scale: float) -> dict[str, object]:
+    rate = f"{burn.rate((project.slo or Objectives()).period):g}"
     long, short = (_span(seconds * scale) for seconds in (burn.long_s, burn.short_s))
-    chosen = f'project="{project.name}",slo="{ratio.name}"'
-    slow, fast = (f'{_RATIO}{{{chosen},window="{window}"}} > {rate} * {ratio.budget}' for window in (long, short))
-    enough = f"{_increase(ratio.total, burn.long_s * scale)} >= {ratio.objective.minimum}"
+    chosen = f'project="{project.name}",slo="{promise.name}"'
+    slow, fast = (f'{_RATIO}{{{chosen},window="{window}"}} > {rate} * {_budget(promise)}' for window in (long, short))
+    enough = f"{_increase((promise.total,), burn.long_s * scale)} >= {promise.objective.minimum}"
     return {
         "alert": "HeadraceBudgetBurns",
         "expr": f"{slow} and ignoring(window) {fast} and on() {enough}",
-        "labels": {"project": project.name, "slo": ratio.name, "severity": burn.severity, "burn": rate},
+        "labels": {"project": project.name, "slo": promise.name, "severity": burn.severity, "burn": rate},
         "annotations": {
-            "summary": f"{project.name}: the error budget of {ratio.name} burns {rate} times too fast",
-            "description": f"Over {long} and {short}; the target is {ratio.objective.target:g}.",
+            "summary": f"{project.name}: the error budget of {promise.name} burns {rate} times too fast",
+            "description": f"Over {long} and {short}; the target is {promise.objective.target:g}.",
         },
     }
 
 
-def _increase(counters: tuple[str, ...], seconds: float) -> str:
+def _increase(counters: tuple[Counter, ...], seconds: float) -> str:
     """The increase of the first counter over a window, without that of the others."""
-    return " - ".join(f"sum(increase({counter}[{_span(seconds)}]))" for counter in counters)
+    return " - ".join(f"sum(increase({_selector(counter)}[{_span(seconds)}]))" for counter in counters)
 
 
 def _span(seconds: float) -> str:
@@ -144,7 +130,16 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
     yield "Dead letters a second", "short", f"sum by (step) (rate({metrics.DEAD_LETTERS.name}[{rate}]))", "{{step}}"
     yield "Windows by verdict", "short", f"sum by (status) ({metrics.VERDICTS.name})", "{{status}}"
     yield "Open incidents", "short", metrics.OPEN.name, "open"
+    if project.serving is not None:
+        bucket = f'{metrics.REQUEST_SECONDS.name}_bucket{{path="{SCORE}"}}'
+        yield "Requests, 99th percentile", "s", f"histogram_quantile(0.99, sum by (le) (rate({bucket}[{rate}])))", "p99"
+        yield (
+            "Events served a second",
+            "short",
+            f"sum by (outcome) (rate({metrics.SERVED.name}[{rate}]))",
+            "{{outcome}}",
+        )
     yield "Memory", "bytes", "process_resident_memory_bytes", "{{instance}}"
-    for ratio in _ratios(project):
-        chosen = f'{_RATIO}{{project="{project.name}",slo="{ratio.name}"}}'
-        yield f"Burn rate of {ratio.name}", "short", f"{chosen} / {ratio.budget}", "{{window}}"
+    for promise in _promises(project):
+        chosen = f'{_RATIO}{{project="{project.name}",slo="{promise.name}"}}'
+        yield f"Burn rate of {promise.name}", "short", f"{chosen} / {_budget(promise)}", "{{window}}"

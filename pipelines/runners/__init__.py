@@ -148,8 +148,7 @@ RUNNERS = {
             reading=Reading.NATIVE,
             refuses={name: _NO_STREAM_OPTIONS.format(name) for name in ("journal", "history", "labels", "values")}
             | _NO_TRANSACTIONS
-            | {"at_arrival": _NO_STREAM_OPTIONS.format("order arrival")}
-            | {"releases": "on Dataflow a stream follows no log of releases: name one bundle with --model"},
+            | {"at_arrival": _NO_STREAM_OPTIONS.format("order arrival")},
             dry_run=_dry_run_on_dataflow,
             makes_only=_is_only_made_on_dataflow,
             make_job=_make_job_on_dataflow,

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.errors import HeadraceError
+from models.objectives import FALLBACK, REFUSED, SCORED, UNANSWERED
 from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
@@ -23,26 +24,40 @@ from pipelines.serve.documents import INFER, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
 from pipelines.serve.models import Champion
+from pipelines.serve.rates import Rates, client_of
 from pipelines.serve.service import Service, ServiceDown
+from pipelines.serve.siblings import Siblings
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
+AGAIN = {"Retry-After": "1"}
+_UNBOUNDED = Rates()
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, tokens: Tokens) -> FastAPI:
+def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, siblings: Siblings | None = None) -> FastAPI:
     """The endpoint of a service, which it closes at its end."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(service.watch())
-        yield
+        async with routes.siblings.told(routes.own_metrics):
+            yield
         watching.cancel()
         service.close()
 
-    project, counts = service.project, Counts()
+    project, counts = service.project, Counts(service.project.serving)
+
+    def guard(role: str) -> Callable[[Request], None]:
+        def check(request: Request) -> None:
+            asking = request.client.host if request.client else ""
+            (rates or _UNBOUNDED).check(tokens.name_of(request) or client_of(asking))
+            tokens.check(request, role)
+
+        return check
+
     app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
-    routes = _Routes(service, counts)
+    routes = _Routes(service, counts, siblings or Siblings())
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
         ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
@@ -56,7 +71,7 @@ def make_app(service: Service, tokens: Tokens) -> FastAPI:
     ):
         told = {"summary": handler.__doc__, **(told or {})}
         app.add_api_route(
-            path, _told(handler, path, role, tokens, counts), methods=[method], name=handler.__name__,
+            path, _told(handler, path, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
             response_model=None, summary=handler.__doc__, openapi_extra=told,
         )  # fmt: skip
     app.add_exception_handler(HTTPException, _say_http)
@@ -66,18 +81,27 @@ def make_app(service: Service, tokens: Tokens) -> FastAPI:
 class _Routes:
     """What is done for each route."""
 
-    def __init__(self, service: Service, counts: Counts) -> None:
-        self._service, self._counts = service, counts
+    def __init__(self, service: Service, counts: Counts, siblings: Siblings) -> None:
+        self._service, self._counts, self.siblings = service, counts, siblings
 
     async def score(self, request: Request) -> Response:
         """Score an event, or a list of events."""
         with_features, reasons = _score_options(request)
         payloads, is_list = split_events(await read_body(request), MOST_EVENTS)
-        reply = await self._service.score(payloads, with_features, reasons)
-        for outcome in ("scored", "refused", "fallback"):
+        try:
+            reply = await self._service.score(payloads, with_features, reasons)
+        except RequestError:
+            raise
+        except Exception:
+            self._counts.events(UNANSWERED, len(payloads))
+            raise
+        for outcome in (SCORED, REFUSED, FALLBACK, UNANSWERED):
             self._counts.events(outcome, getattr(reply, outcome))
+        self._counts.ages(reply.ages_us)
         if is_list:
             return json_response(b"[" + b",".join(reply.answers) + b"]")
+        if reply.unanswered:
+            return json_response(reply.answers[0], 503, AGAIN)
         return json_response(reply.answers[0], 422 if reply.refused else 200)
 
     async def features(self, request: Request) -> Response:
@@ -126,7 +150,12 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
-        return Response(self._counts.text(self._service.broken is None), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        text = await self.siblings.gather(self.own_metrics())
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def own_metrics(self) -> bytes:
+        """Those of this process."""
+        return self._counts.text(self._service.broken is None)
 
     def _champion(self, name: str) -> Champion:
         champion = self._service.models.champion()
@@ -135,22 +164,21 @@ class _Routes:
         return champion
 
 
-def _told(handler: Handler, path: str, role: str | None, tokens: Tokens, counts: Counts) -> Handler:
+def _told(handler: Handler, path: str, guard: Callable[[Request], None] | None, counts: Counts) -> Handler:
     """A route that is counted, and that says what is wrong."""
 
     async def answer(request: Request) -> Response:
         started = time.perf_counter()
         try:
-            if role is not None:
-                tokens.check(request, role)
+            if guard is not None:
+                guard(request)
             response = await handler(request)
         except HttpError as error:
-            told = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-            response = json_response({"error": error.message}, error.status, told)
+            response = json_response({"error": error.message}, error.status, error.headers)
         except RequestError as error:
             response = json_response({"error": _printable(str(error))}, 422)
         except ServiceDown as error:
-            response = json_response({"error": str(error)}, 503, {"Retry-After": "1"})
+            response = json_response({"error": str(error)}, 503, AGAIN)
         except HeadraceError as error:
             _LOG.error("%s: %s", path, error)
             response = json_response({"error": "the endpoint can't answer; its log says why"}, 503)

@@ -17,6 +17,7 @@ _ERRORS = {
     "403": {"description": "The token is of another role."},
     "408": {"description": "The body did not come in time."},
     "413": {"description": "The body is too large."},
+    "429": {"description": "This client asks too often; come again."},
     "503": {"description": "The store does not answer, or too many requests wait; come again."},
 }
 INFER: dict[str, Any] = {

@@ -30,9 +30,9 @@ class TokenError(HeadraceError, ValueError):
 class HttpError(Exception):
     """An answer that is an error: the status, and what is said."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.headers = status, message, headers or {}
 
 
 class Tokens:
@@ -63,17 +63,25 @@ class Tokens:
             raise TokenError(f"{path}: has no token")
         return cls(roles)
 
+    def name_of(self, request: Request) -> str | None:
+        """What tells apart whose token a request has: digits of its SHA-256; None if it has none that is known."""
+        known = self._known(request)
+        return None if known is None else known.hex()[:16]
+
     def check(self, request: Request, role: str) -> None:
         """HttpError unless the request's bearer token has the role."""
         if not self._roles:
             return
+        known = self._known(request)
+        if known is None:
+            raise HttpError(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+        if self._roles[known] not in (role, "admin"):
+            raise HttpError(403, f"the token is of the role {self._roles[known]}, and {role} is needed")
+
+    def _known(self, request: Request) -> bytes | None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = _digest(token.strip()) if scheme.lower() == "bearer" else b""
-        found = [known for digest, known in self._roles.items() if hmac.compare_digest(digest, given)]
-        if not found:
-            raise HttpError(401, "a bearer token is needed")
-        if found[0] not in (role, "admin"):
-            raise HttpError(403, f"the token is of the role {found[0]}, and {role} is needed")
+        return next((digest for digest in self._roles if hmac.compare_digest(digest, given)), None)
 
 
 async def read_body(request: Request) -> bytes:

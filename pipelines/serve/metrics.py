@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -12,23 +15,24 @@ from prometheus_client import (
     generate_latest,
 )
 
-__all__ = ["CONTENT_TYPE_LATEST", "Counts"]
+from models import metrics
+from models.metrics import Metric
+from models.project.objectives import Serving
 
-_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+__all__ = ["CONTENT_TYPE_LATEST", "Counts"]
 
 
 class Counts:
     """Requests by route and status with their seconds, and events by what became of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, serving: Serving | None = None) -> None:
+        """With bounds of histograms at what is declared."""
         self._registry = registry = CollectorRegistry()
-        of_route = ("path", "status")
-        self._requests = Counter("headrace_http_requests", "Requests by route and status.", of_route, registry=registry)
-        about = "From the head of a request to its answer."
-        self._seconds = Histogram("headrace_http_request_seconds", about, ("path",), registry=registry, buckets=_BOUNDS)
-        about = "Events of requests by what became of them."
-        self._events = Counter("headrace_served_events", about, ("outcome",), registry=registry)
-        self._ready = Gauge("headrace_ready", "Whether the endpoint can score.", registry=registry)
+        fresh = serving.freshness if serving is not None else None
+        self._requests, self._served = (_counter(metric, registry) for metric in (metrics.REQUESTS, metrics.SERVED))
+        self._seconds = _histogram(metrics.REQUEST_SECONDS, serving.p99 if serving is not None else None, registry)
+        self._ages = _histogram(metrics.STATE_AGE, fresh.within if fresh is not None else None, registry)
+        self._ready = Gauge(metrics.READY.name, metrics.READY.help, registry=registry)
         ProcessCollector(registry=registry)
 
     def request(self, path: str, status: int, seconds: float) -> None:
@@ -38,9 +42,24 @@ class Counts:
 
     def events(self, outcome: str, number: int) -> None:
         """So many events became that."""
-        self._events.labels(outcome).inc(number)
+        if number:
+            self._served.labels(outcome).inc(number)
+
+    def ages(self, ages_us: Sequence[int]) -> None:
+        """Events were so far past the state that they were answered by, microseconds."""
+        for age_us in ages_us:
+            self._ages.observe(age_us / 1e6)
 
     def text(self, ready: bool) -> bytes:
         """All of it, and the processor time and memory of this process."""
         self._ready.set(ready)
         return generate_latest(self._registry)
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
+    return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def _histogram(metric: Metric, declared_us: int | None, registry: CollectorRegistry) -> Histogram:
+    bounds = {*metric.bounds, *([declared_us / 1e6] if declared_us is not None else [])}
+    return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=[*sorted(bounds), math.inf])

@@ -10,7 +10,7 @@ from models.predictors.booster import Scorer
 from models.project.declarations import Project
 from models.rollout.apply import decide_by
 from models.rollout.assign import Releases, thresholds_text
-from models.rollout.records import Release, order
+from models.rollout.records import Release, ReleaseError, order
 from models.serving.answers import Scoring
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Models(Protocol):
         """What scores events; ReleaseError if the log that says so can't be followed any more."""
 
     def champion(self) -> Champion | None:
-        """The champion of now; None of a project without a model."""
+        """The champion of now; None of a project without a model. ReleaseError if it is of other features."""
 
     def close(self) -> None:
         """Follow no more."""
@@ -87,8 +87,10 @@ class ReleasedModels:
         self.current()
         told = [r for r in self._known.values() if not self._is_wall or order(r)[0] <= now_us]
         last = max(told, key=order)
-        decided = decide_by(self._released.project, thresholds_text(last))
-        return Champion(last.champion, self._released.bundles(last.champion), decided)
+        scorer = self._released.bundles(last.champion)
+        if scorer is None:
+            raise ReleaseError(f"bundle {last.champion}, the champion of release {last.seq}, has other features")
+        return Champion(last.champion, scorer, decide_by(self._released.project, thresholds_text(last)))
 
     def close(self) -> None:
         """Look at the log no more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import socket
 import threading
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.applications import Starlette
 
-_DRAIN_SECONDS = 20
+from pipelines.serve.protocol import Patient
+
+DRAIN_SECONDS = 20
 _IDLE_SECONDS = 65  # longer than the load balancers of clouds keep a connection
 _HEAD_BYTES = 32 << 10
 
@@ -20,11 +23,12 @@ def make_server(app: Starlette) -> uvicorn.Server:
     """A server of one process; it is run by `serve`, or in a thread by its own `run`."""
     config = uvicorn.Config(
         app,
+        http=Patient,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
     return uvicorn.Server(config)
@@ -60,6 +64,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, bound: socket.socket, told: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, and answer what was taken till then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection is a file
     bound.listen(2048)
     told()
     signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn sends on when it has ended

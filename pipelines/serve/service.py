@@ -11,22 +11,24 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import datetime
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 from models.batches import as_int64, column
 from models.errors import HeadraceError
 from models.predictors.booster import ModelError
 from models.project.declarations import Project
-from models.serving.answers import Answering, Answers
-from models.serving.requests import RequestError
+from models.serving.answers import Answering
+from models.serving.freshness import NEVER_US, State, tell
+from models.serving.requests import RequestError, is_valid
 from models.store.kinds import Kind, Place
 from models.store.tiles import TileError
+from pipelines.brokers import BrokerError
 from pipelines.serve.models import Models
+from pipelines.serve.publishing import Done, Publishing
+from pipelines.serve.siblings import Lost
 from pipelines.store import Store, StoreError
 
 _LOG = logging.getLogger("headrace")
@@ -41,12 +43,19 @@ class ServiceDown(HeadraceError):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """Answers to a request's events, JSON each in their order, how many were scored, refused and fell back."""
+    """Answers to a request's events, JSON each in their order, and how many were scored, refused and fell back.
+
+    `unanswered` are those that are to be sent again, `ages_us` is how far each that has a state is past it, and `valid`
+    are the events that windows of later ones see.
+    """
 
     answers: list[bytes]
     scored: int = 0
     refused: int = 0
     fallback: int = 0
+    unanswered: int = 0
+    ages_us: Sequence[int] = ()
+    valid: Sequence[bytes] = ()
 
 
 class _Watched:
@@ -81,8 +90,20 @@ class _Watched:
 class Service:
     """A project that is served."""
 
-    def __init__(self, project: Project, models: Models, store: Store, absorb: bool, deadline_seconds: float) -> None:
-        """`deadline_seconds` is the time that a request may wait and take."""
+    def __init__(
+        self,
+        project: Project,
+        models: Models,
+        store: Store,
+        absorb: bool,
+        deadline_seconds: float,
+        lost: Lost | None = None,
+        publishing: Publishing | None = None,
+    ) -> None:
+        """`deadline_seconds` is the time that a request may wait and take; `lost` is shared by those that absorb.
+
+        What is absorbed is published before it is answered, if there is somewhere to.
+        """
         self.project, self.models, self.absorbs = project, models, absorb
         self.answering = Answering(project)
         self._store = store
@@ -90,13 +111,18 @@ class Service:
         self._deadline = deadline_seconds
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "answers")
         self._waiting = 0
-        self._lost_us: int | None = None  # the time of the first event that was not absorbed
+        self._lost = lost or Lost()
+        self._publishing = publishing
         self.broken: str | None = None
 
     async def score(self, payloads: Sequence[bytes], with_features: bool = False, reason_codes: int = 0) -> Reply:
         """Answers to events; ServiceDown if there are none, and the project declares no fallback decision."""
         try:
-            return await self._do(lambda: self._score(payloads, with_features, reason_codes))
+            until = time.monotonic() + self._deadline
+            reply = await self._do(lambda: self._score(payloads, with_features, reason_codes))
+            if self._publishing is not None and reply.valid:
+                await self._publish(self._publishing.publish(reply.valid), until)
+            return reply
         except ServiceDown:
             if self.project.fallback is None:
                 raise
@@ -121,6 +147,8 @@ class Service:
     def close(self) -> None:
         """End the thread, when it has answered."""
         self._thread.shutdown()
+        if self._publishing is not None:
+            self._publishing.close()
         self.models.close()
         self._store.close()
 
@@ -142,16 +170,31 @@ class Service:
         finally:
             self._waiting -= 1
 
+    async def _publish(self, done: Done, until: float) -> None:
+        """Wait until the broker has what was absorbed; ServiceDown if it has not by a time of the monotonic clock."""
+        try:
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(done)), max(until - time.monotonic(), 0.001))
+        except TimeoutError:
+            why = "the broker does not answer"
+        except BrokerError as error:
+            why = f"the broker refuses events: {error}"
+        else:
+            return
+        self._break(why)
+        raise ServiceDown(why)
+
     def _break(self, why: str) -> None:
         if self.broken is None:
             _LOG.error("not ready: %s", why)
         self.broken = why
 
     def _look(self) -> None:
+        if self._publishing is not None and self._publishing.waits:
+            return
         with self._watched.told():
             self._store.progress()
         if self.broken is not None:
-            _LOG.warning("ready again: the store answers")
+            _LOG.warning("ready again")
         self.broken = None
 
     def _score(self, payloads: Sequence[bytes], with_features: bool, reason_codes: int) -> Reply:
@@ -164,16 +207,17 @@ class Service:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
             raise
-        told = self._freshness(answers, watermark_us)
-        found = self.answering.render(answers, told, with_features)
-        return Reply(found, scored=answers.rows.num_rows, refused=len(answers.refused))
+        told = tell(self.answering, payloads, answers, self._state(watermark_us), with_features)
+        scored = answers.rows.num_rows - told.fallback - told.unanswered
+        valid = [p for place, p in enumerate(payloads) if is_valid(answers.refused.get(place))]
+        return Reply(told.lines, scored, len(answers.refused), told.fallback, told.unanswered, told.ages_us, valid)
 
     def _fall_back(self, payloads: Sequence[bytes]) -> Reply:
         assert self.project.fallback is not None
         answers = self.answering.without_past(payloads, self.project.fallback.action)
         times = as_int64(column(answers.rows, self.project.event.time))
         if len(times):
-            self._lost_us = min(int(times.min()), self._lost_us if self._lost_us is not None else 1 << 62)
+            self._lost.add(int(times.min()))
         told = [b'"fallback":true,"complete":false'] * len(times)
         found = self.answering.render(answers, told, False)
         return Reply(found, refused=len(answers.refused), fallback=len(times))
@@ -182,27 +226,11 @@ class Service:
         with self._watched.told():
             watermark_us = self._store.progress().watermark_us
         features = self.answering.features_at(entity, key, at_us, self._watched)
-        return b'{"features":' + features + b"," + self._told(watermark_us, at_us) + b"}"
+        return b'{"features":' + features + b"," + self._state(watermark_us).told(at_us) + b"}"
 
-    def _freshness(self, answers: Answers, watermark_us: int | None) -> list[bytes]:
-        """How fresh the state was that each row is of."""
-        if not answers.rows.num_rows:
-            return []
-        times = as_int64(column(answers.rows, self.project.event.time)).tolist()
-        return [self._told(watermark_us, time_us) for time_us in times]
-
-    def _told(self, watermark_us: int | None, time_us: int) -> bytes:
-        """`as_of`, before which all events are in the store, and whether all are there that are before a time.
-
-        An endpoint that absorbs is the only way in, so that all are there but those that it had to answer without.
-        """
-        complete = watermark_us is not None and time_us < watermark_us
-        complete |= self.absorbs and (self._lost_us is None or time_us < self._lost_us)
-        as_of = b"null" if watermark_us is None else b'"%s"' % time_text(watermark_us).encode()
-        return b'"as_of":%s,"complete":%s' % (as_of, b"true" if complete else b"false")
-
-
-def time_text(time_us: int) -> str:
-    """A time as ISO 8601 writes it."""
-    since = np.datetime64(time_us, "us").astype(datetime.datetime)
-    return f"{since.isoformat()}Z" if isinstance(since, datetime.datetime) else str(time_us)
+    def _state(self, watermark_us: int | None) -> State:
+        """How far the state goes: where all events are absorbed, up to the first that was answered without."""
+        whole_us = NEVER_US if watermark_us is None else watermark_us
+        if self.absorbs:
+            whole_us = max(whole_us, self._lost.first_us)
+        return State(watermark_us, whole_us)

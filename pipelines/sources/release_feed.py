@@ -76,6 +76,7 @@ class Follower:
         self._newest: str | None = None
         self._news: list[Release] = []
         self._refused = 0
+        self._taken = False
         self._complete_us = EARLIEST_US
         self._failure: Exception | None = None
         self._stop = threading.Event()
@@ -120,6 +121,7 @@ class Follower:
     def take(self, passed_us: int, over: bool = False) -> tuple[list[Release], int]:
         """The records that are new, and the event time up to which none is missing; no events are past `passed_us`.
 
+        What is there the first time may be of a time that has passed: of a stream that starts again it is.
         When a stream is `over`, a log of event times counts as complete as it is.
 
         Raises:
@@ -129,10 +131,11 @@ class Follower:
             if self._failure is not None:
                 raise self._failure
             news, self._news = self._news, []
+            again, self._taken = self._taken, True
             complete_us = self._complete_us
             if over and self._read is not None and self._read.clock == "event":
                 complete_us = ALWAYS_US
-        for release in news:
+        for release in news if again else ():
             if release.effective_from_us is not None and release.effective_from_us <= passed_us:
                 raise ReleaseError(
                     f"release {release.seq} takes effect at {time_text(release.effective_from_us)}, and was seen when "

@@ -90,8 +90,8 @@ class _Endless(beam.transforms.core.RestrictionProvider):
         """Draining a job ends the stream where it is."""
 
 
-_ENDLESS = _Endless()
-_MANUAL = ManualWatermarkEstimator.default_provider()
+ENDLESS = _Endless()
+MANUAL = ManualWatermarkEstimator.default_provider()
 
 
 class ReadRounds(beam.DoFn):
@@ -109,8 +109,8 @@ class ReadRounds(beam.DoFn):
         self,
         element: str,
         finalizer: Any = beam.DoFn.BundleFinalizerParam,
-        tracker: Any = beam.DoFn.RestrictionParam(_ENDLESS),
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_MANUAL),
+        tracker: Any = beam.DoFn.RestrictionParam(ENDLESS),
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(MANUAL),
     ) -> Iterator[Any]:
         number = tracker.current_restriction().start
         if tracker.try_claim(number):

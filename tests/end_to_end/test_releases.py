@@ -4,16 +4,14 @@ import collections
 import dataclasses
 import functools
 import json
-import random
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from models import metrics
-from models.record import DECISION, ROLE, SCORE
+from models.record import DECISION, RELEASES, ROLE, SCORE
 from models.rollout.assign import parts_of
 from models.rollout.records import Holdout
 from pipelines.graph import GraphConfig, build
@@ -25,51 +23,21 @@ from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
 from pipelines.sources.release_feed import WithReleases
+from pipelines.sources.release_reader import FollowReleases
 from pipelines.sources.stream import ReadStream
 from tests.kit.declared import declared
 from tests.kit.given import Given
-from tests.kit.releases import LOOKS, GivenBundles, canary, given_log, grown, make_log
+from tests.kit.released_events import DAY, SCHEMA, SECOND, TEXT, at, make, same, shadows_of, shuffled
+from tests.kit.releases import LOOKS, GivenBundles, GivenLog, canary, given_log, grown, make_log
 from tests.kit.support import read_output, tiny_scorer, write_rows
 from transforms.metrics import read
 from transforms.score import Score
 
 pytestmark = pytest.mark.slow
 
-SCHEMA = """
-feature { name: "id" type: INT presence { min_fraction: 1.0 } }
-feature { name: "at" type: INT presence { min_fraction: 1.0 } time_domain { integer_format: UNIX_SECONDS } }
-feature { name: "card" type: INT }
-feature { name: "shop" type: BYTES presence { min_fraction: 1.0 } }
-feature { name: "amount" type: FLOAT }
-"""
-TEXT = """
-name: shops
-schema: schema.pbtxt
-event: {id: id, time: at, deduplicate_within: 1d}
-entities: {card: card, shop: shop}
-fixed_point: {amount: 2}
-features:
-  row: {large: amount > 50}
-  rolling:
-    - {entity: shop, windows: {D: 1d}, features: {n: count, mean: mean(amount)}}
-    - {entity: card, missing: skip, windows: {D: 1d}, features: {mine: count}}
-output: [amount]
-model: {inputs: [amount, large, n, mean]}
-decisions:
-  - {action: block, at_least: 0.6}
-  - {action: review, at_least: 0.3}
-  - {action: approve, at_least: 0.0}
-"""
 PROJECT = declared(TEXT, SCHEMA)
-START = 1_543_622_400  # 1 December 2018
-DAY = 86_400
-SECOND = 1_000_000
 OLD, NEW, WORSE = IDS = ("0ld" * 5, "new" * 5, "w0rse" * 3)
 BUNDLES = GivenBundles({name: tiny_scorer(PROJECT.model.inputs, seed) for seed, name in enumerate(IDS)})
-
-
-def at(days):
-    return round((START + days * DAY) * SECOND)
 
 
 FIVE = (
@@ -80,20 +48,6 @@ FIVE = (
     {"at": at(4), "champion": NEW, "thresholds": None},
 )
 LOG = make_log(OLD, *FIVE)
-
-
-def make(seed=0, number=600, days=6):
-    chosen = random.Random(seed)
-    return [
-        {
-            "id": n,
-            "at": START + chosen.choice([chosen.randrange(days * DAY), chosen.randrange(days) * DAY]),
-            "card": chosen.choice([None, *range(40)]),
-            "shop": chosen.choice(["x", "y", "z"]),
-            "amount": chosen.choice([None, round(chosen.uniform(0, 90), 2)]),
-        }
-        for n in range(number)
-    ]
 
 
 def expected(events, log=LOG):
@@ -110,12 +64,6 @@ def expected(events, log=LOG):
 
 def assigned(scores):
     return {row["id"]: (row["release"], row["role"], row["bundle_id"]) for row in scores.to_pylist()}
-
-
-def shadows_of(folder):
-    files = sorted((folder / "shadows").rglob("*.parquet"))
-    tables = [pq.read_table(file, partitioning=None) for file in files]
-    return pa.concat_tables(tables).sort_by([("bundle_id", "ascending"), ("id", "ascending")]) if tables else None
 
 
 def run(folder, source, followed=None, runner="DirectRunner", shards=2, scorer=None):
@@ -151,23 +99,9 @@ def stream(folder, events, log=LOG, seed=0, bundles=BUNDLES, grows=False, at_arr
     return run(folder, source, followed, **options)
 
 
-def shuffled(events, seed):
-    """Events up to an hour out of order, some twice."""
-    chosen = random.Random(seed)
-    delayed = [(event["at"] + chosen.randrange(3600), chosen.random(), event) for event in [*events, *events[::50]]]
-    return [event for *_, event in sorted(delayed, key=lambda each: each[:2])]
-
-
 def score_files_in(folder):
     out = folder / "out"
     return {str(path.relative_to(out)): path.read_bytes() for path in (out / "scores").rglob("*.parquet")}
-
-
-def same(one, other):
-    names = [name for name in one.schema.names if name not in ("published", "ingested", "scored", "late")]
-    found = compare_tables("rows", one, other, names)
-    assert found.different == 0, found.first
-    assert found.rows
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -210,6 +144,35 @@ def test_a_stream_over_a_log_that_grows_is_batch_over_all_of_it(tmp_path, monkey
     one = batch(tmp_path / "batch", events)
     followed = functools.partial(grown, LOG)
     other, _ = stream(tmp_path / "stream", shuffled(events, 9), followed, seed=9, grows=True)
+    assert LOOKS["looks"] > len(LOG.records)
+    same(one.scores, other.scores)
+    same(shadows_of(tmp_path / "batch" / "out"), shadows_of(tmp_path / "stream"))
+
+
+class Followed(FollowReleases):
+    """Releases for a file sink, which groups all rows: the log has an end."""
+
+    def expand(self, pbegin):
+        found = super().expand(pbegin)
+        found[RELEASES].is_bounded = True
+        return found
+
+
+class Growing(GivenLog):
+    """A log that grows until all of it was seen."""
+
+    grows = property(lambda self: LOOKS["looks"] <= len(LOG.records), lambda self, value: None)
+
+
+def test_a_log_beside_a_source_of_the_engines_own_is_followed_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.02)
+    monkeypatch.setitem(LOOKS, "looks", 0)
+    events = make(11)
+    one = batch(tmp_path / "batch", events)
+    followed = Growing("given", PROJECT, BUNDLES, read_log=functools.partial(grown, LOG))
+    payloads = [json.dumps(row).encode() for row in shuffled(events, 11)]
+    source = ReadStream(feeds_of(PROJECT, {"events": Topic(Given(payloads, 11))}), 3600 * SECOND, 300_000, True)
+    other, _ = run(tmp_path / "stream", Followed(source, followed), followed)
     assert LOOKS["looks"] > len(LOG.records)
     same(one.scores, other.scores)
     same(shadows_of(tmp_path / "batch" / "out"), shadows_of(tmp_path / "stream"))

@@ -20,8 +20,9 @@ from pipelines.prechecks import registry_of
 from pipelines.release_store import append
 from tests.kit import redis
 from tests.kit.command import HEADRACE
-from tests.kit.releases import make_log, register_bundles
-from tests.kit.serving import SCHEMA, START, TEXT, in_order, make_events
+from tests.kit.releases import make_log
+from tests.kit.serve_process import make_project, score, serving, wait_for
+from tests.kit.serving import START, in_order, make_events
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,51 +35,13 @@ EVENT = {"id": 1, "at": START + 1, "card": "anna", "shop": 1, "amount": 12.5}
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A project with two bundles."""
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "project.yaml").write_text(TEXT)
-    (folder / "schema.pbtxt").write_text(SCHEMA)
-    register_bundles(folder, load_project(folder), registry_of(folder, None), range(2))
-    return folder
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture
 def folder(made, tmp_path):
     """A copy of it."""
     return pathlib.Path(shutil.copytree(made, tmp_path / "project"))
-
-
-@contextlib.contextmanager
-def serving(folder, *options, store=None):
-    """A process that serves, and a client; it is killed at the end, if it has not ended."""
-    patient = ("--port", "0", "--deadline", "10")  # on a busy machine a second may be too short
-    command = [HEADRACE, "serve", folder, "--store", store or folder / "store.db", *patient, *options]
-    with (folder / "serve.log").open("a") as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        said = process.stdout.readline()
-        assert said.startswith("serving shops on http://127.0.0.1:"), (folder / "serve.log").read_text()
-        url = said.split()[-1]
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
-            yield process, client
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def wait_for(there):
-    until = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if there():
-                return
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def score(client, event):
-    return client.post("/v1/score", json=event, params={"features": "true"})
 
 
 def test_what_was_taken_is_answered_after_sigterm(folder):

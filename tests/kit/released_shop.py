@@ -56,6 +56,20 @@ def make_shop(folder, clock, lead):
     return project, register_bundles(folder, project, registry_of(folder, None), range(3))
 
 
+def make_green(folder, blue, clock, lead, window="30m"):
+    """Another folder of the same project with shorter windows and other decisions, and its bundle's id.
+
+    The bundle is version 4 of the registry of the folder `blue`.
+    """
+    folder.mkdir()
+    text = TEXT.replace("CLOCK", clock).replace("LEAD", lead).replace("H: 1h", f"H: {window}").replace("block", "stop")
+    text = text.replace("time: at", f"time: at, deduplicate_within: {window}")
+    (folder / "project.yaml").write_text(text)
+    (folder / "schema.pbtxt").write_text(SCHEMA)
+    project = load_project(folder)
+    return project, register_bundles(folder, project, registry_of(blue, None), [7])[0]
+
+
 class Traffic:
     """500 events of now a second into `pubsub://p/events`, from `start` on until five seconds after `stop`."""
 
@@ -124,19 +138,33 @@ class Rows:
 
 def check_replay(folder, project, rows, source, sink):
     """See that each event has the release of its time, and that batch over all events gives the same, and no more."""
-    log = read_log(f"sqlite:///{folder}/.headrace/releases.db", project)
+    check_releases(read_log(f"sqlite:///{folder}/.headrace/releases.db", project), rows)
+    check_same(rows, *replay(folder, source, sink), project.feature_names)
+
+
+def check_releases(log, rows):
+    """See that each event has the release of its time."""
     for row in rows.scores.values():
         assert row["release"] == log.in_effect(_us(row["at"])).seq
         assert not row["late"]
+
+
+def replay(folder, source, sink):
+    """The rows of scores and of shadows that batch gives, by their keys."""
     done = headrace("run", folder, "--source", source, "--sink", sink)
     assert done.exit_code == 0, done.output
     batch = {(row["id"],): row for row in read_output(sink).scores.to_pylist()}
     files = [pq.read_table(path, partitioning=None) for path in (sink / "shadows").rglob("*.parquet")]
-    shadows = {(row["id"], row["bundle_id"]): row for row in pa.concat_tables(files).to_pylist()}
+    shadows = pa.concat_tables(files).to_pylist() if files else []
+    return batch, {(row["id"], row["bundle_id"]): row for row in shadows}
+
+
+def check_same(rows, batch, shadows, features):
+    """See that a stream's rows are those of batch, and no more."""
     for ours, theirs in ((rows.scores, batch), (rows.shadows, shadows)):
         assert ours.keys() == theirs.keys()
         for key, row in ours.items():
-            for name in ("release", "role", "bundle_id", "decision", *project.feature_names):
+            for name in ("release", "role", "bundle_id", "decision", *features):
                 assert row[name] == theirs[key][name]
             assert np.float32(row["score"]) == np.float32(theirs[key]["score"])
 

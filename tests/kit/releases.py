@@ -40,13 +40,16 @@ def canary(entity, per_10000, salt="salt"):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GivenBundles:
-    """Scorers at hand, by the ids of bundles; what can't score has its fault in `faults`."""
+    """Scorers at hand, by the ids of bundles, None of other features; what can't score has its fault in `faults`."""
 
     scorers: dict
     faults: dict = dataclasses.field(default_factory=dict)
 
     def __call__(self, bundle_id):
         return self.scorers[bundle_id]
+
+    def decisions_of(self, bundle_id):
+        return None
 
     def fault_of(self, bundle_id):
         return self.faults.get(bundle_id, None if bundle_id in self.scorers else "there is no such bundle")

@@ -28,6 +28,15 @@ def run(address, journal, allowance_us, hold_seconds, options):
     run_between([open_broker(uri) for uri in uris], journal, allowance_us, options)
 
 
+def run_command(address, hold_seconds, args):
+    """The command `headrace` with these arguments, over an embedded Pub/Sub."""
+    from pipelines.cli.main import app
+
+    os.environ["PUBSUB_EMULATOR_HOST"] = address
+    PubsubSubscription.redelivery_seconds = hold_seconds
+    app(args, standalone_mode=False)
+
+
 def run_between(brokers, journal, allowance_us, options):
     """Score from a broker to those of scores and dead letters until SIGTERM.
 

@@ -3,8 +3,8 @@
 import pytest
 
 from models import metrics
-from models.objectives import BURNS, Least, Ratio, bound_of, of_metrics, of_run
-from models.project.objectives import Objectives
+from models.objectives import BURNS, Least, Ratio, bound_of, of_metrics, of_run, promises_of_serving
+from models.project.objectives import Objectives, Serving
 
 OBJECTIVES = Objectives.model_validate(
     {
@@ -77,3 +77,48 @@ def test_a_finished_run_tells_but_its_latency():
         Least("rows", "score rows", 10, 10),
     ]
     assert [each.met for each in of_run(OBJECTIVES, outcomes, [])] == [True, None, True]
+
+
+SERVING = Serving.model_validate(
+    {"p99": "20ms", "availability": 0.9, "freshness": {"within": "90s", "target": 0.5, "otherwise": "refuse"}}
+)
+
+
+def test_what_an_endpoint_promises_is_told_by_its_metrics():
+    def within(name, bound, **labels):
+        return f"{name}_bucket", (*labels.items(), ("le", bound))
+
+    found = {
+        within("headrace_http_request_seconds", "0.02", path="/v1/score"): 98,
+        within("headrace_http_request_seconds", "0.025", path="/v1/score"): 1,
+        within("headrace_http_request_seconds", "+Inf", path="/v1/score"): 1,
+        within("headrace_http_request_seconds", "+Inf", path="/metrics"): 50,
+        ("headrace_served_events_total", (("outcome", "scored"),)): 85,
+        ("headrace_served_events_total", (("outcome", "refused"),)): 5,
+        ("headrace_served_events_total", (("outcome", "fallback"),)): 6,
+        ("headrace_served_events_total", (("outcome", "unanswered"),)): 4,
+        within("headrace_state_age_seconds", "0.0"): 10,
+        within("headrace_state_age_seconds", "90.0"): 20,
+        within("headrace_state_age_seconds", "120.0"): 15,
+        within("headrace_state_age_seconds", "+Inf"): 15,
+    }
+    p99, availability, freshness = (promise.kept(found) for promise in promises_of_serving(SERVING))
+    assert (p99.bad, p99.total, p99.met) == (2, 100, False)
+    assert (availability.bad, availability.total, availability.met) == (10, 100, True)
+    assert (freshness.bad, freshness.total, freshness.met) == (30, 60, True)
+    assert [promise.kept({}).met for promise in promises_of_serving(SERVING)] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"p99": "1us"},
+        {"p99": "1h"},
+        {"availability": 1},
+        {"freshness": {"within": "0s"}},
+        {"freshness": {"within": "8d"}},
+    ],
+)
+def test_what_no_endpoint_can_promise_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Serving.model_validate(wrong)

@@ -1,12 +1,16 @@
 """`headrace slo` and `headrace monitoring export`, as a user has them."""
 
+import http.server
 import json
 import shutil
 import subprocess
+import threading
 
 import pytest
 
+from pipelines.serve.metrics import Counts
 from tests.kit.command import HEADRACE
+from tests.kit.serving import SCHEMA, TEXT
 from tests.kit.support import CARD_FRAUD, run_graph, transaction, write_rows
 
 pytestmark = pytest.mark.slow
@@ -15,6 +19,30 @@ pytestmark = pytest.mark.slow
 def headrace(*argv):
     done = subprocess.run([HEADRACE, *map(str, argv)], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+class Shown(http.server.HTTPServer):
+    """A text at a URL."""
+
+    def __init__(self, text):
+        class Say(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Say)
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server_port}/metrics"
+
+    def __exit__(self, *told):
+        self.shutdown()
+        super().__exit__(*told)
 
 
 def project_with(folder, slo):
@@ -39,9 +67,26 @@ def test_a_finished_run_keeps_its_objectives_or_not(tmp_path):
     assert "250 %" in said
 
 
+def test_an_endpoint_keeps_its_objectives_or_not(tmp_path):
+    (tmp_path / "schema.pbtxt").write_text(SCHEMA)
+    for name, serving in (("kept", {"availability": 0.5}), ("missed", {"availability": 0.9}), ("none", None)):
+        shutil.copytree(tmp_path, tmp_path / name, ignore=lambda *_: ["kept", "missed", "none"])
+        (tmp_path / name / "project.yaml").write_text(TEXT + (f"serving: {json.dumps(serving)}\n" if serving else ""))
+    counts = Counts()
+    counts.events("scored", 3)
+    counts.events("fallback", 1)
+    with Shown(counts.text(True)) as url:
+        code, said = headrace("slo", tmp_path / "kept", "--metrics", url)
+        assert (code, "3 of 4" in said) == (0, True), said
+        code, said = headrace("slo", tmp_path / "missed", "--metrics", url)
+        assert (code, "MISSED" in said) == (1, True), said
+    code, said = headrace("slo", tmp_path / "none", "--metrics", url)
+    assert (code, said) == (1, "headrace: shops declares no slo and no serving: there is nothing to tell\n")
+
+
 def test_what_can_not_be_told_is_said(tmp_path):
     code, said = headrace("slo", CARD_FRAUD, "--run", tmp_path)
-    assert (code, said) == (1, "headrace: card_fraud declares no slo: there is nothing to tell\n")
+    assert (code, said) == (1, "headrace: card_fraud declares no slo and no serving: there is nothing to tell\n")
     project = project_with(tmp_path / "own", {"rows": 1})
     for argv in ([], ["--run", "a", "--metrics", "b"]):
         code, said = headrace("slo", project, *argv)

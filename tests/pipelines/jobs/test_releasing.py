@@ -223,7 +223,7 @@ def test_a_release_that_another_command_precedes_is_refused(desk, monkeypatch):
     log = release(desk, changes(desk, "2"), TOLD)
     change = changes(desk, "1")
 
-    def meanwhile(*_):
+    def meanwhile(*_, **options):
         monkeypatch.undo()
         release(later(desk, 1), changes(desk, "3"), Told("quick", "bo"))
 

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -13,10 +14,11 @@ import yaml
 
 from models import metrics
 from models.objectives import BURNS
-from models.project.objectives import Objectives
+from models.project.objectives import Objectives, Serving
 from pipelines.monitoring.exposition import exposed
 from pipelines.monitoring.rules import dashboard, expressions, rules
 from pipelines.monitoring.scrape import ScrapeError, scrape
+from pipelines.serve.metrics import Counts
 from tests.kit.ports import free_port
 from tests.kit.support import card_fraud
 
@@ -42,15 +44,48 @@ def test_without_objectives_there_are_no_rules_and_a_dashboard_of_the_rest():
     assert len(json.loads(dashboard(PROJECT))["panels"]) == len(json.loads(dashboard(card_fraud()))["panels"]) + 3
 
 
+SERVED = PROJECT.model_copy(
+    update={
+        "slo": None,
+        "serving": Serving.model_validate(
+            {"p99": "20ms", "availability": 0.999, "freshness": {"within": "5m", "otherwise": "mark"}}
+        ),
+    }
+)
+
+
 @needs_promtool
-def test_prometheus_takes_the_rules_and_the_queries_of_the_dashboard(tmp_path):
-    (tmp_path / "rules.yml").write_text(rules(PROJECT))
+@pytest.mark.parametrize("project", [PROJECT, SERVED], ids=["slo", "serving"])
+def test_prometheus_takes_the_rules_and_the_queries_of_the_dashboard(tmp_path, project):
+    (tmp_path / "rules.yml").write_text(rules(project))
     asked = [
         {"record": f"panel:{number}", "expr": expr.replace("$__rate_interval", "1m")}
-        for number, expr in enumerate(expressions(PROJECT))
+        for number, expr in enumerate(expressions(project))
     ]
     (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": asked}]}))
     promtool("check", "rules", tmp_path / "rules.yml", tmp_path / "panels.yml")
+
+
+def test_rules_of_an_endpoint_ask_for_what_it_shows():
+    """Names, labels and bounds of each counter in the rules are those of an endpoint's text, letter for letter."""
+    counts = Counts(SERVED.serving)
+    counts.request("/v1/score", 200, 0.001)
+    for outcome in ("scored", "refused", "fallback", "unanswered"):
+        counts.events(outcome, 1)
+    counts.ages([5])
+    shown = {
+        frozenset(re.findall(r'\w+="[^"]*"', line)) | {line.split("{")[0]}
+        for line in counts.text(True).decode().splitlines()
+    }
+    groups = yaml.safe_load(rules(SERVED))["groups"]
+    asked = set(re.findall(r"increase\((\w+)(?:{([^}]*)})?\[", " ".join(r["expr"] for g in groups for r in g["rules"])))
+    assert [group["name"] for group in groups] == [
+        f"headrace-card_fraud-{n}" for n in ("p99", "availability", "freshness")
+    ]
+    assert len(asked) == 7
+    for name, labels in asked:
+        wanted = {name, *filter(None, labels.split(","))}
+        assert any(wanted <= series for series in shown), wanted
 
 
 def alert(burn):

@@ -28,6 +28,8 @@ from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.topics import PublishRows
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.native_pubsub import BatchMessages, ReadNativePubsub, batch_messages
+from pipelines.sources.release_reader import FollowReleases
+from tests.kit.releases import GivenBundles, given_log, make_log
 from tests.kit.support import ROOT, card_fraud, read_files, run_graph, tiny_scorer, transaction, write_rows
 from transforms.score import Score
 
@@ -55,7 +57,7 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def make_job(mode, args=ARGS, shards=8, options=dry_run_options):
+def make_job(mode, args=ARGS, shards=8, options=dry_run_options, log=None):
     project = card_fraud()
     topic = open_broker("pubsub://my-project/scores")
     source, sink = {
@@ -66,6 +68,8 @@ def make_job(mode, args=ARGS, shards=8, options=dry_run_options):
         "stream": (ReadNativePubsub(FEED), PublishRows(topic, topic)),
     }[mode]
     score = Score(project, tiny_scorer(project.model.inputs), "bundle")
+    if log is not None:
+        source, score = FollowReleases(source, log), Score(project, None, "", bundles=log.bundles)
     pipeline = make_pipeline(DATAFLOW, options(args))
     build(pipeline, GraphConfig(project, source, score, sink, shards))
     return pipeline
@@ -108,6 +112,16 @@ def test_the_native_source_is_dataflows_own_and_the_graph_behind_it_the_same():
     assert between[0] == between[1]
     stateful = [step for step in native.steps if "\tstate " in step]
     assert len(stateful) == 3
+
+
+def test_a_log_of_releases_is_followed_beside_the_native_source():
+    scorers = {"old": tiny_scorer(card_fraud().model.inputs)}
+    log = given_log(card_fraud(), make_log("old"), GivenBundles(scorers))
+    summary = dry_run(make_job("stream", log=log))
+    assert "beam:requirement:pardo:splittable_dofn:v1" in summary.requirements
+    steps = [step.replace("Read/Feeds/", "Read/") for step in summary.steps]
+    assert {*dry_run(make_job("stream")).steps, "Read/Releases\tbeam:transform:pardo:v1"} <= {*steps}
+    assert any(step.startswith("Assign/Hold/Advance\t") and "\tstate " in step for step in steps)
 
 
 @pytest.mark.parametrize("missing", ["--project", "--region", "--temp_location", "--sdk_container_image"])

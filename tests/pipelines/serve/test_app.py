@@ -8,12 +8,15 @@ import time
 import numpy as np
 import pytest
 
+from models.objectives import is_of_endpoint, promises_of_serving
 from models.predictors.booster import ModelError
 from models.record import DECISION
 from models.score import decide
+from pipelines.monitoring.scrape import scrape
 from pipelines.serve import http, service
 from pipelines.serve.http import Tokens
 from pipelines.serve.models import OneModel
+from pipelines.serve.rates import RateError, Rates, client_of
 from pipelines.store import Progress, StoreError
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
@@ -335,6 +338,71 @@ def test_without_absorb_nothing_is_written_and_answers_say_how_fresh_they_are(tm
         assert score(client, {**EVENT, "at": START + 3600}).json()["complete"] is False
 
 
+def with_serving(**serving):
+    return declared(TEXT + f"serving: {json.dumps(serving)}\n", SCHEMA)
+
+
+@pytest.mark.parametrize("otherwise", ["mark", "fallback", "refuse"])
+def test_an_event_that_is_too_far_past_the_state_is_answered_as_declared(tmp_path, otherwise):
+    project = with_serving(freshness={"within": "1h", "otherwise": otherwise})
+    store = open_faulty(tmp_path, project)
+    store.advance(Progress(START * 1_000_000))
+    fresh, stale = ({**EVENT, "id": n, "at": START + seconds} for n, seconds in ((1, 3600), (2, 3601)))
+    with serving(project, store, absorb=False) as client:
+        both = score(client, [stale, {**EVENT, "card": None}, fresh])
+        one = score(client, stale)
+        text = client.get("/metrics").text
+    assert both.status_code == 200
+    told, refused, as_ever = both.json()
+    assert refused["refused"]["step"] == "Validate"
+    assert "score" in as_ever
+    assert "stale" not in as_ever
+    assert one.json().keys() == told.keys()
+    if otherwise == "refuse":
+        reason = {"field": "at", "rule": "the state is older by more than 1h", "value": "2018-12-01T00:00:00Z"}
+        assert told == {"refused": {"step": "Freshness", "reasons": [reason]}}
+        assert (one.status_code, one.headers["retry-after"]) == (503, "1")
+    else:
+        assert (told["stale"], told["complete"], one.status_code) == (True, False, 200)
+        assert ("score" in told, told["decision"] == "review") == (otherwise == "mark", otherwise == "fallback")
+    outcomes = {"mark": (3, None, None), "fallback": (1, 2, None), "refuse": (1, None, 2)}[otherwise]
+    for outcome, number in zip(("scored", "fallback", "unanswered"), outcomes, strict=True):
+        said = f'headrace_served_events_total{{outcome="{outcome}"}} {number}.0'
+        assert (said in text) == (number is not None)
+    assert 'headrace_state_age_seconds_bucket{le="3600.0"} 1.0' in text
+    assert "headrace_state_age_seconds_count 3.0" in text
+
+
+def test_where_all_is_absorbed_no_state_is_stale(tmp_path):
+    project = with_serving(freshness={"within": "1s", "otherwise": "refuse"})
+    with serving(project, open_faulty(tmp_path, project)) as client:
+        assert "score" in score(client).json()
+
+
+def test_objectives_are_told_of_a_running_endpoint(tmp_path):
+    project = with_serving(p99="60s", availability=0.75, freshness={"within": "1h"})
+    store = open_faulty(tmp_path, project)
+
+    def fail():
+        raise StoreError("the disk is gone")
+
+    with serving(project, store) as client:
+        for _ in range(3):
+            score(client)
+        score(client, {**EVENT, "card": None})
+        found = scrape(f"{client.base_url}/metrics")
+        assert [promise.kept(found).met for promise in promises_of_serving(project.serving)] == [True, True, True]
+        store.before = fail
+        for _ in range(2):
+            score(client)
+        found = scrape(f"{client.base_url}/metrics")
+    p99, availability, freshness = (promise.kept(found) for promise in promises_of_serving(project.serving))
+    assert (p99.bad, p99.total) == (0, 6)
+    assert (availability.bad, availability.total, availability.met) == (2, 6, False)
+    assert (freshness.bad, freshness.total) == (0, 3)
+    assert is_of_endpoint(found)
+
+
 def test_tokens_have_roles(tmp_path, monkeypatch):
     file = tmp_path / "tokens"
     names = {role: f"{role}-token-0123456789" for role in http.ROLES}
@@ -354,6 +422,43 @@ def test_tokens_have_roles(tmp_path, monkeypatch):
         "read": [403, 200, 200, 200],
         "admin": [200, 200, 200, 200],
     }
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_again(tmp_path, monkeypatch):
+    file = tmp_path / "tokens"
+    names = [f"score-token-0123456789-{n}" for n in range(2)]
+    file.write_text("".join(f"score {token}\n" for token in names))
+    monkeypatch.setenv(http.TOKENS, str(file))
+    rates = Rates("4/hour; 1000/day")
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), tokens=Tokens.of_environment(), rates=rates) as client:
+
+        def statuses(token, times=6):
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            replies = [score(client, headers=headers) for _ in range(times)]
+            return replies[-1], [reply.status_code for reply in replies]
+
+        reply, one = statuses(names[0])
+        _, other = statuses(names[1])
+        _, unknown = statuses(None, 3)
+        _, wrong = statuses("a-wrong-one-of-the-same-address", 3)  # of a guesser
+        ready = [client.get("/v2/health/ready").status_code for _ in range(6)]
+    assert one == other == [200] * 4 + [429] * 2
+    assert (unknown, wrong) == ([401] * 3, [401, 429, 429])
+    assert ready == [200] * 6
+    assert 0 < int(reply.headers["retry-after"]) <= 7200
+    assert reply.json()["error"].startswith("more than 4 per 1 hour: come again in")
+    assert names[0] not in reply.text
+
+
+@pytest.mark.parametrize("text", ["", "many", "5", "0/second", "5/blink", "-1/hour"])
+def test_a_rate_that_can_t_be_is_told(text):
+    with pytest.raises(RateError, match="100/second"):
+        Rates(text)
+
+
+def test_a_client_of_ipv6_is_its_network():
+    assert client_of("2001:db8::1") == client_of("2001:db8::2:3%eth0") != client_of("2001:db8:0:1::1")
+    assert client_of("10.0.0.1") != client_of("10.0.0.2")
 
 
 @pytest.mark.parametrize("text", ["", "score short", "boss 0123456789abcdef", "score 0123456789abcdef more"])

@@ -1,0 +1,115 @@
+"""What an endpoint absorbs it publishes, before it answers: so a stream of that topic says the same."""
+
+import contextlib
+import itertools
+import json
+import time
+
+import pytest
+
+from pipelines.brokers import open_broker
+from pipelines.pubsub_emulator import PubsubEmulator
+from pipelines.serve.publishing import Publishing
+from tests.kit.declared import declared
+from tests.kit.endpoints import open_faulty, serving
+from tests.kit.serving import SCHEMA, START, TEXT, assert_same_bits, in_order, make_events
+from tests.kit.streams import DAY, SECOND, stream_to_folder
+
+pytestmark = pytest.mark.slow
+
+PROJECT = declared(TEXT, SCHEMA)
+EVENT = {"id": 1, "at": START + 60, "card": "anna", "shop": 1, "amount": 12.5}
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with PubsubEmulator() as server:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        yield server
+
+
+@contextlib.contextmanager
+def publishing(server, tmp_path, **options):
+    """A client of an endpoint that publishes, and a look at what comes to its topic."""
+    name = f"events-{next(_numbers)}"
+    server.create("demo", name, f"{name}-reader")
+    sent = Publishing(open_broker(f"pubsub://demo/{name}?event_time=at"), PROJECT)
+    with serving(PROJECT, open_faulty(tmp_path, PROJECT), publishing=sent, **options) as client:
+        yield client, open_broker(f"pubsub://demo/{name}-reader?event_time=at")
+
+
+def score(client, event):
+    return client.post("/v1/score", json=event, params={"features": "true"})
+
+
+def received(broker, number):
+    """So many messages' payloads and event times, and that there are no more."""
+    found, until = [], time.monotonic() + 30
+    with contextlib.closing(broker.subscribe()) as subscription:
+        while time.monotonic() < until and len(found) < number:
+            if messages := subscription.receive(1000, 0.2):
+                found += zip(messages.payloads, messages.event_times, strict=True)
+                subscription.acknowledge(messages.receipt)
+        assert subscription.receive(1000, 0.3) is None
+    return found
+
+
+def test_valid_events_are_published_as_they_came_and_others_not(server, tmp_path):
+    outlier = {**EVENT, "id": 3, "at": EVENT["at"] + 2}
+    with publishing(server, tmp_path) as (client, broker):
+        score(client, EVENT)
+        score(client, {**EVENT, "id": 2, "card": None})
+        score(client, [outlier, 7, {**EVENT, "id": 4}, {**EVENT, "id": 4}])
+        found = received(broker, 3)
+    assert sorted(json.loads(payload)["id"] for payload, _ in found) == [1, 3, 4]
+    assert {json.loads(payload)["id"]: at for payload, at in found}[3] == str(outlier["at"] * 1000)
+
+
+@pytest.mark.serial
+def test_a_stream_of_the_topic_has_the_same_scores(server, tmp_path):
+    large = [
+        {"id": 900 + n, "at": START + 41 * 86_400 + n, "card": "dora", "shop": 1, "amount": 99.0} for n in range(5)
+    ]
+    events = in_order([*make_events(200), *large])  # of which some are refused for their features
+    with publishing(server, tmp_path) as (client, broker):
+        answers = [score(client, event).json() for event in events]
+        scored = [answer for answer in answers if "refused" not in answer]
+        (tmp_path / "run").mkdir()
+        found = stream_to_folder(tmp_path / "run", broker, PROJECT, DAY, 2 * SECOND)
+    assert len(scored) > 150
+    assert_same_bits(scored, found.scores, [*PROJECT.feature_names, "score", "decision"])
+    refused = [a["refused"] for a in answers if a.get("refused", {}).get("step") == "CheckFeatures"]
+    assert found.dead_letters["step"].to_pylist() == ["CheckFeatures"] * len(refused) != []
+
+
+def test_a_broker_that_is_down_gives_the_fallback_decision_and_nothing_is_lost(server, tmp_path):
+    with publishing(server, tmp_path, deadline=1.0) as (client, broker):
+        assert "score" in score(client, EVENT).json()
+        server.stop()
+        reply = score(client, {**EVENT, "id": 2}).json()
+        assert (reply["decision"], reply["fallback"]) == ("review", True)
+        ready = client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()["why"]) == (503, "the broker does not answer")
+        third = score(client, {**EVENT, "id": 3}).json()  # which is neither absorbed nor published
+        assert third["fallback"] is True
+        server.start()
+        until = time.monotonic() + 60
+        while client.get("/v2/health/ready").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert "score" in score(client, {**EVENT, "id": 2}).json()
+        found = received(broker, 3)
+    assert sorted(json.loads(payload)["id"] for payload, _ in found) == [1, 2, 2]  # a stream takes the second as such
+
+
+def test_a_topic_that_is_gone_is_told_and_what_was_absorbed_is_named(server, tmp_path, caplog):
+    project = declared(TEXT.replace("fallback: {action: review}\n", ""), SCHEMA)
+    server.create("demo", "gone", "gone-reader")
+    sent = Publishing(open_broker("pubsub://demo/gone"), project)
+    with serving(project, open_faulty(tmp_path, project), publishing=sent, deadline=2.0) as client:
+        assert score(client, EVENT).status_code == 200
+        server.stop()
+        assert score(client, {**EVENT, "id": 2}).status_code == 503
+        sent.close()
+    assert "the events of 1 requests are absorbed, and not published" in caplog.text
