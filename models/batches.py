@@ -222,14 +222,15 @@ def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
         return np.asarray(np.append(hash_keys(keys.dictionary), np.uint64(0))[indices])
     if pa.types.is_string(keys.type) or pa.types.is_binary(keys.type):
         hashes = _hash_strings(keys.cast(pa.binary()).fill_null(b""))  # there may be bytes under a null
-    elif pa.types.is_floating(keys.type):
-        hashes = keys.cast(pa.float64()).fill_null(0.0).to_numpy().view(np.uint64)
     else:
-        hashes = keys.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
+        numbers = keys.cast(pa.float64() if pa.types.is_floating(keys.type) else pa.int64())
+        hashes = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy().view(np.uint64)
     # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
-    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return np.asarray(hashes ^ (hashes >> np.uint64(33)))
+    hashes = hashes ^ (hashes >> np.uint64(33))
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        hashes *= np.uint64(factor)
+        hashes ^= hashes >> np.uint64(33)
+    return hashes
 
 
 def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
