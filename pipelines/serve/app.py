@@ -22,10 +22,11 @@ from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
 from pipelines.serve.documents import INFER, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
+from pipelines.serve.line import ServiceDown
 from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
 from pipelines.serve.models import Champion
 from pipelines.serve.rates import Rates, client_of
-from pipelines.serve.service import Service, ServiceDown
+from pipelines.serve.service import Service
 from pipelines.serve.siblings import Siblings
 
 _LOG = logging.getLogger("headrace")

@@ -8,7 +8,6 @@ second, finds that it answers.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -17,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from models.batches import as_int64, column
-from models.errors import HeadraceError
 from models.predictors.booster import ModelError
 from models.project.declarations import Project
 from models.serving.answers import Answering
@@ -26,6 +24,7 @@ from models.serving.requests import RequestError, is_valid
 from models.store.kinds import Kind, Place
 from models.store.tiles import TileError
 from pipelines.brokers import BrokerError
+from pipelines.serve.line import Line, ServiceDown
 from pipelines.serve.models import Models
 from pipelines.serve.publishing import Done, Publishing
 from pipelines.serve.siblings import Lost
@@ -35,10 +34,6 @@ _LOG = logging.getLogger("headrace")
 _LOOK_SECONDS = 1.0
 MOST_WAITING = 256
 T = TypeVar("T")
-
-
-class ServiceDown(HeadraceError):
-    """An endpoint that can't answer now: its store does not answer, or too many requests wait."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +104,14 @@ class Service:
         self._store = store
         self._watched = _Watched(store, self._break)
         self._deadline = deadline_seconds
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "answers")
-        self._waiting = 0
+        self._line = Line("answers", MOST_WAITING, deadline_seconds)
+        self._fallbacks = Line("fallbacks", MOST_WAITING, deadline_seconds)
         self._lost = lost or Lost()
         self._publishing = publishing
         self.broken: str | None = None
 
     async def score(self, payloads: Sequence[bytes], with_features: bool = False, reason_codes: int = 0) -> Reply:
-        """Answers to events; ServiceDown if there are none, and the project declares no fallback decision."""
+        """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared."""
         try:
             until = time.monotonic() + self._deadline
             reply = await self._do(lambda: self._score(payloads, with_features, reason_codes))
@@ -126,7 +121,7 @@ class Service:
         except ServiceDown:
             if self.project.fallback is None:
                 raise
-        return await asyncio.get_running_loop().run_in_executor(None, self._fall_back, payloads)
+        return await self._fallbacks.run(lambda: self._fall_back(payloads))
 
     async def features(self, entity: str, key: str, at_us: int) -> bytes:
         """The rolling features of an entity's key as of a time, microseconds since 1970 UTC, as a JSON object."""
@@ -146,7 +141,8 @@ class Service:
 
     def close(self) -> None:
         """End the thread, when it has answered."""
-        self._thread.shutdown()
+        self._line.close()
+        self._fallbacks.close()
         if self._publishing is not None:
             self._publishing.close()
         self.models.close()
@@ -155,20 +151,12 @@ class Service:
     async def _do(self, work: Callable[[], T], needs_store: bool = True) -> T:
         if needs_store and self.broken is not None:
             raise ServiceDown(self.broken)
-        if self._waiting >= MOST_WAITING:
-            raise ServiceDown("too many requests wait")
-        self._waiting += 1
-        future = self._thread.submit(work)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._deadline)
-        except TimeoutError:
-            if future.cancelled():  # it was never begun
-                raise ServiceDown("too many requests wait") from None
-            why = f"no answer within {self._deadline:g} s"
-            self._break(why)
-            raise ServiceDown(why) from None
-        finally:
-            self._waiting -= 1
+            return await self._line.run(work)
+        except ServiceDown:
+            if self._line.is_stuck:
+                self._break(f"no answer within {self._deadline:g} s")
+            raise
 
     async def _publish(self, done: Done, until: float) -> None:
         """Wait until the broker has what was absorbed; ServiceDown if it has not by a time of the monotonic clock."""

@@ -109,7 +109,7 @@ class _Worker:
         os.environ[_SEAT] = json.dumps(dataclasses.asdict(seat))
         try:
             self.process: subprocess.Popen[bytes] | None = start_child(
-                "pipelines.cli.main",
+                "pipelines.cli.entry",
                 *self._arguments,
                 stdin=subprocess.PIPE,
                 pass_fds=(seat.listener, ready),

@@ -1,5 +1,6 @@
 """The endpoint's routes, as a client sees them, whatever it sends."""
 
+import concurrent.futures
 import json
 import random
 import threading
@@ -257,6 +258,55 @@ def test_a_store_that_fails_gives_the_fallback_decision_and_comes_back(tmp_path)
         assert score(client, {**EVENT, "id": 3, "at": EVENT["at"] + 1}).json()["complete"] is True
 
 
+def test_a_dead_store_is_asked_by_no_request_but_by_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.05)
+    store, asked = open_faulty(tmp_path, PROJECT), []
+
+    def fail():
+        asked.append(threading.current_thread().name)
+        looks.wait()
+        raise StoreError("the disk is gone")
+
+    looks = threading.Event()
+    looks.set()
+    with serving(PROJECT, store) as client:
+        store.before = fail
+        assert score(client).json()["fallback"] is True
+        wait_for(lambda: len(asked) > 3)  # looks
+        looks.clear()  # the next one hangs, as a server does that takes connections and says nothing
+        before = len(asked)
+        wait_for(lambda: len(asked) > before)
+        replies = [score(client, {**EVENT, "id": n}).json() for n in range(2, 40)]
+        assert len(asked) == before + 1
+        store.before = lambda: None
+        looks.set()
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        assert "score" in score(client).json()
+    assert all(reply["fallback"] for reply in replies)
+
+
+def test_a_store_that_fails_now_and_then_leaves_no_answer_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+    store, chosen = open_faulty(tmp_path, PROJECT), random.Random(7)
+
+    def fail():
+        if chosen.random() < 0.2:
+            raise StoreError("flapping")
+
+    with serving(PROJECT, store) as client:
+        store.before = fail
+        replies = [score(client, {**EVENT, "id": n, "at": EVENT["at"] + n}) for n in range(100)]
+        store.before = lambda: None
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        missed = [n for n, reply in enumerate(replies) if reply.json().get("fallback")]
+        again = [score(client, {**EVENT, "id": n, "at": EVENT["at"] + n}).json() for n in missed]
+    assert {reply.status_code for reply in replies} == {200}
+    assert 0 < len(missed) < 100
+    complete = [reply.json()["complete"] for reply in replies]
+    assert complete == [True] * missed[0] + [False] * (100 - missed[0])  # from the first that is not there
+    assert all("score" in reply for reply in again)
+
+
 def test_a_store_that_is_slow_is_waited_for_until_the_deadline(tmp_path):
     store = open_faulty(tmp_path, NO_FALLBACK)
     with serving(NO_FALLBACK, store, deadline=2.0) as client:
@@ -280,12 +330,50 @@ def test_more_requests_than_may_wait_are_told_to_come_again(tmp_path, monkeypatc
         store.before = go.wait
         first = threading.Thread(target=score, args=(client,))
         first.start()
-        wait_for(lambda: client.service._waiting == 1)
+        wait_for(lambda: client.service._line.waiting == 1)
         reply = score(client)
         go.set()
         first.join()
         assert reply.json() == {"error": "too many requests wait"}
         assert client.get("/v2/health/ready").status_code == 200
+
+
+def test_requests_that_wait_for_long_do_not_break_what_works(tmp_path):
+    """Each takes a part of the deadline: of many at once most are told to come again, and the store is well."""
+    store = open_faulty(tmp_path, NO_FALLBACK)
+    with serving(NO_FALLBACK, store, deadline=4.0) as client:
+        assert score(client).status_code == 200
+        asked = []
+
+        def be_slow():
+            begun = client.service._line._begun
+            if begun not in asked:  # once for each request
+                asked.append(begun)
+                time.sleep(0.5)
+
+        store.before = be_slow
+        with concurrent.futures.ThreadPoolExecutor(12) as threads:
+            replies = list(threads.map(lambda n: score(client, {**EVENT, "id": n}), range(2, 14)))
+        store.before = lambda: None
+        ready = client.get("/v2/health/ready").status_code
+    assert {reply.status_code for reply in replies} == {200, 503}
+    assert ready == 200
+
+
+def test_fallback_decisions_are_bounded_as_answers_are(tmp_path, monkeypatch):
+    store = open_faulty(tmp_path, PROJECT)
+
+    def fail():
+        raise StoreError("the disk is gone")
+
+    with serving(PROJECT, store, deadline=0.5) as client:
+        store.before = fail
+        assert score(client).json()["fallback"] is True
+        go = threading.Event()
+        monkeypatch.setattr(client.service, "_fall_back", lambda payloads: go.wait())
+        late = score(client)
+        go.set()
+    assert (late.status_code, late.json()) == (503, {"error": "too many requests wait"})
 
 
 def test_an_unforeseen_error_tells_nothing(tmp_path, monkeypatch):
