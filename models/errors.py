@@ -51,6 +51,7 @@ HeadraceError
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered
 ├── ExpositionError         a port that metrics can't be shown on
+├── ChildError              a command beside this one that ended, or does not get ready
 ├── ScrapeError             an address that shows no metrics of headrace's
 ├── ImportedModelError      a model from elsewhere that no bundle can be made of
 ├── RunError                a run that can't start as it is asked for, or has not left what a run leaves

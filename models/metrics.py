@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 
 UNKNOWN = -1  # of a gauge
+# What is published later after it happened is sent again: how late that makes it is no fault of whoever reads it.
+RESENT_SECONDS = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ Labels = tuple[tuple[str, str], ...]  # with their values
 Series = tuple[str, Labels]  # a metric's name, and its labels
 
 _SECONDS = tuple(round(base * 10.0**power, 6) for power in range(-3, 3) for base in (1, 1.5, 2.5, 4, 6))
+_LONG_SECONDS = (*_SECONDS, 1000.0, 2500.0, 6000.0, 15_000.0, 40_000.0, 86_400.0)
 
 EVENTS = Metric("headrace_events_total", "counter", "Events by what became of them.", ("outcome",), True)
 FEEDBACK = Metric("headrace_feedback_total", "counter", "Scores whose label came.", ("decision", "label"), True)
@@ -88,13 +91,32 @@ DEAD_LETTERS = Metric(
 VERDICTS = Metric("headrace_verdicts_total", "counter", "Windows of score rows by their verdict.", ("status",), True)
 ALERTS = Metric("headrace_alerts_total", "counter", "Alerts of incidents that open, go on or end.", ("event",), True)
 OPEN = Metric("headrace_open_incidents", "gauge", "Incidents that are open.", (), True)
+CIRCUIT = Metric("headrace_circuit", "gauge", "The circuit breaker: 0 closed, 1 half-open, 2 open.", (), True)
+CIRCUIT_CHANGES = Metric(
+    "headrace_circuit_changes_total", "counter", "Changes of the circuit breaker by its new state.", ("to",), True
+)
+FALLEN_BACK = Metric(
+    "headrace_fallen_back_total", "counter", "Score rows that the circuit breaker made fall back.", ("to",), True
+)
 ASSIGNED = Metric("headrace_assigned_total", "counter", "Events that a release gave a model.", ("role",), True)
+RELEASE = Metric("headrace_release", "gauge", "The newest release that gave events of the last slice a model.")
 REFUSED_RELEASES = Metric("headrace_refused_releases_total", "counter", "Releases whose bundles were refused.")
 WAITING = Metric("headrace_waiting_records", "gauge", "Records that wait for the watermark.")
 BACKLOG = Metric("headrace_backlog_messages", "gauge", "Messages that wait at the broker.")
 WATERMARK_LAG = Metric("headrace_watermark_lag_seconds", "gauge", "How far the watermark is behind the clock.")
+PUBLISH_DELAY = Metric(
+    "headrace_publish_delay_seconds", "gauge", "How long after it happened the newest event was published."
+)
+FIRST_ROW = Metric("headrace_first_row_seconds", "gauge", "From the start of the process to its first score row.")
+ROUNDS = Metric("headrace_rounds_total", "counter", "Rounds of the reader: what was received, and became due.")
 LATENCY = Metric(
     "headrace_latency_seconds", "histogram", "From published to the end of a stage.", ("stage",), bounds=_SECONDS
+)
+FRESHNESS = Metric(
+    "headrace_freshness_seconds",
+    "histogram",
+    "From an event to its score row, but of events that are sent again.",
+    bounds=_LONG_SECONDS,
 )
 METRICS = (
     EVENTS,
@@ -115,12 +137,20 @@ METRICS = (
     VERDICTS,
     ALERTS,
     OPEN,
+    CIRCUIT,
+    CIRCUIT_CHANGES,
+    FALLEN_BACK,
     ASSIGNED,
+    RELEASE,
     REFUSED_RELEASES,
     WAITING,
     BACKLOG,
     WATERMARK_LAG,
+    PUBLISH_DELAY,
+    FIRST_ROW,
+    ROUNDS,
     LATENCY,
+    FRESHNESS,
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -226,18 +256,46 @@ def value_of(found: Mapping[Series, int], metric: Metric) -> float | None:
     return value / metric.scale
 
 
-def quantiles(
-    found: Mapping[Series, int], before: Mapping[Series, int], metric: Metric, stage: str, shares: Sequence[float]
-) -> list[float] | None:
-    """Upper bounds of quantiles of what a histogram counted since `before`; None if it was nothing."""
-    bounds = [*map(repr, metric.bounds), "+Inf"]
-    keys = [(f"{metric.name}_bucket", (("stage", stage), ("le", bound))) for bound in bounds]
-    numbers = np.array([found.get(key, 0) - before.get(key, 0) for key in keys])
-    if not numbers.any():
+@dataclasses.dataclass(frozen=True)
+class Lag:
+    """How far a stream's watermark is behind, in seconds, and how long after they happened events are published.
+
+    Where these are sent again, `seconds` are behind what is published, else behind the clock.
+    """
+
+    seconds: float
+    delay: float = 0.0
+
+    @property
+    def is_resent(self) -> bool:
+        """Whether the events are old ones that are sent again."""
+        return self.delay > RESENT_SECONDS
+
+
+def lag(found: Mapping[Series, int]) -> Lag | None:
+    """How far a stream is behind; None if that is not known."""
+    behind, delay = value_of(found, WATERMARK_LAG), value_of(found, PUBLISH_DELAY) or 0.0
+    if behind is None:
         return None
-    below = np.cumsum(numbers)
+    return Lag(max(behind - delay, 0.0), delay) if delay > RESENT_SECONDS else Lag(behind, delay)
+
+
+def quantiles(
+    found: Mapping[Series, int], before: Mapping[Series, int], metric: Metric, labels: Labels, shares: Sequence[float]
+) -> list[float] | None:
+    """Upper bounds of quantiles of what a histogram's series counted since `before`; None if it was nothing."""
+    name = f"{metric.name}_bucket"
+    numbers = {
+        float(of[-1][1]): number - before.get((each, of), 0)
+        for (each, of), number in found.items()
+        if each == name and of[:-1] == labels
+    }
+    bounds = sorted(numbers)
+    below = np.cumsum([numbers[bound] for bound in bounds])
+    if not len(below) or not below[-1]:
+        return None
     places = np.searchsorted(below, below[-1] * np.asarray(shares))
-    return [(*metric.bounds, metric.bounds[-1])[place] for place in places.tolist()]
+    return [min(bounds[place], metric.bounds[-1]) for place in places.tolist()]
 
 
 def flink_name(beam_name: str) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from models import metrics
 from models.counts import DEDUPLICATE
 from models.metrics import Metric, Series
+from models.partitions import Partitions, Span
 from models.project.objectives import Objective, Objectives, Serving
+from models.project.sections import duration_text
 from models.record import Outcome
 
 
@@ -78,9 +80,9 @@ class Least:
         return self.total >= self.target
 
 
-def bound_of(within_us: int) -> float:
-    """The largest bound of the latency's buckets, in seconds, that is no longer."""
-    return max(bound for bound in metrics.LATENCY.bounds if bound * 1e6 <= within_us)
+def bound_of(within_us: int, metric: Metric = metrics.LATENCY) -> float:
+    """The largest bound of a histogram's buckets, in seconds, that is no longer."""
+    return max(bound for bound in metric.bounds if bound * 1e6 <= within_us)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,10 @@ def promises_of_runs(objectives: Objectives) -> Iterator[Promise]:
         bound = bound_of(fast.within)
         every, good = (Counter(metrics.LATENCY, "stage", WRITTEN, within=within) for within in (math.inf, bound))
         yield Promise("latency", f"rows written within {bound:g} s", fast, (every, good), every)
+    if (recent := objectives.freshness) is not None:
+        bound = bound_of(recent.within, metrics.FRESHNESS)
+        every, good = (Counter(metrics.FRESHNESS, within=within) for within in (math.inf, bound))
+        yield Promise("row_freshness", f"rows within {bound:g} s of their events", recent, (every, good), every)
     if objectives.valid is not None:
         bad = Counter(metrics.DEAD_LETTERS, "step", DEDUPLICATE, is_other=True)
         read = Counter(metrics.EVENTS, "outcome", Outcome.READ)
@@ -157,6 +163,12 @@ def promises_of_serving(serving: Serving) -> Iterator[Promise]:
         yield Promise("freshness", f"events at most {seconds:g} s past their state", fresh, (every, good), every)
 
 
+def promises_of(objectives: Objectives | None, serving: Serving | None) -> Iterator[Promise]:
+    """What a project promises that can be counted, of its runs and of its endpoint."""
+    yield from promises_of_runs(objectives or Objectives())
+    yield from promises_of_serving(serving or Serving())
+
+
 def is_of_endpoint(found: Mapping[Series, int]) -> bool:
     """Whether metrics are those of an endpoint, and not of a run."""
     return any(name == metrics.READY.name for name, _ in found)
@@ -170,10 +182,12 @@ def of_metrics(objectives: Objectives, found: Mapping[Series, int]) -> Iterator[
         yield _rows(objectives.rows, sum(metrics.by_label(found, metrics.SCORES).values()))
 
 
-def of_run(objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequence[str]) -> Iterator[Ratio | Least]:
-    """The objectives by what a finished run left: events by their outcomes, and the statuses of its verdicts.
+def of_run(
+    objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequence[str], done: Least | None = None
+) -> Iterator[Ratio | Least]:
+    """The objectives by what a finished run left: events by their outcomes, the statuses of its verdicts, what is done.
 
-    Latency is a stream's alone.
+    Latency and freshness are a stream's alone.
     """
     if objectives.valid is not None:
         bad, read = outcomes.get(Outcome.DEAD_LETTERED, 0), outcomes.get(Outcome.READ, 0)
@@ -182,6 +196,28 @@ def of_run(objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequen
         yield Ratio("quality", _QUALITY, objectives.quality.target, statuses.count(ALARM), len(statuses))
     if objectives.rows is not None:
         yield _rows(objectives.rows, outcomes.get(Outcome.SCORED, 0) + outcomes.get(Outcome.QUARANTINED, 0))
+    if done is not None:
+        yield done
+
+
+def of_days(
+    within_us: int, partitions: Partitions, spans: Sequence[Span], starts_us: Iterable[int], now_us: int
+) -> Least:
+    """Of the days, or hours, that ended at least `within_us` before `now_us`, those that a sink has.
+
+    It has those in its `spans`, and those that it has score rows of, by their starts. The first is the first of these;
+    all times are in microseconds, since 1970 UTC.
+    """
+    bounded = [span for span in spans if span.start_us is not None and span.stop_us is not None]
+    there = set(starts_us)
+    first = [*there, *(partitions.start_us(span.start_us) for span in bounded if span.start_us is not None)]
+    due = found = 0
+    start_us = min(first, default=now_us)
+    while (stop_us := partitions.next_us(start_us)) + within_us <= now_us:
+        due += 1
+        found += start_us in there or any(start_us in span and stop_us - 1 in span for span in bounded)
+        start_us = stop_us
+    return Least("done_within", f"{partitions.by}s that ended {duration_text(within_us)} ago", due, found)
 
 
 def _rows(wanted: int, rows: int) -> Least:

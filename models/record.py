@@ -19,6 +19,8 @@ Columns whose names start with `__` go between the steps:
 - `__earlier`, `__content` and `__label_time` are of one step each
 - `__release` int32, `__held_out` bool, `__holdout_share` int32, `__role`, `__bundle`, `__shadows` and `__thresholds`,
   dictionaries of strings, of events between the step that assigns releases and the score: see models.rollout.assign
+- `__since` int64, and `__instead` and `__instead_thresholds`, dictionaries of strings, beside them where a circuit
+  breaker is declared; `__since` and `__otherwise_…` of score rows up to the gate: see models.rollout.instead
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ LABEL_TIME = "__label_time"
 ASKED = "__asked"  # the number of a row of a spine, which asks for features and is no event
 RELEASE_NUMBER, RELEASE_ROLE, BUNDLE = "__release", "__role", "__bundle"
 SHADOWS, THRESHOLDS, HELD_OUT, HOLDOUT_SHARE = "__shadows", "__thresholds", "__held_out", "__holdout_share"
+SINCE, INSTEAD, INSTEAD_THRESHOLDS = "__since", "__instead", "__instead_thresholds"
+OTHERWISE = "__otherwise_"  # before a name: a column of the score row that takes the place of another
 
 IS_HISTORY, IS_PROVISIONAL, IS_LATE = 1, 2, 4
 # Of history, that the period of a length in which an event is was not over when the process before ended.

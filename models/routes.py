@@ -40,6 +40,12 @@ def fault_of(place: str) -> str | None:
     return None
 
 
+def topic_of(sink: str, kind: str) -> str:
+    """The URI of the topic of what is of a kind, such as `quality`, beside those of the scores of a stream."""
+    place, mark, query = sink.partition("?")
+    return f"{place}-{kind}{mark}{query}"
+
+
 def topic_beside(sink: str, place: str) -> str:
     """The URI of the topic that `place` means in a run whose sink is the topic `sink`, with whose query a name goes."""
     if is_topic(place):

@@ -21,7 +21,8 @@ from models.record import EVENTS, LABELS, RELEASES, Outcome
 from models.routes import FALLBACK, LABEL_METRICS, SHADOWS
 from models.state import Resume
 from models.totals import period_end_us
-from pipelines.monitoring.alerts import SendAlerts
+from pipelines.monitoring.send import SendAlerts
+from pipelines.sinks.circuits import NoteCircuits
 from pipelines.sinks.store import WriteStore
 from pipelines.sources import SLICE_US
 from transforms.assign import AssignReleases
@@ -65,6 +66,7 @@ class GraphConfig:
     states: States | None = None  # where a run starts from a state, and keeps some
     boundary_us: int = SLICE_US  # every multiple of it is an end of a slice
     store: WriteStore | None = None  # that takes what windows read
+    circuits: NoteCircuits | None = None  # where changes of the circuit breaker are noted
 
     @property
     def resume(self) -> Resume | None:
@@ -121,6 +123,8 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     watched = leave_open(watched | add_up(featured, config) | measured, config.span)
     if "verdicts" in watched:
         send_alerts(watched["verdicts"], config)
+        if config.circuits is not None and config.project.breaker is not None:
+            watched["verdicts"] | "Circuits" >> config.circuits
     if config.check_slices:
         check_counts(raw, checked.filtered, featured, scored, refused, labels, standby)
     beside = shadows | decide_unscored(refused, config) | keep_states(checked, labels, letters, config)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from models.batches import as_batch
 from models.codecs.times import micros_of
 from models.errors import HeadraceError
+from models.objectives import Least, of_days
 from models.partitions import Span
 from models.predictors.bundle import Bundle
 from models.predictors.evaluation import Evaluation, Evaluator, TopOfDay, evaluate
@@ -72,6 +73,16 @@ def read_spans(directory: str) -> list[Span]:
     if not Folder(directory).is_file(SUCCESS):
         return []
     return [Span.of_facts(each) for each in read_success(directory).get(SPANS, [])]
+
+
+def days_done(directory: str, project: Project, now_us: int) -> Least:
+    """Of the days that should be in a sink by a time, as the project declares `slo.done_within`, those that are."""
+    assert project.slo is not None
+    assert project.slo.done_within is not None
+    partitions, folder = project.partitions, Folder(directory)
+    starts = {partitions.start_of(f"{SCORES}/{name}") for name in folder.names(SCORES)} - {None}
+    known = [start_us for start_us in starts if start_us is not None]
+    return of_days(project.slo.done_within, partitions, read_spans(directory), known, now_us)
 
 
 def paths_of(directory: str, kind: str, endings: tuple[str, ...] = (".parquet",)) -> list[str]:

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.batches import Keys, column, is_provisional, shard_of, times_us, with_column
-from models.metrics import ASSIGNED
+from models.metrics import ASSIGNED, RELEASE
 from models.project.declarations import Project
 from models.record import MARKS
 from models.rollout.assign import CANARY, CHAMPION, Releases, from_batch, to_batch
+from models.rollout.instead import needs_instead
 from models.score import live_rows
 from models.steps import Log, Shard, Step, spread
-from transforms.metrics import count
+from transforms.metrics import count, gauge
 from transforms.slices import Hold
 
 _FOREVER = 1 << 62
@@ -37,7 +39,7 @@ class AssignReleases(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]]
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         """Batches of one slice in and out."""
         routes = {"events": self._route_events, "releases": self._route_releases}
-        return inputs | "Hold" >> Hold(_Assign(self.project.entities), routes)
+        return inputs | "Hold" >> Hold(_Assign(self.project), routes)
 
     def _route_events(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
         live = live_rows(batch)
@@ -59,8 +61,8 @@ class _Assign(Step[Shard]):
     shard = Shard
     horizon_us = _FOREVER
 
-    def __init__(self, entities: dict[str, str]) -> None:
-        self._entities = entities
+    def __init__(self, project: Project) -> None:
+        self._entities, self._breaks = project.entities, needs_instead(project)
 
     def kind_of(self, batch: pa.RecordBatch) -> int:
         """Of one slice releases first: they have no marks."""
@@ -90,7 +92,11 @@ class _Assign(Step[Shard]):
             canary = int(np.count_nonzero(assigned.role.indices))
             count(ASSIGNED, canary, role=CANARY)
             count(ASSIGNED, batch.num_rows - canary, role=CHAMPION)
-        for name, values in assigned.columns().items():
+            gauge(RELEASE, pc.max(assigned.release).as_py())
+        columns = assigned.columns()
+        if self._breaks:
+            columns |= known.instead(times_us(batch), assigned.role)
+        for name, values in columns.items():
             batch = with_column(batch, name, values)
         yield batch
 

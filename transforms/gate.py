@@ -7,7 +7,7 @@ it is the same whatever comes first, in batch and in stream.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -15,12 +15,16 @@ import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 from models.batches import Keys, column, partition, shard_of
+from models.metrics import FALLEN_BACK
 from models.project.declarations import Project
+from models.quality.circuit import Circuit
 from models.quality.gate import Known, OnStop, QualityStop, Verdicts, apply_verdicts, gate_ends, still_needed
 from models.quality.parts import due_end
 from models.quality.records import Verdict, batch_to_verdicts, verdict_to_batch
 from models.quality.window_statistics import WindowJudge
+from models.rollout.instead import Change, fall_back
 from models.steps import Log, Shard, Step
+from transforms.metrics import count
 from transforms.slices import Hold
 from transforms.state import States
 from transforms.statistics import WatchQuality
@@ -36,6 +40,7 @@ class Gate(beam.PTransform[dict[str, beam.PCollection], beam.pvalue.DoOutputsTup
     time, "" if there is none. With `quarantine` it waits for the verdict on its own window, up to that window's length.
     With `stop` and `on_stop` "fail", an alarm raises QualityStop. With "fallback", rows after an alarm get the safe
     action until windows are ok again, and what the model decided is in `shadow_decision`, else null there.
+    Where a circuit breaker is declared, rows fall back as models.rollout.instead says, in any mode.
     `boundary_us` is that of WatchQuality.
     """
 
@@ -44,11 +49,12 @@ class Gate(beam.PTransform[dict[str, beam.PCollection], beam.pvalue.DoOutputsTup
     on_stop: OnStop = "fail"
     shards: int = 1
     states: States | None = None  # the verdicts that rows may need are kept as `gate`
+    noted: tuple[Circuit, ...] = ()  # as of WindowJudge
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.pvalue.DoOutputsTuple:
         """Main output: rows that may be published; output `quarantine`: rows of bad windows, with their verdict."""
         routes = {"rows": self._route_rows, "verdicts": self._route_verdict}
-        step = _Gate(self.project, self.boundary_us, self.on_stop)
+        step = _Gate(self.project, self.boundary_us, self.on_stop, self.noted)
         tagged = {QUARANTINE: pa.RecordBatch}
         hold = Hold(step, routes, tagged=tagged, states=self.states, name="gate", shards=self.shards)
         return pcolls | "Hold" >> hold
@@ -80,7 +86,8 @@ class WatchScores(beam.PTransform[dict[str, beam.PCollection], dict[str, beam.PC
     def expand(self, pcolls: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
         """A dictionary of PCollections."""
         watched = pcolls["scored"] | "Judge windows" >> WatchQuality(self.judge, self.boundary_us, self.states)
-        gate = Gate(self.judge.project, self.boundary_us, self.on_stop, self.shards, self.states)
+        ends = (self.boundary_us, self.on_stop, self.shards, self.states)
+        gate = Gate(self.judge.project, *ends, self.judge.noted)
         gated = {"rows": pcolls["rows"], "verdicts": watched.verdicts} | "Gate" >> gate
         records = {"statistics": watched.statistics, "verdicts": watched.verdicts}
         return {"scores": gated.rows, "quarantine": gated.quarantine, **records}
@@ -89,6 +96,7 @@ class WatchScores(beam.PTransform[dict[str, beam.PCollection], dict[str, beam.PC
 @dataclasses.dataclass
 class _Known(Shard):
     verdicts: list[Known] = dataclasses.field(default_factory=list)
+    circuits: list[Change] = dataclasses.field(default_factory=list)
 
 
 class _Gate(Step[_Known]):
@@ -96,11 +104,12 @@ class _Gate(Step[_Known]):
 
     shard = _Known
 
-    def __init__(self, project: Project, boundary_us: int, on_stop: OnStop) -> None:
+    def __init__(self, project: Project, boundary_us: int, on_stop: OnStop, noted: Sequence[Circuit] = ()) -> None:
         assert project.quality is not None
         self._project, self._quality = project, project.quality
         self._boundary_us = boundary_us
         self._on_stop = on_stop
+        self._noted = [Change(each.from_us or 0, each.state, each.since_us) for each in noted]
 
     def places(self, segment: pa.RecordBatch, shards: int) -> Keys:
         """By the event's id."""
@@ -114,6 +123,11 @@ class _Gate(Step[_Known]):
         """The rows that may go on, and those that are held back; of verdicts nothing."""
         if self.kind_of(batch):
             passed, held = apply_verdicts(batch, Verdicts.of(log.shard.verdicts), self._project, self._on_stop)
+            if passed is not None and self._project.breaker is not None:
+                changes = list(map(Change._make, log.shard.circuits)) if log.shard.verdicts else self._noted
+                passed, fallen = fall_back(passed, changes, self._project)
+                for to, rows in fallen.items():
+                    count(FALLEN_BACK, rows, to=to)
             if passed is not None:
                 yield passed
             if held is not None:
@@ -125,5 +139,14 @@ class _Gate(Step[_Known]):
             if alarm and self._quality.gate == "stop" and self._on_stop == "fail":
                 raise QualityStop(verdict)
             known.append((verdict.window_end_us, verdict.verdict_id, alarm, verdict.circuit_open))
+            if (circuit := verdict.circuit) is not None:
+                if not known[1:]:
+                    log.shard.circuits = [each for each in self._noted if each.at_us < verdict.window_end_us]
+                change = Change(verdict.window_end_us, circuit.state, circuit.since_us)
+                if not log.shard.circuits or tuple(log.shard.circuits[-1][1:]) != change[1:]:
+                    log.shard.circuits.append(change)
         # Rows may still come in time for those of two windows and slices.
-        log.shard.verdicts = still_needed(known, due_us - 2 * (self._boundary_us + self._quality.window))
+        oldest_us = due_us - 2 * (self._boundary_us + self._quality.window)
+        log.shard.verdicts = still_needed(known, oldest_us)
+        first = sum(change[0] <= oldest_us for change in log.shard.circuits[1:])
+        log.shard.circuits = log.shard.circuits[first:]

@@ -20,6 +20,7 @@ from models.record import (
     PUBLISHED,
 )
 from models.rollout.apply import Bundles, score_released, score_shadows
+from models.rollout.instead import needs_instead, score_instead
 from models.score import decided, live_rows, score_batch, stream_columns, with_columns
 from transforms.metrics import count
 
@@ -62,6 +63,9 @@ class Score(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.PCollection[p
                 rows = score_batch(current, self.project, self.scorer, self.bundle_id, self.reason_codes)
             else:
                 rows = score_released(current, self.project, self.bundles, self.reason_codes)
+                if needs_instead(self.project):
+                    instead = score_instead(current, rows, self.project, self.bundles, self.reason_codes)
+                    rows = with_columns(rows, instead)
             if PUBLISHED in current.schema.names:
                 rows = with_columns(rows, stream_columns(current))
             if self.keep_marks:

@@ -14,13 +14,15 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
+from models.metrics import CIRCUIT, CIRCUIT_CHANGES
 from models.metrics import VERDICTS as VERDICTS_TOLD
+from models.quality.circuit import LEVELS
 from models.quality.judge import Memory
 from models.quality.parts import batch_to_part, due_end, end_of, part_to_batch, sum_up
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.window_statistics import WindowJudge, add_parts
 from models.steps import Log, Shard, Step
-from transforms.metrics import count
+from transforms.metrics import count, gauge
 from transforms.slices import Hold
 from transforms.state import States
 
@@ -131,5 +133,8 @@ class _Judge(Step[_Judged]):
         statistics, verdict, after = self._judge.advance(part, end_us, state.late, before)
         state.judged_us, state.late, state.memory = end_us, 0, after.to_json()
         count(VERDICTS_TOLD, 1, status=verdict.status)
+        if verdict.circuit is not None:
+            gauge(CIRCUIT, LEVELS[verdict.circuit.state])
+            count(CIRCUIT_CHANGES, int(verdict.circuit.from_us == end_us), to=verdict.circuit.state)
         yield statistics
         yield TaggedOutput(VERDICTS, verdict)

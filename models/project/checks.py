@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from models.partitions import DAY, HOUR
 from models.predictors.evaluation import STANDARD
 from models.project.available_checks import check_available
+from models.project.breaker_checks import check_breaker
 from models.project.contract import ARROW_TYPES
 from models.project.decision_checks import check_fallback, check_sinks
 from models.project.declarations import Project
@@ -64,6 +65,7 @@ def check_declarations(project: Project) -> Iterator[Fault]:
     yield from _check_quality(project)
     yield from check_feedback(project)
     yield from check_rollout(project)
+    yield from check_breaker(project)
     yield from _check_slo(project)
     yield from _check_partitions(project)
 
@@ -283,6 +285,9 @@ def _check_quality(project: Project) -> Iterator[Fault]:
         yield ("quality", "window"), "must be whole milliseconds, at least one"
     elif quality.series and not _holds_windows(quality.series.season, quality.window):
         yield ("quality", "series", "season"), "must be a whole number of quality.window, at most 200"
+    for place, name in enumerate(quality.series.nulls if quality.series else ()):
+        if name not in project.watched_columns:
+            yield ("quality", "series", "nulls", place), f"{name} is no column that is watched"
     if quality.min_rows > quality.sample:
         yield ("quality", "min_rows"), "must not be more than quality.sample, which is all that is looked at"
     actions = [decision.action for decision in project.decisions]

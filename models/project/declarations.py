@@ -15,6 +15,7 @@ from models.codecs.times import micros_of
 from models.partitions import UTC, Partitions
 from models.project.aggregates import COUNTS, SUMMED
 from models.project.availability import KnownAt
+from models.project.breakers import Breaker
 from models.project.contract import Contract, Field, field_of_kind
 from models.project.expressions import Expression
 from models.project.functions import ISO_8601
@@ -31,7 +32,7 @@ from models.record import EVENTS, LABELS, PREDICTED, RESERVED, SCORE, RecordType
 # What decides what a feature's value is, beside what models read and decide.
 _OF_FEATURES = {"event", "entities", "label", "fixed_point", "more_places", "tables", "features", "expect"}
 # What beside that decides what steps keep.
-_OF_STATE = ("derive", "where", "quality", "aggregates", "label_metrics")
+_OF_STATE = ("derive", "where", "quality", "aggregates", "label_metrics", "breaker")
 _EARLIEST_US = -2_208_988_800_000_000  # 1900: rows of tables may be known long before the first event
 
 
@@ -67,6 +68,7 @@ class Project(Declaration):
     label_metrics: LabelMetrics | None = None
     retrain: Retrain | None = None
     rollout: Rollout = Rollout()
+    breaker: Breaker | None = None
     slo: Objectives | None = None
     serving: Serving | None = None
     output: list[str] = pydantic.Field(default_factory=list)
@@ -74,7 +76,7 @@ class Project(Declaration):
     timezone: str = UTC
     newer: ClassVar[tuple[str, ...]] = (
         *("target", "tables", "available", "aggregates", "more_places", "expect", "fallback", "sinks", "partition"),
-        *("timezone", "label_metrics", "retrain", "rollout", "slo", "serving"),
+        *("timezone", "label_metrics", "retrain", "rollout", "breaker", "slo", "serving"),
     )
     _contract: Contract = pydantic.PrivateAttr()
     _own_fields: frozenset[str] = pydantic.PrivateAttr()

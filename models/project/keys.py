@@ -12,9 +12,10 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from models.project.availability import KnownAt
+from models.project.breakers import Breaker, ByClock
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
-from models.project.objectives import Fast, Fresh, Objective, Objectives, Serving
+from models.project.objectives import Fast, Fresh, Objective, Objectives, Recent, Serving
 from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.rollouts import Margins, Minimum, Rollout, Rules
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, Series, duration_text
@@ -49,8 +50,13 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("rollout", "rules"): Rules,
     ("rollout", "rules", "minimum"): Minimum,
     ("rollout", "rules", "margins"): Margins,
+    ("breaker",): Breaker,
+    ("breaker", "clock"): ByClock,
+    ("breaker", "clock", "latency"): Fast,
+    ("breaker", "clock", "valid"): Objective,
     ("slo",): Objectives,
     ("slo", "latency"): Fast,
+    ("slo", "freshness"): Recent,
     ("slo", "valid"): Objective,
     ("slo", "quality"): Objective,
     ("serving",): Serving,
@@ -58,8 +64,9 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
 }
 _DURATIONS = {
     "deduplicate_within", "delay", "gap", "on_last", "train", "test", "window", "alert_cool_down", "every",
-    "lead", "season", "period", "within", "p99",
+    "lead", "season", "period", "within", "done_within", "p99",
 }  # fmt: skip
+_RATIOS = ("latency", "freshness", "valid", "quality")  # objectives of a share
 WHAT = {
     "name": "The project's name, and the model's in the registry.",
     "schema": "The file of the schema, beside project.yaml.",
@@ -86,6 +93,7 @@ WHAT = {
     "label_metrics": "How good scores are, as labels become known.",
     "retrain": "When `headrace nightly` trains anew, and what becomes of the bundle.",
     "rollout": "How the project's release log is kept, and what a challenger is judged by.",
+    "breaker": "When a release falls back by itself, and when it is tried again (docs/releases.md).",
     "slo": "What the project promises: `headrace slo` tells whether it is kept (docs/slo.md).",
     "serving": "What an endpoint promises (docs/serving.md).",
     "partition": "What the output of runs is partitioned by, in event time: `day` or `hour`.",
@@ -173,10 +181,11 @@ WHAT = {
     "quality.series.seasons": "So many earlier ones are compared with; from the third on.",
     "quality.series.deviations": "Limit of a window's deviation, in units of those before.",
     "quality.series.run_length": "Windows from one false alarm of a slow drift to the next, all series together.",
+    "quality.series.nulls": "Watched columns whose share of rows without a value is a series, too.",
     "label_metrics.window": "The length of a window of score rows, in event time: whole days.",
     "label_metrics.estimate": "Whether figures are estimated, too, before labels are known (docs/estimates.md).",
     "retrain.every": "So long after the test of the last training: whole days.",
-    "retrain.or_on": "What else asks for it: `drift`, an alarm of it; `label_metrics`, the gate's metric has fallen.",
+    "retrain.or_on": "What else asks for it: `drift`, also slow; `label_metrics`, the gate's metric has fallen.",
     "retrain.fall": "How far it may fall below that of the champion's test.",
     "retrain.gate": "What the new bundle must be better in than the champion, to be registered.",
     "retrain.promote": "Whether a bundle that passes the gate is the champion of later nights.",
@@ -185,17 +194,34 @@ WHAT = {
     "retrain.gate.loss": "By so much it may be worse on a value of any slice of `training.slices`; none is any.",
     "retrain.gate.slices": "The same, by slice.",
     "rollout.clock": "What a release log's times are: `wall`, of the day, or `event`, of data that lies in the past.",
+    "breaker.kinds": "Kinds of findings that make a window bad, such as `score_range`; all if none is named.",
+    "breaker.after": "So many bad windows in a row open the circuit.",
+    "breaker.wait": "So many windows in a row that are not bad, while it is open, make it half-open.",
+    "breaker.probe": "The share of keys for which the release is tried when it is half-open.",
+    "breaker.entity": "Of whose keys; needed where there are several entities.",
+    "breaker.good": "So many windows in a row that are not bad, while it is half-open, close it.",
+    "breaker.to": "What an open circuit falls back to: the release before, or a safe action.",
+    "breaker.safe_action": "What is decided then, or where no release was before.",
+    "breaker.clock": "What a running stream is held against; what trips so is a record in the release log.",
+    "breaker.clock.every": "The length of a window by the clock: 1s to 1d.",
+    "breaker.clock.latency": "How many rows must be written soon enough after they were published.",
+    "breaker.clock.valid": "How many events must be no dead letters.",
+    **{f"breaker.clock.{name}.target": "The share that must be good." for name in ("latency", "valid")},
+    **{f"breaker.clock.{name}.minimum": "A window of fewer says nothing." for name in ("latency", "valid")},
     "slo.period": "Over so long an error budget is to last.",
     "slo.latency": "How many rows of a stream are written soon enough after they were published.",
+    "slo.freshness": "How many rows of a stream are written soon enough after their events happened.",
     "slo.valid": "How many events are no dead letters.",
     "slo.quality": "How many windows of `quality` have no alarm.",
     "slo.rows": "So many score rows a run must leave.",
-    **{f"slo.{name}.target": "The share that must be good." for name in ("latency", "valid", "quality")},
+    "slo.done_within": "So long after its end, each day (hour) must be in the sink.",
+    **{f"slo.{name}.target": "The share that must be good." for name in _RATIOS},
+    **{f"slo.{name}.minimum": "With fewer in an alert's long window, nothing is told." for name in _RATIOS},
     **{
-        f"slo.{name}.minimum": "With fewer in an alert's long window, nothing is told."
-        for name in ("latency", "valid", "quality")
+        f"{place}.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`."
+        for place in ("slo.latency", "breaker.clock.latency")
     },
-    "slo.latency.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`.",
+    "slo.freshness.within": "How soon is soon enough; taken down to the next bound of `headrace_freshness_seconds`.",
     "serving.p99": "So soon 99 of 100 requests to score are to be answered.",
     "serving.availability": "The share of events that are to get a score, or be refused by the contract.",
     "serving.freshness": "How old the state may be that an event is scored by.",

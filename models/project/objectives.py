@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
-from models.metrics import LATENCY, REQUEST_SECONDS
+from models.metrics import FRESHNESS, LATENCY, REQUEST_SECONDS, Metric
 from models.project.sections import Declaration, Duration, parse_duration
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -19,10 +19,21 @@ class Objective(Declaration):
     minimum: Annotated[int, pydantic.Field(ge=1)] = 100
 
 
+def _bounded(metric: Metric) -> pydantic.fields.FieldInfo:
+    """That a duration is one that a histogram tells of."""
+    return pydantic.Field(ge=int(metric.bounds[0] * 1e6), le=int(metric.bounds[-1] * 1e6))  # type: ignore[no-any-return]
+
+
 class Fast(Objective):
     """Good is what takes no longer than `within`, which is taken down to the next bound of the metric."""
 
-    within: Annotated[Duration, pydantic.Field(ge=int(LATENCY.bounds[0] * 1e6), le=int(LATENCY.bounds[-1] * 1e6))]
+    within: Annotated[Duration, _bounded(LATENCY)]
+
+
+class Recent(Objective):
+    """Good is what is no older than `within`, which is taken down to the next bound of the metric."""
+
+    within: Annotated[Duration, _bounded(FRESHNESS)]
 
 
 class Objectives(Declaration):
@@ -30,9 +41,12 @@ class Objectives(Declaration):
 
     period: Annotated[Duration, pydantic.Field(ge=parse_duration("1d"))] = parse_duration("30d")
     latency: Fast | None = None
+    freshness: Recent | None = None
     valid: Objective | None = None
     quality: Objective | None = None
     rows: Annotated[int, pydantic.Field(ge=1)] | None = None
+    done_within: Annotated[Duration, pydantic.Field(ge=parse_duration("1m"))] | None = None
+    newer: ClassVar[tuple[str, ...]] = ("freshness", "done_within")
 
 
 class Fresh(Objective):

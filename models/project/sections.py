@@ -207,6 +207,8 @@ class Series(Declaration):
     seasons: Annotated[int, pydantic.Field(ge=3, le=52)] = 8
     deviations: Annotated[Finite, pydantic.Field(gt=0)] = 4.0
     run_length: Annotated[int, pydantic.Field(ge=50, le=1_000_000)] = 1000  # windows from one false alarm to the next
+    nulls: list[str] = pydantic.Field(default_factory=list)  # watched columns whose rows without a value are a series
+    newer: ClassVar[tuple[str, ...]] = ("nulls",)
 
 
 class Quality(Declaration):

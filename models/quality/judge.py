@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from models.project.breakers import Breaker
 from models.project.declarations import Project
 from models.quality import backend
+from models.quality.circuit import Circuit, advance
 from models.quality.distances import (
     chance_of_infinity_norm,
     chance_of_jensen_shannon,
@@ -52,12 +54,15 @@ class Memory:
     circuit_open: bool = False
     good: int = 0  # judged windows in a row that were ok since the circuit opened
     past: Past | None = None  # of the series, where they are declared
+    circuit: Circuit | None = None  # where a breaker is declared
 
     def to_json(self) -> str:
         """One line of JSON."""
         previous = self.previous.to_json() if self.previous else None
         past = {"past": self.past.to_data()} if self.past else {}
-        return json.dumps({"previous": previous, "circuit_open": self.circuit_open, "good": self.good, **past})
+        circuit = {"circuit": vars(self.circuit)} if self.circuit else {}
+        told = {"previous": previous, "circuit_open": self.circuit_open, "good": self.good, **past, **circuit}
+        return json.dumps(told)
 
     @staticmethod
     def from_json(text: str | bytes) -> Memory:
@@ -65,7 +70,7 @@ class Memory:
         data = json.loads(text)
         previous = WindowStatistics.from_json(data["previous"]) if data["previous"] else None
         past = Past.from_data(data["past"]) if "past" in data else None
-        return Memory(previous, data["circuit_open"], data["good"], past)
+        return Memory(previous, data["circuit_open"], data["good"], past, Circuit.from_data(data.get("circuit")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +86,16 @@ class _Comparison:
 
 
 def judge(
-    current: WindowStatistics, memory: Memory, baseline: WindowStatistics | None, project: Project
+    current: WindowStatistics,
+    memory: Memory,
+    baseline: WindowStatistics | None,
+    project: Project,
+    since_us: Collection[int] = (),
 ) -> tuple[Verdict, Memory]:
-    """The verdict on a window that follows `memory`, and the memory for the window after it."""
+    """The verdict on a window that follows `memory`, and the memory for the window after it.
+
+    `since_us` tells when those releases took effect that scored the window's rows, for a circuit breaker.
+    """
     quality = project.quality
     assert quality is not None
     judged = current.rows >= quality.min_rows
@@ -104,6 +116,11 @@ def judge(
         status = "alarm" if any(finding.severity == "alarm" for finding in findings) else "warn"
     after = _next_memory(current, memory, status, judged, quality.hold_off)
     after = dataclasses.replace(after, past=seen.past) if seen else after
+    if project.breaker is not None:
+        bad = any(is_bad(finding, project.breaker) for finding in findings) if judged else None
+        before = memory.circuit or Circuit()
+        circuit = advance(before, project.breaker, current.window_end_us, since_us, bad)
+        after = dataclasses.replace(after, circuit=circuit)
     verdict = Verdict.make(
         window_start_us=current.window_start_us,
         window_end_us=current.window_end_us,
@@ -115,17 +132,24 @@ def judge(
         findings=tuple(findings),
         measures=tuple(measures),
         counters=_counters(current),
+        circuit=after.circuit,
     )
     return verdict, after
+
+
+def is_bad(finding: Finding, breaker: Breaker) -> bool:
+    """Whether a finding makes a window bad for a circuit breaker."""
+    return finding.severity == "alarm" and (not breaker.kinds or finding.kind in breaker.kinds)
 
 
 def _next_memory(current: WindowStatistics, memory: Memory, status: Status, judged: bool, hold_off: int) -> Memory:
     if not judged:
         return memory
     if status == "alarm":
-        return Memory(current, True, 0, memory.past)
+        return dataclasses.replace(memory, previous=current, circuit_open=True, good=0)
     good = memory.good + 1 if status == "ok" else 0
-    return Memory(current, memory.circuit_open and good < hold_off, good, memory.past)
+    is_open = memory.circuit_open and good < hold_off
+    return dataclasses.replace(memory, previous=current, circuit_open=is_open, good=good)
 
 
 def _see_series(current: WindowStatistics, memory: Memory, project: Project, bundle_id: str) -> Seen:

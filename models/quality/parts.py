@@ -15,9 +15,10 @@ from models.project.declarations import Project
 from models.quality.calibration import is_estimated
 from models.quality.sampling import BUNDLE, HASH, ID, TIME, least
 from models.quality.window_statistics import BASELINE_ROWS, Part, baseline_of
-from models.record import BUNDLE_ID, DECISION
+from models.record import BUNDLE_ID, DECISION, SINCE
 
 _END, _COUNTERS = b"headrace.window_end_us", b"headrace.counters"
+_SEEN = ("bundle.", "since.")  # counters of what no declaration names
 
 
 def window_end(time_us: Any, window_us: int) -> Any:
@@ -62,7 +63,7 @@ def _parts(batch: pa.RecordBatch, ends: Keys, project: Project, size: int) -> It
     counts = {"rows": np.diff(np.append(starts, len(ends)))}
     counts |= {f"decision.{band.action}": np.zeros(len(starts), np.int64) for band in project.decisions}
     counts |= {name: np.add.reduceat(flags, starts, dtype=np.int64) for name, flags in _flags(batch, watched, project)}
-    for kind, name in (("decision", DECISION), ("bundle", BUNDLE_ID)):
+    for kind, name in (("decision", DECISION), ("bundle", BUNDLE_ID), ("since", SINCE)):
         if name in batch.schema.names:
             counts |= _value_counts(kind, column(batch, name), starts)
     bundles = {}
@@ -76,7 +77,10 @@ def _parts(batch: pa.RecordBatch, ends: Keys, project: Project, size: int) -> It
         columns = {HASH: pa.array(hashes[rows]), ID: ids.take(indices), TIME: times.take(indices)}
         columns |= {name: values.take(indices) for name, values in (watched | bundles).items()}
         sample = pa.RecordBatch.from_arrays([_plain(values) for values in columns.values()], names=list(columns))
-        yield int(ends[start]), Part({name: int(values[place]) for name, values in counts.items()}, sample)
+        counters = {name: int(values[place]) for name, values in counts.items()}
+        for name in [name for name, number in counters.items() if not number and name.startswith(_SEEN)]:
+            del counters[name]  # of other rows of the batch
+        yield int(ends[start]), Part(counters, sample)
 
 
 def _plain(values: pa.Array) -> pa.Array:

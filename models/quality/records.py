@@ -10,11 +10,23 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from models.quality.circuit import Circuit
+
 Status = Literal["ok", "warn", "alarm"]
 Severity = Literal["warn", "alarm"]
 _VERDICT = "verdict"
 Kind = Literal[
-    "schema", "drift", "skew", "psi", "null_rate", "decision_share", "unseen", "score_range", "season", "slow_drift"
+    "schema",
+    "drift",
+    "skew",
+    "psi",
+    "null_rate",
+    "decision_share",
+    "unseen",
+    "score_range",
+    "season",
+    "slow_drift",
+    "budget",
 ]
 
 
@@ -119,7 +131,7 @@ class Verdict:
     `status` is the worst severity of its findings, "ok" without any. `judged` is false for a window of fewer rows
     than min_rows, of which nothing is said. `circuit_open` is true from an alarm on until the declared number of
     judged windows in a row was ok: a gate that stops lets nothing through after this window. `bundle_id` is that
-    of most of the window's rows.
+    of most of the window's rows. `circuit` is the circuit breaker's after this window, where one is declared.
     """
 
     verdict_id: str  # of all that follows, 16 hex characters
@@ -133,6 +145,7 @@ class Verdict:
     findings: tuple[Finding, ...]
     measures: tuple[Measure, ...]
     counters: dict[str, int]  # rows, sampled, late; null.COLUMN, decision.ACTION, unseen.ENTITY
+    circuit: Circuit | None = None
 
     @staticmethod
     def make(**fields: Any) -> Verdict:
@@ -142,9 +155,14 @@ class Verdict:
         return dataclasses.replace(unnamed, verdict_id=digest[:16])
 
     def to_json(self) -> str:
-        """One line of canonical JSON."""
+        """One line of canonical JSON; without a circuit breaker there is no key of it."""
         findings, measures = map(vars, self.findings), map(vars, self.measures)
-        return _canonical({**vars(self), "findings": list(findings), "measures": list(measures)})
+        fields = {**vars(self), "findings": list(findings), "measures": list(measures)}
+        if self.circuit is None:
+            del fields["circuit"]
+        else:
+            fields["circuit"] = vars(self.circuit)
+        return _canonical(fields)
 
     @staticmethod
     def from_json(text: str | bytes) -> Verdict:
@@ -152,7 +170,8 @@ class Verdict:
         data = json.loads(text)
         findings = tuple(Finding(**item) for item in data["findings"])
         measures = tuple(Measure(**item) for item in data["measures"])
-        return Verdict(**{**data, "findings": findings, "measures": measures})
+        circuit = Circuit.from_data(data.get("circuit"))
+        return Verdict(**{**data, "findings": findings, "measures": measures, "circuit": circuit})
 
 
 def verdict_to_batch(verdict: Verdict) -> pa.RecordBatch:

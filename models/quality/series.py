@@ -62,7 +62,7 @@ class Deviation(NamedTuple):
 
 
 def points_of(current: WindowStatistics, project: Project) -> list[Point]:
-    """The series of a window: rows, shares of decisions and of unseen entities, the mean score, and estimates."""
+    """The series of a window: rows, shares of decisions, unseen entities and nulls, the mean score, and estimates."""
     rows = current.rows
     points = [Point("rows", float(rows), rows, "count", False)]
     points += [Point(f"unseen {name}", count / rows, rows, "share", False) for name, count in current.unseen.items()]
@@ -70,6 +70,9 @@ def points_of(current: WindowStatistics, project: Project) -> list[Point]:
         Point(f"decision {band}", current.decisions.get(band, 0) / rows, rows, "share", True)
         for band in dict.fromkeys(band.action for band in project.decisions)
     ]
+    declared = project.quality.series if project.quality else None
+    for name in declared.nulls if declared else ():
+        points.append(Point(f"null {name}", current.nulls.get(name, 0) / rows, rows, "share", False))
     score = current.distributions.get(SCORE)
     if score is not None and score.mean is not None:
         points.append(Point("mean score", score.mean, score.rows, "mean", True))

@@ -12,6 +12,7 @@ import pyarrow as pa
 from models.errors import HeadraceError
 from models.project.declarations import Project
 from models.quality.backend import parse_schema
+from models.quality.circuit import Circuit, circuit_at
 from models.quality.distributions import describe
 from models.quality.expectations import Calibrations, Estimates, estimate_rows, no_calibration
 from models.quality.judge import Memory, judge
@@ -32,7 +33,7 @@ class BaselineError(HeadraceError, ValueError):
 class Part:
     """Some rows of one window.
 
-    `counters` has `rows` and null.COLUMN, decision.ACTION, unseen.ENTITY, bundle.ID; `sample` is of
+    `counters` has `rows` and null.COLUMN, decision.ACTION, unseen.ENTITY, bundle.ID, since.TIME; `sample` is of
     models.quality.sampling, its other columns those that are watched, and what the model says.
     """
 
@@ -91,6 +92,7 @@ class WindowJudge:
     project: Project
     baseline: WindowStatistics | None = None
     calibrations: Calibrations = no_calibration  # of the bundles that score, for estimates
+    noted: tuple[Circuit, ...] = ()  # changes of the circuit breaker in an earlier run, in the order of their times
 
     def advance(self, part: Part, end_us: int, late: int, memory: Memory) -> tuple[WindowStatistics, Verdict, Memory]:
         """The statistics of the window that ends at `end_us`, the verdict on it, and what the next one is told."""
@@ -103,7 +105,10 @@ class WindowJudge:
         estimates = self._estimate(part.sample)
         start_us = end_us - quality.window
         statistics = window_statistics(part, start_us, end_us, late, quality.sample, texts, known, estimates)
-        verdict, after = judge(statistics, memory, self.baseline, self.project)
+        if memory.circuit is None:
+            memory = dataclasses.replace(memory, circuit=circuit_at(self.noted, start_us))
+        since_us = [int(text) for text in _of(part.counters, "since")]
+        verdict, after = judge(statistics, memory, self.baseline, self.project, since_us)
         return statistics, verdict, after
 
     def _estimate(self, sample: pa.RecordBatch) -> Estimates:

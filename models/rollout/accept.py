@@ -39,7 +39,8 @@ def accept(
     """
     wrong = {bundle: fault for bundle in release.bundles if (fault := fault_of(bundle)) is not None}
     deciding = [bundle for bundle in (release.champion, release.challenger) if bundle and bundle not in wrong]
-    for decisions in [decisions_of(bundle) or project.decisions for bundle in deciding] or [project.decisions]:
+    told = [decisions_of(bundle) for bundle in deciding] or [None]
+    for decisions in [project.decisions if found is None else found for found in told if found is None or found]:
         if release.holdout is not None and HOLDOUT in [band.action for band in decisions]:
             return Accepted(None, (f"its holdout decides {HOLDOUT}, as one of the project's own decisions is called",))
         try:

@@ -13,6 +13,7 @@ one of the same salt, and shares of other salts are independent. An event withou
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,15 +27,19 @@ from models.record import (
     EVENT_TIME,
     HELD_OUT,
     HOLDOUT_SHARE,
+    INSTEAD,
+    INSTEAD_THRESHOLDS,
     RELEASE_NUMBER,
     RELEASE_ROLE,
     SHADOWS,
+    SINCE,
     SYSTEM_FIELDS,
     THRESHOLDS,
 )
+from models.rollout.changes import champions_before
 from models.rollout.records import SHARES, Release, ReleaseError, Share, canonical, from_json, order
 
-CHAMPION, CANARY, SHADOW = ROLES = ("champion", "canary", "shadow")
+CHAMPION, CANARY, SHADOW, FALLBACK = ("champion", "canary", "shadow", "fallback")
 RECORD = "record"  # a column of release records in their canonical form
 
 _COLUMNS = (RELEASE_NUMBER, RELEASE_ROLE, BUNDLE, SHADOWS, THRESHOLDS, HELD_OUT, HOLDOUT_SHARE)
@@ -108,6 +113,40 @@ class Releases:
             pa.array(shares[place]),
         )
 
+    def instead(self, times_us: Int64, role: pa.DictionaryArray) -> dict[str, pa.Array]:
+        """What scores an event where a circuit breaker is open, by the event's time and role, as columns.
+
+        `__since`, int64[n], is when what scores took effect, microseconds since 1970 UTC; null of a champion's events
+        while there is a canary, as then it is the canary that falls back, to the champion. `__instead` is the bundle,
+        "" where there is none: the release's fallback, or the champion before; `__instead_thresholds` are its own.
+        """
+        place = np.searchsorted(self._from_us, times_us, side="right") - 1
+        is_canary = np.asarray(role.indices) == 1
+        runs_canary = np.array([release.canary is not None for release in self._ordered], bool)[place]
+        kept = runs_canary & ~is_canary
+        since, before = self._circuits
+        columns = {SINCE: pa.array(since[place], mask=kept)}
+        for name, (codes, texts) in zip((INSTEAD, INSTEAD_THRESHOLDS), before, strict=True):
+            columns[name] = pa.DictionaryArray.from_arrays(pa.array(np.where(kept, np.int32(0), codes[place])), texts)
+        return columns
+
+    @functools.cached_property
+    def _circuits(self) -> tuple[Int64, list[tuple[np.ndarray[Any, np.dtype[np.int32]], pa.Array]]]:
+        """Of each record since when what scores does so; and codes and texts of bundle and thresholds in its place."""
+        since, bundles, thresholds = self._from_us.copy(), [""], [""]
+        for at, (release, before) in enumerate(zip(self._ordered, champions_before(self._ordered), strict=True)):
+            if at and _scoring(release) == _scoring(self._ordered[at - 1]):
+                since[at] = since[at - 1]
+            if release.canary is not None:
+                bundle, by = release.champion, release
+            elif release.fallback is not None:
+                bundle, by = release.fallback, release
+            else:
+                bundle, by = ("", release) if before is None else (before.champion, before)
+            bundles.append(bundle)
+            thresholds.append(thresholds_text(by))
+        return since, [(codes[1:], texts) for codes, texts in map(_codes, (bundles, thresholds))]
+
     def _inside(self, place: Int64, shares: Sequence[Share | None], keys: Mapping[str, pa.Array]) -> Rows:
         """Which events, bool[n], are in the share, if there is one, of the record whose place each has."""
         inside = np.zeros(len(place), bool)
@@ -142,6 +181,11 @@ def from_batch(batch: pa.RecordBatch) -> list[Release]:
 def thresholds_text(release: Release) -> str:
     """A release's thresholds as a JSON object, or "" where the project's own hold."""
     return json.dumps(dict(release.thresholds), sort_keys=True) if release.thresholds else ""
+
+
+def _scoring(release: Release) -> tuple[Any, ...]:
+    """What of a release decides how events are scored."""
+    return (release.champion, release.challenger, release.canary, release.thresholds)
 
 
 def _codes(texts: list[str]) -> tuple[np.ndarray[Any, np.dtype[np.int32]], pa.Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from models.rollout.records import SHARES, Canary, Holdout, Release, ReleaseError, ReleaseLog, digest, order
@@ -102,17 +102,27 @@ def rolled_back(log: ReleaseLog, event_time_us: int) -> Release:
     records.sort(key=order)
     if records and records[-1].canary is not None:
         return replace(records[-1], challenger=None, canary=None)
+    before = champions_before(records)[-1] if records else None
+    if before is None:
+        raise ReleaseError("nothing was before what is in effect: `headrace release PROJECT VERSION` names a champion")
+    now = with_champion(records[-1], before.champion)
+    return replace(now, thresholds=before.thresholds, fallback=before.fallback)
+
+
+def champions_before(records: Sequence[Release]) -> list[Release | None]:
+    """Of each of some records, in the order of their effect, the one whose champion and thresholds were before its own.
+
+    A champion to which a log came back undoes what was between; None where nothing was before.
+    """
     past: list[Release] = []
+    found: list[Release | None] = []
     for record in records:
         if len(past) > 1 and _scores_as(past[-2], record):
             past.pop()
         if not past or not _scores_as(past[-1], record):
             past.append(record)
-    if len(past) < 2:
-        raise ReleaseError("nothing was before what is in effect: `headrace release PROJECT VERSION` names a champion")
-    before = past[-2]
-    now = with_champion(records[-1], before.champion)
-    return replace(now, thresholds=before.thresholds, fallback=before.fallback)
+        found.append(past[-2] if len(past) > 1 else None)
+    return found
 
 
 def parse_share(text: str) -> int:

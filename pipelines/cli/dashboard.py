@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.brokers import is_broker
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import ProjectFolder, Registry, Releases
 
@@ -19,6 +20,12 @@ def dashboard(
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Where a run that goes on shows its metrics: http://HOST:PORT/metrics.")
+    ] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="Topic that a stream's scores go to: what it says of quality is followed.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Where an endpoint shows its metrics: http://HOST:PORT/metrics.")
     ] = None,
     releases: Releases = None,
     registry: Registry = None,
@@ -34,7 +41,15 @@ def dashboard(
 
         declared = load_project(project)
         require_package("plotly", "headrace dashboard")
-        require(bool(run or metrics), "name what to show: --run of a folder, --metrics of a run that goes on, or both")
+        require(
+            bool(run or metrics or stream or endpoint),
+            "name what to show: --run of a folder, --metrics of a run that goes on, --stream of its topic, --endpoint",
+        )
+        if stream is not None:
+            require(is_broker(stream), f"--stream is a broker's topic that scores go to, not {stream}")
+            require(
+                declared.quality is not None, f"--stream: {declared.name} declares no quality: there is none to follow"
+            )
         for folder in run or ():
             require("://" not in folder, f"{folder} is no folder of this machine: mount it, or copy it here")
             require(pathlib.Path(folder).is_dir(), f"{folder}: no such folder")
@@ -44,11 +59,13 @@ def dashboard(
 
         from pipelines.dashboard.app import make_app
         from pipelines.dashboard.board import Board
+        from pipelines.dashboard.followed import Followed
         from pipelines.serve.server import listen, serve
 
         logging.getLogger("headrace").setLevel(logging.INFO)
         bound = listen(host, port)
-        app = make_app(Board(declared, list(dict.fromkeys(run or ())), metrics, log), host)
+        followed = None if stream is None else Followed(declared, stream)
+        app = make_app(Board(declared, list(dict.fromkeys(run or ())), metrics, log, followed, endpoint), host)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{bound.getsockname()[1]}"
         serve(app, bound, lambda: typer.echo(f"dashboard of {declared.name} on {url}"))

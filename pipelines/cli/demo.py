@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
 import pathlib
 import tempfile
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 STREAMED = 20_000  # events, as many as take some seconds
 NIGHTS = 2
+ROWS, LIVE_ROWS = 300_000, 200_000
+A_DAY = 2000  # events of --live's sample, which has at least so many days, and from when on it is trained
+LEAST_DAYS = 65
+FIRST_TRAINED = datetime.datetime(2018, 5, 9, tzinfo=datetime.UTC)
 
 
 def demo(
@@ -24,17 +30,35 @@ def demo(
         "demo-output"
     ),
     data: Annotated[str | None, typer.Option(help="Card transactions to take instead of a sample.")] = None,
-    rows: Annotated[int, typer.Option(min=20_000, help="Size of the sample.")] = 300_000,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=20_000, help=f"Size of the sample; {ROWS:,}, if not given, {LIVE_ROWS:,} of --live."),
+    ] = None,
     project: Annotated[pathlib.Path, typer.Option(help="Project to run.")] = pathlib.Path("examples/card_fraud"),
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Instead, a broker, a stream, an endpoint and a dashboard, with events of months and an incident.",
+        ),
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="End --live after so long; with Ctrl-C, if not given.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --live's dashboard; 0 is a free one.")] = 8050,
 ) -> None:
     """Make a sample, train and register a model, score the days that follow, two by nights, and stream the last."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import require_files, require_model
+        from pipelines.prechecks import require, require_files, require_model
 
         declared = load_project(project)
         require_model(declared, "train and to score with: see headrace run and headrace parity")
         require_files([data] if data is not None else [])
+        if live:
+            show_live(declared, project, output, data, rows or LIVE_ROWS, seconds, port)
+            return
+        require(seconds is None, "--seconds are of --live")
 
         from pipelines.cli.display import outcome_table
         from pipelines.cli.outcome import print_scores, print_training
@@ -46,7 +70,7 @@ def demo(
         from pipelines.terminal import console
 
         if data is None:
-            write_events(output / "events", rows, 0, 75, "parquet")
+            write_events(output / "events", rows or ROWS, 0, 75, "parquet")
             data = f"{output}/events/*.parquet"
         registry = f"sqlite:///{output}/registry.db"
         trained = training.train(RunSpec(declared, (data,), ""), project, dead_letters=output / "training")
@@ -61,6 +85,56 @@ def demo(
         console.print(f"report in {report(declared, sink)}", soft_wrap=True)
         score_nights(declared, trained, data, pathlib.Path(sink))
         prove(declared, trained.bundle, data)
+
+
+def show_live(
+    declared: Project,
+    project: pathlib.Path,
+    output: pathlib.Path,
+    data: str | None,
+    rows: int,
+    seconds: float | None,
+    port: int,
+) -> None:
+    """Train on the first weeks, and show the days after them as they come, until Ctrl-C or for so many seconds."""
+    from pipelines.prechecks import require, require_package, require_port, require_store
+
+    require_package("plotly", "headrace demo --live")
+    require(declared.quality is not None, f"--live: {declared.name} declares no quality: nothing would be told")
+    store = f"{output}/store.db"
+    require_store(store, declared, from_state=False, apart=False)
+    fields = declared.contract.fields
+    numbers = [name for name in declared.model.inputs if name in fields and fields[name].kind == "float"]
+    require(bool(numbers), f"--live: {declared.name} has no input that is a number of its events: none can go wrong")
+    if port:
+        require_port(port)
+
+    from pipelines.cli.outcome import print_training
+    from pipelines.cli.project import write_events
+    from pipelines.config import RunSpec
+    from pipelines.jobs import train as training
+    from pipelines.jobs.live_demo import LiveDemo, prepare
+    from pipelines.process import told_to_stop
+    from pipelines.terminal import console, working
+
+    output.mkdir(parents=True, exist_ok=True)
+    start = None
+    if data is None:
+        write_events(output / "events", rows, 0, max(rows // A_DAY, LEAST_DAYS), "parquet")
+        data = f"{output}/events/*.parquet"
+        start = FIRST_TRAINED
+    registry = f"sqlite:///{output}/registry.db"
+    trained = training.train(RunSpec(declared, (data,), ""), project, start=start, dead_letters=output / "training")
+    print_training(trained, declared, training.register(trained, declared, registry, promote=True), registry, project)
+    with working("reading the events"):
+        shown = prepare(declared, data, trained.test_from_us, numbers[0], output / "history.jsonl")
+    demo = LiveDemo(declared, project, output, registry, shown, port)
+    with told_to_stop() as stopped:
+        told = demo.run(lambda text: console.print(text, soft_wrap=True), seconds, stopped)
+    counts = collections.Counter(alert.event for alert in told)
+    console.print(
+        f"alerts: {counts['open']} opened, {counts['reminder']} reminders, {counts['clear']} over", soft_wrap=True
+    )
 
 
 def score_nights(declared: Project, trained: Trained, data: str, run: pathlib.Path) -> None:

@@ -71,7 +71,8 @@ def parity(
         if releases is not None:
             from pipelines.jobs.released import RegisteredBundles, Released
 
-            released = Released(releases, declared, RegisteredBundles(declared, project, str(registry), threads))
+            bundles = RegisteredBundles(declared, project, str(registry), threads, log=releases)
+            released = Released(releases, declared, bundles)
             bundle = released.first_bundle()
         elif declared.has_model:
             from models.predictors.booster import Scorer

@@ -162,13 +162,15 @@ def releases(
             typer.echo(f"{len(log.records)} records in {export}, {_intact(log)}")
             return
 
+        from pipelines.circuits import read_circuits
         from pipelines.cli.releases_shown import as_json, log_lines
 
         versions = versions_of(project, declared.name, registry)
+        noted = read_circuits(place, declared.name)
         if json_:
-            typer.echo(as_json(declared.name, log, versions))
+            typer.echo(as_json(declared.name, log, versions, noted))
             return
-        typer.echo("\n".join(log_lines(log, versions)))
+        typer.echo("\n".join(log_lines(log, versions, noted)))
         typer.echo(f"{len(log.records)} records by the clock {log.clock}, {_intact(log)}")
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from models.predictors.versions import Version
+from models.quality.circuit import Noted, change_line
 from models.rollout.changes import share_text
 from models.rollout.records import Release, ReleaseLog, Share, canonical, digest, order, time_text
 
 _HASH_SHOWN = 12  # digits
 
 
-def log_lines(log: ReleaseLog, versions: Sequence[Version]) -> Iterator[str]:
-    """All records, in the order of writing: when they take effect and their hashes, what they say, and who said it."""
+def log_lines(log: ReleaseLog, versions: Sequence[Version], noted: Sequence[Noted] = ()) -> Iterator[str]:
+    """All records, in the order of writing: when they take effect and their hashes, what they say, and who said it.
+
+    Behind each stands what the circuit breaker made of it.
+    """
     numbers = _numbers(versions)
     for record in log.records:
         approved = f", approved by {record.approver}" if record.approver else ""
@@ -21,10 +26,14 @@ def log_lines(log: ReleaseLog, versions: Sequence[Version]) -> Iterator[str]:
         yield f"release {record.seq}  from {_time(record)}  {digest(record)[:_HASH_SHOWN]}"
         yield f"  {_said(record, numbers)}"
         yield f"  {record.author}{approved}{change}: {record.why}"
+        yield from (f"  {change_line(each)}" for each in noted if _release_of(each, log) == record.seq)
 
 
-def as_json(name: str, log: ReleaseLog, versions: Sequence[Version]) -> str:
-    """All of a log as JSON, and of each record its hash and its bundles' versions; signatures are none yet."""
+def as_json(name: str, log: ReleaseLog, versions: Sequence[Version], noted: Sequence[Noted] = ()) -> str:
+    """All of a log as JSON, and of each record its hash and its bundles' versions; signatures are none yet.
+
+    Changes of the circuit breaker stand beside the records, where there are some.
+    """
     numbers = _numbers(versions)
     records = [
         {
@@ -34,7 +43,17 @@ def as_json(name: str, log: ReleaseLog, versions: Sequence[Version]) -> str:
         }
         for record in log.records
     ]
-    told = {"project": name, "clock": log.clock, "lead_us": log.lead_us, "records": records}
+    told: dict[str, Any] = {"project": name, "clock": log.clock, "lead_us": log.lead_us, "records": records}
+    if noted:
+        told["circuit"] = [
+            {
+                "state": each.circuit.state,
+                "from": time_text(each.circuit.from_us),
+                "release": _release_of(each, log),
+                "reason": each.reason,
+            }
+            for each in noted
+        ]
     return json.dumps(told, indent=2, ensure_ascii=False)
 
 
@@ -46,6 +65,12 @@ def newest_lines(name: str, log: ReleaseLog, versions: Sequence[Version]) -> Ite
         if order(record) > order(new):
             champion = _named(record.champion, numbers)
             yield f"release {record.seq} still takes effect from {_time(record)}: champion {champion}"
+
+
+def _release_of(noted: Noted, log: ReleaseLog) -> int | None:
+    """The number of the release in effect before a change of the circuit."""
+    release = log.in_effect((noted.circuit.from_us or 0) - 1)
+    return None if release is None else release.seq
 
 
 def _said(record: Release, numbers: dict[str, int]) -> str:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from models.errors import HeadraceError
-from models.objectives import of_metrics
+from models.objectives import of_metrics, promises_of_serving
 from models.project.declarations import Project
+from models.project.objectives import Objectives, Serving
 from models.quality.expectations import BLIND_SPOT
-from pipelines.dashboard.live import Live
+from pipelines.dashboard.followed import Followed
+from pipelines.dashboard.live import Live, Served
 from pipelines.dashboard.sink import Sink, cut, objective
 from pipelines.release_store import read_log
 
@@ -32,11 +34,21 @@ class Document:
 class Board:
     """The documents of the page: `state`, of tables and releases, and `live`, of a run that goes on."""
 
-    def __init__(self, project: Project, sinks: Sequence[str], metrics: str | None, releases: str | None) -> None:
+    def __init__(
+        self,
+        project: Project,
+        sinks: Sequence[str],
+        metrics: str | None,
+        releases: str | None,
+        stream: Followed | None = None,
+        endpoint: str | None = None,
+    ) -> None:
         self.project = project
-        self._sinks = [Sink(project, folder) for folder in sinks]
+        self._stream = stream
+        self._shown: list[Sink | Followed] = [*([stream] if stream else []), *(Sink(project, each) for each in sinks)]
         self._metrics, self._releases = metrics, releases
         self._live = Live()
+        self._endpoint, self._served = endpoint, Served()
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self._told: tuple[list[dict[str, Any]], list[str]] | None = None  # releases and faults of the state
@@ -48,9 +60,9 @@ class Board:
         """Read what is new of tables and releases."""
         faults: list[str] = []
         changed = False
-        for sink in self._sinks:
+        for each in self._shown:
             try:
-                changed |= sink.refresh()
+                changed |= each.refresh()
             except (HeadraceError, OSError) as error:
                 faults.append(cut(str(error)))
         try:
@@ -63,22 +75,34 @@ class Board:
             self.state = Document(self._facts(releases, faults, reading=False))
 
     def ask(self) -> None:
-        """Ask a run that goes on for its metrics."""
-        if self._metrics is None:
+        """Ask a run that goes on, and an endpoint, for their metrics."""
+        if self._metrics is None and self._endpoint is None:
+            return
+        slo, serving = self.project.slo or Objectives(), self.project.serving or Serving()
+        self._scrape(self._metrics, self._live)
+        self._scrape(self._endpoint, self._served)
+        told = [objective(each) for each in of_metrics(slo, self._live.found)] if self._live.found else []
+        facts = {**self._live.facts(), "objectives": told}
+        if self._endpoint is not None:
+            kept = [each.kept(self._served.found) for each in promises_of_serving(serving)]
+            facts["endpoint"] = {**self._served.facts(), "objectives": [objective(each) for each in kept]}
+        self.live = Document(facts)
+
+    @staticmethod
+    def _scrape(url: str | None, into: Live | Served) -> None:
+        if url is None:
             return
         from pipelines.monitoring.scrape import scrape  # it imports what asks by HTTP, 9 MB
 
         try:
-            self._live.add(time.time(), scrape(self._metrics))
+            into.add(time.time(), scrape(url))
         except HeadraceError as error:
-            self._live.fail(cut(str(error)))
-        facts = self._live.facts()
-        slo = self.project.slo
-        told = [] if slo is None or not self._live.found else [objective(o) for o in of_metrics(slo, self._live.found)]
-        self.live = Document({**facts, "objectives": told})
+            into.fail(cut(str(error)))
 
     def start(self) -> None:
         """Keep up to date, in threads, until `stop`."""
+        if self._stream is not None:
+            self._stream.start()
         for name, look in (("tables", self.refresh), ("metrics", self.ask)):
             thread = threading.Thread(target=self._keep, args=(look,), name=name, daemon=True)
             thread.start()
@@ -87,6 +111,8 @@ class Board:
     def stop(self) -> None:
         """End the threads; one that reads is not waited for long."""
         self._over.set()
+        if self._stream is not None:
+            self._stream.stop()
         for thread in self._threads:
             thread.join(1)
 
@@ -102,9 +128,9 @@ class Board:
         return {
             "project": self.project.name,
             "reading": reading,
-            "has_metrics": self._metrics is not None,
+            "has_metrics": self._metrics is not None or self._endpoint is not None,
             "faults": faults,
-            "runs": [] if reading else [sink.facts() for sink in self._sinks],
+            "runs": [] if reading else [each.facts() for each in self._shown],
             "releases": releases,
             "blind_spot": BLIND_SPOT,
         }

@@ -9,12 +9,10 @@ from typing import Any
 
 from models import metrics
 from models.metrics import Series
-from models.objectives import WRITTEN
+from models.objectives import SCORE, WRITTEN
 from models.record import Outcome
 
 KEPT_SECONDS = 3600
-# Behind the clock by more, event time is that of old events which are sent again: how far is no fault, and not shown.
-REPLAY_SECONDS = 30 * 86_400
 QUANTILES = (0.5, 0.99)
 _GONE = metrics.EVENTS.name
 
@@ -26,19 +24,10 @@ class Sample:
     clock: float
     rates: dict[str, float]  # events a second, by outcome
     latency: tuple[float, ...] | None  # of QUANTILES, in seconds from published to written; None if nothing was
-    behind: float | None  # the watermark behind the clock, in seconds
+    lag: metrics.Lag | None  # None if it is not known
+    watermark: float | None  # the event time that was reached, in seconds since 1970 UTC
     backlog: float | None
     waiting: float | None
-
-    @property
-    def is_replay(self) -> bool:
-        """Whether events are so old that they are sent again."""
-        return self.behind is not None and self.behind > REPLAY_SECONDS
-
-    @property
-    def event_time(self) -> float | None:
-        """The event time that was reached, in seconds since 1970 UTC."""
-        return None if self.behind is None else self.clock - self.behind
 
 
 class Live:
@@ -70,6 +59,7 @@ class Live:
         samples = list(self.samples)
         outcomes = sorted({name for sample in samples for name in sample.rates})
         last = samples[-1] if samples else None
+        lag = None if last is None else last.lag
         return {
             "fault": self.fault,
             "times": [round(1000 * each.clock) for each in samples],
@@ -78,9 +68,9 @@ class Live:
                 f"p{100 * share:g}": [None if s.latency is None else 1000 * s.latency[place] for s in samples]
                 for place, share in enumerate(QUANTILES)
             },
-            "replay": None if last is None else last.is_replay,
-            "event_time": None if last is None or last.event_time is None else round(1000 * last.event_time),
-            "behind": None if last is None or last.is_replay else last.behind,
+            "replay": lag is not None and lag.is_resent,
+            "event_time": None if last is None or last.watermark is None else round(1000 * last.watermark),
+            "behind": None if lag is None else lag.seconds,
             "backlog": None if last is None else last.backlog,
             "waiting": None if last is None else last.waiting,
             "events": metrics.by_label(self.found, metrics.EVENTS),
@@ -89,14 +79,53 @@ class Live:
         }
 
 
+class Served:
+    """What an endpoint did: all of it, and since the look before."""
+
+    def __init__(self) -> None:
+        self.found: Mapping[Series, int] = {}
+        self.fault: str | None = None
+        self._now: dict[str, Any] = {}
+        self._clock: float | None = None
+
+    def add(self, clock: float, found: Mapping[Series, int]) -> None:
+        """Take metrics of a time of the clock, in seconds; the first ones tell no rate. It may start again."""
+        before = self.found if _requests(found) >= _requests(self.found) else {}
+        if self._clock is not None and clock > self._clock:
+            told = metrics.quantiles(found, before, metrics.REQUEST_SECONDS, (("path", SCORE),), QUANTILES)
+            self._now = {
+                "requests": round((_requests(found) - _requests(before)) / (clock - self._clock), 2),
+                "p50": None if told is None else 1000 * told[0],
+                "p99": None if told is None else 1000 * told[1],
+            }
+        self.found, self._clock, self.fault = found, clock, None
+
+    def fail(self, why: str) -> None:
+        """There were no metrics this time."""
+        self.fault, self._now = why, {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the page shows: requests for scores a second, how many milliseconds they took, and events by outcome."""
+        ready = metrics.value_of(self.found, metrics.READY)
+        events = metrics.by_label(self.found, metrics.SERVED)
+        return {"fault": self.fault, "ready": bool(ready), "events": dict(sorted(events.items())), **self._now}
+
+
+def _requests(found: Mapping[Series, int]) -> int:
+    """Requests for scores, whatever they were answered."""
+    return sum(n for (name, labels), n in found.items() if name == metrics.REQUESTS.name and ("path", SCORE) in labels)
+
+
 def _sample(clock: float, seconds: float, found: Mapping[Series, int], before: Mapping[Series, int]) -> Sample:
     now, then = (metrics.by_label(each, metrics.EVENTS) for each in (found, before))
-    quantiles = metrics.quantiles(found, before, metrics.LATENCY, WRITTEN, QUANTILES)
+    quantiles = metrics.quantiles(found, before, metrics.LATENCY, (("stage", WRITTEN),), QUANTILES)
+    behind = metrics.value_of(found, metrics.WATERMARK_LAG)
     return Sample(
         clock,
         {name: max(0, number - then.get(name, 0)) / seconds for name, number in now.items()},
         None if quantiles is None else tuple(quantiles),
-        metrics.value_of(found, metrics.WATERMARK_LAG),
+        metrics.lag(found),
+        None if behind is None else clock - behind,
         metrics.value_of(found, metrics.BACKLOG),
         metrics.value_of(found, metrics.WAITING),
     )

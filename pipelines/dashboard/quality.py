@@ -87,16 +87,21 @@ class Quality:
 
 def read_part(path: str, project: Project) -> Part:
     """A file of a run's `quality` folder; RunError if it holds anything else."""
+    return part_of(read_records(path, project), is_baseline(path))
+
+
+def part_of(records: Iterable[Verdict | WindowStatistics], of_baseline: bool = False) -> Part:
+    """What records say together."""
     verdicts: list[Verdict] = []
     points = Points()
     scores: dict[Window, Distribution] = {}
     baseline = None
-    for record in read_records(path, project):
+    for record in records:
         if isinstance(record, Verdict):
             points.add(record.window_end_us, record.measures)
             verdicts.append(dataclasses.replace(record, measures=(), counters={}))
         elif SCORE in record.distributions:
-            if is_baseline(path):
+            if of_baseline:
                 baseline = record.distributions[SCORE]
             else:
                 scores[_window(record)] = record.distributions[SCORE]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.batches import as_batch
 from models.objectives import Least, Ratio, of_run
 from models.predictors.measures import heading
 from models.project.declarations import Project
@@ -32,6 +33,8 @@ MOST_WINDOWS = 400  # verdicts and figures, the newest
 MOST_RECORDS = 1_000_000  # of a file of label metrics
 MOST_TEXT = 300  # characters of what comes from the data
 _MOST_FAULTS = 5
+_AT_ONCE = 32  # files whose records are unpacked together
+_Packed = tuple[pa.Schema, bytes]  # a batch as Arrow's IPC has it, and its schema
 
 
 class Sink:
@@ -41,7 +44,7 @@ class Sink:
         self.project, self.folder = project, folder
         self._scores: Files[Counts] = Files(lambda path: count_file(path, project))
         self._quality: Files[Part] = Files(lambda path: read_part(path, project))
-        self._labels: Files[pa.Table] = Files(self._read_records)
+        self._labels: Files[_Packed] = Files(self._read_records)
         self._success: Files[dict[str, Any]] = Files(lambda path: self._read_success())
         self._schema: pa.Schema | None = None
         self._facts: dict[str, Any] | None = None
@@ -69,8 +72,8 @@ class Sink:
             raise RunError(f"{self.folder}: is of the project {said[PROJECT]}, not of {self.project.name}")
         return {"events": {name: said["events"][name] for name in sorted(said["events"])}}
 
-    def _read_records(self, path: str) -> pa.Table:
-        """The records of a file of label metrics, those of slices left out."""
+    def _read_records(self, path: str) -> _Packed:
+        """A file of label metrics without those of slices; packed, as a table of few rows is mostly frame."""
         try:
             with pq.ParquetFile(path) as file:
                 if file.metadata.num_rows > MOST_RECORDS:
@@ -80,12 +83,13 @@ class Sink:
             raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
         if "slice" not in table.schema.names:
             raise RunError(f"{path}: has no slice: it is no file of label metrics")
-        if self._schema is None or not table.schema.equals(self._schema):
-            self._schema = pa.schema([pa.field(each.name, each.type) for each in table.schema])
-        table = table.filter(pc.equal(table["slice"], ""))
-        return pa.Table.from_arrays(
-            table.columns, schema=self._schema
-        )  # one schema of them all, as it is the larger part
+        batch = as_batch(table.filter(pc.equal(table["slice"], "")))
+        columns = [each.dictionary_decode() if pa.types.is_dictionary(each.type) else each for each in batch.columns]
+        schema = pa.schema([pa.field(name, each.type) for name, each in zip(batch.schema.names, columns, strict=True)])
+        if self._schema is None or not schema.equals(self._schema):
+            self._schema = schema  # one of them all, as it is the larger part
+        packed = pa.RecordBatch.from_arrays(columns, schema=self._schema).serialize()
+        return self._schema, packed.to_pybytes()
 
     def _make(self) -> dict[str, Any]:
         events: dict[str, int] = next((said["events"] for said in self._success.values()), {})
@@ -104,29 +108,16 @@ class Sink:
             "step": step // 1000,
             "starts": [us // 1000 for us in starts],
             "decisions": [{"name": cut(name), "rows": numbers} for name, numbers in rows.items()],
-            "windows": [
-                {"end": v.window_end_us // 1000, "status": v.status if v.judged else "unjudged"}
-                for v in quality.verdicts[-MOST_WINDOWS:]
-            ],
-            "drift": [_series(each) for each in quality.drift[:MOST_DRIFT]],
-            "more_drift": max(0, len(quality.drift) - MOST_DRIFT),
-            "open": [
-                {"feature": cut(i.feature), "kind": i.kind, "text": cut(i.text), "alarms": i.alarms,
-                 "opened": to_iso(i.opened_us)}
-                for i in quality.incidents.open
-            ],
-            "alerts": [
-                {name: cut(text) for name, text in alert.items()} for alert in told(quality.alerts, MOST_ALERTS)
-            ],
-            "score": _score(quality),
+            **quality_facts(quality),
             "figures": figures,
             "objectives": self._objectives(events, quality),
-        }  # fmt: skip
+        }
 
     def _figures(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Figures by bundle over the windows, realised and expected; and why there are none."""
         try:
-            tables = self._labels.values()
+            packed = self._labels.values()
+            tables = [_unpacked(packed[start : start + _AT_ONCE]) for start in range(0, len(packed), _AT_ONCE)]
             metrics = label_metrics_of(pa.concat_tables(tables)) if tables else None
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             return [], [f"{self.folder}: its label metrics are not those of one project: {error}"]
@@ -144,6 +135,31 @@ class Sink:
             return []
         statuses = [verdict.status for verdict in quality.verdicts if verdict.judged]
         return [objective(each) for each in of_run(self.project.slo, events, statuses)]
+
+
+def _unpacked(files: list[_Packed]) -> pa.Table:
+    """The records of some files in one piece; ArrowInvalid if they are not of one schema."""
+    batches = [pa.ipc.read_record_batch(pa.py_buffer(packed), schema) for schema, packed in files]
+    return pa.concat_tables([pa.Table.from_batches([each]) for each in batches]).combine_chunks()
+
+
+def quality_facts(quality: Quality) -> dict[str, Any]:
+    """What the page shows of quality records; times in milliseconds since 1970 UTC."""
+    return {
+        "windows": [
+            {"end": v.window_end_us // 1000, "status": v.status if v.judged else "unjudged"}
+            for v in quality.verdicts[-MOST_WINDOWS:]
+        ],
+        "drift": [_series(each) for each in quality.drift[:MOST_DRIFT]],
+        "more_drift": max(0, len(quality.drift) - MOST_DRIFT),
+        "open": [
+            {"feature": cut(i.feature), "kind": i.kind, "text": cut(i.text), "alarms": i.alarms,
+             "opened": to_iso(i.opened_us)}
+            for i in quality.incidents.open
+        ],
+        "alerts": [{name: cut(text) for name, text in alert.items()} for alert in told(quality.alerts, MOST_ALERTS)],
+        "score": _score(quality),
+    }  # fmt: skip
 
 
 def objective(found: Ratio | Least) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from models.predictors import registry
 from models.predictors.bundle import Bundle, BundleError
 from models.rollout.records import Release, ReleaseError
+from pipelines.feature_notes import features_id, note_features, read_features
 
 if TYPE_CHECKING:
     from pipelines.jobs.releasing import Desk
@@ -34,6 +36,15 @@ def require_same(desk: Desk, new: Release, before: Release) -> None:
                 f"bundle {bundle} has other features than the champion {before.champion}, which one run can't both "
                 "have: `headrace takeover`, of the folder that declares them, hands over from one run to another"
             )
+
+
+def note_bundles(desk: Desk, bundles: Iterable[str]) -> None:
+    """Keep beside the log which features bundles have, for runs that can't load them."""
+    known = read_features(desk.place, desk.project.name)
+    found = {name: bundle for name in bundles if name not in known and (bundle := bundle_of(desk, name))}
+    if found:
+        features = {name: features_id(bundle.feature_definitions) for name, bundle in found.items()}
+        note_features(desk.place, desk.project.name, features)
 
 
 def bundle_of(desk: Desk, bundle: str) -> Bundle | None:

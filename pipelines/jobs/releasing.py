@@ -30,7 +30,7 @@ from models.rollout.changes import (
     with_thresholds,
 )
 from models.rollout.records import HOLDOUT, Release, ReleaseError, ReleaseLog, time_text
-from pipelines.jobs.feature_sets import Features, require_same
+from pipelines.jobs.feature_sets import Features, note_bundles, require_same
 from pipelines.release_store import WRITTEN_WITHIN_US, append, check_writable, place_of_log, read_log
 
 NONE = "none"  # in the place of a version or share: there is to be none
@@ -141,7 +141,9 @@ def release(
             raise ReleaseError("a planned release took effect meanwhile: say again what is still wanted")
         return longer
 
-    return append(desk.place, desk.project.name, seen, desk.now_us, make_again)
+    longer = append(desk.place, desk.project.name, seen, desk.now_us, make_again)
+    note_bundles(desk, (*before.bundles, *new.bundles))
+    return longer
 
 
 def release_promoted(

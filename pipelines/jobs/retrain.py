@@ -27,7 +27,7 @@ from pipelines.results import RunError, read_label_metrics, read_verdicts
 from pipelines.sinks.folder import Folder, claim, staging_of
 
 RETRAINING = "retraining"  # the folder of records in a sink
-_DRIFTS: tuple[Kind, ...] = ("drift", "skew", "psi")
+_DRIFTS: tuple[Kind, ...] = ("drift", "skew", "psi", "slow_drift")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +16,7 @@ from models.predictors.bundle import Bundle
 from models.predictors.encoders import NO_ENCODERS
 from models.project.declarations import Project
 from models.project.sections import parse_duration
+from models.quality.circuit import Circuit
 from models.quality.expectations import Calibrations, no_calibration
 from models.quality.gate import OnStop
 from models.quality.window_statistics import WindowJudge, read_baseline
@@ -24,13 +26,16 @@ from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
-from pipelines.jobs.released import Released, check_columns, check_unscored
+from pipelines.jobs.released import RegisteredBundles, Released, check_columns, check_unscored
+from pipelines.jobs.releasing import Desk
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
+from pipelines.monitoring.breaker import ClockBreaker, watching
 from pipelines.monitoring.exposition import exposed
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
+from pipelines.sinks.circuits import NoteCircuits
 from pipelines.sinks.files import WriteFiles
 from pipelines.sinks.state import LateInputError
 from pipelines.sinks.store import WriteStore
@@ -46,6 +51,7 @@ from transforms.state import States
 if TYPE_CHECKING:
     from pipelines.sinks.topics import PublishRows
 
+_LOG = logging.getLogger("headrace")
 T = TypeVar("T")
 
 
@@ -98,9 +104,25 @@ def _score(
     status = Status(pipeline.runner)
     stopped = stopped_by_signals(pipeline.runner, profile)
     shown = exposed(status.read, spec.metrics_host, spec.metrics_port)
-    with shown, working("scoring", status.rows), say_status(status), stopped, profile.failures():
+    watched = watching(_clock_breaker(spec, released, status))
+    with shown, watched, working("scoring", status.rows), say_status(status), stopped, profile.failures():
         pipeline.run().wait_until_finish()
     return None
+
+
+def _clock_breaker(spec: RunSpec, released: Released | None, status: Status) -> ClockBreaker | None:
+    """What watches a stream by the clock, where that is declared, and a log that it can write to is followed."""
+    breaker = spec.project.breaker
+    if breaker is None or breaker.clock is None or released is None:
+        return None
+    if not (spec.profile.ours and released.grows and isinstance(released.bundles, RegisteredBundles)):
+        _LOG.warning(
+            "breaker.clock is not watched: that needs the in-process engine, whose metrics are known while it runs, "
+            "and a release log in a database"
+        )
+        return None
+    bundles = released.bundles
+    return ClockBreaker(Desk(spec.project, bundles.folder, bundles.registry, released.place), status.read)
 
 
 def in_any_order(run: Callable[[bool], T]) -> T:
@@ -137,6 +159,7 @@ def assemble(
         check_columns(project)
         released = dataclasses.replace(released, notes=spec.streams)
     log = released.read() if released else None
+    noted = released.circuits() if released else ()
     if released and log:
         check_unscored(released, log)
     source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
@@ -172,7 +195,8 @@ def assemble(
         lateness_us=parse_duration(spec.lateness) if spec.streams else 0,
         at_arrival=spec.at_arrival,
         check_slices=spec.streams and spec.profile.reading is not Reading.NATIVE,
-        watch=watch_scores(project, bundle, ends_us, on_stop, spec.shard_count, states, scored.calibrations),
+        watch=watch_scores(project, bundle, ends_us, on_stop, spec.shard_count, states, scored.calibrations, noted),
+        circuits=NoteCircuits(released.place, project.name) if released and released.notes and released.grows else None,
         alert_sinks=spec.alert_to,
         encoders=scorer.encoders if scorer else NO_ENCODERS,
         boundary_us=DAY_US if spec.streams else slice_us,
@@ -189,12 +213,13 @@ def watch_scores(
     shards: int,
     states: States | None = None,
     calibrations: Calibrations = no_calibration,
+    noted: tuple[Circuit, ...] = (),
 ) -> WatchScores | None:
     """What watches windows of score rows, where the project declares `quality`; windows end at multiples of a slice."""
     if project.quality is None:
         return None
     baseline = read_baseline(bundle.baseline, project) if bundle and bundle.baseline else None
-    return WatchScores(WindowJudge(project, baseline, calibrations), boundary_us, on_stop, shards, states)
+    return WatchScores(WindowJudge(project, baseline, calibrations, noted), boundary_us, on_stop, shards, states)
 
 
 def run_graph(config: GraphConfig, runner: str, beam_args: Sequence[str], title: str) -> RunResult:

@@ -43,7 +43,7 @@ def open_models(project: Project, folder: pathlib.Path, log: str | None, model: 
         from pipelines.jobs.released import RegisteredBundles, Released, check_columns
 
         check_columns(project)
-        released = Released(log, project, RegisteredBundles(project, folder, registry, explained=False))
+        released = Released(log, project, RegisteredBundles(project, folder, registry, log=log))
         released.first_bundle()
         return ReleasedModels(released)
     if not project.has_model:

@@ -106,9 +106,12 @@ class Status:
         ]
         for metric, word in ((metrics.IMPOSSIBLE, "not finite"), (metrics.UNKNOWN_VALUES, "unknown")):
             parts += [f"{n:,} {word}: {name}" for name, n in sorted(metrics.by_label(found, metric).items())]
-        if (lag := metrics.value_of(found, metrics.WATERMARK_LAG)) is not None:
-            parts.append(f"watermark {_span(lag)} behind")
-        latency = metrics.quantiles(found, self._before, metrics.LATENCY, "written", (0.5, 0.99))
+        if level := metrics.value_of(found, metrics.CIRCUIT):
+            parts.append(f"circuit {'open' if level > 1 else 'half-open'}")
+        if (lag := metrics.lag(found)) is not None:
+            resent = f" events that are sent again {_span(lag.delay)} later" if lag.is_resent else ""
+            parts.append(f"watermark {_span(lag.seconds)} behind{resent}")
+        latency = metrics.quantiles(found, self._before, metrics.LATENCY, (("stage", "written"),), (0.5, 0.99))
         if latency is not None:
             p50, p99 = (1000 * seconds for seconds in latency)
             parts.append(f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms from published to written")

@@ -102,7 +102,14 @@ def open_topics(spec: RunSpec, shadows: bool = False) -> PublishRows:
     routed = {decision: _sink_broker(spec, uri) for decision, uri in routed_topics(spec.project, spec.sink).items()}
     key = next(iter(spec.project.entities.values()), None)
     fallback = routed.get(spec.project.fallback.action) if spec.project.fallback else None
-    return PublishRows(**topics, key=key, project=spec.project.name, fallback=fallback, routed=routed)
+    return PublishRows(
+        **topics,
+        key=key,
+        project=spec.project.name,
+        fallback=fallback,
+        routed=routed,
+        event_time=spec.project.event.time,
+    )
 
 
 def _broker(spec: RunSpec, uri: str) -> Broker:

@@ -16,10 +16,8 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
-
-import apache_beam as beam
 
 from models.errors import HeadraceError
 from models.quality.incidents import Alert
@@ -271,32 +269,6 @@ class _Delivery:
             except (AlertError, BrokerError, OSError) as error:
                 _log.error("%s failed: %s; not delivered: %s", self._sink.name, error, line_of(alert))
         self._sink.close()
-
-
-@dataclasses.dataclass(eq=False)
-class SendAlerts(beam.PTransform):
-    """Alerts → sinks, named as in `open_sink`; they pass, for whoever counts them."""
-
-    sinks: tuple[str, ...]
-
-    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
-        """The same alerts."""
-        return pcoll | "Send" >> beam.ParDo(_Send(self.sinks)).with_output_types(Alert)
-
-
-class _Send(beam.DoFn):
-    def __init__(self, sinks: tuple[str, ...]) -> None:
-        self._uris = sinks
-
-    def setup(self) -> None:
-        self._alerting = Alerting([open_sink(uri) for uri in self._uris])
-
-    def process(self, alert: Alert) -> Iterator[Alert]:
-        self._alerting.send([alert])
-        yield alert
-
-    def teardown(self) -> None:
-        self._alerting.close()
 
 
 def line_of(alert: Alert) -> str:

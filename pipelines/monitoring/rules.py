@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import yaml
 
 from models import metrics
-from models.objectives import BURNS, SCORE, WRITTEN, Burn, Counter, Promise, promises_of_runs, promises_of_serving
+from models.objectives import BURNS, SCORE, WRITTEN, Burn, Counter, Promise, promises_of
 from models.project.declarations import Project
 from models.project.objectives import Objectives
 
@@ -24,7 +24,7 @@ def rules(project: Project, scale: float = 1) -> str:
     """Prometheus's rules of a project's objectives, as YAML; with `scale`, all windows are so many times as long."""
     groups = []
     windows = sorted({window for burn in BURNS for window in (burn.long_s, burn.short_s)})
-    for promise in _promises(project):
+    for promise in promises_of(project.slo, project.serving):
         recorded = [
             {
                 "record": _RATIO,
@@ -67,13 +67,6 @@ def dashboard(project: Project) -> str:
 def expressions(project: Project) -> list[str]:
     """What the panels of the dashboard ask for."""
     return [expr for _, _, expr, _ in _panels(project)]
-
-
-def _promises(project: Project) -> Iterator[Promise]:
-    if project.slo is not None:
-        yield from promises_of_runs(project.slo)
-    if project.serving is not None:
-        yield from promises_of_serving(project.serving)
 
 
 def _budget(promise: Promise) -> str:
@@ -123,7 +116,9 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
     bucket = f'{metrics.LATENCY.name}_bucket{{stage="{WRITTEN}"}}'
     yield "Rows a second", "short", f"sum by (step) (rate({metrics.ROWS.name}[{rate}]))", "{{step}}"
     yield "Latency, 99th percentile", "s", f"histogram_quantile(0.99, sum by (le) (rate({bucket}[{rate}])))", "p99"
-    yield "Watermark behind the clock", "s", metrics.WATERMARK_LAG.name, "lag"
+    delay = metrics.PUBLISH_DELAY.name
+    resent = f"{delay} * ({delay} > bool {metrics.RESENT_SECONDS})"  # of these that they are old is no lag
+    yield "Watermark behind", "s", f"{metrics.WATERMARK_LAG.name} - {resent}", "lag"
     yield "Messages that wait at the broker", "short", metrics.BACKLOG.name, "backlog"
     yield "Decisions a second", "short", f"sum by (decision) (rate({metrics.SCORES.name}[{rate}]))", "{{decision}}"
     yield "Scores a second by bundle", "short", f"sum by (bundle) (rate({metrics.SCORES.name}[{rate}]))", "{{bundle}}"
@@ -140,6 +135,6 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
             "{{outcome}}",
         )
     yield "Memory", "bytes", "process_resident_memory_bytes", "{{instance}}"
-    for promise in _promises(project):
+    for promise in promises_of(project.slo, project.serving):
         chosen = f'{_RATIO}{{project="{project.name}",slo="{promise.name}"}}'
         yield f"Burn rate of {promise.name}", "short", f"{chosen} / {_budget(promise)}", "{{window}}"

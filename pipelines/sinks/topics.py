@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +12,18 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import as_dictionary, as_int64, column, take_rows, with_column, without
+from models.batches import as_dictionary, column, take_rows, with_column, without
 from models.codecs import encode_json_lines
-from models.metrics import LATENCY, ROWS
+from models.metrics import FIRST_ROW, FRESHNESS, LATENCY, RESENT_SECONDS, ROWS
+from models.objectives import WRITTEN
 from models.project.declarations import Project
-from models.record import BUNDLE_ID, DEAD_LETTER_SCHEMA, DECISION, PUBLISHED_AT, SOURCE
-from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside
+from models.record import BUNDLE_ID, DEAD_LETTER_SCHEMA, DECISION, INGESTED_AT, PUBLISHED_AT, SCORED_AT, SOURCE
+from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside, topic_of
 from models.score import take_decided
 from models.totals import TABLE
 from pipelines.brokers import Broker, BrokerError, Publisher
-from transforms.metrics import count, observe
+from pipelines.process import running_seconds
+from transforms.metrics import count, gauge, observe
 
 
 @dataclasses.dataclass(eq=False)
@@ -43,6 +46,7 @@ class PublishRows(beam.PTransform):
     shadow: Broker | None = None  # of the rows of shadows, where releases are followed
     fallback: Broker | None = None  # of rows with the fallback decision; with the scores, if not given
     routed: Mapping[str, Broker] = dataclasses.field(default_factory=dict)  # of decisions whose rows go elsewhere
+    event_time: str = ""  # the column of score rows that says how fresh they are
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
@@ -75,22 +79,23 @@ class PublishRows(beam.PTransform):
         by_topic = {broker.uri: broker for broker in elsewhere.values()}
         for uri, broker in by_topic.items():
             own = tuple(name for name, other in elsewhere.items() if other.uri == uri)
-            routed = _Publish(broker, needed, "written", project, self.key, own)
+            routed = _Publish(broker, needed, WRITTEN, project, self.key, own, event_time=self.event_time)
             pcolls["scores"] | f"Publish {' and '.join(own)}" >> beam.ParDo(routed)
-        scores = _Publish(self.scores, needed, "written", project, self.key, tuple(elsewhere), others=True)
+        scores = _Publish(
+            self.scores, needed, WRITTEN, project, self.key, tuple(elsewhere), others=True, event_time=self.event_time
+        )
         return pcolls["scores"] | "Publish scores" >> beam.ParDo(scores)
 
 
 def sink_topics(project: Project, sink: str, dead_letters: str | None = None, shadows: bool = False) -> dict[str, str]:
     """The URIs of all topics that a stream of a project writes to, by what they hold; with `shadows`, theirs, too."""
-    place, mark, query = sink.partition("?")
     kinds = ["dead-letters"]
     if project.quality is not None:
         kinds += ["quality", *(["quarantine"] if project.quality.gate == "quarantine" else [])]
     kinds += ["aggregates"] if project.aggregates else []
     kinds += ["label-metrics"] if project.label_metrics else []
     kinds += ["shadow"] if shadows else []
-    beside = {kind.replace("-", "_"): f"{place}-{kind}{mark}{query}" for kind in kinds}
+    beside = {kind.replace("-", "_"): topic_of(sink, kind) for kind in kinds}
     return {"scores": sink, **beside, **({"dead_letters": dead_letters} if dead_letters else {})}
 
 
@@ -123,6 +128,7 @@ class _Publish(beam.DoFn):
         decisions: tuple[str, ...] = (),
         others: bool = False,
         lazy: bool = False,
+        event_time: str = "",
     ) -> None:
         self._broker = broker
         self._needed = needed
@@ -131,16 +137,17 @@ class _Publish(beam.DoFn):
         self._step = step
         self._decisions, self._others = decisions, others
         self._lazy = lazy
+        self._event_time = event_time
 
     def setup(self) -> None:
         self._publisher = None if self._lazy else _connect(self._broker, self._needed)
-        self._described = False
+        self._described = self._has_written = False
 
     def start_bundle(self) -> None:
         self._payloads: list[bytes] = []
         self._attributes: list[dict[str, str]] = []
         self._keys: list[str | None] = []
-        self._published: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self._times: list[pa.RecordBatch] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
         self._publisher = self._publisher or _connect(self._broker, self._needed)
@@ -153,19 +160,39 @@ class _Publish(beam.DoFn):
         self._attributes += attributes_of(batch, self._project)
         if self._key:
             self._keys += column(batch, self._key).cast(pa.string()).to_pylist()
-        if PUBLISHED_AT in batch.schema.names:
-            self._published.append(as_int64(column(batch, PUBLISHED_AT).drop_null()))
+        if self._step == WRITTEN and PUBLISHED_AT in batch.schema.names:
+            names = (PUBLISHED_AT, INGESTED_AT, SCORED_AT, *([self._event_time] if self._event_time else ()))
+            self._times.append(batch.select(names))
 
     def finish_bundle(self) -> None:
         if self._payloads and self._publisher:
             self._publisher.publish(self._payloads, self._attributes, self._keys or None)
             count(ROWS, len(self._payloads), step=self._step)
-            published = np.concatenate([*self._published, np.empty(0, np.int64)])
-            observe(LATENCY, (time.time_ns() // 1000 - published) / 1e6, stage="written")
+            self._observe(time.time_ns() // 1000)
+
+    def _observe(self, now_us: int) -> None:
+        """How long score rows took, by stage, and from their events."""
+        if not self._times:
+            return
+        times = pa.Table.from_batches(self._times).drop_null()
+        published, ingested, scored, *event = (times[name].cast(pa.int64()).to_numpy() for name in times.schema.names)
+        for stage, reached in (("ingested", ingested), ("scored", scored), (WRITTEN, now_us)):
+            observe(LATENCY, (reached - published) / 1e6, stage=stage)
+        for happened in event:
+            observe(FRESHNESS, (now_us - happened[published - happened <= RESENT_SECONDS * 1e6]) / 1e6)
+        if not self._has_written:
+            self._has_written = True
+            gauge(FIRST_ROW, _first_row_seconds())
 
     def teardown(self) -> None:
         if self._publisher is not None:
             self._publisher.close()
+
+
+@functools.cache
+def _first_row_seconds() -> float | None:
+    """For how long this process had run when it was first asked, which is at its first rows."""
+    return running_seconds()
 
 
 def attributes_of(batch: pa.RecordBatch, project: str) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration
 
 from models.batches import as_int64, column, marks_of, partition, with_column
 from models.features.aggregates import end_of
-from models.metrics import BACKLOG, LATE, REFUSED_RELEASES, ROWS, WAITING, WATERMARK_LAG
+from models.metrics import BACKLOG, LATE, PUBLISH_DELAY, REFUSED_RELEASES, ROUNDS, ROWS, WAITING, WATERMARK_LAG
 from models.record import (
     INGESTED,
     IS_HISTORY,
@@ -68,6 +68,7 @@ class Reader:
         self._past = self._read_past()
         self._watermark = StreamWatermark(source.allowance_us, source.idle_us)
         self._newest_us = EARLIEST_US
+        self._delay_us: int | None = None  # from the newest event to its publication
         self._slice_end_us: int | None = None
         self._is_open = False
         self._held_until_us = 0
@@ -179,7 +180,11 @@ class Reader:
     def _observe(self, inlet: Inlet, batch: pa.RecordBatch, times: Int64, heard: Int64) -> pa.Array:
         """Tell the watermark of raw records by the times `heard`, and mark those late that it has passed."""
         known = times != NO_TIME_US
-        self._newest_us = max(self._newest_us, int(times[known].max(initial=EARLIEST_US)))
+        newest_us = int(times[known].max(initial=EARLIEST_US))
+        if newest_us > self._newest_us and inlet.feed.drives_watermark:
+            published_us = as_int64(column(batch, PUBLISHED))[times == newest_us].max()
+            self._delay_us = max(int(published_us) - newest_us, 0)
+        self._newest_us = max(self._newest_us, newest_us)
         late = known & (times <= (self._slice_end_us if self._slice_end_us is not None else EARLIEST_US))
         if inlet.feed.drives_watermark:
             told = (heard != NO_TIME_US) & (heard <= as_int64(column(batch, PUBLISHED)) + AHEAD_US)
@@ -235,9 +240,11 @@ class Reader:
 
     def _show(self) -> None:
         """Tell how it goes."""
+        count(ROUNDS, 1)
         gauge(WAITING, sum(len(inlet.ahead) for inlet in self._driving))
         if self._slice_end_us is not None and self._slice_end_us > EARLIEST_US:
             gauge(WATERMARK_LAG, (time.time_ns() // 1000 - self._slice_end_us) / 1e6)
+            gauge(PUBLISH_DELAY, None if self._delay_us is None else self._delay_us / 1e6)
         backlogs = [inlet.subscription.backlog() for inlet in self._driving]
         gauge(BACKLOG, None if None in backlogs else sum(backlogs))
 

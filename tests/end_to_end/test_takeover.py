@@ -9,9 +9,10 @@ import pytest
 
 from models import metrics
 from models.project.declarations import Project
-from models.record import DECISION, SCORE
+from models.record import BUNDLE, DECISION, SCORE, THRESHOLDS
+from models.rollout.apply import score_released
 from models.rollout.assign import parts_of
-from models.rollout.records import Holdout
+from models.rollout.records import Holdout, ReleaseError
 from pipelines.graph import GraphConfig, build
 from pipelines.runners import FN_API, make_pipeline
 from pipelines.sinks.files import WriteFiles
@@ -170,6 +171,30 @@ def test_late_events_belong_to_the_run_of_their_own_time(tmp_path):
         found |= {row["id"]: (side.bundle, row["late"]) for row in rows}
     assert {n: bundle for n, (bundle, _) in found.items()} == {event["id"]: owner(event) for event in events}
     assert {found[event["id"]] for event in late} == {(OLD, True)}
+
+
+def test_who_is_asked_for_a_score_that_another_run_gives_says_so():
+    batch = pa.record_batch({BUNDLE: pa.array([OLD]), THRESHOLDS: pa.array([""])})
+    with pytest.raises(ReleaseError, match=f"bundle {OLD}, which is to score by the release log, has other features"):
+        score_released(batch, GREEN.project, GREEN.bundles, 0)
+
+
+def test_at_arrival_no_row_is_said_of_what_another_run_scores(tmp_path):
+    from tests.kit.streams import Collect, _found
+
+    events = make(6)
+    followed = given_log(GREEN.project, LOG, GREEN.bundles)
+    topics = {"events": Topic(Given([json.dumps(row).encode() for row in shuffled(events, 6)], 6))}
+    feeds = feeds_of(GREEN.project, topics)
+    source = ReadStream(feeds, 3600 * SECOND, 300_000, True, releases=followed, at_arrival=True)
+    score = Score(GREEN.project, None, "", keep_marks=True, bundles=followed.bundles)
+    _found.update(scores=[], dead_letters=[], fallback=[])
+    pipeline = make_pipeline("DirectRunner", [])
+    build(pipeline, GraphConfig(GREEN.project, source, score, Collect(), 2, lateness_us=DAY * SECOND, at_arrival=True))
+    pipeline.run().wait_until_finish()
+    said = {row["id"]: (row[SCORE], row[DECISION]) for batch in _found["scores"] for row in batch.to_pylist()}
+    scores = batch(GREEN, tmp_path, events)[0].scores.to_pylist()
+    assert said == {row["id"]: (row[SCORE], row[DECISION]) for row in scores}
 
 
 def test_both_runs_accept_the_same_releases(tmp_path):

@@ -90,7 +90,7 @@ class Traffic:
         while last is None or time.monotonic() < last + 5:
             at = int(time.time())
             numbers = range(len(self.payloads), len(self.payloads) + 50)
-            rows = [{"id": n, "at": at, "card": n % 251, "amount": n % 997 / 10} for n in numbers]
+            rows = [{"id": n, "at": at, "card": n % 251, "amount": n * 31 % 997 / 10} for n in numbers]
             news = [json.dumps(row).encode() for row in rows]
             publisher.publish(news)
             self.payloads += news
@@ -123,7 +123,7 @@ class Rows:
                     row = {name: value for name, value in row.items() if name not in CLOCKED}
                     assert found.setdefault(tuple(row[name] for name in key), row) == row
                     if found is self.scores:
-                        self.read, self.newest = self.read + 1, max(self.newest, _us(row["at"]) / 1e6)
+                        self.read, self.newest = self.read + 1, max(self.newest, us_of(row["at"]) / 1e6)
                 reader.acknowledge(messages.receipt)
 
     def have(self, seq):
@@ -145,7 +145,7 @@ def check_replay(folder, project, rows, source, sink):
 def check_releases(log, rows):
     """See that each event has the release of its time."""
     for row in rows.scores.values():
-        assert row["release"] == log.in_effect(_us(row["at"])).seq
+        assert row["release"] == log.in_effect(us_of(row["at"])).seq
         assert not row["late"]
 
 
@@ -169,5 +169,6 @@ def check_same(rows, batch, shadows, features):
             assert np.float32(row["score"]) == np.float32(theirs[key]["score"])
 
 
-def _us(text):
+def us_of(text):
+    """A time of a row in microseconds."""
     return int(np.datetime64(text.rstrip("Z"), "us").astype(np.int64))

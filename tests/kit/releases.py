@@ -51,6 +51,9 @@ class GivenBundles:
     def decisions_of(self, bundle_id):
         return None
 
+    def is_other(self, bundle_id):
+        return bundle_id in self.scorers and self.scorers[bundle_id] is None
+
     def fault_of(self, bundle_id):
         return self.faults.get(bundle_id, None if bundle_id in self.scorers else "there is no such bundle")
 

@@ -3,7 +3,8 @@
 import pytest
 
 from models import metrics
-from models.objectives import BURNS, Least, Ratio, bound_of, of_metrics, of_run, promises_of_serving
+from models.objectives import BURNS, Least, Ratio, bound_of, of_days, of_metrics, of_run, promises_of_serving
+from models.partitions import Partitions, Span
 from models.project.objectives import Objectives, Serving
 
 OBJECTIVES = Objectives.model_validate(
@@ -122,3 +123,41 @@ def test_what_an_endpoint_promises_is_told_by_its_metrics():
 def test_what_no_endpoint_can_promise_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Serving.model_validate(wrong)
+
+
+def test_freshness_is_of_its_own_histogram():
+    objectives = Objectives.model_validate({"freshness": {"within": "1h", "target": 0.9}})
+    name = metrics.FRESHNESS.bucket_name
+    bounds = [*metrics.FRESHNESS.bounds, None]
+    found = {
+        metrics.parse(name({}, bounds.index(bound))): n for bound, n in ((1.0, 5), (2500.0, 3), (6000.0, 2), (None, 1))
+    }
+    (fresh,) = of_metrics(objectives, {**found, bucket(1.0): 100})
+    assert (fresh.bad, fresh.total) == (3, 11)  # an hour is taken down to 2,500 s
+    assert "2500 s" in fresh.text
+
+
+DAY, HOUR = 86_400_000_000, 3_600_000_000
+
+
+def test_days_are_due_so_long_after_their_end():
+    days, spans = Partitions(), [Span(10 * DAY, 12 * DAY)]
+    for now, due, there in (
+        (11 * DAY + 6 * HOUR - 1, 0, 0),
+        (11 * DAY + 6 * HOUR, 1, 1),
+        (12 * DAY + 6 * HOUR, 2, 2),
+        (13 * DAY + 6 * HOUR, 3, 2),
+    ):
+        found = of_days(6 * HOUR, days, spans, [], now)
+        assert (found.target, found.total, found.met) == (due, there, due == there)
+    assert of_days(6 * HOUR, days, spans, [12 * DAY], 13 * DAY + 6 * HOUR).met  # its files are there
+    assert of_days(6 * HOUR, days, [Span()], [], 20 * DAY).target == 0  # nothing tells which days these were
+    assert not of_days(0, Partitions("hour"), [Span(0, 2 * HOUR)], [], 3 * HOUR).met
+
+
+def test_days_are_those_of_the_time_zone():
+    days = Partitions("day", "Europe/Berlin")
+    start = days.parse("2018-03-24")
+    found = of_days(0, days, [Span(start, days.parse("2018-03-26"))], [], days.parse("2018-03-26"))
+    assert (found.target, found.total) == (2, 2)  # the second has 23 hours
+    assert of_days(0, days, [Span(start, days.parse("2018-03-26") - HOUR)], [], days.parse("2018-03-26")).total == 1

@@ -1,5 +1,6 @@
 """Windows against those of the same hour and weekday before: false alarms as declared, and drifts that are slow."""
 
+import dataclasses
 import json
 import math
 
@@ -110,6 +111,26 @@ def test_a_slow_drift_that_no_window_shows_is_found_by_its_sum():
     assert alone <= 0.02 * 10 * 200
 
 
+def test_nulls_that_become_more_by_little_are_found_by_their_sum():
+    """A column's share of rows without a value creeps from 2 % to 5 % in 200 windows of some 600 rows."""
+    project = small_project(f"min_rows: 30, sample: 5000, {SERIES.replace('}', ', nulls: [amount]}')}")
+    creeping, steady = (0.02, 0.03 / 200), (0.02, 0.0)
+
+    def found(start, rise, seed):
+        chosen, past, names = np.random.default_rng(seed), Past(), set()
+        for n, window in enumerate(make_windows(200, seed)):
+            nulls = {"amount": int(chosen.binomial(window.rows, start + rise * n))}
+            points = points_of(dataclasses.replace(window, nulls=nulls), project)
+            seen = past.see(points, n % PLACES, (PLACES, SEASONS), "bundle", sum_limit(RUN_LENGTH * len(points)))
+            past = seen.past
+            limit = sum_limit(RUN_LENGTH * len(points))
+            names |= {each.name for each in seen.deviations if each.total > limit}
+        return "null amount" in names
+
+    assert sum(found(*creeping, seed) for seed in range(10)) >= 9
+    assert sum(found(*steady, seed) for seed in range(10)) <= 1
+
+
 def test_the_hour_is_known_and_what_is_not_usual_at_it_is_raised():
     def as_at_noon(rows, blocked, unseen, mean):
         return 900, 45, 180, 0.35
@@ -189,6 +210,7 @@ def test_small_windows_are_passed_over():
         ("seasons: 2", "greater than or equal to 3"),
         ("run_length: 1", "greater than or equal to 50"),
         ("deviations: .inf", "finite number"),
+        ("nulls: [nothing]", "nothing is no column that is watched"),
     ],
 )
 def test_faults(series, fault):

@@ -51,8 +51,12 @@ def test_all_kinds_come_through_beam(engine):
     assert metrics.value_of(found, metrics.WATERMARK_LAG) == 2.5
     assert metrics.value_of(found, metrics.BACKLOG) is None
     assert metrics.value_of(found, metrics.WAITING) is None
-    assert metrics.quantiles(found, {}, metrics.LATENCY, "scored", [0.25, 0.5, 0.75]) == [0.025, 0.04, 0.25]
-    assert metrics.quantiles(found, found, metrics.LATENCY, "scored", [0.5]) is None
+    assert metrics.quantiles(found, {}, metrics.LATENCY, (("stage", "scored"),), [0.25, 0.5, 0.75]) == [
+        0.025,
+        0.04,
+        0.25,
+    ]
+    assert metrics.quantiles(found, found, metrics.LATENCY, (("stage", "scored"),), [0.5]) is None
 
 
 def test_the_documents_table_is_the_table():

@@ -74,10 +74,11 @@ function show() {
   const run = choose();
   at("project").textContent = clean(state.project);
   document.title = `${clean(state.project)}: dashboard`;
-  const faults = [...state.faults, ...(run ? run.faults : []), ...(live && live.fault ? [live.fault] : [])];
+  const faults = [...state.faults, ...(run ? run.faults : []), ...[live, live && live.endpoint].filter((of) => of && of.fault).map((of) => of.fault)];
   if (run && run.more_faults) faults.push(`and ${run.more_faults} more`);
   at("faults").replaceChildren(...faults.map((text) => element("p", text, "card fault")));
   if (live) showLive(live);
+  if (live && live.endpoint) showServed(live.endpoint);
   if (run) showRun(run);
   showReleases(state.releases);
 }
@@ -118,7 +119,7 @@ function showRun(run) {
   const judged = run.windows.filter((w) => w.status !== "unjudged").length;
   const release = last(state.releases);
   facts(at("facts"), [
-    ["score rows", whole(rows)],
+    ...(run.starts.length ? [["score rows", whole(rows)]] : []),
     ...Object.entries(run.events).map(([name, n]) => [`events ${name}`, whole(n)]),
     ...(run.windows.length ? [["windows with alarms", `${alarms} of ${judged}`, alarms ? "alarm" : "ok"],
       ["open incidents", String(run.open.length), run.open.length ? "alarm" : "ok"]] : []),
@@ -143,7 +144,10 @@ function showTrouble(run, alarms, judged) {
   if (run.open.length) {
     table(at("open"), [["open since", "t"], ["feature"], ["kind"], ["alarms", "n"], ["last", "text"]],
       run.open.map((i) => [[day(i.opened)], [i.feature], [i.kind], [String(i.alarms)], [i.text, "alarm"]]));
-  } else at("open").replaceChildren("No incident is open.");
+  } else {
+    const over = run.alerts.find((a) => a.event === "clear");
+    at("open").replaceChildren(over ? `No incident is open. The last, ${clean(over.feature)} ${over.kind}, was over in the window up to ${day(over.window_end)}.` : "No incident is open.");
+  }
   at("told").hidden = !run.alerts.length;
   table(at("alerts"), [["window up to", "t"], ["what"], ["feature"], ["kind"], ["text", "text"]],
     run.alerts.map((a) => [[day(a.window_end)], [a.event], [a.feature], [a.kind], [a.text]]));
@@ -221,6 +225,7 @@ function grid(place, list, make) {
 function showScore(score) {
   at("scores").hidden = !score;
   if (!score) return;
+  at("of-scores").textContent = `Share of rows by score: the seven newest days of event time as bars${score.baseline ? ", the baseline as steps" : ""}.`;
   const bins = score.recent.map((_, n) => (n === 0 ? `≤ ${short(score.cuts[0])}` : n < score.cuts.length ? `to ${short(score.cuts[n])}` : `> ${short(last(score.cuts))}`));
   const places = bins.map((_, n) => n);
   const shares = (of) => of.map((share) => 100 * share);
@@ -270,12 +275,12 @@ function showLive(run) {
   if (at("live").hidden) return;
   const rate = run.times.length && run.rates.read ? `${whole(last(run.rates.read))} a second` : "–";
   at("reached").textContent = run.event_time === null ? "" : run.replay
-    ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again, so how far that is behind the clock says nothing.`
+    ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again: it is ${short(run.behind)} s behind what is published.`
     : `Event time has come to ${moment(run.event_time)}, ${short(run.behind)} s behind the clock.`;
   facts(at("live-facts"), [
     ["events read", `${whole(run.events.read || 0)}`], ["read now", rate],
     ...(run.event_time === null ? [] : [["event time", moment(run.event_time)]]),
-    ...(run.behind === null ? [] : [["behind the clock", `${short(run.behind)} s`]]),
+    ...(run.behind === null ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
     ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
     ...Object.entries(run.scores).filter(([name]) => name).map(([name, n]) => [`decided ${name}`, whole(n)]),
   ]);
@@ -294,6 +299,19 @@ function showLive(run) {
     layout: { showlegend: true, xaxis, yaxis: { ticksuffix: " ms" } },
   }));
   showObjectives(at("live-objectives"), at("live-objectives"), run.objectives);
+}
+
+function showServed(told) {
+  at("served").hidden = false;
+  const known = (n, text) => (n === undefined || n === null ? "–" : text(n));
+  facts(at("served-facts"), [
+    ["ready", told.ready ? "yes" : "no", told.ready ? "ok" : "alarm"],
+    ["requests for scores", known(told.requests, (n) => `${short(n)} a second`)],
+    ["half are answered within", known(told.p50, (n) => `${short(n)} ms`)],
+    ["99% are answered within", known(told.p99, (n) => `${short(n)} ms`)],
+    ...Object.entries(told.events).map(([name, n]) => [`events ${name}`, whole(n)]),
+  ]);
+  showObjectives(at("served-objectives"), at("served-objectives"), told.objectives);
 }
 
 at("sink").addEventListener("change", (event) => { chosen = event.target.value; show(); });

@@ -11,6 +11,7 @@ from models.project.project import load_project
 from pipelines.prechecks import registry_of
 from pipelines.release_store import read_log
 from tests.kit.released_shop import headrace, make_green, make_shop
+from tests.kit.releases import register_bundles
 from tests.kit.support import ROOT, read_output, write_rows
 from tests.kit.walks import environment, make_clone, shell
 
@@ -121,6 +122,53 @@ def test_thresholds_that_do_not_go_with_its_decisions_are_refused(folders):
     say("takeover", folders / "green", *history, at=1905)
 
 
+def test_of_a_bundle_that_is_damaged_after_its_takeover_no_other_run_takes_the_events(folders, made):
+    """They wait for its own run, which stops: by what the log's database tells of its features."""
+    blue, green, history = folders / "blue", folders / "green", ["--history", folders / "events.jsonl"]
+    say("release", blue, 2, at=95)
+    say("takeover", green, *history, at=1895)
+    say("rollback", blue, at=2995)
+    (manifest,) = (path for path in (blue / ".headrace").rglob("manifest.json") if made[2] in path.read_text())
+    content = bytearray((manifest.parent / "model.ubj").read_bytes())
+    content[len(content) // 2] ^= 1
+    (manifest.parent / "model.ubj").write_bytes(content)
+    say("run", blue, "--source", folders / "events.jsonl", "--sink", folders / "out")
+    found = {row["id"]: row["release"] for row in read_output(folders / "out").scores.to_pylist()}
+    assert found == {n: 0 if n < 100 else 1 if n < 1900 else 3 for n in [*range(1900), *range(3000, EVENTS)]}
+    options = ["--source", folders / "events.jsonl", "--sink", folders / "green out"]
+    assert "names no sound bundle" in say("run", green, *options, code=1)
+    register_bundles(green, load_project(green), registry_of(blue, None), [8])
+    say("release", green, "champion", "--shadow", 5, at=3995)
+    refused = say("run", green, *options, code=1)
+    assert "release 2: bundle" in refused
+    assert "another run follows the log, too, and can't know of it: its events wait until that is mended" in refused
+
+
+def test_nights_of_both_and_a_comparison_of_shadow_and_champion(folders, made):
+    blue, green = folders / "blue", folders / "green"
+    days = [{**event, "at": START - 43_200 + 43 * event["id"]} for event in events()]  # two days, from noon on
+    write_rows(folders / "days.jsonl", days)
+    say("release", green, "champion", "--shadow", 4, "--at", "2018-11-01", "--reason", "try it")
+    options = ["--history", folders / "days.jsonl", "--from", "2018-12-02", "--at", "2018-12-01"]
+    say("takeover", green, *options, "--reason", "try it")
+    found = []
+    for folder in (blue, green):
+        sink = folders / f"{folder.name} nights"
+        night = ["--state", folders / f"{folder.name} state", "--from", "2018-11-30", "--until", "2018-12-03"]
+        said = say("nightly", folder, "--source", folders / "days.jsonl", "--sink", sink, *night)
+        whole = folders / f"{folder.name} out"
+        say("run", folder, "--source", folders / "days.jsonl", "--sink", whole)
+        rows = read_output(whole).scores
+        assert read_output(sink).scores.equals(rows)
+        assert said.count("0 scored") == (1 if folder is blue else 2)
+        found += rows["id"].to_pylist()
+    assert sorted(found) == list(range(EVENTS))
+    scores, shadows = (str(folders / f"{name}/**/*.parquet") for name in ("blue out/scores", "green out/shadows"))
+    done = headrace("rollout", blue, "--scores", scores, "--shadows", shadows)
+    assert done.exit_code == 3, done.output  # hold: it declares no rules, and has no labels
+    assert "as shadow" in done.output
+
+
 def test_a_state_is_warm_and_one_of_other_features_is_refused(folders):
     """States are of whole days: events of two, of which the second is handed over."""
     blue, green = folders / "blue", folders / "green"
@@ -149,7 +197,7 @@ def test_what_would_decide_twice_or_score_nothing_is_refused(folders):
     blue, green = folders / "blue", folders / "green"
     options = ["--source", folders / "events.jsonl", "--sink", folders / "out"]
     say("release", blue, 2, at=10)
-    assert "names no bundle with the features" in say("run", green, *options, code=1)
+    assert "names no sound bundle" in say("run", green, *options, code=1)
     text = (green / "project.yaml").read_text()
     (green / "project.yaml").write_text(text + "fallback: {action: look}\n")
     say("release", green, "champion", "--shadow", 4, at=20)

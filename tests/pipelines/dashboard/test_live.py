@@ -1,15 +1,17 @@
 """Samples of a run that goes on: rates and latencies since the last, restarts, old events that are sent again."""
 
 from models import metrics
-from pipelines.dashboard.live import KEPT_SECONDS, Live
+from pipelines.dashboard.live import KEPT_SECONDS, Live, Served
 
 NOW = 1_790_000_000.0
 
 
-def found(read, lag=None, late=0, **decisions):
+def found(read, lag=None, late=0, delay=None, **decisions):
     made = {("headrace_events_total", (("outcome", "read"),)): read}
     if lag is not None:
         made["headrace_watermark_lag_seconds", ()] = int(lag * 1e6)
+    if delay is not None:
+        made["headrace_publish_delay_seconds", ()] = int(delay * 1e6)
     for name, number in decisions.items():
         made["headrace_scores_total", (("decision", name), ("bundle", "a"))] = number
         made["headrace_scores_total", (("decision", name), ("bundle", "b"))] = 1
@@ -51,9 +53,11 @@ def test_old_events_that_are_sent_again_are_not_behind():
     assert (live.facts()["replay"], live.facts()["behind"]) == (False, 4.0)
     assert live.facts()["event_time"] == round(1000 * (NOW + 1))
     years = 8 * 365 * 86_400.0
-    live.add(NOW + 10, found(1, years))
-    assert (live.facts()["replay"], live.facts()["behind"]) == (True, None)
+    live.add(NOW + 10, found(1, years, delay=years - 2.5))
+    assert (live.facts()["replay"], live.facts()["behind"]) == (True, 2.5)
     assert live.facts()["event_time"] == round(1000 * (NOW + 10 - years))
+    live.add(NOW + 12, found(1, years, delay=5))  # of just now, and the stream is years behind: that is a fault
+    assert (live.facts()["replay"], live.facts()["behind"]) == (False, years)
     live.add(NOW + 15, found(1))  # it is not known any more
     assert (live.facts()["replay"], live.facts()["behind"], live.facts()["event_time"]) == (False, None, None)
 
@@ -66,3 +70,28 @@ def test_decisions_are_those_of_all_bundles_and_a_fault_is_told_until_it_is_over
     assert live.facts()["fault"] == "gone"
     live.add(NOW + 5, found(2))
     assert live.facts()["fault"] is None
+
+
+def served(requests, slow=0, **outcomes):
+    made = {(metrics.REQUESTS.name, (("path", "/v1/score"), ("status", "200"))): requests}
+    made[metrics.REQUESTS.name, (("path", "/metrics"), ("status", "200"))] = 99
+    made[metrics.READY.name, ()] = 1
+    made |= {(metrics.SERVED.name, (("outcome", name),)): number for name, number in outcomes.items()}
+    bucket = f"{metrics.REQUEST_SECONDS.name}_bucket"
+    fast = {"0.02": requests - slow, "0.0333": 0, "+Inf": slow}  # the second bound is one that was declared
+    return made | {(bucket, (("path", "/v1/score"), ("le", bound))): number for bound, number in fast.items()}
+
+
+def test_an_endpoint_is_told_by_what_it_did_since_the_look_before():
+    told = Served()
+    told.add(NOW, served(1000, scored=5000))
+    assert "requests" not in told.facts()  # one look tells no rate
+    told.add(NOW + 10, served(1200, slow=100, scored=5900, refused=10))
+    facts = told.facts()
+    assert (facts["ready"], facts["requests"], facts["events"]) == (True, 20.0, {"refused": 10, "scored": 5900})
+    assert (facts["p50"], facts["p99"]) == (20.0, 1000 * metrics.REQUEST_SECONDS.bounds[-1])
+    told.add(NOW + 20, served(5, scored=5))  # it has started again
+    assert (told.facts()["requests"], told.facts()["p99"]) == (0.5, 20.0)
+    told.fail("gone")
+    assert told.facts()["fault"] == "gone"
+    assert "p99" not in told.facts()

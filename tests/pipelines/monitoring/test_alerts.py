@@ -24,12 +24,12 @@ from pipelines.monitoring.alerts import (
     Alerting,
     FileSink,
     LogSink,
-    SendAlerts,
     TopicSink,
     WebhookSink,
     line_of,
     open_sink,
 )
+from pipelines.monitoring.send import SendAlerts
 from pipelines.runners import make_pipeline
 from transforms.incidents import RaiseAlerts
 

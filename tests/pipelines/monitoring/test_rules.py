@@ -209,7 +209,7 @@ def test_what_is_scraped_is_what_was_shown():
     with exposed(lambda: found, "127.0.0.1", port):
         scraped = scrape(f"http://127.0.0.1:{port}/metrics")
     assert {series: number for series, number in scraped.items() if number and series in found} == found
-    assert metrics.quantiles(scraped, {}, latency, "written", [0.5, 0.99]) == [0.0025, latency.bounds[-1]]
+    assert metrics.quantiles(scraped, {}, latency, (("stage", "written"),), [0.5, 0.99]) == [0.0025, latency.bounds[-1]]
 
 
 @pytest.mark.parametrize("said", [b"\xff\xfe", b"headrace_rows_total{step=", b"<html>"])

@@ -10,6 +10,7 @@ import pytest
 from pipelines.brokers import open_broker
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.serve.publishing import Publishing
+from tests.kit import services
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
 from tests.kit.serving import SCHEMA, START, TEXT, assert_same_bits, in_order, make_events
@@ -49,7 +50,7 @@ def received(broker, number):
     with contextlib.closing(broker.subscribe()) as subscription:
         while time.monotonic() < until and len(found) < number:
             if messages := subscription.receive(1000, 0.2):
-                found += zip(messages.payloads, messages.event_times, strict=True)
+                found += itertools.zip_longest(messages.payloads, messages.event_times or ())
                 subscription.acknowledge(messages.receipt)
         assert subscription.receive(1000, 0.3) is None
     return found
@@ -64,6 +65,18 @@ def test_valid_events_are_published_as_they_came_and_others_not(server, tmp_path
         found = received(broker, 3)
     assert sorted(json.loads(payload)["id"] for payload, _ in found) == [1, 3, 4]
     assert {json.loads(payload)["id"]: at for payload, at in found}[3] == str(outlier["at"] * 1000)
+
+
+def test_kafka_takes_them_as_well(tmp_path, request):
+    kafka = services.Kafka(request)
+    try:
+        reader, writer = kafka.place()
+        with serving(PROJECT, open_faulty(tmp_path, PROJECT), publishing=Publishing(writer, PROJECT)) as client:
+            score(client, [{**EVENT, "id": n} for n in range(20)])
+            found = received(reader, 20)
+    finally:
+        kafka.close()
+    assert sorted(json.loads(payload)["id"] for payload, _ in found) == list(range(20))
 
 
 @pytest.mark.serial
