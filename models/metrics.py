@@ -169,6 +169,11 @@ STATE_AGE = Metric(
 READY = Metric("headrace_ready", "gauge", "Whether the endpoint can score.")
 SERVING = (REQUESTS, REQUEST_SECONDS, SERVED, STATE_AGE, READY)
 
+# Those of a process that prometheus-client shows, in whole seconds and bytes.
+PROCESSOR = Metric("process_cpu_seconds_total", "counter", "Processor seconds of the process.")
+MEMORY = Metric("process_resident_memory_bytes", "gauge", "Memory of the process.")
+PROCESS = (PROCESSOR, MEMORY)
+
 
 def parse(beam_name: str) -> Series | None:
     """The metric's name and its labels of a name in Beam; None if it is none of the table's."""

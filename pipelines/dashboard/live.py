@@ -38,13 +38,16 @@ class Live:
         self.found: Mapping[Series, int] = {}
         self.fault: str | None = None
         self._clock: float | None = None
+        self._first: Mapping[Series, int] = {}  # what was so at first, since the run has started
 
     def add(self, clock: float, found: Mapping[Series, int]) -> None:
         """Take metrics of a time of the clock, in seconds; the first ones tell no rates. A run may start again."""
         before = self.found
         if any(number < before.get(series, 0) for series, number in found.items() if series[0] == _GONE):
-            before = {}  # it has started again, and counts from nothing
-        if self._clock is not None and clock > self._clock:
+            before = self._first = {}  # it has started again, and counts from nothing
+        if self._clock is None:
+            self._first = found
+        elif clock > self._clock:
             self.samples.append(_sample(clock, clock - self._clock, found, before))
         while self.samples and self.samples[0].clock < clock - KEPT_SECONDS:
             self.samples.popleft()
@@ -76,6 +79,20 @@ class Live:
             "events": metrics.by_label(self.found, metrics.EVENTS),
             "scores": _by_decision(self.found),
             "open_incidents": metrics.value_of(self.found, metrics.OPEN),
+            "memory": metrics.value_of(self.found, metrics.MEMORY),
+            **self._cost(),
+        }
+
+    def _cost(self) -> dict[str, Any]:
+        """Processor seconds, and how many a million events took since it was first asked, its start left out."""
+        now, then = (metrics.value_of(each, metrics.PROCESSOR) or 0.0 for each in (self.found, self._first))
+        read, before = (
+            metrics.by_label(each, metrics.EVENTS).get(Outcome.READ, 0) for each in (self.found, self._first)
+        )
+        known = metrics.value_of(self.found, metrics.PROCESSOR)
+        return {
+            "processor": known,
+            "a_million": 1e6 * (now - then) / (read - before) if known and read > before else None,
         }
 
 

@@ -8,11 +8,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.errors import HeadraceError
-from models.metrics import METRICS, SERVING, Series, single_buckets
+from models.metrics import METRICS, PROCESS, SERVING, Series, single_buckets
 
 MAX_BYTES = 16 << 20
 _SECONDS = 5
-_BY_NAME = {metric.name: metric for metric in (*METRICS, *SERVING)}
+_BY_NAME = {metric.name: metric for metric in (*METRICS, *SERVING, *PROCESS)}
 _TOKEN = "HEADRACE_METRICS_TOKEN"  # a bearer token of an endpoint that has some
 
 

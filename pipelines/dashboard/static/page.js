@@ -283,6 +283,9 @@ function showLive(run) {
     ...(run.behind === null ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
     ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
     ...Object.entries(run.scores).filter(([name]) => name).map(([name, n]) => [`decided ${name}`, whole(n)]),
+    ...(run.memory === null ? [] : [["memory", `${whole(run.memory / 1048576)} MiB`]]),
+    ...(run.processor === null ? [] : [["processor", `${whole(run.processor)} s`]]),
+    ...(run.a_million === null ? [] : [["a million events take", `${short(run.a_million)} processor s`]]),
   ]);
   const end = last(run.times) || 0;
   const xaxis = { range: [Math.min(run.times[0] || 0, end - 300000), end], nticks: 4, tickangle: 0 };

@@ -95,3 +95,18 @@ def test_an_endpoint_is_told_by_what_it_did_since_the_look_before():
     told.fail("gone")
     assert told.facts()["fault"] == "gone"
     assert "p99" not in told.facts()
+
+
+def test_what_a_million_events_take_leaves_out_the_start():
+    def spent(read, seconds):
+        return found(read) | {(metrics.PROCESSOR.name, ()): seconds, (metrics.MEMORY.name, ()): 3 << 20}
+
+    live = Live()
+    live.add(NOW, spent(1000, 20))
+    assert (live.facts()["processor"], live.facts()["a_million"], live.facts()["memory"]) == (20, None, 3 << 20)
+    live.add(NOW + 5, spent(501_000, 30))
+    assert live.facts()["a_million"] == 20.0
+    live.add(NOW + 10, spent(100_000, 3))  # it has started again: its start is in it
+    assert live.facts()["a_million"] == 30.0
+    live.add(NOW + 15, found(100_001))
+    assert (live.facts()["processor"], live.facts()["a_million"], live.facts()["memory"]) == (None, None, None)

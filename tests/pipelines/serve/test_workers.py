@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from models.project.project import load_project
+from models.store.kinds import kinds_of
 from pipelines.serve.workers import serve_by_workers
 from pipelines.sinks.store import WriteStore
-from pipelines.store import open_store
+from pipelines.store import go_on, open_store
 from tests.kit import redis
 from tests.kit.serve_process import make_project, score, serving, wait_for
 from tests.kit.serving import START, as_lines, assert_same_bits, in_order, make_events
@@ -112,11 +113,13 @@ def test_workers_agree_through_the_store_and_end_with_their_parent(folder, kind,
     assert len(workers) == 2
     assert sum(asked.values()) == len(EVENTS) + len(rest[::3])
     assert min(asked.values()) > 0
+    kinds = kinds_of(project).values()
     with contextlib.ExitStack() as stack:
-        ours, theirs = (
-            stack.enter_context(contextlib.closing(open_store(u, project.feature_set))) for u in (uri, expected)
-        )
-        ours.advance(theirs.progress())
+        stores = [stack.enter_context(contextlib.closing(open_store(u, project.feature_set))) for u in (expected, uri)]
+        progress = stores[0].progress()
+        for store in stores:  # of both what windows still need
+            go_on(store, kinds, progress, DAY)
+        assert len([place for kind in kinds for place, _ in stores[1].scan(kind.name)]) > 50
     assert digest(uri, project) == digest(expected, project)
 
 
