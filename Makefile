@@ -34,10 +34,10 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not serial" $(PYTEST_ARGS)
 
-# Brokers, streams and engines, one after another, and the other sets of libraries; parts that are missing are skipped aloud.
-# What fails is tried once more in a process of its own, aloud: servers here share a machine with others, and a fault fails again.
+# Brokers, streams and engines, two files at a time, as most of their time is waiting, and the other sets of libraries; parts that
+# are missing are skipped aloud. What fails is tried once more with nothing beside it, aloud: a fault fails again.
 test-real: setup
-	$(BIN)/python -m pytest -m serial $(PYTEST_ARGS) || { echo "AGAIN: what has failed above, once more"; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m serial $(PYTEST_ARGS) || { echo "AGAIN: what has failed above, once more"; \
 	  $(BIN)/python -m pytest -m serial --last-failed --last-failed-no-failures none $(PYTEST_ARGS); }
 	$(MAKE) test VENV=build/core LOCK=requirements/locks/core.txt PYTEST_ARGS="-m core_set"
 	if [ "$$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then $(MAKE) debian13-test; \

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from tests.kit.support import ROOT, read_output
-from tests.kit.walks import EXPORT, end, environment, make_clone, shell, start
+from tests.kit.walks import EXPORT, end, environment, make_clone, printed_ports, shell, start
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -91,11 +90,9 @@ def test_parity_says_equal_and_the_report_is_written(said, clone):
 
 def test_the_stream_runs_in_three_terminals(said, clone):
     """It is stopped once rows have come out: at the README's speed it would take twenty minutes."""
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", 8085)) == 0:
-            pytest.skip("port 8085, which the README names, is taken")
     server, stream, publisher = (block for block in BLOCKS if any(part in block for part in STREAM))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(printed_ports(8085))
         running = []
         for name, block in (("server", server), ("stream", stream), ("publisher", publisher)):
             log = stack.enter_context((clone / f"{name}.log").open("w"))

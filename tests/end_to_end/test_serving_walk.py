@@ -3,14 +3,13 @@
 import contextlib
 import json
 import re
-import socket
 import subprocess
 import time
 
 import pytest
 
 from tests.kit.support import ROOT
-from tests.kit.walks import end, environment, make_clone, shell, start
+from tests.kit.walks import end, environment, make_clone, printed_ports, shell, start
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,14 +27,11 @@ def run(block, clone):
 
 
 def test_the_page_runs_as_printed(tmp_path):
-    for port in (8080, 8085):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"port {port}, which the page names, is taken")
     prepare, stream, serve, ask, prove = BLOCKS
     clone = make_clone(tmp_path)
     run(prepare, clone)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(printed_ports(8080, 8085))
         logs = {}
         for name, block in (("stream", stream), ("serve", serve)):
             logs[name] = stack.enter_context((clone / f"{name}.log").open("w"))

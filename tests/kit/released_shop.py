@@ -121,7 +121,8 @@ class Rows:
                     continue
                 for row in map(json.loads, messages.payloads):
                     row = {name: value for name, value in row.items() if name not in CLOCKED}
-                    assert found.setdefault(tuple(row[name] for name in key), row) == row
+                    before = found.setdefault(tuple(row[name] for name in key), row)
+                    assert before == row, (before, row)
                     if found is self.scores:
                         self.read, self.newest = self.read + 1, max(self.newest, us_of(row["at"]) / 1e6)
                 reader.acknowledge(messages.receipt)

@@ -1,11 +1,16 @@
 """Commands of documents, run as they are printed, in a folder that looks like a clone after `make setup`."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+
+import pytest
 
 from tests.kit.support import ROOT
 
@@ -32,6 +37,18 @@ def environment():
 def shell(text):
     """A call that runs commands as a reader would, headrace being on their PATH."""
     return ["bash", "-euc", f"{EXPORT}\n{text}" if EXPORT not in text else text]
+
+
+@contextlib.contextmanager
+def printed_ports(*ports):
+    """Ports that a document names, for one test at a time; a test is skipped where another program has one."""
+    with (pathlib.Path(tempfile.gettempdir()) / "headrace-printed-ports").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for port in ports:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    pytest.skip(f"port {port}, which the document names, is taken")
+        yield
 
 
 def start(text, clone, log):
