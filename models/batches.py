@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.order import order_by
 from models.record import (
     EVENT_TIME,
     INGESTED,
@@ -29,13 +30,43 @@ _INT64 = pa.int64()
 
 
 def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """All rows of `batches`, of one schema, one after another."""
+    """All rows of `batches`, of one schema, one after another; what are parts of one column in a row is not copied."""
     if len(batches) == 1:
         return batches[0]
-    table = pa.Table.from_batches(batches)
-    if any(pa.types.is_dictionary(field.type) for field in table.schema):
-        table = table.unify_dictionaries()
-    return as_batch(table)
+    columns = [_concat(parts) for parts in zip(*(batch.columns for batch in batches), strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
+
+
+def _concat(parts: Sequence[pa.Array]) -> pa.Array:
+    first = parts[0]
+    if not pa.types.is_dictionary(first.type):
+        whole = _whole(parts)
+        return pa.concat_arrays(parts) if whole is None else whole
+    dictionary = _buffers(first.dictionary)
+    if all(_buffers(part.dictionary) == dictionary for part in parts[1:]):
+        indices = _concat([part.indices for part in parts])
+        return pa.DictionaryArray.from_arrays(indices, first.dictionary, ordered=first.type.ordered, safe=False)
+    return _one_chunk(pa.chunked_array(parts).unify_dictionaries())
+
+
+def _whole(parts: Sequence[pa.Array]) -> pa.Array | None:
+    """The column that parts are of if they follow one another there, as those of a batch that was cut do."""
+    first, rows = parts[0], 0
+    if pa.types.is_nested(first.type) or isinstance(first.type, pa.BaseExtensionType):
+        return None
+    buffers, start, _ = _buffers(first)
+    for part in parts:
+        found = _buffers(part)
+        if found[:2] != (buffers, start + rows):
+            return None
+        rows += len(part)
+    return pa.Array.from_buffers(first.type, rows, first.buffers(), offset=start)
+
+
+def _buffers(values: pa.Array) -> tuple[list[tuple[int, int] | None], int, int]:
+    """Where in memory a column's values are, the place of its first row among those there, and its rows."""
+    found = [None if buffer is None else (buffer.address, buffer.size) for buffer in values.buffers()]
+    return found, values.offset, len(values)
 
 
 def same_text(text: str, rows: int) -> pa.DictionaryArray:
@@ -75,7 +106,7 @@ def partition(batch: pa.RecordBatch, keys: Keys) -> Iterator[tuple[int, pa.Recor
         return
     ordered, sorted_batch = keys, batch
     if (keys[1:] < keys[:-1]).any():
-        order = np.argsort(keys, kind="stable")
+        order = order_by(keys)
         ordered, sorted_batch = keys[order], take_rows(batch, order)
     edges = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(keys)]])
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -194,14 +225,15 @@ def hash_keys(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
         return np.asarray(np.append(hash_keys(keys.dictionary), np.uint64(0))[indices])
     if pa.types.is_string(keys.type) or pa.types.is_binary(keys.type):
         hashes = _hash_strings(keys.cast(pa.binary()).fill_null(b""))  # there may be bytes under a null
-    elif pa.types.is_floating(keys.type):
-        hashes = keys.cast(pa.float64()).fill_null(0.0).to_numpy().view(np.uint64)
     else:
-        hashes = keys.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
+        numbers = keys.cast(pa.float64() if pa.types.is_floating(keys.type) else pa.int64())
+        hashes = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy().view(np.uint64)
     # The finaliser of MurmurHash3 (Appleby, public domain): every input bit moves every output bit.
-    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return np.asarray(hashes ^ (hashes >> np.uint64(33)))
+    hashes = hashes ^ (hashes >> np.uint64(33))
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        hashes *= np.uint64(factor)
+        hashes ^= hashes >> np.uint64(33)
+    return hashes
 
 
 def _hash_strings(keys: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:

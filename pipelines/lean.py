@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,9 @@ def _convert() -> None:
 
 def import_libraries(*, local: bool) -> None:
     """Import what scores; with `local`, where all paths are of this machine and the engine is this process."""
+    # XGBoost's threads wait for one another by going round, milliseconds a call where something else has their
+    # processor. OpenMP reads how they are to wait when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with absent([*EXTRAS, *(CLOUD if local else ())]):
         _convert()
 

@@ -30,8 +30,9 @@ from models.batches import (
 from models.features.aggregates import code_name
 from models.features.columns import with_keys, with_rolling
 from models.features.labels import LabelledKernel, Labels
-from models.features.windows import Events, History, RollingKernel, encode_entities, encode_values, sort_order
+from models.features.windows import Events, History, RollingKernel, encode_entities, encode_values
 from models.metrics import ROWS
+from models.order import sort_order
 from models.record import ASKED, EVENT_TIME, LABEL_TIME
 from models.steps import Log, Shard, Step, has_labels, spread
 from transforms.metrics import count

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from models.codecs.columns import RECORD, Columns, coerce_all, decode_dicts
-from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
+from models.codecs.lines import Bytes, Int64, Mask, as_lines, decode_apart, offsets_and_bytes
 from models.faults import RowFaults
 from models.project.contract import UNIX_UNITS, Contract, Field
 
@@ -49,12 +49,15 @@ def decode_json(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bo
 
 def _are_plain(payloads: pa.BinaryArray) -> Mask:
     """Which payloads are UTF-8, one line that starts with { and ends with }, and surely not deep."""
-    plain = _to_mask(pc.match_substring_regex(payloads, _OBJECT_LINE))
+    starts, block = offsets_and_bytes(payloads)
+    if _are_simple(starts, block):
+        plain = np.ones(len(payloads), bool)
+    else:
+        plain = _to_mask(pc.match_substring_regex(payloads, _OBJECT_LINE))
     try:
         payloads.cast(pa.string())
     except pa.ArrowInvalid:
         plain &= [_is_utf8(payload) for payload in payloads.to_pylist()]
-    starts, block = offsets_and_bytes(payloads)
     text = block.tobytes()
     if b"NaN" in text or b"Inf" in text:
         plain &= ~_to_mask(pc.match_substring_regex(payloads, _NOT_FINITE))
@@ -62,6 +65,17 @@ def _are_plain(payloads: pa.BinaryArray) -> Mask:
     if np.count_nonzero(opening) >= np.count_nonzero(plain) + MAX_DEPTH:  # as each plain one has one at least
         plain &= np.diff(np.searchsorted(np.flatnonzero(opening), starts)) <= MAX_DEPTH
     return plain
+
+
+def _are_simple(starts: Int64, block: Bytes) -> bool:
+    """Whether all payloads, where each starts in their bytes, are of _OBJECT_LINE without white space around them."""
+    ends = starts[1:] - 1
+    if (ends < starts[:-1]).any():
+        return False
+    closed = block[ends] == ord("\n")
+    breaks = np.count_nonzero((block == ord("\n")) | (block == ord("\r")))
+    opens, closes = block[starts[:-1]] == ord("{"), block[ends - closed] == ord("}")
+    return bool(breaks == np.count_nonzero(closed) and opens.all() and closes.all())
 
 
 def _read_block(payloads: pa.BinaryArray, contract: Contract, refuse_unknown: bool) -> Columns | None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.codecs.columns import Columns
 from models.faults import RowFaults
 
 Decoder = Callable[[pa.BinaryArray, RowFaults], Columns]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Int64 = np.ndarray[Any, np.dtype[np.int64]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def decode_apart(
@@ -36,9 +39,7 @@ def decode_apart(
     return {name: pa.concat_arrays([part[name] for part in parts]).take(back) for name in parts[0]}
 
 
-def offsets_and_bytes(
-    payloads: pa.BinaryArray,
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.uint8]]]:
+def offsets_and_bytes(payloads: pa.BinaryArray) -> tuple[Int64, Bytes]:
     """Where each payload starts in their bytes, int64[n+1], and the bytes."""
     _, offsets, values = payloads.buffers()
     starts = np.frombuffer(offsets, np.int32)[payloads.offset : payloads.offset + len(payloads) + 1]
@@ -52,10 +53,12 @@ def as_lines(payloads: pa.BinaryArray) -> pa.Buffer:
     ends = starts[1:-1] - 1
     if (ends >= 0).all() and (block[ends] == ord("\n")).all():
         return pa.py_buffer(block)
+    if not ((block == ord("\n")) | (block == ord("\r"))).any():
+        return pa.py_buffer(offsets_and_bytes(pc.binary_join_element_wise(payloads, b"\n", b""))[1][:-1])
     return pa.py_buffer(b"\n".join([payload.rstrip(b"\r\n") for payload in payloads.to_pylist()]))
 
 
-def record_lengths(payloads: pa.BinaryArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+def record_lengths(payloads: pa.BinaryArray) -> Int64:
     """The bytes int64[n] of each payload, less those that end its line: a record is as long in a file as alone."""
     starts, block = offsets_and_bytes(payloads)
     ends = starts[1:].astype(np.int64)

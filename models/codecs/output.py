@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.batches import as_dictionary
+from models.codecs.lines import offsets_and_bytes
 from models.faults import python_values
 
 _MARK = secrets.token_hex(8)  # of a text that stands for a decimal, which json can't write
@@ -78,9 +79,7 @@ def encode_json_lines(batch: pa.RecordBatch) -> bytes:
     for place, (name, values) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
         parts += [_before(name, place == 0), _json_texts(values)]
     lines = pc.binary_join_element_wise(*parts, _END, _NOTHING)
-    _, offsets, texts = lines.buffers()  # of what was just made, which starts where its buffer does
-    size = int(np.frombuffer(offsets, np.int32)[len(lines)])
-    return bytes(texts[:size])
+    return offsets_and_bytes(lines)[1].tobytes()
 
 
 def _json_texts(values: pa.Array) -> pa.Array:
@@ -93,7 +92,10 @@ def _json_texts(values: pa.Array) -> pa.Array:
         if (np.signbit(numbers) & (numbers == 0)).any():  # many readers make the integer 0 of -0
             texts = pc.if_else(pc.equal(texts, "-0"), "-0.0", texts)
     elif pa.types.is_timestamp(kind):
-        texts = pc.strftime(values, options=_ISO)
+        if len(values) <= _FEW:
+            texts = pc.strftime(values, options=_ISO)
+        else:
+            texts = pc.binary_join_element_wise('"', _iso_texts(values), 'Z"', "")
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         texts = values.cast(pa.string())
     else:
@@ -110,6 +112,14 @@ def _json_texts(values: pa.Array) -> pa.Array:
 def _before(name: str, is_first: bool) -> pa.Scalar:
     """What stands before a value, as a scalar, which Arrow takes much longer to make than to use."""
     return pa.scalar(("{" if is_first else ",") + json.dumps(name) + ":")
+
+
+def _iso_texts(times: pa.Array) -> pa.Array:
+    """Times in UTC as ISO 8601, without its Z: as `strftime` writes them, in a tenth of the time."""
+    texts = times.cast(pa.timestamp(times.type.unit)).cast(pa.string())
+    if pc.any(pc.starts_with(texts, "<")).as_py():  # of years that the cast does not write, some beyond 32767
+        return pc.strftime(times, "%Y-%m-%dT%H:%M:%S")
+    return pc.replace_substring(texts, " ", "T", max_replacements=1)
 
 
 def _json_text(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models.errors import HeadraceError
+from models.order import order_by
 from models.project.aggregates import AGGREGATES, PERIODS
 from models.project.sections import RollingFeature
 
@@ -107,7 +108,7 @@ class Seen:
         parts = [*parts, (self.new, np.arange(len(self.new)))]
         names = {name for f in features if (name := _value_name(f)) is not None}
         entity, time = (np.concatenate([getattr(run, n)[rows] for run, rows in parts]) for n in ("entity", "time"))
-        order = np.lexsort((time, entity))  # stable: of one time, those of earlier calls stand first
+        order = order_by(entity, time)  # stable: of one time, those of earlier calls stand first
         values = {n: np.concatenate([run.values[n][rows] for run, rows in parts])[order] for n in names}
         run = type(self.new)(entity[order], time[order], values)
         place = np.empty(len(order), np.int64)
@@ -299,7 +300,7 @@ def _distinct(run: Run, codes: Int64, low: Int64, high: Int64) -> Int64:
     some one to some other.
     """
     rows = np.arange(len(codes))
-    order = np.lexsort((codes, run.entity))
+    order = order_by(run.entity, codes)
     again = (codes[order[1:]] == codes[order[:-1]]) & (run.entity[order[1:]] == run.entity[order[:-1]])
     before = np.full(len(codes), -1)
     before[order[1:][again]] = order[:-1][again]

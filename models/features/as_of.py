@@ -33,7 +33,7 @@ def put_back(columns: list[Int64 | Float64], order: Int64) -> list[Int64 | Float
     """Columns of rows that were taken in `order` in the rows' own one."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    return [column[place] for column in columns]
+    return [column.take(place) for column in columns]
 
 
 def _opened(edge: Edge) -> Edge:

@@ -13,6 +13,7 @@ import functools
 import numpy as np
 
 from models.features.windows import Events, Float64, History, Int64, RollingKernel, Run, append_run
+from models.order import order_by
 from models.project.sections import RollingFeature
 
 # The column that tells a batch of labels from one of events: when each label was known.
@@ -155,6 +156,6 @@ def _changes(labels: Labels, delay_us: int, window_us: int, with_zeros: bool) ->
     entity = np.tile(labels.entity[rows], 2)
     time = np.concatenate([leave[rows], enter[rows]])
     known = np.repeat([1.0, -1.0], len(rows))
-    order = np.lexsort((time, entity))
+    order = order_by(entity, time)
     values = {_VALUE: known * np.tile(labels.value[rows], 2), _KNOWN: known}
     return Run(entity[order], time[order], {name: numbers[order] for name, numbers in values.items()})

@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
 from models.features.as_of import look_up, put_back
 from models.fixed_point import to_units
+from models.order import order_by, sort_order
 from models.project.aggregates import AGGREGATES
 from models.project.sections import RollingFeature
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A run is merged into the one before it once that is no longer this many times longer.
 _RUN_RATIO = 8
@@ -60,6 +61,7 @@ class Run:
     time: Int64
     values: dict[str, Float64]
     _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
+    _known: dict[str, Int64 | None] = dataclasses.field(default_factory=dict, repr=False)
     _largest: dict[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -112,42 +114,62 @@ class Run:
         An age is one for all events or int64[events]. Rows stand in order, so those of the entities before an event's
         are counted too. A time before `passed` is taken as `passed`.
         """
-        entities, starts, first, last = self._entities, self._starts, self.first, self.last
-        earliest, latest = events.first, events.last
-        place = entities.searchsorted(events.entity)
-        known = entities[np.minimum(place, len(entities) - 1)] == events.entity
-        start, end = starts[place], starts[place + known]
+        place, known = self._places_of(events)
+        counts = np.diff(events._starts)
+        start = np.repeat(self._starts[place], counts)
         rows = np.empty((len(ages), len(events)), np.int64)
-        searched = []
-        for number, age in enumerate(ages):
-            least, most = (age, age) if isinstance(age, int) else (int(age.min()), int(age.max()))
-            if max(earliest - most, passed) >= last:
-                rows[number] = end
-            elif max(latest - least, passed) < first:
-                rows[number] = start
-            else:
-                searched.append(number)
-        if searched:
-            until = np.maximum([events.time - ages[number] for number in searched], passed)
-            key = place * self._span + ((until - first) >> self._tick_bits)
-            found = np.minimum(np.maximum(self._key.searchsorted(key, side="right"), start), end)
-            # Where a key has no room for all of a time, the last rows found may be later than it.
-            while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
-                found -= later
-            rows[searched] = found
+        if not known.any():
+            rows[:] = start
+            return rows
+        end, base = np.repeat(self._starts[place + known], counts), np.repeat(place * self._span, counts)
+        for age, found in zip(ages, rows, strict=True):
+            until = np.maximum(events.time - age, passed)
+            before = until < self.last
+            found[:] = np.where(before, start, end)
+            inside = before & (until >= self.first)
+            if inside.any():
+                some = slice(None) if 2 * np.count_nonzero(inside) > len(inside) else np.flatnonzero(inside)
+                found[some] = self._search(until[some], base[some], start[some], end[some])
         return rows
+
+    def _search(self, until: Int64, base: Int64, start: Int64, end: Int64) -> Int64:
+        """How many rows stand up to each time `until`, of the entity that has the rows from `start` to `end`, and the
+        keys from `base` on.
+        """
+        if len(self._entities) == len(self):  # a row each
+            return np.where(self.time[np.minimum(start, len(self) - 1)] <= until, end, start)
+        key = np.minimum(np.maximum(until, self.first - 1), self.last)
+        key -= self.first
+        key >>= self._tick_bits
+        key += base
+        found = np.minimum(np.searchsorted(self._key, key, side="right"), end)
+        # Where a key has no room for all of a time, the last rows found may be later than it.
+        while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
+            found -= later
+        return found
+
+    def _places_of(self, events: Run) -> tuple[Int64, Bools]:
+        """Where each entity of `events`, as they follow one another there, stands among the entities here or would,
+        and whether it is here.
+        """
+        if events is self:
+            return np.arange(len(self._entities)), np.ones(len(self._entities), bool)
+        place = np.searchsorted(self._entities, events._entities)
+        return place, self._entities[np.minimum(place, len(self._entities) - 1)] == events._entities
 
     def known_until(self, field: str, rows: Int64) -> Int64:
         """How many of the first `rows` rows have a number in `field`."""
-        if ("known", field) not in self._totals:
-            self._totals["known", field] = _running_total(~np.isnan(self.values[field]))
-        return self._totals["known", field][rows]
+        if field not in self._known:
+            known = ~np.isnan(self.values[field])
+            self._known[field] = None if known.all() else _running_total(known)
+        totals = self._known[field]
+        return rows if totals is None else totals.take(rows)
 
     def sum_until(self, field: str, decimals: int, rows: Int64) -> Int64:
         """The sum of `field` over the first `rows` rows, in units of its last decimal place."""
         if ("sum", field) not in self._totals:
             self._totals["sum", field] = _running_total(self._scaled(field, decimals))
-        return self._totals["sum", field][rows]
+        return self._totals["sum", field].take(rows)
 
     def squares_until(self, field: str, decimals: int, rows: Int64) -> tuple[Int64, Int64, Int64]:
         """Sums over the first `rows` rows of a * a, a * b and b * b, where a value is a * 2**SQUARE_BITS + b."""
@@ -275,7 +297,7 @@ class RollingKernel:
         """
         if not history.runs or not len(asked):
             return [np.full(len(asked), 0 if f.is_count else f.empty) for f in self.features]
-        order = np.lexsort((asked.time, asked.entity))
+        order = order_by(asked.entity, asked.time)
         passed = self._oldest_needed(*history.runs)
         found = look_up(self.features, history.runs, Run.of(asked, order), passed, self.decimals)
         return put_back(found, order)
@@ -284,7 +306,7 @@ class RollingKernel:
         """The history after `events`, without computing their features; their ids are not looked at."""
         if not len(events):
             return history
-        return self._append(history, Run.of(events, np.lexsort((events.time, events.entity))))
+        return self._append(history, Run.of(events, order_by(events.entity, events.time)))
 
     def _advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], Run | None]:
         """Features of events in their order, and these as a run, None of no event."""
@@ -346,20 +368,6 @@ def encode_values(values: pa.Array, codes: dict[Any, int]) -> Int64:
     codes_of: Int64 = np.append(np.asarray(found, np.int64), -1)
     codes_of_rows: Int64 = codes_of[encoded.indices.fill_null(len(found)).to_numpy()]
     return codes_of_rows
-
-
-def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
-    """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
-    order: Int64 = np.lexsort(keys[::-1])
-    same = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
-    if same.any():
-        as_before = np.concatenate([[False], same])
-        places = np.flatnonzero(as_before | np.concatenate([same, [False]]))
-        group = np.cumsum(~as_before)[places]
-        rows = order[places]
-        by_id = pc.array_sort_indices(ids.take(pa.array(rows))).to_numpy()
-        order[places] = rows[by_id[np.argsort(group[by_id], kind="stable")]]
-    return order
 
 
 def _running_total(numbers: np.ndarray[Any, Any]) -> Int64:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.order import order_by
+
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -88,9 +90,7 @@ class Groups:
 
 def sorted_by(codes: Int64, rows: Int64) -> Int64:
     """Rows by their codes, and in the order given where these are equal."""
-    some = codes[rows]
-    small = len(some) and some.max() < 1 << 16  # numpy sorts integers of 16 bits by radix, several times as fast
-    return rows[np.argsort(some.astype(np.uint16) if small else some, kind="stable")]
+    return rows[order_by(codes[rows])]
 
 
 def by_day_and_group(days: Int64, groups: Int64) -> Int64:

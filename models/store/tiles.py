@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from models.batches import as_int64, ranks_of
 from models.errors import HeadraceError
-from models.features.windows import sort_order
+from models.order import sort_order
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 

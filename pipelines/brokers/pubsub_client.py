@@ -57,8 +57,8 @@ class Client:
         self._channel.close()
 
     def _send(self, method: str, requests: Sequence[Any], seconds: float) -> Failures:
-        """Make calls, all at once; returns those that failed."""
-        call = self._channel.unary_unary(self._prefix + method, lambda each: each.SerializeToString())
+        """Make calls, all at once, of requests or their bytes; returns those that failed."""
+        call = self._channel.unary_unary(self._prefix + method, _to_bytes)
         try:
             calls = [(each, call.future(each, seconds, self._metadata)) for each in requests]
         except ValueError as error:  # gRPC's answer where the channel is closed
@@ -81,6 +81,10 @@ class Client:
             if self._warned:
                 log.warning("Pub/Sub, %s: works again", self._name)
             self._failures, self._warned = 0, False
+
+
+def _to_bytes(request: Any) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 def connect() -> Any:

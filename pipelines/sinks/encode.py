@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from models.batches import as_int64, column, concat_batches, partition, take_rows
 from models.codecs import encode_json_lines
-from models.features.windows import sort_order
+from models.order import sort_order
 from pipelines.spill import Spill
 
 ROWS_AT_ONCE = 1 << 17  # that a file is encoded in; a row group of Parquet
 SORTED_ROWS = 1 << 15  # at once, where rows are sorted on disk
-LOOKED_AT_ROWS = 1 << 14  # to choose how a file's columns are encoded
+LOOKED_AT_ROWS = 1 << 11  # to choose how a file's columns are encoded
 
 
 def gather(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -14,6 +14,7 @@ from unittest import mock
 import fastavro
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -855,6 +856,19 @@ def test_json_lines_of_what_json_has_not():
         b'{"f":null,"d":null,"y":null}',
         b'{"f":-0.0,"d":"a","y":"a"}',
     ]
+
+
+@pytest.mark.parametrize(("unit", "zone"), [("s", "UTC"), ("ms", None), ("us", "UTC"), ("us", None), ("ns", "UTC")])
+def test_json_lines_have_times_as_strftime_writes_them(unit, zone):
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    seconds = [-62167219201, -62135596800, -1, 0, 1526947200, 253402300799, 253402300800, 2**43]  # 2**43: a year beyond
+    times = [each * per_second + per_second // 3 for each in seconds]
+    times = [each for each in times if abs(each) < 2**63]
+    for some in (times[:-1], times, [None, 0]):
+        column = pa.array(some, pa.int64()).cast(pa.timestamp(unit, zone))
+        texts = pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ").to_pylist()
+        lines = encode_json_lines(pa.RecordBatch.from_arrays([column], ["t"])).splitlines()
+        assert [json.loads(line)["t"] for line in lines] == texts
 
 
 def test_rows_of_anything_become_json():

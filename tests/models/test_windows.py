@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from models.features import windows
-from models.features.windows import Events, History, RollingKernel, encode_entities, sort_order
+from models.features.windows import Events, History, RollingKernel, encode_entities
 from models.project.sections import RollingFeature
 from tests.kit.support import brute_force
 
@@ -249,14 +249,6 @@ def test_windows_before_1970():
     times = np.array([-9, -7, -6, -5, -4, -3, -2])
     columns, _ = kernel.advance(History(), Events(np.zeros(7, np.int64), times, pa.array(np.arange(7)), {}))
     assert columns[0].tolist() == [sum(t - 5 < other <= t - 2 for other in times) for t in times]
-
-
-@hypothesis.given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.text("aÉ😀\uffff", max_size=2))))
-def test_ties_are_ordered_by_id(found):
-    texts = pa.array([text for _, _, text in found], pa.string())
-    keys = [np.array([row[n] for row in found], np.int64) for n in (0, 1)]
-    assert sort_order(texts, *keys).tolist() == sorted(range(len(found)), key=found.__getitem__)
-    # utf8 and Python order texts alike, by code point
 
 
 def test_a_burst_is_forgotten_when_it_has_passed():

@@ -1,5 +1,7 @@
 """Record batches between steps: their coder, and how they are split, joined and hashed."""
 
+import itertools
+
 import apache_beam as beam
 import hypothesis
 import hypothesis.strategies as st
@@ -192,6 +194,33 @@ def test_concat_joins_batches_with_other_dictionaries(parts):
     assert plain(joined) == [row for part in parts for row in plain(to_batch(part))]
     assert joined.schema.equals(SCHEMA, check_metadata=True)
     assert len(column(joined, "kind").dictionary) <= 3
+
+
+@hypothesis.given(st.lists(rows, min_size=1, max_size=3), st.data())
+def test_concat_joins_parts_of_batches_as_they_come(found, data):
+    wholes = [to_batch(part) for part in found]
+    pieces = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole = data.draw(st.sampled_from(wholes))
+        cuts = sorted(data.draw(st.lists(st.integers(0, whole.num_rows), max_size=4)))
+        pieces += [whole.slice(at, until - at) for at, until in itertools.pairwise([0, *cuts, whole.num_rows])]
+    if data.draw(st.booleans()):
+        pieces = data.draw(st.permutations(pieces))
+    joined = concat_batches(pieces)
+    joined.validate(full=True)
+    assert plain(joined) == [row for part in pieces for row in plain(part)]
+    assert joined.schema.equals(SCHEMA, check_metadata=True)
+    assert [values.null_count for values in joined.columns] == [
+        sum(part.column(place).null_count for part in pieces) for place in range(len(SCHEMA))
+    ]
+
+
+def test_concat_copies_nothing_of_a_batch_that_was_cut():
+    whole = to_batch([(n, str(n), n % 2 == 0, None, "ab"[n % 2], n) for n in range(100)])
+    joined = concat_batches([whole.slice(start, 10) for start in range(10, 100, 10)])
+    assert plain(joined) == plain(whole)[10:]
+    for ours, theirs in zip(joined.columns, whole.columns, strict=True):
+        assert [b and b.address for b in ours.buffers()] == [b and b.address for b in theirs.buffers()]
 
 
 def test_a_table_without_chunks_is_an_empty_batch():

@@ -16,6 +16,8 @@ from concurrent import futures
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.serial
 
@@ -322,17 +324,41 @@ def test_the_order_of_a_key_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_request_has_one_ordering_key() -> None:
-    made = [pubsub_publisher._PubsubMessage(data=b"%d" % n, ordering_key="abc"[n % 3 :][:1]) for n in range(5000)]
-    made += [pubsub_publisher._PubsubMessage(data=b"x")] * 5000
+    made = numbers(5000) + [b"x"] * 5000
+    keys = ["abc"[n % 3 :][:1] for n in range(5000)] + [None] * 5000
     sent: list[str] = []
-    for turn in pubsub_publisher._in_turns(made, "topic"):
-        keys = [{message.ordering_key for message in request.messages} for request in turn]
-        assert all(len(each) == 1 for each in keys)
-        named = [key for each in keys for key in each if key]
+    for turn in pubsub_publisher.in_turns(pubsub_publisher.encode_messages(made, [{}] * 10_000, keys), "topic"):
+        requests = list(map(pubsub_publisher._PublishRequest.FromString, turn))
+        found = [{message.ordering_key for message in request.messages} for request in requests]
+        assert all(len(each) == 1 for each in found)
+        named = [key for each in found for key in each if key]
         assert len(named) == len(set(named))
         assert len(turn) <= 4
-        sent += [message.data for request in turn for message in request.messages]
-    assert Counter(sent) == Counter(message.data for message in made)
+        sent += [message.data for request in requests for message in request.messages]
+    assert Counter(sent) == Counter(made)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(max_size=300) | st.sampled_from([b"", b"a" * 127, b"a" * 128, b"a" * 20_000]),
+            st.dictionaries(st.text(max_size=5), st.text(max_size=200), max_size=2),
+            st.none() | st.text(max_size=3),
+        ),
+        max_size=8,
+    )
+)
+def test_requests_are_those_of_googles_classes(rows: list[tuple[bytes, dict[str, str], str | None]]) -> None:
+    message, request = pubsub_publisher._PubsubMessage, pubsub_publisher._PublishRequest
+    payloads, attributes, keys = zip(*rows, strict=True) if rows else ((), (), ())
+    for key, messages in pubsub_publisher.encode_messages(payloads, attributes, keys).items():
+        of_key = [(payload, said) for payload, said, each in rows if (each or "") == key]
+        made = [
+            message(data=payload, attributes=said if said or payload else {"empty": "true"}, ordering_key=key)
+            for payload, said in of_key
+        ]
+        (sent,) = pubsub_publisher.requests_of(messages, "projects/p/topics/t")
+        assert request.FromString(sent) == request(topic="projects/p/topics/t", messages=made)
 
 
 def test_empty_and_large_payloads(bench: Bench) -> None:
@@ -353,10 +379,9 @@ def test_a_message_too_large_for_pubsub_is_refused(bench: Bench) -> None:
 def test_requests_are_of_bounded_messages_and_bytes(bench: Bench) -> None:
     def split(messages: list[bytes], attributes: list[dict[str, str]] | None = None) -> list[int]:
         attributes = attributes or [{}] * len(messages)
-        made = [
-            pubsub_publisher._PubsubMessage(data=m, attributes=a) for m, a in zip(messages, attributes, strict=True)
-        ]
-        requests = list(pubsub_publisher._requests(made, bench.full_topic))
+        made = pubsub_publisher.encode_messages(messages, attributes, [None] * len(messages)).get("", [])
+        sent = list(pubsub_publisher.requests_of(made, bench.full_topic))
+        requests = list(map(pubsub_publisher._PublishRequest.FromString, sent))
         assert [each.data for request in requests for each in request.messages] == messages
         assert [dict(each.attributes) for request in requests for each in request.messages] == attributes
         assert all(request.ByteSize() < 10_000_000 for request in requests)

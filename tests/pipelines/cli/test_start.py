@@ -1,6 +1,7 @@
 """What commands import: no more than they need, so that an answer doesn't wait for what it has no use for."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -108,6 +109,16 @@ import xgboost, apache_beam as beam
 def run_after(then, local=True):
     code = AFTER.format(local=local, then=then)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240)
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_of_the_model_wait_without_a_processor_unless_told(given, found):
+    before = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "from pipelines.lean import import_libraries; import_libraries(local=True)"
+    line = [sys.executable, "-W", "ignore", "-c", code]
+    environment = {**before, **given, "OMP_DISPLAY_ENV": "true"}
+    done = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
+    assert f"OMP_WAIT_POLICY = '{found}'" in done.stderr
 
 
 def test_what_was_left_out_can_be_imported_afterwards():
