@@ -5,56 +5,25 @@ A bundle that is damaged today may be mended tomorrow: what was decided by the o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from models.predictors.registry_store import database_of
-from pipelines.databases import is_database, lock_writers, transaction
+from pipelines.notes import MAX_REASON, note, read_notes
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
-MAX_REASON = 1_000  # characters that are kept of why
-
 
 def read_refusals(place: str, project: str) -> dict[tuple[int, str], str]:
-    """Why a bundle was refused, by the number of the release and the bundle's id; of an exported log, nothing.
-
-    Raises:
-        DatabaseError: if the database can't be used.
-    """
-    database = database_of(place)
-    if not is_database(place) or (database is not None and not os.path.lexists(database)):
-        return {}
-    from sqlalchemy import inspect, select
-
-    table = _table()
-    with transaction(place, read_only=True) as connection:
-        if not inspect(connection).has_table(table.name):
-            return {}
-        rows = connection.execute(select(table.c.seq, table.c.bundle, table.c.reason).where(table.c.project == project))
-        return {(seq, bundle): reason for seq, bundle, reason in rows}
+    """Why a bundle was refused, by the number of the release and the bundle's id; see `read_notes`."""
+    return {(row.seq, row.bundle): row.reason for row in read_notes(place, _table, project)}
 
 
 def note_refusals(place: str, project: str, seq: int, reasons: Mapping[str, str]) -> None:
-    """Keep why bundles of a release were refused; what is there already stays.
-
-    Raises:
-        DatabaseError: if the database can't be written to.
-    """
-    from sqlalchemy import insert, select
-
-    table = _table()
-    with transaction(place) as connection:
-        lock_writers(connection, table.name)
-        table.metadata.create_all(connection)
-        mine = select(table.c.bundle).where(table.c.project == project, table.c.seq == seq)
-        there = set(connection.execute(mine).scalars())
-        for bundle, reason in reasons.items():
-            if bundle not in there:
-                row = {"project": project, "seq": seq, "bundle": bundle, "reason": reason[:MAX_REASON]}
-                connection.execute(insert(table).values(row))
+    """Keep why bundles of a release were refused; what is there already stays. See `note`."""
+    named = {"project": project, "seq": seq}
+    rows = [{**named, "bundle": bundle, "reason": reason[:MAX_REASON]} for bundle, reason in reasons.items()]
+    note(place, _table(), rows)
 
 
 def _table() -> Table:
