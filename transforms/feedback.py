@@ -73,12 +73,9 @@ def _with_release(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 def _count(batch: pa.RecordBatch, project: Project) -> None:
     assert project.label is not None
-    label = same_text("", batch.num_rows)
-    if names := project.label_texts:
-        label = column(batch, project.label.field).cast(pa.string())
-        known = pc.is_in(label, pa.array(names))
-        batch, label = batch.filter(known), label.filter(known)
-    decided = column(batch, DECISION) if project.decisions else same_text("", batch.num_rows)
+    none = same_text("", batch.num_rows)
+    label = column(batch, project.label.field) if project.label_texts else none
+    decided = column(batch, DECISION) if project.decisions else none
     of_scores = {"decision": decided, "label": label}
     _count_by(FEEDBACK, of_scores)
     if _by_maker(project):

@@ -50,6 +50,8 @@ def _check_labels(project: Project, declared: Sequence[Labelled]) -> Iterator[Fa
         yield place, "needs labels that come as records of their own: declare label.events"
         return
     if not project.label_texts:
+        if project.target.kind == "multiclass":
+            return  # whose classes are missing, of which models.project.target_checks tells
         yield place, f"is of labels that are classes, which those of a {project.target.kind} target are not"
         return
     actions, seen = [band.action for band in project.decisions], set()

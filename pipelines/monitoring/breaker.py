@@ -23,11 +23,11 @@ LOOK_SECONDS = 1.0
 
 
 class ClockBreaker:
-    """Rolls back what is too slow or refuses too much, tries it by a share of keys later, and restores it if it holds.
+    """Rolls back what is too slow, refuses too much or turns out wrong, tries it by a share of keys, and may restore it.
 
     A release that others make is none of its own: with it the circuit is closed. A window in which the release changes,
-    or that begins before what was written last is in effect, says nothing; nor does any up to the first good one: what
-    has to be caught up with at the start is no fault of a model.
+    or that begins before what was written last is in effect, says nothing; nor does any of latency and dead letters up
+    to the first good one: what has to be caught up with at the start is no fault of a model.
     """
 
     def __init__(
