@@ -23,7 +23,7 @@ LOOK_SECONDS = 1.0
 
 
 class ClockBreaker:
-    """Rolls back what is too slow, refuses too much or turns out wrong, tries it by a share of keys, and may restore it.
+    """Rolls back what is too slow, refuses too much or turns out wrong, tries it by a share of keys, then restores it.
 
     A release that others make is none of its own: with it the circuit is closed. A window in which the release changes,
     or that begins before what was written last is in effect, says nothing; nor does any of latency and dead letters up
