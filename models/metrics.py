@@ -59,6 +59,13 @@ _LONG_SECONDS = (*_SECONDS, 1000.0, 2500.0, 6000.0, 15_000.0, 40_000.0, 86_400.0
 
 EVENTS = Metric("headrace_events_total", "counter", "Events by what became of them.", ("outcome",), True)
 FEEDBACK = Metric("headrace_feedback_total", "counter", "Scores whose label came.", ("decision", "label"), True)
+LABELLED = Metric(
+    "headrace_labelled_total",
+    "counter",
+    "Scores whose label came by who made them, where breaker.clock.labels is declared.",
+    ("release", "bundle", "decision", "label"),
+    True,
+)
 IMPOSSIBLE = Metric("headrace_not_finite_total", "counter", "Values that no number can hold.", ("column",), True)
 UNKNOWN_VALUES = Metric(
     "headrace_unknown_values_total", "counter", "Values that the model has not learned.", ("column",), True
@@ -121,6 +128,7 @@ FRESHNESS = Metric(
 METRICS = (
     EVENTS,
     FEEDBACK,
+    LABELLED,
     IMPOSSIBLE,
     UNKNOWN_VALUES,
     ROUNDED,

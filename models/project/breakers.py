@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -14,15 +14,29 @@ from models.quality.records import Kind
 Windows = Annotated[int, pydantic.Field(ge=1, le=1000)]
 
 
+class Labelled(Objective):
+    """Good is a score with that decision whose label is `label`; others are with the decision and another label."""
+
+    decision: str
+    label: Annotated[str, pydantic.BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+        return f"{self.decision} labelled {self.label}"
+
+
 class ByClock(Declaration):
     """What a running stream is held against, in windows of so long by the clock; what trips so is a release record.
 
-    A window of fewer than the objectives' `minimum` says nothing.
+    A window of fewer than the objectives' `minimum` says nothing; labels wait until they are so many.
     """
 
     every: Annotated[Duration, pydantic.Field(ge=parse_duration("1s"), le=parse_duration("1d"))] = parse_duration("10s")
     latency: Fast | None = None
     valid: Objective | None = None
+    labels: list[Labelled] = pydantic.Field(default_factory=list)
+    newer: ClassVar[tuple[str, ...]] = ("labels",)
 
 
 class Breaker(Declaration):

@@ -304,6 +304,11 @@ class Project(Declaration):
         return tuple(range(int(field.minimum), int(field.maximum) + 1))
 
     @property
+    def label_texts(self) -> tuple[str, ...]:
+        """All values of the label, as texts; () if it is a number that is no class."""
+        return ("0", "1") if self.has_positives else tuple(map(str, self.classes))
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """The names of a model's outputs: classes or quantiles; () of a model of one output without a name."""
         if self.target.kind == "quantile":

@@ -12,7 +12,7 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from models.project.availability import KnownAt
-from models.project.breakers import Breaker, ByClock
+from models.project.breakers import Breaker, ByClock, Labelled
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
 from models.project.objectives import Fast, Fresh, Objective, Objectives, Recent, Serving
@@ -54,6 +54,7 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("breaker", "clock"): ByClock,
     ("breaker", "clock", "latency"): Fast,
     ("breaker", "clock", "valid"): Objective,
+    ("breaker", "clock", "labels", "*"): Labelled,
     ("slo",): Objectives,
     ("slo", "latency"): Fast,
     ("slo", "freshness"): Recent,
@@ -206,7 +207,11 @@ WHAT = {
     "breaker.clock.every": "The length of a window by the clock: 1s to 1d.",
     "breaker.clock.latency": "How many rows must be written soon enough after they were published.",
     "breaker.clock.valid": "How many events must be no dead letters.",
-    **{f"breaker.clock.{name}.target": "The share that must be good." for name in ("latency", "valid")},
+    "breaker.clock.labels": "Of scores with a decision, how many must turn out to have a label.",
+    "breaker.clock.labels.*.decision": "The decision, one of `decisions`.",
+    "breaker.clock.labels.*.label": "The label that is good: `'0'` or `'1'`, or a class.",
+    "breaker.clock.labels.*.minimum": "So many labels are waited for, across windows, before anything is said.",
+    **{f"breaker.clock.{name}.target": "The share that must be good." for name in ("latency", "valid", "labels.*")},
     **{f"breaker.clock.{name}.minimum": "A window of fewer says nothing." for name in ("latency", "valid")},
     "slo.period": "Over so long an error budget is to last.",
     "slo.latency": "How many rows of a stream are written soon enough after they were published.",

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from models.errors import HeadraceError
 from models.metrics import Series
-from models.quality.circuit import Circuit, State, advance
+from models.quality.circuit import State
 from models.rollout.changes import rolled_back
-from models.rollout.clocked import ClockWindows, Judged, reason_of, restored, tried
+from models.rollout.clocked import METRICS, ClockWindows, Judged, Judgement, Watched, judge, reason_of, restored, tried
+from models.rollout.labelled import LabelWindows, made_alike
 from models.rollout.records import Release, ReleaseError, ReleaseLog
 from pipelines.jobs.releasing import Change, Desk, move_alias, release, told_by
 
@@ -22,11 +23,11 @@ LOOK_SECONDS = 1.0
 
 
 class ClockBreaker:
-    """Rolls back what is too slow or refuses too much, tries it by a share of keys later, and restores it if it holds.
+    """Rolls back what is too slow, refuses too much or turns out wrong, tries it by a share of keys, then restores it.
 
     A release that others make is none of its own: with it the circuit is closed. A window in which the release changes,
-    or that begins before what was written last is in effect, says nothing; nor does any up to the first good one: what
-    has to be caught up with at the start is no fault of a model.
+    or that begins before what was written last is in effect, says nothing; nor does any of latency and dead letters up
+    to the first good one: what has to be caught up with at the start is no fault of a model.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class ClockBreaker:
         self._desk, self._read, self._clock_us = desk, read, clock_us
         self._breaker = desk.project.breaker
         self._windows = ClockWindows(desk.project.breaker.clock)
-        self._circuit = Circuit()
+        self._labels = LabelWindows(desk.project.breaker.clock.labels)
+        self._watched = Watched()
         self._tripped: Release | None = None
         self._own: set[int] = set()  # the releases that it has made
         self._seq: int | None = None
@@ -49,32 +51,37 @@ class ClockBreaker:
 
     def look(self) -> None:
         """Judge the window that is over, if one is, and do what follows; what fails is said, and tried again."""
-        judged = self._windows.look(self._clock_us(), self._read())
+        found = self._read()
+        judged = self._windows.look(self._clock_us(), found)
         if judged is None:
             return
         try:
-            self._judge(judged)
+            self._judge(judged, found)
         except HeadraceError as error:
             _LOG.error("circuit breaker: %s", error)
 
-    def _judge(self, judged: Judged) -> None:
+    def _judge(self, judged: Judged, found: Mapping[Series, int]) -> None:
         log = self._desk.read()
         now = log.in_effect(judged.end_us)
         assert now is not None  # record 0 is
         if now.seq != self._seq:
             if now.seq not in self._own:
-                self._circuit, self._tripped = Circuit(), None
+                self._watched, self._tripped = Watched(), None
             self._seq = now.seq
         since_us = max(self._waits_until_us, now.effective_from_us or 0)
-        self._caught_up |= judged.bad is False
-        bad = judged.bad if self._caught_up and judged.start_us >= since_us else None
-        after = advance(self._circuit, self._breaker, judged.end_us, (), bad)
-        if after.state != self._circuit.state:
-            self._change(after.state, judged, now)
-        self._circuit = after
+        self._caught_up |= judged.said.bad is False
+        told: dict[str, Judgement] = {}
+        if judged.start_us >= since_us:
+            labels = self._labels.look(found, made_alike(log, now))
+            told = {name: judge([ratio] if ratio else []) for name, ratio in labels.items()}
+            told |= {METRICS: judged.said} if self._caught_up else {}
+        after = self._watched.advance(self._breaker, judged.end_us, told)
+        if after.state != self._watched.state:
+            self._change(after.state, "; ".join(each.why for each in told.values() if each.bad), now)
+        self._watched = after
 
-    def _change(self, state: State, judged: Judged, now: Release) -> None:
-        told = told_by(reason_of(state, judged), AUTHOR)
+    def _change(self, state: State, why: str, now: Release) -> None:
+        told = told_by(reason_of(state, why), AUTHOR)
         tripped = self._tripped or now
         log = release(self._desk, self._next(state, now, tripped), told)
         self._tripped = None if state == "closed" else tripped

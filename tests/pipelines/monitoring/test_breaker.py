@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from models.metrics import LATENCY
+from models.metrics import LABELLED, LATENCY
 from models.project.project import load_project
 from models.rollout.records import Canary
 from pipelines.jobs.releasing import Desk, changes, release, told_by
@@ -27,7 +27,10 @@ breaker:
     every: 10s
     latency: {within: 1s, target: 0.9, minimum: 10}
     valid: {target: 0.9, minimum: 10}
+    labels: [{decision: block, label: '1', target: 0.5, minimum: 50}]
+label: {field: fraud, delay: 1d, events: {time: seen}}
 """
+LABEL = 'feature { name: "fraud" type: INT int_domain { min: 0 max: 1 } }\n'
 
 
 class Stream:
@@ -70,6 +73,13 @@ class Stream:
         self.breaker.look()
         return self.log[-1].seq
 
+    def labels(self, release, bundle, good, bad):
+        """So many labels come for blocks of a release by a bundle, of which the good ones are frauds."""
+        for label, number in (("1", good), ("0", bad)):
+            told = zip(LABELLED.labels, (str(release), bundle, "block", label), strict=True)
+            series = LABELLED.name, tuple(told)
+            self.found = {**self.found, series: self.found.get(series, 0) + number}
+
 
 class Handed(Desk):
     """A desk whose clock is the stream's."""
@@ -85,7 +95,7 @@ def registered(tmp_path_factory):
     folder.mkdir()
     text = released_shop.TEXT.replace("CLOCK", "wall").replace("LEAD", "5s") + BREAKER
     (folder / "project.yaml").write_text(text)
-    (folder / "schema.pbtxt").write_text(released_shop.SCHEMA)
+    (folder / "schema.pbtxt").write_text(released_shop.SCHEMA + LABEL)
     return folder, register_bundles(folder, load_project(folder), registry_of(folder, None), range(3))
 
 
@@ -206,3 +216,56 @@ def _fail(self):
     from pipelines.databases import DatabaseError
 
     raise DatabaseError("the log is away")
+
+
+def test_labels_of_its_own_scores_trip_a_release_and_tell_when_it_is_good(stream):
+    one, two, _ = stream.bundles
+    stream.labels(1, two, 5, 35)
+    assert stream.window() == 1  # too few yet
+    stream.labels(1, two, 5, 5)
+    assert stream.window() == 2
+    opened = stream.log[-1]
+    assert (opened.champion, opened.author) == (one, AUTHOR)
+    assert "scores block with label 1: 10 of 50, and 0.5 is the target" in opened.why
+    # Fast rows do not tell that it is over, nor do labels of what was rolled back: those of what scores now do.
+    stream.labels(1, two, 100, 0)
+    assert [stream.window() for _ in range(4)] == [2] * 4
+    stream.labels(0, one, 50, 0)
+    assert stream.window() == 2
+    stream.labels(2, one, 50, 0)
+    assert stream.window() == 3
+    assert stream.log[-1].challenger == two
+    # Its canary is judged by its own, also those of before.
+    stream.labels(3, one, 0, 500)
+    assert [stream.window() for _ in range(3)] == [3] * 3
+    stream.labels(3, two, 30, 20)
+    assert stream.window() == 4
+    assert (stream.log[-1].champion, stream.log[-1].challenger) == (two, None)
+
+
+def test_labels_of_scores_before_do_not_trip_the_release_in_effect(stream):
+    one, two, three = stream.bundles
+    stream.labels(0, one, 0, 500)
+    assert [stream.window(), stream.window()] == [1, 1]
+    stream.champion("3", canary="10%")
+    stream.labels(1, two, 0, 500)
+    stream.labels(2, two, 0, 500)  # a canary is judged, and not the champion beside it
+    assert [stream.window() for _ in range(3)] == [2] * 3
+    stream.labels(2, three, 0, 50)
+    assert stream.window() == 3
+    assert (stream.log[-1].author, stream.log[-1].champion, stream.log[-1].canary) == (AUTHOR, two, None)
+
+
+def test_other_thresholds_are_judged_by_their_own_scores_and_are_not_tried(stream, caplog):
+    _, two, _ = stream.bundles
+    stream.champion("2", thresholds=("block=0.9",))
+    stream.labels(1, two, 0, 500)
+    assert [stream.window() for _ in range(3)] == [2] * 3
+    stream.labels(2, two, 0, 50)
+    assert stream.window() == 3
+    assert (stream.log[-1].champion, stream.log[-1].thresholds) == (two, None)
+    stream.window()
+    for _ in range(3):
+        stream.labels(3, two, 50, 0)
+        assert stream.window() == 3
+    assert "which no share of keys can try" in caplog.text
