@@ -83,7 +83,7 @@ def test_two_models_a_canary_a_breaker_a_rollback_and_a_replay(clone):
     assert "verdict: promote\n" in said
     assert said.endswith("equal\n")
     assert (
-        said.count("circuit breaker open from 2018-06-13T00:00:00.000000Z: verdict ") == 2
+        said.count("circuit breaker open from 2018-06-13T00:00:00.000000Z: verdict ") == 3
     )  # of the nights, and of the replay
     assert re.search(r"circuit breaker closed from 2018-06-15T00:00:00\.000000Z: verdict \w+\n", said)
     late = re.search(r"learnt late *│ *([\d,]+) *│ *([\d,]+) *│", said)
