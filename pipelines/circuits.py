@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from models.predictors.registry_store import database_of
-from models.quality.circuit import Circuit, Noted, noted_of
+from models.quality.circuit import Circuit, Noted
 from pipelines.databases import is_database, lock_writers, transaction
 
 if TYPE_CHECKING:
@@ -37,18 +37,6 @@ def read_circuits(place: str, project: str) -> tuple[Noted, ...]:
         mine = select(table).where(table.c.project == project).order_by(table.c.from_us)
         rows = connection.execute(mine).all()
     return tuple(Noted(Circuit(row.state, row.since_us, 0, row.from_us), row.reason) for row in rows)
-
-
-def circuits_of_run(directory: str, project: str) -> tuple[Noted, ...]:
-    """The changes that follow from the verdicts of a run over files, in the order of its windows.
-
-    Raises:
-        RunError: if the folder is not of a finished run, or of another project's.
-    """
-    from pipelines.results import read_success, read_verdicts
-
-    read_success(directory, project)
-    return tuple(noted for verdict in read_verdicts(directory) if (noted := noted_of(verdict)) is not None)
 
 
 def note_circuit(place: str, project: str, noted: Noted) -> None:

@@ -23,6 +23,7 @@ from models.predictors.evaluation import Evaluation, Evaluator, TopOfDay, evalua
 from models.predictors.measures import Numbers, evaluate_target, label_numbers
 from models.predictors.weighted import evaluate_weighted
 from models.project.declarations import Project
+from models.quality.circuit import Noted, noted_of
 from models.quality.label_metrics import AS_OF, last_revisions, sort_records
 from models.quality.records import Verdict
 from models.quality.window_statistics import read_baseline
@@ -144,6 +145,16 @@ def read_verdicts(directory: str) -> list[Verdict]:
             except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise RunError(f"{path} is not what a run writes: {error}") from None
     return found
+
+
+def circuits_of_run(directory: str, project: str) -> tuple[Noted, ...]:
+    """What the circuit breaker did in a run over files, in the order of its windows.
+
+    Raises:
+        RunError: if the folder is not of a finished run, or another project's.
+    """
+    read_success(directory, project)
+    return tuple(filter(None, map(noted_of, read_verdicts(directory))))
 
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:

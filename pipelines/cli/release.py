@@ -166,8 +166,9 @@ def releases(
             typer.echo(f"{len(log.records)} records in {export}, {_intact(log)}")
             return
 
-        from pipelines.circuits import circuits_of_run, read_circuits
+        from pipelines.circuits import read_circuits
         from pipelines.cli.releases_shown import as_json, log_lines
+        from pipelines.results import circuits_of_run
 
         versions = versions_of(project, declared.name, registry)
         noted = read_circuits(place, declared.name) if run is None else circuits_of_run(run, declared.name)

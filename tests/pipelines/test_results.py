@@ -1,4 +1,4 @@
-"""What a circuit breaker did in a run over files, read of the verdicts that the run left."""
+"""What a run has left, read again: what a circuit breaker did in it, by its verdicts."""
 
 import json
 
@@ -6,8 +6,7 @@ import pytest
 
 from models.quality.circuit import Circuit
 from models.quality.records import Finding, Verdict
-from pipelines.circuits import circuits_of_run
-from pipelines.results import RunError
+from pipelines.results import RunError, circuits_of_run
 
 HOUR = 3_600_000_000
 
