@@ -23,6 +23,7 @@ from models.predictors.evaluation import Evaluation, Evaluator, TopOfDay, evalua
 from models.predictors.measures import Numbers, evaluate_target, label_numbers
 from models.predictors.weighted import evaluate_weighted
 from models.project.declarations import Project
+from models.quality.circuit import Noted, noted_of
 from models.quality.label_metrics import AS_OF, last_revisions, sort_records
 from models.quality.records import Verdict
 from models.quality.window_statistics import read_baseline
@@ -43,8 +44,12 @@ class RunError(HeadraceError, ValueError):
     """A run that can't start as it is asked for, or has not left what a run leaves."""
 
 
-def read_success(directory: str) -> dict[str, Any]:
-    """What the sink wrote at the end of a run; RunError if there is none, or it is not what a run writes."""
+def read_success(directory: str, project: str | None = None) -> dict[str, Any]:
+    """What the sink wrote at the end of a run.
+
+    Raises:
+        RunError: if there is none, it is not what a run writes, or it is of another project than the one that is named.
+    """
     folder = Folder(directory)
     try:
         content = folder.read(SUCCESS, MAX_SUCCESS_BYTES)
@@ -65,6 +70,8 @@ def read_success(directory: str) -> dict[str, Any]:
         and all(isinstance(file, dict) and {"kind", "name", "rows"} <= file.keys() for file in files)
     ):
         raise RunError(f"{path} is not what a run writes: it has no events with their numbers, or no list of files")
+    if project is not None and said.get("project", project) != project:
+        raise RunError(f"{directory} is a run of the project {said['project']}, not of {project}")
     return dict(said)
 
 
@@ -129,10 +136,25 @@ def read_label_metrics(directory: str, until_us: int | None = None) -> pa.Table:
 
 
 def read_verdicts(directory: str) -> list[Verdict]:
-    """The verdicts on a run's windows, in their order."""
-    files = [path for path in paths_of(directory, QUALITY, (".jsonl",)) if path.endswith(f"/{VERDICTS}")]
-    lines = [line for path in files for line in (Folder("").read(path) or b"").decode().splitlines()]
-    return [Verdict.from_json(line) for line in lines]
+    """The verdicts on a run's windows, in their order; RunError if a file of them is not what a run writes."""
+    found: list[Verdict] = []
+    for path in paths_of(directory, QUALITY, (".jsonl",)):
+        if path.endswith(f"/{VERDICTS}"):
+            try:
+                found += map(Verdict.from_json, (Folder("").read(path) or b"").splitlines())
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                raise RunError(f"{path} is not what a run writes: {error}") from None
+    return found
+
+
+def circuits_of_run(directory: str, project: str) -> tuple[Noted, ...]:
+    """What the circuit breaker did in a run over files, in the order of its windows.
+
+    Raises:
+        RunError: if the folder is not of a finished run, or another project's.
+    """
+    read_success(directory, project)
+    return tuple(filter(None, map(noted_of, read_verdicts(directory))))
 
 
 def count_decisions(directory: str, project: Project) -> dict[str, int]:

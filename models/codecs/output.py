@@ -24,7 +24,6 @@ _MARK = secrets.token_hex(8)  # of a text that stands for a decimal, which json 
 _MARKED = re.compile(rf'"{_MARK}([^"]*)"')
 _WHOLE_DIGITS = 80  # of a decimal of Arrow's, or fewer
 _FEW = 16  # values that are written sooner one by one than as codes of different ones
-_END, _NOTHING = pa.scalar("}\n"), pa.scalar("")
 _ISO = pc.StrftimeOptions('"%Y-%m-%dT%H:%M:%SZ"')
 
 
@@ -78,7 +77,7 @@ def encode_json_lines(batch: pa.RecordBatch) -> bytes:
     parts: list[Any] = []
     for place, (name, values) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
         parts += [_before(name, place == 0), _json_texts(values)]
-    lines = pc.binary_join_element_wise(*parts, _END, _NOTHING)
+    lines = pc.binary_join_element_wise(*parts, *_after())
     return offsets_and_bytes(lines)[1].tobytes()
 
 
@@ -112,6 +111,12 @@ def _json_texts(values: pa.Array) -> pa.Array:
 def _before(name: str, is_first: bool) -> pa.Scalar:
     """What stands before a value, as a scalar, which Arrow takes much longer to make than to use."""
     return pa.scalar(("{" if is_first else ",") + json.dumps(name) + ":")
+
+
+@functools.cache
+def _after() -> tuple[pa.Scalar, pa.Scalar]:
+    """What stands after a row's last value, and between texts: made at first use, as Arrow then looks for pandas."""
+    return pa.scalar("}\n"), pa.scalar("")
 
 
 def _iso_texts(times: pa.Array) -> pa.Array:

@@ -89,11 +89,15 @@ def change_line(noted: Noted) -> str:
 
 
 def noted_of(verdict: Verdict) -> Noted | None:
-    """What is to be noted of a window: that the circuit has changed with its end, and why; None if it has not."""
+    """What is to be noted of a window: that the circuit has changed with its end, and why; None if it has not.
+
+    Alarms are why it opens. Other changes follow from windows that are not bad, or from another release.
+    """
     circuit = verdict.circuit
     if circuit is None or circuit.from_us != verdict.window_end_us:
         return None
-    texts = "; ".join(finding.text for finding in verdict.findings[:3] if finding.severity == "alarm")
+    alarms = [finding.text for finding in verdict.findings[:3] if finding.severity == "alarm"]
+    texts = "; ".join(alarms if circuit.state == "open" else [])
     return Noted(circuit, f"verdict {verdict.verdict_id}{': ' if texts else ''}{texts}")
 
 

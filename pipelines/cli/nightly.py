@@ -132,6 +132,8 @@ def nightly(
         for night in run_nights(spec, missing, bundle, scorer, retrainer, released):
             failed += night.error is not None
             typer.echo(describe(night), err=night.error is not None)
+        if missing and spec.project.breaker is not None:
+            print_changes(folder, missing[0].start_us or 0)
         if failed:
             typer.echo(f"{failed} nights were not done: call this again once it is mended", err=True)
             raise typer.Exit(1)
@@ -145,6 +147,16 @@ def describe(night: Night) -> str:
     others = [f"{counts[name]:,} {name}" for name in ("dead-lettered", "duplicate", "late") if counts.get(name)]
     said = ", ".join([f"{counts.get('scored', 0):,} scored", *others])
     return f"{night.name}  {said}, {night.result.seconds:.1f} s"
+
+
+def print_changes(folder: str, since_us: int) -> None:
+    """Print what the circuit breaker did in the windows that end after a time, in microseconds since 1970 UTC."""
+    from models.quality.circuit import change_line, noted_of
+    from pipelines.results import read_verdicts
+
+    for noted in filter(None, map(noted_of, read_verdicts(folder))):
+        if (noted.circuit.from_us or 0) > since_us:
+            typer.echo(change_line(noted))
 
 
 def _named(first: str | None, until: str | None) -> list[tuple[str, str | None]]:

@@ -10,6 +10,7 @@ from typing import Any
 from models.predictors.evaluation import Evaluation, EvaluationError
 from models.project.declarations import Project
 from models.quality.calibration import is_estimated
+from models.quality.circuit import change_line, noted_of
 from models.quality.expectations import ESTIMATED_ROWS
 from models.redact import redact
 from pipelines import results
@@ -65,7 +66,10 @@ def print_scores(directory: str, project: Project, bundle: Any, labels: Sequence
     if sum(decisions.values()):
         console.print(decision_table(decisions))
     if project.quality:
-        console.print(quality_line(results.read_verdicts(directory)))
+        verdicts = results.read_verdicts(directory)
+        console.print(quality_line(verdicts))
+        for noted in filter(None, map(noted_of, verdicts)):
+            console.print(change_line(noted), soft_wrap=True, markup=False)
     if project.label_metrics:
         print_label_metrics(results.read_label_metrics(directory).to_pylist(), project)
     for sentence in results.find_seen(directory, project, bundle):

@@ -141,6 +141,9 @@ def releases(
     export: Annotated[
         pathlib.Path | None, typer.Option(help="Write the log to this file of JSON lines, which --releases reads.")
     ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Folder of a run over files: show what the circuit breaker did in it.")
+    ] = None,
     registry: Registry = None,
     releases: Releases = None,
 ) -> None:
@@ -152,6 +155,7 @@ def releases(
 
         declared = _load(project, "release")
         require(not (json_ and export), "say --json or --export, not both")
+        require(not (run and export), "--run shows what a run did, and no log that is exported has that: leave one out")
         place = place_of(registry_of(project, registry), releases)
         log = read_log(place, declared)
         if log is None:
@@ -164,9 +168,10 @@ def releases(
 
         from pipelines.circuits import read_circuits
         from pipelines.cli.releases_shown import as_json, log_lines
+        from pipelines.results import circuits_of_run
 
         versions = versions_of(project, declared.name, registry)
-        noted = read_circuits(place, declared.name)
+        noted = read_circuits(place, declared.name) if run is None else circuits_of_run(run, declared.name)
         if json_:
             typer.echo(as_json(declared.name, log, versions, noted))
             return

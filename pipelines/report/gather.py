@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -45,9 +44,7 @@ class Report:
 
 def gather(project: Project, run: str, labels: Sequence[str] = ()) -> Report:
     """Read a run's folder; RunError if it is none, or another project's, or a file in it is not what it should be."""
-    said = _read_said(run)
-    if said is not None and said.get("project", project.name) != project.name:
-        raise RunError(f"{run} is a run of the project {said['project']}, not of {project.name}")
+    said = read_success(run, project.name) if Folder(run).is_file(SUCCESS) else None
     verdicts, statistics, baseline = read_quality(run, project)
     scores = Scores.open(run)
     if said is None and not verdicts and scores is None:
@@ -85,9 +82,3 @@ def _where_labels_are(project: Project, labels: Sequence[str]) -> str:
     if not labels and project.label.field not in project.output:
         return f"the label {project.label.field} is not among the output fields that project.yaml declares"
     return "no scored event has a known label"
-
-
-def _read_said(run: str) -> dict[str, Any] | None:
-    if not Folder(run).is_file(SUCCESS):
-        return None
-    return read_success(run)

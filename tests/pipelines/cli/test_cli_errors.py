@@ -81,6 +81,7 @@ AT_ONCE = [
     (["releases", PROJECT, "--releases", "none.jsonl"], "none.jsonl: No such file"),
     (["releases", PROJECT, "--releases", "here.csv"], "release log here.csv: is not JSON"),
     (["releases", PROJECT, "--json", "--export", "x.jsonl"], "say --json or --export, not both"),
+    (["releases", PROJECT, "--run", "x", "--export", "x.jsonl"], "no log that is exported has that"),
     (["baseline", PROJECT, "--source", "none.csv"], "none.csv: no such file"),
     (["baseline", PROJECT, "--source", "here.csv", *NO_MODEL], "no registry at"),
     (["parity", PROJECT, "--source", "none.csv"], "none.csv: no such file"),

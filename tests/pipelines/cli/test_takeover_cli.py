@@ -1,9 +1,7 @@
 """`headrace takeover`: what it proves, what it refuses, and runs of both feature sets over files by the log."""
 
 import json
-import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -12,8 +10,7 @@ from pipelines.prechecks import registry_of
 from pipelines.release_store import read_log
 from tests.kit.released_shop import headrace, make_green, make_shop
 from tests.kit.releases import register_bundles
-from tests.kit.support import ROOT, read_output, write_rows
-from tests.kit.walks import environment, make_clone, shell
+from tests.kit.support import read_output, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -205,29 +202,3 @@ def test_what_would_decide_twice_or_score_nothing_is_refused(folders):
     assert "a fallback is declared" in say("takeover", green, *history, at=1900, code=1)
     assert "declares a fallback, and the release log names champion" in say("run", green, *options, code=1)
     assert not (folders / "out").exists()
-
-
-def test_the_walk_of_the_page_runs_as_printed(tmp_path):
-    """In a clone, by a small sample of the days that the page names."""
-    page = (ROOT / "docs" / "releases.md").read_text()
-    walk = re.search(r"```sh\n(.*?)```", page[page.index("## Blue and green") :], re.DOTALL)[1]
-    before = """
-        headrace init my_project
-        printf 'rollout: {clock: event}\n' >> my_project/project.yaml
-        headrace sample my_project/data --rows 20000
-        headrace train my_project --source 'my_project/data/*.parquet'
-    """
-    clone = make_clone(tmp_path)
-    done = subprocess.run(shell(before + walk), cwd=clone, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    days = {}
-    for name in ("blue_scores", "green_scores"):
-        output = read_output(clone / name)
-        days[name] = {str(time.date()) for time in output.scores["TX_DATETIME"].to_pylist()}
-        (bundle,) = set(output.scores["bundle_id"].to_pylist())
-        assert bundle in done.stdout
-        days[name, "scored"] = output.outcomes["scored"], output.outcomes["standby"]
-    assert days["green_scores"] == {"2018-06-09"}
-    assert {"2018-06-08", "2018-06-10"} <= days["blue_scores"]
-    assert "2018-06-09" not in days["blue_scores"]
-    assert days["blue_scores", "scored"] == days["green_scores", "scored"][::-1]
