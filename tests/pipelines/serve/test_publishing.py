@@ -97,7 +97,7 @@ def test_a_stream_of_the_topic_has_the_same_scores(server, tmp_path):
 
 
 def test_a_broker_that_is_down_gives_the_fallback_decision_and_nothing_is_lost(server, tmp_path):
-    with publishing(server, tmp_path, deadline=1.0) as (client, broker):
+    with publishing(server, tmp_path, deadline=3.0) as (client, broker):
         assert "score" in score(client, EVENT).json()
         server.stop()
         reply = score(client, {**EVENT, "id": 2}).json()

@@ -16,7 +16,7 @@ SECOND = 1_000_000
 LEAD = 5 * SECOND
 NOW = 1_700_000_000 * SECOND
 PROJECT = card_fraud()
-BUNDLES = GivenBundles(dict.fromkeys("abc"))
+BUNDLES = GivenBundles(dict.fromkeys("abc", "a scorer"))
 
 
 class Place:
