@@ -1,6 +1,6 @@
 """What an entity with very many events costs a request, beside one with few.
 
-    .venv/bin/python benchmarks/hot_key.py [--events 1000000] [--requests 400]
+    PYTHONPATH=. .venv/bin/python benchmarks/hot_key.py [--events 1000000] [--requests 400]
 
 Fills an embedded store with a month of the example's transactions, of which one customer has so many and another a
 hundred, and asks the endpoint's service for both, in turns, in this process and without HTTP. With --absorb each event
