@@ -69,7 +69,8 @@ def parity(
 
         bundle = scorer = released = None
         if releases is not None:
-            from pipelines.jobs.released import RegisteredBundles, Released
+            from pipelines.jobs.registered import RegisteredBundles
+            from pipelines.jobs.released import Released
 
             bundles = RegisteredBundles(declared, project, str(registry), threads, log=releases)
             released = Released(releases, declared, bundles)

@@ -26,7 +26,8 @@ from pipelines.brokers import is_broker
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.files import open_files, open_folder
-from pipelines.jobs.released import RegisteredBundles, Released, check_columns, check_unscored
+from pipelines.jobs.registered import RegisteredBundles
+from pipelines.jobs.released import Released, check_columns, check_unscored
 from pipelines.jobs.releasing import Desk
 from pipelines.jobs.resume import find_start, from_earlier, restore
 from pipelines.jobs.status import Status, say_status, stopped_by_signals

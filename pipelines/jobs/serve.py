@@ -40,7 +40,8 @@ def open_service(
 def open_models(project: Project, folder: pathlib.Path, log: str | None, model: str, registry: str) -> Models:
     """What scores; HeadraceError if it can't be loaded, or does not fit."""
     if log is not None:
-        from pipelines.jobs.released import RegisteredBundles, Released, check_columns
+        from pipelines.jobs.registered import RegisteredBundles
+        from pipelines.jobs.released import Released, check_columns
 
         check_columns(project)
         released = Released(log, project, RegisteredBundles(project, folder, registry, log=log))

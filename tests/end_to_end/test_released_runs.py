@@ -10,7 +10,8 @@ import subprocess
 import pyarrow.compute as pc
 import pytest
 
-from pipelines.jobs.released import RegisteredBundles, Released
+from pipelines.jobs.registered import RegisteredBundles
+from pipelines.jobs.released import Released
 from pipelines.prechecks import registry_of
 from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.refusals import read_refusals
