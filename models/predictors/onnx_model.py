@@ -165,11 +165,14 @@ def _message_class() -> Any:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; its classes derive from Exception and no other."""
+    """What onnxruntime raises; its classes derive from Exception and no other.
+
+    Where another library of pybind11's was loaded after it, that one makes RuntimeErrors of them.
+    """
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     found = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
-    return tuple(found)
+    return (RuntimeError, *found)
 
 
 def _why(error: Exception) -> str:

@@ -26,9 +26,13 @@ class Streams:
         self.deaths = []
 
     def start(self, name):
-        journal = str(self._folder / f"{name} journal")
+        journal, registry = (
+            str(self._folder / f"{name} journal"),
+            f"sqlite:///{self._folder}/blue/.headrace/registry.db",
+        )
         args = ["run", str(self._folder / name), "--source", f"pubsub://p/{name}", "--sink", "pubsub://p/scores"]
-        args += ["--allowance", "1s", "--journal", journal]
+        # The process that starts them may be older than this test's environment.
+        args += ["--allowance", "1s", "--journal", journal, "--registry", registry]
         self._processes[name] = context().Process(
             target=run_command, args=(self._server.address, HOLD_SECONDS, args), daemon=True
         )
