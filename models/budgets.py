@@ -79,7 +79,7 @@ class BudgetWatch:
         for burn in BURNS:
             long, short = (self._over(ratio.name, clock_s, seconds) for seconds in (burn.long_s, burn.short_s))
             limit = burn.rate(self._period_us)
-            rates = [self._rate(each, ratio.target) for each in (long, short)]
+            rates = [dataclasses.replace(ratio, bad=each.bad, total=each.total).burn or 0.0 for each in (long, short)]
             if long.total >= max(self._minimums.get(ratio.name, 1), 1) and min(rates) > limit:
                 yield Finding(
                     ratio.name, "budget", "alarm", round(rates[0], 6), limit, _text(ratio, burn, long, rates[0])
@@ -94,10 +94,6 @@ class BudgetWatch:
     def _place(self, clock_s: float) -> int:
         """That of the last look at or before a time, or of the first."""
         return max(bisect.bisect_right(self._looks, clock_s, key=lambda look: look.clock_s) - 1, 0)
-
-    @staticmethod
-    def _rate(count: Count, target: float) -> float:
-        return count.bad / count.total / (1 - target) if count.total else 0.0
 
 
 def _text(ratio: Ratio, burn: Burn, long: Count, rate: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from pipelines.process import repeated
 
 console = Console(highlight=False)
 _REFRESH_SECONDS = 0.2
@@ -26,24 +27,17 @@ def working(title: str, read: Callable[[], Mapping[str, int]] | None = None) -> 
     if not console.is_terminal:
         yield counted
         return
-    over = threading.Event()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title)
 
         def refresh() -> None:
-            while not over.wait(_REFRESH_SECONDS):
-                done = read() if read else counted
-                parts = [f"{done[step]:,} {step}" for step in STEPS if step in done]
-                bar.update(task, description=" · ".join([title, *parts]))
+            done = read() if read else counted
+            parts = [f"{done[step]:,} {step}" for step in STEPS if step in done]
+            bar.update(task, description=" · ".join([title, *parts]))
 
-        thread = threading.Thread(target=refresh, name="progress", daemon=True)
-        thread.start()
-        try:
+        with repeated(refresh, _REFRESH_SECONDS, "progress"):
             yield counted
-        finally:
-            over.set()
-            thread.join()
 
 
 def facts_table(rows: Sequence[tuple[str, str]]) -> Table:

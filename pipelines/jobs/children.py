@@ -6,12 +6,12 @@ import contextlib
 import pathlib
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from models.errors import HeadraceError
+from pipelines.sources.children import end_child, start_child
 
 _END_SECONDS = 30.0
 _TICK_SECONDS = 0.1
@@ -25,20 +25,20 @@ class ChildError(HeadraceError):
 class Children:
     """Processes by their names; `headrace pubsub`, say, is `start("broker", "pubsub", …)`."""
 
-    def __init__(self, logs: pathlib.Path, environment: Mapping[str, str], stopped: threading.Event) -> None:
+    def __init__(self, logs: pathlib.Path, stopped: threading.Event) -> None:
         """Logs go to a folder; once it is `stopped`, nothing is waited for."""
-        self._logs, self._environment, self._stopped = logs, dict(environment), stopped
+        self._logs, self._stopped = logs, stopped
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *argv: str) -> None:
         """Start a command of headrace; what it says goes to its log."""
         with self._log(name).open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.cli.main", *argv],
+            self._processes[name] = start_child(
+                "pipelines.cli.entry",
+                *argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
                 start_new_session=True,  # Ctrl-C is for the parent, which ends them in their order
             )
 
@@ -67,11 +67,7 @@ class Children:
         for process in reversed(self._processes.values()):
             if process.poll() is None:
                 process.terminate()
-            try:
-                process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end_child(process, _END_SECONDS)
 
     def _log(self, name: str) -> pathlib.Path:
         return self._logs / f"{name}.log"

@@ -105,11 +105,10 @@ class LiveDemo:
         Raises:
             ChildError: if one of the processes ends, or does not get ready.
         """
-        environment = {**os.environ, "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{self._ports['broker']}"}
-        os.environ["PUBSUB_EMULATOR_HOST"] = environment["PUBSUB_EMULATOR_HOST"]
+        os.environ["PUBSUB_EMULATOR_HOST"] = f"127.0.0.1:{self._ports['broker']}"
         for left in (*self._output.glob("store.db*"), self._alerts):  # of a demo before
             left.unlink(missing_ok=True)
-        with ended(Children(self._output, environment, stopped)) as children:
+        with ended(Children(self._output, stopped)) as children:
             self._start(children)
             if stopped.is_set():
                 return self._told

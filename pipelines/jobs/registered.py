@@ -30,8 +30,8 @@ class Bundles(Protocol):
     def __call__(self, bundle_id: str) -> Scorer | None:
         """A loaded and proven model, None of one with other features; HeadraceError if there is none."""
 
-    def is_own(self, bundle_id: str) -> bool:
-        """Whether a bundle can be loaded and has this run's features."""
+    def find_own(self, bundle_id: str) -> Bundle | None:
+        """A bundle that can be loaded and has this run's features; None of another one."""
 
     def is_other(self, bundle_id: str) -> bool:
         """Whether a bundle is known to have other features."""
@@ -85,12 +85,12 @@ class RegisteredBundles:
         """The scorer of a bundle, each digest checked and its golden scores given; None of one with other features."""
         return _LOADED.get(self._key(bundle_id), lambda: self._own_scorer(bundle_id))
 
-    def is_own(self, bundle_id: str) -> bool:
+    def find_own(self, bundle_id: str) -> Bundle | None:
         """By its definitions, each digest checked."""
         try:
-            return self._own(bundle_id) is not None
+            return self._own(bundle_id)
         except HeadraceError:
-            return False
+            return None
 
     def is_other(self, bundle_id: str) -> bool:
         """By what the log's database tells, or else its definitions."""
@@ -101,7 +101,7 @@ class RegisteredBundles:
 
     def decisions_of(self, bundle_id: str) -> Sequence[Decision] | None:
         """As the bundle's own project declared them; none of one that can't be loaded any more."""
-        if self._own(bundle_id) is not None:
+        if self(bundle_id) is not None:  # which `fault_of` has proven
             return None
         try:
             declared = json.loads(self.load(bundle_id).feature_definitions)["decisions"]

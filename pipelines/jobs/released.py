@@ -70,8 +70,8 @@ class Released:
         RunError if there is none: such a run would score nothing, as where features were changed by mistake.
         """
         for bundle in dict.fromkeys(bundle for record in self.read().records for bundle in record.bundles):
-            if self.bundles.is_own(bundle):
-                return self.bundles.load(bundle)
+            if (found := self.bundles.find_own(bundle)) is not None:
+                return found
         raise RunError(
             f"release log {redact(self.place)}: names no sound bundle with the features, decisions and event "
             f"declarations of {self.project.name} as they are: `headrace release FOLDER champion --shadow VERSION` "

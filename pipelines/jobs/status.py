@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from models import metrics
 from models.metrics import Series
+from pipelines.process import handled, repeated
 from pipelines.runners import Profile
 from transforms.metrics import read
 
@@ -39,34 +39,22 @@ def stopped_by_signals(runner: Any, profile: Profile) -> Iterator[None]:
             raise KeyboardInterrupt
         runner.stop()
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled((signal.SIGINT, signal.SIGTERM), stop):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def say_status(text: Callable[[], str]) -> Iterator[None]:
     """Log how far it has come, now and then and at the end."""
-    over = threading.Event()
     started = time.monotonic()
 
     def say() -> None:
         _LOG.info("%.0f s: %s", time.monotonic() - started, text())
 
-    def keep_saying() -> None:
-        while not over.wait(STATUS_SECONDS):
-            say()
-
-    thread = threading.Thread(target=keep_saying, name="status", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(say, STATUS_SECONDS, "status"):
+            yield
     finally:
-        over.set()
-        thread.join()
         say()
 
 

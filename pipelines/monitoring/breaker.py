@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from models.errors import HeadraceError
 from models.metrics import Series
@@ -16,6 +15,7 @@ from models.rollout.clocked import METRICS, ClockWindows, Judged, Judgement, Wat
 from models.rollout.labelled import LabelWindows, made_alike
 from models.rollout.records import Release, ReleaseError, ReleaseLog
 from pipelines.jobs.releasing import Change, Desk, move_alias, release, told_by
+from pipelines.process import repeated
 
 _LOG = logging.getLogger("headrace")
 AUTHOR = "circuit-breaker"
@@ -110,22 +110,6 @@ class ClockBreaker:
         return change
 
 
-@contextlib.contextmanager
-def watching(breaker: ClockBreaker | None) -> Iterator[None]:
+def watching(breaker: ClockBreaker | None) -> contextlib.AbstractContextManager[None]:
     """Let a breaker look once a second, in a thread of its own, until what goes on meanwhile is over."""
-    if breaker is None:
-        yield
-        return
-    over = threading.Event()
-
-    def keep_looking() -> None:
-        while not over.wait(LOOK_SECONDS):
-            breaker.look()
-
-    thread = threading.Thread(target=keep_looking, name="breaker", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return contextlib.nullcontext() if breaker is None else repeated(breaker.look, LOOK_SECONDS, "breaker")

@@ -134,7 +134,7 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
             f"sum by (outcome) (rate({metrics.SERVED.name}[{rate}]))",
             "{{outcome}}",
         )
-    yield "Memory", "bytes", "process_resident_memory_bytes", "{{instance}}"
+    yield "Memory", "bytes", metrics.MEMORY.name, "{{instance}}"
     for promise in promises_of(project.slo, project.serving):
         chosen = f'{_RATIO}{{project="{project.name}",slo="{promise.name}"}}'
         yield f"Burn rate of {promise.name}", "short", f"{chosen} / {_budget(promise)}", "{{window}}"

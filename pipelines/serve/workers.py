@@ -18,13 +18,15 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
+from pipelines.process import told_to_stop
 from pipelines.serve.server import DRAIN_SECONDS
 from pipelines.sources.children import end_child, start_child
 
 _LOG = logging.getLogger("headrace")
 _SEAT = "HEADRACE_SERVE_SEAT"  # by which a worker knows that it is one
+_ENDS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.1
 _LONG_SECONDS = 10.0  # who lived as long is started again at once
 _MOST_WAIT_SECONDS = 30.0
@@ -72,9 +74,9 @@ class _Worker:
         self._again = 0.0
         self._start()
 
-    def wait_ready(self, heard: Sequence[int]) -> bool:
-        """Whether it is ready; False if it ends before, or a signal is heard."""
-        while not heard:
+    def wait_ready(self, stopped: threading.Event) -> bool:
+        """Whether it is ready; False if it ends before, or all is stopped."""
+        while not stopped.is_set():
             if select.select([self._ready], [], [], _LOOK_SECONDS)[0]:
                 return os.read(self._ready, 1) == b"1"
         return False
@@ -132,19 +134,18 @@ def serve_by_workers(arguments: Sequence[str], number: int, bound: socket.socket
 
     What it says of that it has said itself.
     """
-    with tempfile.TemporaryDirectory(prefix="headrace-serve-") as folder, _heard() as heard:
+    with tempfile.TemporaryDirectory(prefix="headrace-serve-") as folder, told_to_stop(_ENDS) as stopped:
         workers = [_Worker(0, arguments, bound, folder)]
         try:
-            if not workers[0].wait_ready(heard):  # what is wrong is said once
-                return bool(heard)
+            if not workers[0].wait_ready(stopped):  # what is wrong is said once
+                return stopped.is_set()
             workers += [_Worker(each, arguments, bound, folder) for each in range(1, number)]
-            if not all(worker.wait_ready(heard) for worker in workers[1:]):
-                return bool(heard)
+            if not all(worker.wait_ready(stopped) for worker in workers[1:]):
+                return stopped.is_set()
             told()
-            while not heard:
+            while not stopped.wait(_LOOK_SECONDS):
                 for worker in workers:
                     worker.look()
-                time.sleep(_LOOK_SECONDS)
             return True
         finally:
             bound.close()  # so that no connection waits for workers that take no more
@@ -153,20 +154,6 @@ def serve_by_workers(arguments: Sequence[str], number: int, bound: socket.socket
             until = time.monotonic() + DRAIN_SECONDS + 5
             for worker in workers:
                 worker.end(until)
-
-
-@contextlib.contextmanager
-def _heard() -> Iterator[list[int]]:
-    """The signals to end that have come."""
-    heard: list[int] = []
-    before = {
-        number: signal.signal(number, lambda got, _: heard.append(got)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ended(code: int) -> str:

@@ -1,6 +1,5 @@
 """Commands beside this one: those that end by themselves are told of, and all are ended."""
 
-import os
 import threading
 
 import pytest
@@ -11,14 +10,14 @@ pytestmark = pytest.mark.slow
 
 
 def test_one_that_ends_is_told_with_its_last_words(tmp_path):
-    with ended(Children(tmp_path, os.environ, threading.Event())) as children:
+    with ended(Children(tmp_path, threading.Event())) as children:
         children.start("checker", "check", str(tmp_path / "nowhere"))
         with pytest.raises(ChildError, match="the checker has ended with 1, see .*nowhere"):
             children.wait_for("checker", lambda: False)
 
 
 def test_one_that_does_not_get_ready_is_told_and_all_are_ended(tmp_path):
-    children = Children(tmp_path, os.environ, threading.Event())
+    children = Children(tmp_path, threading.Event())
     with ended(children):
         children.start("broker", "pubsub", "--port", "0")
         children.wait_for("broker", lambda: "until Ctrl-C" in children.said("broker"))
@@ -31,4 +30,4 @@ def test_one_that_does_not_get_ready_is_told_and_all_are_ended(tmp_path):
 def test_nothing_is_waited_for_once_it_is_stopped(tmp_path):
     stopped = threading.Event()
     stopped.set()
-    Children(tmp_path, os.environ, stopped).wait_for("nothing", lambda: False)
+    Children(tmp_path, stopped).wait_for("nothing", lambda: False)
