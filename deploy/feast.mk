@@ -2,7 +2,7 @@
 .PHONY: feast feast-test feast-lock
 
 feast: setup
-	deploy/feast/build.sh
+	deploy/environment.sh deploy/feast/requirements.txt build/feast
 
 feast-test: feast
 	$(BIN)/python -m pytest -m serial tests/end_to_end/test_feast.py

@@ -2,7 +2,7 @@
 .PHONY: kserve kserve-test kserve-lock
 
 kserve: setup
-	deploy/kserve/build.sh
+	deploy/environment.sh deploy/kserve/requirements.txt build/kserve
 
 kserve-test: kserve
 	$(BIN)/python -m pytest -m serial tests/end_to_end/test_kserve.py

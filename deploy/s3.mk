@@ -2,7 +2,7 @@
 .PHONY: s3 s3-test
 
 s3: setup
-	deploy/s3/build.sh
+	deploy/environment.sh requirements/locks/moto.txt build/s3
 
 s3-test: setup s3
 	$(BIN)/python -m pytest -m serial tests/end_to_end/test_s3.py

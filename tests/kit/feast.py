@@ -1,4 +1,4 @@
-"""Feast in an environment of its own, where deploy/feast/build.sh has made it: what it answers from a repository."""
+"""Feast in an environment of its own, where `make feast` has made it: what it answers from a repository."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 ENVIRONMENT = pathlib.Path(__file__).parents[2] / "build" / "feast"
 
 needs_feast = pytest.mark.skipif(
-    not (ENVIRONMENT / "inputs").exists(), reason=f"no Feast in {ENVIRONMENT}: run deploy/feast/build.sh"
+    not (ENVIRONMENT / "inputs").exists(), reason=f"no Feast in {ENVIRONMENT}: run make feast"
 )
 
 _ASK = """

@@ -1,4 +1,4 @@
-"""KServe's Python client in an environment of its own, where deploy/kserve/build.sh has made it."""
+"""KServe's Python client in an environment of its own, where `make kserve` has made it."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 ENVIRONMENT = pathlib.Path(__file__).parents[2] / "build" / "kserve"
 
 needs_kserve = pytest.mark.skipif(
-    not (ENVIRONMENT / "inputs").exists(), reason=f"no KServe client in {ENVIRONMENT}: run deploy/kserve/build.sh"
+    not (ENVIRONMENT / "inputs").exists(), reason=f"no KServe client in {ENVIRONMENT}: run make kserve"
 )
 
 _ASK = """

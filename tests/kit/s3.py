@@ -17,7 +17,7 @@ START_SECONDS = 60
 
 needs_s3 = pytest.mark.skipif(
     not SERVER.exists() or importlib.util.find_spec("boto3") is None,
-    reason=f"no {SERVER}: run deploy/s3/build.sh; or no boto3: pip install boto3",
+    reason=f"no {SERVER}: run make s3; or no boto3: pip install boto3",
 )
 
 

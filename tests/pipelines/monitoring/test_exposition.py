@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from models import metrics
+from pipelines.jobs.children import free_port
 from pipelines.monitoring.exposition import ExpositionError, exposed
-from tests.kit.ports import free_port
 
 
 def scrape(port):

@@ -15,11 +15,11 @@ import yaml
 from models import metrics
 from models.objectives import BURNS
 from models.project.objectives import Objectives, Serving
+from pipelines.jobs.children import free_port
 from pipelines.monitoring.exposition import exposed
 from pipelines.monitoring.rules import dashboard, expressions, rules
 from pipelines.monitoring.scrape import ScrapeError, scrape
 from pipelines.serve.metrics import Counts
-from tests.kit.ports import free_port
 from tests.kit.support import card_fraud
 
 OBJECTIVES = Objectives.model_validate(
