@@ -30,6 +30,7 @@ setup(
         "httpx",
         "fastapi",
         "uvicorn",
+        "httptools",
         "limits>=5,<6",
         "tenacity",
         "scipy",

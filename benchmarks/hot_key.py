@@ -20,9 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from models.features.row import before_windows
+from models.objectives import SCORED
 from models.project.project import load_project
 from models.record import EVENT_TIME, TIMESTAMP
 from models.store.kinds import keys_of, kinds_of, rows_of
+from pipelines.serve.line import Waiting
 from pipelines.serve.models import OneModel
 from pipelines.serve.service import Service
 from pipelines.store import Store, open_store
@@ -75,9 +77,10 @@ def main() -> None:
                 event = {"TRANSACTION_ID": 9 * 10**9 + 2 * number + customer, "TX_DATETIME": second, "TX_AMOUNT": 25.5}
                 event |= {"CUSTOMER_ID": customer, "TERMINAL_ID": int(random.integers(TERMINALS)), "TX_FRAUD": 0}
                 started, processor = time.perf_counter(), time.process_time()
-                reply = service._score([json.dumps(event).encode()], False, 0)  # in this thread, for its processor time
+                asked_for = Waiting(service._score_together, [json.dumps(event).encode()], 1)
+                ((reply,),) = service._score_together(False, 0, [asked_for])  # in this thread, for its processor time
                 took[customer].append((time.perf_counter() - started, time.process_time() - processor))
-                assert reply.scored == 1, reply.answers
+                assert reply.outcomes == [SCORED], reply.answers
         first = f"first request of the hot key {took[HOT][0][0]:.2f} s"
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {first}\n")
         print("| events of the customer | p50, ms | p99, ms | processor p50, ms | processor p99, ms |")

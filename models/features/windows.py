@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,8 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A run is merged into the one before it once that is no longer this many times longer.
 _RUN_RATIO = 8
+# So many rows are looked up at once, for as many edges of windows as that is.
+_AT_ONCE = 1 << 12
 # A search key of (entity, time) has no more bits than this, so that 64 hold it and what is added to it.
 _KEY_BITS = 62
 
@@ -51,6 +53,20 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.time)
+
+    def first(self, number: int) -> Events:
+        """So many of them."""
+        values = {name: numbers[:number] for name, numbers in self.values.items()}
+        return Events(self.entity[:number], self.time[:number], self.ids.slice(0, number), values)
+
+
+class _Index(NamedTuple):
+    """What a run is searched by: where each entity starts, and the end; the entities; how keys are made of times."""
+
+    starts: Int64
+    entities: Int64
+    tick_bits: int
+    span: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,29 +99,20 @@ class Run:
         return int(self.time.max())
 
     @functools.cached_property
-    def _starts(self) -> Int64:
-        """The row that each entity starts at, and the number of rows."""
-        starts: Int64 = np.flatnonzero(np.concatenate([[True], self.entity[1:] != self.entity[:-1], [True]]))
-        return starts
-
-    @functools.cached_property
-    def _entities(self) -> Int64:
-        return np.asarray(self.entity[self._starts[:-1]])
-
-    @functools.cached_property
-    def _tick_bits(self) -> int:
-        """How many low bits of a time a key has no room for: 0, but for very many entities over a long time."""
-        return max(0, (len(self._entities) * (self.last - self.first + 1)).bit_length() - _KEY_BITS)
-
-    @functools.cached_property
-    def _span(self) -> int:
-        return ((self.last - self.first) >> self._tick_bits) + 1
+    def _index(self) -> _Index:
+        begins = np.ones(len(self) + 1, bool)
+        np.not_equal(self.entity[1:], self.entity[:-1], out=begins[1:-1])
+        starts = begins.nonzero()[0]
+        # A key has no room for so many low bits of a time: none, but for very many entities over a long time.
+        tick_bits = max(0, ((len(starts) - 1) * (self.last - self.first + 1)).bit_length() - _KEY_BITS)
+        return _Index(starts, self.entity[starts[:-1]], tick_bits, ((self.last - self.first) >> tick_bits) + 1)
 
     @functools.cached_property
     def _key(self) -> Int64:
         """One ascending number a row for entity and time, so that one search finds both."""
-        base = np.arange(len(self._entities)) * self._span
-        key: Int64 = np.repeat(base, np.diff(self._starts)) + ((self.time - self.first) >> self._tick_bits)
+        starts, entities, tick_bits, span = self._index
+        key: Int64 = (np.arange(len(entities)) * span).repeat(starts[1:] - starts[:-1])
+        key += (self.time - self.first) >> tick_bits
         return key
 
     def rows_until(self, events: Run, ages: Sequence[int | Int64], passed: int) -> Int64:
@@ -115,36 +122,43 @@ class Run:
         are counted too. A time before `passed` is taken as `passed`.
         """
         place, known = self._places_of(events)
-        counts = np.diff(events._starts)
-        start = np.repeat(self._starts[place], counts)
+        starts, span, counts = self._index.starts, self._index.span, np.diff(events._index.starts)
+        start = starts[place].repeat(counts)
         rows = np.empty((len(ages), len(events)), np.int64)
         if not known.any():
             rows[:] = start
             return rows
-        end, base = np.repeat(self._starts[place + known], counts), np.repeat(place * self._span, counts)
-        for age, found in zip(ages, rows, strict=True):
-            until = np.maximum(events.time - age, passed)
-            before = until < self.last
-            found[:] = np.where(before, start, end)
-            inside = before & (until >= self.first)
-            if inside.any():
-                some = slice(None) if 2 * np.count_nonzero(inside) > len(inside) else np.flatnonzero(inside)
-                found[some] = self._search(until[some], base[some], start[some], end[some])
+        end, base = starts[place + known].repeat(counts), (place * span).repeat(counts)
+        at_once = max(1, _AT_ONCE // len(events))
+        for some in range(0, len(ages), at_once):
+            found = rows[some : some + at_once]
+            until = np.empty_like(found)
+            for age, times in zip(ages[some : some + at_once], until, strict=True):
+                np.subtract(events.time, age, out=times)
+            np.maximum(until, passed, out=until)
+            inside = (until < self.last) & (until >= self.first)
+            if len(found) == 1 and 2 * np.count_nonzero(inside) < inside.size:  # few are to be searched for
+                found[:] = np.where(until < self.last, start, end)
+                (places,) = inside[0].nonzero()
+                found[0, places] = self._search(until[0, places], base[places], start[places], end[places])
+            else:
+                found[:] = self._search(until, base, start, end)
         return rows
 
     def _search(self, until: Int64, base: Int64, start: Int64, end: Int64) -> Int64:
         """How many rows stand up to each time `until`, of the entity that has the rows from `start` to `end`, and the
         keys from `base` on.
         """
-        if len(self._entities) == len(self):  # a row each
+        if len(self._index.entities) == len(self):  # a row each
             return np.where(self.time[np.minimum(start, len(self) - 1)] <= until, end, start)
+        tick_bits = self._index.tick_bits
         key = np.minimum(np.maximum(until, self.first - 1), self.last)
         key -= self.first
-        key >>= self._tick_bits
+        key >>= tick_bits
         key += base
-        found = np.minimum(np.searchsorted(self._key, key, side="right"), end)
+        found = np.minimum(self._key.searchsorted(key, side="right"), end)
         # Where a key has no room for all of a time, the last rows found may be later than it.
-        while self._tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
+        while tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
             found -= later
         return found
 
@@ -152,10 +166,11 @@ class Run:
         """Where each entity of `events`, as they follow one another there, stands among the entities here or would,
         and whether it is here.
         """
+        mine, theirs = self._index.entities, events._index.entities
         if events is self:
-            return np.arange(len(self._entities)), np.ones(len(self._entities), bool)
-        place = np.searchsorted(self._entities, events._entities)
-        return place, self._entities[np.minimum(place, len(self._entities) - 1)] == events._entities
+            return np.arange(len(mine)), np.ones(len(mine), bool)
+        place = mine.searchsorted(theirs)
+        return place, mine[np.minimum(place, len(mine) - 1)] == theirs
 
     def known_until(self, field: str, rows: Int64) -> Int64:
         """How many of the first `rows` rows have a number in `field`."""
@@ -279,15 +294,28 @@ class RollingKernel:
 
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
-        columns, new = self._advance(history, events)
-        return columns, history if new is None else self._append(history, new)
+        if not len(events):
+            return self._none(), history
+        order = sort_order(events.ids, events.entity, events.time)
+        new = Run.of(events, order)
+        columns = put_back(self._compute(history, new, new, np.arange(len(new))), order)
+        return columns, self._append(history, new)
 
-    def features_of(self, history: History, events: Events) -> list[Int64 | Float64]:
-        """Features of `events` as `advance` gives them, where what comes after them does not matter.
+    def features_of(self, history: History, events: Events, asked: int | None = None) -> list[Int64 | Float64]:
+        """Features of the first `asked` of the events, or of all, as `advance` gives them, if all came at once.
 
         History may have events later than these, of which they see nothing, but none of an entity and a time of theirs.
         """
-        return self._advance(history, events)[0]
+        number = len(events) if asked is None else asked
+        if not number:
+            return self._none()
+        order = sort_order(events.ids, events.entity, events.time)
+        run = Run.of(events, order)
+        if number == len(events):
+            return put_back(self._compute(history, run, run, np.arange(number)), order)
+        at = (order < number).nonzero()[0]
+        new = Run(run.entity[at], run.time[at], {})
+        return put_back(self._compute(history, run, new, at), order[at])
 
     def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
         """Features as of the times of `asked`, which are no events: neither their ids nor their values are looked at.
@@ -308,13 +336,9 @@ class RollingKernel:
             return history
         return self._append(history, Run.of(events, order_by(events.entity, events.time)))
 
-    def _advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], Run | None]:
-        """Features of events in their order, and these as a run, None of no event."""
-        if not len(events):
-            return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features], None
-        order = sort_order(events.ids, events.entity, events.time)
-        new = Run.of(events, order)
-        return put_back(self._compute(history, new), order), new
+    def _none(self) -> list[Int64 | Float64]:
+        """The features of no event."""
+        return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features]
 
     def _reads(self, name: str, distinct: bool) -> bool:
         return any(f.column == name and (f.aggregate == "distinct") is distinct for f in self.features)
@@ -327,11 +351,11 @@ class RollingKernel:
         passed = self._oldest_needed(*history.runs, new)
         return dataclasses.replace(history, runs=append_run(history.runs, new, passed))
 
-    def _compute(self, history: History, new: Run) -> list[Int64 | Float64]:
-        """The features of `new`, in its order."""
+    def _compute(self, history: History, run: Run, new: Run, places: Int64) -> list[Int64 | Float64]:
+        """The features of `new`, in its order, which are the rows `places` of a run."""
         passed = self._oldest_needed(*history.runs) if history.runs else 0
-        seen = Seen.of(self._plan, new, history.runs, passed, self.decimals)
-        together = seen.gather(self._plan_in_order) if self._plan_in_order.features else seen
+        seen = Seen.of(self._plan, new, run, places, history.runs, passed, self.decimals)
+        together = seen.gather(self._plan_in_order, places) if self._plan_in_order.features else seen
         return [aggregate(f, together if f.name in self._plan_in_order.places else seen) for f in self.features]
 
     @functools.cached_property

@@ -20,6 +20,7 @@ from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.predictors.lightgbm_model import LightGBMModel
 from models.predictors.onnx_model import OnnxModel
 from models.predictors.skops_model import SkopsModel
+from models.predictors.xgboost_model import XGBoostModel
 from models.quality.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -214,13 +215,14 @@ class Scorer:
             # A DMatrix refuses infinities, where scoring in place compares them: same branches, no refusal.
             largest = np.finfo(np.float32).max
             features = np.clip(features, -largest, largest)
-        if not isinstance(self._booster, xgboost.Booster):
+        if not isinstance(self._booster, XGBoostModel):
             raise ModelError("contributions are of trees, and the model is none of xgboost's")
-        types = self._booster.feature_types
+        booster = self._booster.booster
+        types = booster.feature_types
         rows = xgboost.DMatrix(
             features, nthread=self._nthread, feature_types=types, enable_categorical=types is not None
         )
-        every = self._booster.predict(rows, pred_contribs=True, validate_features=False)[..., :-1]
+        every = booster.predict(rows, pred_contribs=True, validate_features=False)[..., :-1]
         if every.ndim == 3:
             every = every[np.arange(len(every)), np.zeros(len(every), np.int64) if outputs is None else outputs]
         feature = np.argsort(-np.abs(every), axis=1, kind="stable")[:, :top_k]
@@ -284,8 +286,7 @@ def load_model(content: bytes, model_format: str, names: Sequence[str], nthread:
             return LightGBMModel(content, names)
         if model_format == "onnx":
             return OnnxModel(content, names)
-        booster: Predictor = xgboost.Booster({"nthread": nthread}, model_file=bytearray(content))
-        return booster
+        return XGBoostModel(content, nthread)
     except ModuleNotFoundError as error:
         raise ModelError(f"model: {library} scores it, and is not installed: pip install {library}") from error
     except ValueError as error:  # xgboost's, too

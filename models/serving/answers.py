@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,7 @@ from models.record import (
 from models.rollout.apply import Bundles, score_released
 from models.rollout.assign import Releases
 from models.score import score_batch
-from models.serving.requests import Refusal, RequestError, take_in
+from models.serving.requests import Intake, Refusal, RequestError, take_in
 from models.store.kinds import LABELS_OF, Kind, Place, keys_of, rows_of
 from models.store.past import PastFeatures
 from models.store.tiles import Rows
@@ -93,11 +94,48 @@ class Answering:
         self.kinds = tuple(self._past.kinds.values())
         self._kinds = [kind for name, kind in self._past.kinds.items() if not name.startswith(LABELS_OF)]
 
+    def take_in(self, requests: Sequence[Sequence[bytes]]) -> Iterator[tuple[int, Intake]]:
+        """The events of requests, JSON each, in parts of so many requests, which are to be answered part by part.
+
+        In a part no two requests have an event id or an entity in common, and no event sees one of another request: so
+        the answers are those that each request gets if it comes when the one before it was answered.
+        """
+        if len(requests) == 1:
+            yield 1, take_in(requests[0], self._records)
+            return
+        sizes = [len(payloads) for payloads in requests]
+        edges = np.cumsum([0, *sizes])
+        taken = take_in(
+            [each for some in requests for each in some], self._records, np.repeat(range(len(sizes)), sizes)
+        )
+        rows = np.searchsorted(taken.places, edges)
+        begin = 0
+        for end in self._ends(taken.batch, rows.tolist()):
+            first, last = int(edges[begin]), int(edges[end])
+            low, high = int(rows[begin]), int(rows[end])
+            refused = {place - first: found for place, found in taken.refused.items() if first <= place < last}
+            batch, places = taken.batch.slice(low, high - low), taken.places[low:high] - first
+            yield end - begin, Intake(taken.payloads[first:last], batch, places, refused)
+            begin = end
+
+    def _ends(self, batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[int]:
+        """The number of requests after which each part ends; request n has the rows from `rows[n]` to `rows[n + 1]`."""
+        columns = [column(batch, self.project.event.id).to_pylist()]
+        columns += [keys_of(kind, batch).to_pylist() for kind in self._kinds]
+        seen: set[tuple[int, Any]] = set()
+        for number, (low, high) in enumerate(itertools.pairwise(rows)):
+            own = {(n, value) for n, values in enumerate(columns) for value in values[low:high] if value is not None}
+            if not seen.isdisjoint(own):
+                yield number
+                seen = own
+            else:
+                seen |= own
+        yield len(rows) - 1
+
     def answer(
-        self, payloads: Sequence[bytes], scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
+        self, intake: Intake, scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
     ) -> Answers:
-        """Score events, JSON each. With `absorb` the valid ones are added to the past of their entities, too."""
-        intake = take_in(payloads, self._records)
+        """Score the events of a part. With `absorb` the valid ones are added to the past of their entities, too."""
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
             return Answers(events, places, refused)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.batches import as_int64, column
+from models.objectives import FALLBACK, REFUSED, SCORED, UNANSWERED
 from models.project.declarations import Project
 from models.project.objectives import Fresh
 from models.project.sections import duration_text
@@ -46,12 +47,11 @@ class State:
 
 
 class Told(NamedTuple):
-    """Answers, JSON each, how far each scored event is past its state, and how many were answered otherwise."""
+    """By the place of each event its answer, JSON, and what became of it; and of scored ones how far past the state."""
 
     lines: list[bytes]
-    ages_us: list[int]
-    fallback: int = 0
-    unanswered: int = 0
+    outcomes: list[str]
+    ages_us: dict[int, int]
 
 
 def tell(answering: Answering, payloads: Sequence[bytes], answers: Answers, state: State, with_features: bool) -> Told:
@@ -65,21 +65,25 @@ def tell(answering: Answering, payloads: Sequence[bytes], answers: Answers, stat
     lines = answering.render(
         answers, [state.told(t) + mark for t, mark in zip(times, marks, strict=True)], with_features
     )
+    outcomes = [SCORED] * len(lines)
+    for place in answers.refused:
+        outcomes[place] = REFUSED
+    told = Told(lines, outcomes, dict(zip(answers.places.tolist(), ages, strict=True)) if ages else {})
     stale = answers.places[np.array(is_stale, bool)].tolist() if any(is_stale) else []
     if fresh is None or not stale or fresh.otherwise == "mark":
-        return Told(lines, ages)
+        return told
     if fresh.otherwise == "fallback" and project.fallback is not None:
         instead = answering.without_past([payloads[place] for place in stale], project.fallback.action)
         about = [b'"fallback":true,' + state.told(t) + mark for t, mark in zip(times, marks, strict=True) if mark]
         for place, line in zip(stale, answering.render(instead, about, False), strict=True):
-            lines[place] = line
-        return Told(lines, ages, fallback=len(stale))
+            lines[place], outcomes[place] = line, FALLBACK
+        return told
     refusal = answering.render(
         Answers(answers.rows.slice(0, 0), answers.places[:0], {0: _refusal(fresh, project, state)}), [], False
     )
     for place in stale:
-        lines[place] = refusal[0]
-    return Told(lines, ages, unanswered=len(stale))
+        lines[place], outcomes[place] = refusal[0], UNANSWERED
+    return told
 
 
 def _refusal(fresh: Fresh, project: Project, state: State) -> Refusal:

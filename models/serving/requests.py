@@ -45,8 +45,9 @@ class Refusal(NamedTuple):
 
 
 class Intake(NamedTuple):
-    """The valid events of a request as a batch, the place of each in the request, int64[n], and by place refusals."""
+    """Events of requests: the valid ones as a batch, the place of each among all, int64[n], and by place refusals."""
 
+    payloads: Sequence[bytes]
     batch: pa.RecordBatch
     places: Keys
     refused: dict[int, Refusal]
@@ -106,8 +107,11 @@ def is_valid(refusal: Refusal | None) -> bool:
     return refusal is None or refusal.step not in _TAKEN_IN
 
 
-def take_in(payloads: Sequence[bytes], records: RecordType) -> Intake:
-    """Decode and validate, as the graph does; of two events with one id the first in event time and order stays."""
+def take_in(payloads: Sequence[bytes], records: RecordType, requests: Keys | None = None) -> Intake:
+    """Decode and validate, as the graph does; of two events with one id the first in event time and order stays.
+
+    That is so for each of several requests, if events are of several: `requests` int64[n] tells of which each is.
+    """
     decoded, faults = decode_once(raw_records(payloads, _SOURCE, _SLICE_US), records)
     places = np.arange(len(payloads))
     refused = _refusals("Decode", faults, places)
@@ -123,18 +127,20 @@ def take_in(payloads: Sequence[bytes], records: RecordType) -> Intake:
         refused |= _refusals("Validate", faults, places)
         batch, places = split_good(batch, faults.bad), places[~faults.bad]
     if batch.num_rows > 1:
-        faults = _repeated(batch, records)
+        faults = _repeated(batch, records, None if requests is None else requests[places])
         refused |= _refusals("Deduplicate", faults, places)
         batch, places = split_good(batch, faults.bad), places[~faults.bad]
-    return Intake(carry(batch, records), places, refused)
+    return Intake(payloads, carry(batch, records), places, refused)
 
 
-def _repeated(batch: pa.RecordBatch, records: RecordType) -> RowFaults:
+def _repeated(batch: pa.RecordBatch, records: RecordType, requests: Keys | None) -> RowFaults:
     faults, ids = RowFaults(batch.num_rows), column(batch, records.id)
     if pc.count_distinct(ids).as_py() < batch.num_rows:
         order = pc.array_sort_indices(column(batch, records.time)).to_numpy()  # stable
         again = np.ones(batch.num_rows, bool)
-        _, first = np.unique(np.asarray(ids.dictionary_encode().indices)[order], return_index=True)
+        codes = np.asarray(ids.dictionary_encode().indices).astype(np.int64)
+        codes += 0 if requests is None else requests * batch.num_rows
+        _, first = np.unique(codes[order], return_index=True)
         again[order[first]] = False
         faults.add(np.flatnonzero(again), records.id, DUPLICATE, ids)
     return faults

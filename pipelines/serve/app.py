@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import time
@@ -10,17 +11,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from models.errors import HeadraceError
-from models.objectives import FALLBACK, REFUSED, SCORED, UNANSWERED
+from models.objectives import REFUSED, UNANSWERED
 from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
-from pipelines.serve.documents import INFER, describe_score
+from pipelines.serve.documents import INFER, Documents, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.line import ServiceDown
 from pipelines.serve.metrics import CONTENT_TYPE_LATEST, Counts
@@ -36,11 +38,13 @@ _UNBOUNDED = Rates()
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, siblings: Siblings | None = None) -> FastAPI:
+def make_app(
+    service: Service, tokens: Tokens, rates: Rates | None = None, siblings: Siblings | None = None
+) -> Starlette:
     """The endpoint of a service, which it closes at its end."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         watching = asyncio.create_task(service.watch())
         async with routes.siblings.told(routes.own_metrics):
             yield
@@ -57,8 +61,9 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
 
         return check
 
-    app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
     routes = _Routes(service, counts, siblings or Siblings())
+    documents = Documents(f"headrace: {project.name}")
+    served = []
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
         ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
@@ -70,13 +75,12 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
         ("POST", "/v2/models/{model}/infer", "score", routes.infer, INFER),
         ("GET", "/metrics", "read", routes.metrics, None),
     ):
-        told = {"summary": handler.__doc__, **(told or {})}
-        app.add_api_route(
-            path, _told(handler, path, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
-            response_model=None, summary=handler.__doc__, openapi_extra=told,
-        )  # fmt: skip
-    app.add_exception_handler(HTTPException, _say_http)
-    return app
+        documents.add(method, path, handler, told)
+        answer = _told(handler, path, guard(role) if role else None, counts)
+        served.append(Route(path, answer, methods=[method], name=handler.__name__))
+    return Starlette(
+        routes=[*served, *documents.routes], lifespan=lifespan, exception_handlers={HTTPException: _say_http}
+    )
 
 
 class _Routes:
@@ -96,14 +100,15 @@ class _Routes:
         except Exception:
             self._counts.events(UNANSWERED, len(payloads))
             raise
-        for outcome in (SCORED, REFUSED, FALLBACK, UNANSWERED):
-            self._counts.events(outcome, getattr(reply, outcome))
+        for outcome, number in collections.Counter(reply.outcomes).items():
+            self._counts.events(outcome, number)
         self._counts.ages(reply.ages_us)
         if is_list:
             return json_response(b"[" + b",".join(reply.answers) + b"]")
-        if reply.unanswered:
+        (outcome,) = reply.outcomes
+        if outcome == UNANSWERED:
             return json_response(reply.answers[0], 503, AGAIN)
-        return json_response(reply.answers[0], 422 if reply.refused else 200)
+        return json_response(reply.answers[0], 422 if outcome == REFUSED else 200)
 
     async def features(self, request: Request) -> Response:
         """The rolling features of an entity as of now, or as of `at`."""

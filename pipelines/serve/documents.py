@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from fastapi import FastAPI
+from starlette.routing import BaseRoute, Route
 
 from models.codecs.times import micros_of
 from models.project.contract import UNIX_UNITS, Field
@@ -34,6 +38,27 @@ INFER: dict[str, Any] = {
     },
     "responses": {"422": {"description": "The tensors are not those of the model."}, **_ERRORS},
 }
+
+
+class Documents:
+    """OpenAPI's document of routes, and the page that shows it; what is asked for does not go through FastAPI."""
+
+    def __init__(self, title: str) -> None:
+        self._told = FastAPI(title=title, redoc_url=None)
+
+    def add(self, method: str, path: str, handler: Callable[..., Any], told: Mapping[str, Any] | None) -> None:
+        """One more route, and what is said of it beside its handler's docstring."""
+        summary = handler.__doc__
+        more = {"summary": summary, **(told or {})}
+        self._told.add_api_route(
+            path, handler, methods=[method], response_model=None, summary=summary, openapi_extra=more
+        )
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """Where both are."""
+        own = {self._told.openapi_url, self._told.docs_url}
+        return [route for route in self._told.routes if isinstance(route, Route) and route.path in own]
 
 
 def describe_score(project: Project) -> dict[str, Any]:

@@ -11,23 +11,25 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from models.batches import as_int64, column
+from models.objectives import FALLBACK, REFUSED
 from models.predictors.booster import ModelError
 from models.project.declarations import Project
 from models.serving.answers import Answering
 from models.serving.freshness import NEVER_US, State, tell
-from models.serving.requests import RequestError, is_valid
+from models.serving.requests import Intake, RequestError, is_valid
 from models.store.kinds import Kind, Place
 from models.store.tiles import Rows, TileError
 from pipelines.brokers import BrokerError
-from pipelines.serve.line import Line, ServiceDown
+from pipelines.serve.line import Line, ServiceDown, Together, Waiting
 from pipelines.serve.models import Models
 from pipelines.serve.publishing import Done, Publishing
 from pipelines.serve.siblings import Lost
@@ -38,22 +40,19 @@ _LOOK_SECONDS = 1.0
 _LAST = 64  # events that were absorbed last, by which time goes on
 LATENESS_US = 86_400_000_000  # as a run has it unless told otherwise
 MOST_WAITING = 256
+MOST_TOGETHER = 256  # events of requests that wait at the same time, which are scored at once
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """Answers to a request's events, JSON each in their order, and how many were scored, refused and fell back.
+    """Answers to a request's events, JSON each in their order, and what became of each.
 
-    `unanswered` are those that are to be sent again, `ages_us` is how far each that has a state is past it, and `valid`
-    are the events that windows of later ones see.
+    `ages_us` is how far each that has a state is past it, and `valid` are the events that windows of later ones see.
     """
 
-    answers: list[bytes]
-    scored: int = 0
-    refused: int = 0
-    fallback: int = 0
-    unanswered: int = 0
+    answers: Sequence[bytes]
+    outcomes: Sequence[str]
     ages_us: Sequence[int] = ()
     valid: Sequence[bytes] = ()
 
@@ -118,7 +117,8 @@ class Service:
         self._lateness_us = lateness_us
         self._last_us: collections.deque[int] = collections.deque(maxlen=_LAST)  # times of events that were absorbed
         self._passed: list[int] = []
-        self._line = Line("answers", MOST_WAITING, deadline_seconds)
+        self._line = Line("answers", MOST_WAITING, deadline_seconds, MOST_TOGETHER)
+        self._scoring: dict[tuple[bool, int], Together] = {}
         self._fallbacks = Line("fallbacks", MOST_WAITING, deadline_seconds)
         self._lost = lost or Lost()
         self._publishing = publishing
@@ -128,7 +128,8 @@ class Service:
         """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared."""
         try:
             until = time.monotonic() + self._deadline
-            reply = await self._do(lambda: self._score(payloads, with_features, reason_codes))
+            do = self._scoring_of(with_features, reason_codes)
+            reply: Reply = await self._do(lambda: self._line.run_together(do, payloads, len(payloads)))
             if self._publishing is not None and reply.valid:
                 await self._publish(self._publishing.publish(reply.valid), until)
             return reply
@@ -139,11 +140,11 @@ class Service:
 
     async def features(self, entity: str, key: str, at_us: int) -> bytes:
         """The rolling features of an entity's key as of a time, microseconds since 1970 UTC, as a JSON object."""
-        return await self._do(lambda: self._features(entity, key, at_us))
+        return await self._do(lambda: self._line.run(lambda: self._features(entity, key, at_us)))
 
     async def do(self, work: Callable[[], T]) -> T:
         """What needs no store, in the thread; ServiceDown if it has no time for it."""
-        return await self._do(work, needs_store=False)
+        return await self._do(lambda: self._line.run(work), needs_store=False)
 
     async def watch(self) -> None:
         """Look at the store while it fails, until this is cancelled."""
@@ -151,7 +152,7 @@ class Service:
             await asyncio.sleep(_LOOK_SECONDS)
             if self.broken is not None:
                 with contextlib.suppress(ServiceDown):
-                    await self._do(self._look, needs_store=False)
+                    await self.do(self._look)
 
     def close(self) -> None:
         """End the thread, when it has answered."""
@@ -162,11 +163,11 @@ class Service:
         self.models.close()
         self._store.close()
 
-    async def _do(self, work: Callable[[], T], needs_store: bool = True) -> T:
+    async def _do(self, work: Callable[[], Awaitable[T]], needs_store: bool = True) -> T:
         if needs_store and self.broken is not None:
             raise ServiceDown(self.broken)
         try:
-            return await self._line.run(work)
+            return await work()
         except ServiceDown:
             if self._line.is_stuck:
                 self._break(f"no answer within {self._deadline:g} s")
@@ -199,10 +200,37 @@ class Service:
             _LOG.warning("ready again")
         self.broken = None
 
-    def _score(self, payloads: Sequence[bytes], with_features: bool, reason_codes: int) -> Reply:
+    def _scoring_of(self, with_features: bool, reason_codes: int) -> Together:
+        """What scores requests with these options, the same for the same ones."""
+        options = with_features, reason_codes
+        return self._scoring.setdefault(options, functools.partial(self._score_together, *options))
+
+    def _score_together(
+        self, with_features: bool, reason_codes: int, some: Sequence[Waiting]
+    ) -> Iterator[Sequence[Reply | Exception | None]]:
+        """Replies to requests that wait together, each as if the ones before it had been answered."""
+        done = 0
+        try:
+            for number, intake in self.answering.take_in([one.argument for one in some]):
+                part = some[done : done + number]
+                if self.broken is not None:
+                    raise ServiceDown(self.broken)
+                is_gone = all(one.is_gone for one in part)
+                sizes = [one.size for one in part]
+                yield [None] * number if is_gone else self._score(intake, sizes, with_features, reason_codes)
+                done += number
+        except Exception as error:  # noqa: BLE001  who waits is told
+            if len(some) == 1:
+                yield [error]
+                return
+            for one in some[done:]:  # of which one may be what fails
+                yield from self._score_together(with_features, reason_codes, [one])
+
+    def _score(self, intake: Intake, sizes: Sequence[int], with_features: bool, reason_codes: int) -> list[Reply]:
+        """Replies to requests of so many events each."""
         scoring = self.models.current()
         try:
-            answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
+            answers = self.answering.answer(intake, scoring, self._watched, self.absorbs, reason_codes)
         except ModelError as error:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
@@ -212,10 +240,15 @@ class Service:
         if self._watched.is_full:
             self._watched.is_full = False
             self._line.add(self._tidy)
-        told = tell(self.answering, payloads, answers, self._state(), with_features)
-        scored = answers.rows.num_rows - told.fallback - told.unanswered
-        valid = [p for place, p in enumerate(payloads) if is_valid(answers.refused.get(place))]
-        return Reply(told.lines, scored, len(answers.refused), told.fallback, told.unanswered, told.ages_us, valid)
+        told = tell(self.answering, intake.payloads, answers, self._state(), with_features)
+        replies, end = [], 0
+        for size in sizes:
+            begin, end = end, end + size
+            places = range(begin, end)
+            ages = [told.ages_us[place] for place in places if place in told.ages_us]
+            valid = [intake.payloads[place] for place in places if is_valid(answers.refused.get(place))]
+            replies.append(Reply(told.lines[begin:end], told.outcomes[begin:end], ages, valid))
+        return replies
 
     def _tidy(self) -> None:
         """Put the log into tiles, and drop what no window needs any more.
@@ -240,7 +273,7 @@ class Service:
             self._lost.add(int(times.min()))
         told = [b'"fallback":true,"complete":false'] * len(times)
         found = self.answering.render(answers, told, False)
-        return Reply(found, refused=len(answers.refused), fallback=len(times))
+        return Reply(found, [REFUSED if place in answers.refused else FALLBACK for place in range(len(found))])
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
         features = self.answering.features_at(entity, key, at_us, self._watched)

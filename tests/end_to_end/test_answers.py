@@ -62,12 +62,14 @@ def summed(tmp_path_factory):
     return project, events, run_graph(folder / "run", [str(path)], project)
 
 
-def ask(project, scoring, requests, absorb=True, pasts=None, **options):
-    """The answers to lists of records, one list after another."""
+def ask(project, scoring, requests, absorb=True, pasts=None, together=1, **options):
+    """The answers to lists of records, one list after another, or so many that wait together."""
     answering, pasts = Answering(project), pasts or PastsInMemory()
-    for request in requests:
-        answers = answering.answer(as_lines(request), scoring, pasts, absorb, **options)
-        yield from map(json.loads, answering.render(answers, [b'"complete":true'] * 1000, True))
+    lines = [as_lines(request) for request in requests]
+    for at in range(0, len(lines), together):
+        for _, intake in answering.take_in(lines[at : at + together]):
+            answers = answering.answer(intake, scoring, pasts, absorb, **options)
+            yield from map(json.loads, answering.render(answers, [b'"complete":true'] * 1000, True))
 
 
 def fixed(project) -> Scoring:
@@ -145,6 +147,33 @@ def test_events_one_by_one_or_in_lists_get_the_bits_of_batch(shops, seed):
     assert {a["decision"] for a in refused} == {"review"}
 
 
+@pytest.mark.parametrize("absorb", [True, False])
+def test_requests_that_wait_together_get_the_answers_of_one_after_another(absorb):
+    """Whatever they have in common: keys, times, ids, events that are refused."""
+    everyone = (
+        "    - {entity: all, windows: {D: 1d}, features: {everyone: distinct(card)}}\n"  # any two have that in common
+    )
+    assert everyone in TEXT
+    project, random_ = declared(TEXT.replace(everyone, "").replace(", everyone]", "]"), SCHEMA), random.Random(absorb)
+    events = [{**e, "card": f"c{e['id'] % 30}", "shop": e["shop"] and e["id"] % 40} for e in make_events(500, seed=3)]
+    past, asked = events[:200], events[200:]
+    asked += [{**event, "amount": 7.0} for event in random_.sample(asked, 40)]  # of ids that others have
+    random_.shuffle(asked)
+    cuts = sorted({0, len(asked), *random_.sample(range(len(asked)), 200)})
+    requests = [asked[a:b] for a, b in itertools.pairwise(cuts)]
+    found = {}
+    for together in (1, 7):
+        pasts = PastsInMemory()
+        list(ask(project, fixed(project), [past], pasts=pasts))
+        found[together] = list(ask(project, fixed(project), requests, absorb, pasts, together)), pasts.tiles
+    assert found[1] == found[7]
+    assert len(found[1][0]) == len(asked)
+    lines = [as_lines(request) for request in requests]
+    parts = [n for at in range(0, len(lines), 7) for n, _ in Answering(project).take_in(lines[at : at + 7])]
+    assert sum(parts) == len(requests)
+    assert {1, 2, 3} < set(parts)  # several at once, but not where they have something in common
+
+
 def test_an_event_that_is_sent_again_has_the_same_answer(shops):
     project, events, _ = shops
     ordered = in_order(events)[:200]
@@ -172,14 +201,12 @@ def test_a_past_that_lacks_events_gives_other_features(shops, control):
     if control == "nothing absorbed":
         answers = ask(project, fixed(project), [[event] for event in ordered], absorb=False)
     else:
-        answering, pasts, answers, before = Answering(project), PastsInMemory(), [], None
-        scoring = fixed(project)
-        for line in as_lines(ordered):
-            found = answering.answer([line], scoring, pasts)
-            answers += map(json.loads, answering.render(found, [b""] * 1000, True))
+        pasts, answers, before, scoring = PastsInMemory(), [], None, fixed(project)
+        for event in ordered:
+            answers += ask(project, scoring, [[event]], absorb=False, pasts=pasts)
             if before:
-                answering.answer([before], scoring, pasts, absorb=True)
-            before = line
+                list(ask(project, scoring, [[before]], pasts=pasts))
+            before = event
     scored, _ = split(answers)
     with pytest.raises(AssertionError):
         assert_same_bits(scored, batch.scores, columns(project))
