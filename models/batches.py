@@ -27,6 +27,7 @@ from models.record import (
 
 Keys = np.ndarray[Any, Any]
 _INT64 = pa.int64()
+_OF_DTYPE = {"l": _INT64, "d": pa.float64()}
 
 
 def concat_batches(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -123,6 +124,11 @@ def as_int64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     if values.type != _INT64:
         values = values.view(_INT64) if values.type == TIMESTAMP else values.cast(_INT64)
     return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def as_column(values: np.ndarray[Any, Any]) -> pa.Array:
+    """int64[n] or float64[n] as a column of the same memory: as pa.array makes it, in a third of the time."""
+    return pa.Array.from_buffers(_OF_DTYPE[values.dtype.char], len(values), [None, pa.py_buffer(values)])
 
 
 def as_float64(values: pa.Array) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -5,6 +5,7 @@ What is not of a field's type becomes null and a fault.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.batches import as_column
 from models.codecs.times import micros_of, times_from_numbers, times_from_text, times_from_timestamps
 from models.faults import RowFaults
 from models.project.contract import UNIX_UNITS, Contract, Field
@@ -179,7 +181,11 @@ def _from_values(values: Sequence[Any], field: Field, faults: RowFaults) -> pa.A
             return pc.coalesce(known, _from_values(others, field, faults))
         kind = "int" if field.time_format in UNIX_UNITS else "string"
     target, plain, convert = _TARGETS[kind]
-    if set(map(type, values)) <= plain:
+    kinds = set(map(type, values))
+    if field.kind in _EXACT and kinds == _EXACT[field.kind]:
+        with contextlib.suppress(OverflowError):  # of integers of more than 64 bits
+            return as_column(np.array(values, np.int64 if field.kind == "int" else np.float64))
+    if kinds <= plain:
         try:
             column = pa.array(values, target)
             return coerce(column, field, faults) if field.kind == "time" else column
@@ -232,6 +238,9 @@ def _to_text(value: Any) -> str | None:
         return None
     return value
 
+
+# Of values that are all of these types, numpy makes a column in a fifth of the time that Arrow takes.
+_EXACT: dict[str, set[type]] = {"int": {int}, "float": {float}}
 
 # A kind's Arrow type, the Python types that Arrow makes it from as we would, and how we would.
 _TARGETS: dict[str, tuple[pa.DataType, set[type], Any]] = {

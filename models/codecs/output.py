@@ -10,6 +10,7 @@ import json
 import math
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,17 +68,21 @@ def _digits(value: decimal.Decimal) -> str:
     return str(value)
 
 
-def encode_json_lines(batch: pa.RecordBatch) -> bytes:
+def encode_json_lines(batch: pa.RecordBatch, objects: Sequence[str] = ()) -> bytes:
     """One JSON object a row, columns in order; null, NaN and infinity as null, times in ISO 8601 and UTC.
 
-    Numbers are written so that they read back to the same bits.
+    Numbers are written so that they read back to the same bits. The first columns stand in members that are objects
+    themselves: `objects` names that of each, where those of one name follow one another.
     """
     if not batch.num_rows:
         return b""
     parts: list[Any] = []
+    within = ""
     for place, (name, values) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
-        parts += [_before(name, place == 0), _json_texts(values)]
-    lines = pc.binary_join_element_wise(*parts, *_after())
+        member = objects[place] if place < len(objects) else ""
+        parts += [_before(name, place == 0, within, member), _json_texts(values)]
+        within = member
+    lines = pc.binary_join_element_wise(*parts, *_after(within))
     return offsets_and_bytes(lines)[1].tobytes()
 
 
@@ -108,15 +113,21 @@ def _json_texts(values: pa.Array) -> pa.Array:
 
 
 @functools.lru_cache(4096)
-def _before(name: str, is_first: bool) -> pa.Scalar:
-    """What stands before a value, as a scalar, which Arrow takes much longer to make than to use."""
-    return pa.scalar(("{" if is_first else ",") + json.dumps(name) + ":")
+def _before(name: str, is_first: bool, within: str, member: str) -> pa.Scalar:
+    """What stands before a value, as a scalar, which Arrow takes much longer to make than to use.
+
+    It is in the object `member`, and the value before it in `within`, "" of none.
+    """
+    start = "{" if is_first else ","
+    if member != within:
+        start = ("}" if within else "") + start + (f"{json.dumps(member)}:{{" if member else "")
+    return pa.scalar(f"{start}{json.dumps(name)}:")
 
 
 @functools.cache
-def _after() -> tuple[pa.Scalar, pa.Scalar]:
+def _after(within: str) -> tuple[pa.Scalar, pa.Scalar]:
     """What stands after a row's last value, and between texts: made at first use, as Arrow then looks for pandas."""
-    return pa.scalar("}\n"), pa.scalar("")
+    return pa.scalar("}}\n" if within else "}\n"), pa.scalar("")
 
 
 def _iso_texts(times: pa.Array) -> pa.Array:

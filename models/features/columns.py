@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.batches import Keys, column, take_rows
+from models.batches import Keys, as_column, column, take_rows
 from models.features.windows import RollingKernel
 
 
@@ -31,6 +31,6 @@ def with_rolling(batch: pa.RecordBatch, kernel: RollingKernel, columns: list[Any
         holes = place == len(rows)
         columns = [np.append(v, 0 if f.is_count else np.nan)[place] for f, v in zip(features, columns, strict=True)]
     for feature, values in zip(features, columns, strict=True):
-        kind, mask = (pa.int64(), holes) if feature.is_count else (pa.float64(), None)
-        batch = batch.append_column(feature.name, pa.array(values, kind, mask=mask))
+        made = as_column(values) if holes is None or not feature.is_count else pa.array(values, mask=holes)
+        batch = batch.append_column(feature.name, made)
     return batch

@@ -269,8 +269,8 @@ def _check_field(field: Field, column: pa.Array, faults: RowFaults) -> None:
         faults.add(_rows(pc.is_null(column)), field.name, "missing")
     if field.kind == "float":
         values = column.to_numpy(zero_copy_only=False)
-        bad = ~np.isfinite(values) & _mask(pc.is_valid(column))
-        if bad.any():
+        bad = ~np.isfinite(values)
+        if bad.any() and (bad := bad & _mask(pc.is_valid(column))).any():
             faults.add(np.flatnonzero(bad), field.name, "not finite", column)
     for bound, breaks, side in ((field.minimum, np.less, "below"), (field.maximum, np.greater, "above")):
         if bound is not None and (rows := _breaking(field, column, breaks, bound)).size:
@@ -286,9 +286,9 @@ def _breaking(
     """The rows of numbers that are beyond a bound, which what is not finite is not."""
     if field.kind == "float":
         values = column.to_numpy(zero_copy_only=False)
-        return np.flatnonzero(breaks(values, bound) & np.isfinite(values))
+        return np.asarray((breaks(values, bound) & np.isfinite(values)).nonzero()[0])
     whole = column.fill_null(0) if column.null_count else column
-    found = np.flatnonzero(breaks(whole.to_numpy(), bound))
+    found = np.asarray(breaks(whole.to_numpy(), bound).nonzero()[0])
     return found[_mask(column.take(pa.array(found)).is_valid())] if column.null_count and len(found) else found
 
 

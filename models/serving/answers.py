@@ -215,22 +215,12 @@ class Answering:
 
     def _render_rows(self, rows: pa.RecordBatch, about: Sequence[bytes], with_features: bool) -> list[bytes]:
         there = set(rows.schema.names)
+        event = [self.project.event.id, self.project.event.time]
+        features = self.project.feature_names if with_features or not self.project.has_model else ()
         said = [*self.project.said_columns, DECISION, UNEXPECTED, BUNDLE_ID, ROLE, RELEASE]
-        groups = {b"event": [self.project.event.id, self.project.event.time]}
-        groups |= {b"features": list(self.project.feature_names)} if with_features or not self.project.has_model else {}
-        parts = {name: _lines(rows, names) for name, names in groups.items()}
-        if REASONS in there:
-            parts[b"reasons"] = [text.encode() for text in column(rows, REASONS).to_pylist()]
-        plain = [line[1:-1] for line in _lines(rows, [name for name in said if name in there])]
-        found = []
-        for row, members in enumerate(plain):
-            nested = b",".join(b'"%s":%s' % (name, lines[row]) for name, lines in parts.items())
-            found.append(b"{" + b",".join(filter(None, (nested, members, about[row]))) + b"}")
-        return found
-
-
-def _lines(rows: pa.RecordBatch, names: Sequence[str]) -> list[bytes]:
-    """Each row's columns as a JSON object."""
-    if not names:
-        return [b"{}"] * rows.num_rows
-    return encode_json_lines(rows.select(list(names))).splitlines()
+        objects = ["event"] * len(event) + ["features"] * len(features)
+        shown = rows.select([*event, *features, *(name for name in said if name in there)])
+        lines = encode_json_lines(shown, objects).splitlines()
+        reasons = column(rows, REASONS).to_pylist() if REASONS in there else ()
+        told = [b'"reasons":' + text.encode() for text in reasons] or [b""] * len(lines)
+        return [b",".join(filter(None, (line[:-1], told[row], about[row]))) + b"}" for row, line in enumerate(lines)]

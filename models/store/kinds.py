@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from models.batches import as_float64, as_int64, column, key_column, times_us
+from models.batches import as_column, as_float64, as_int64, column, key_column, times_us
 from models.features.columns import with_keys
 from models.features.labels import LabelledKernel
 from models.features.row import rolling_kernels
@@ -109,9 +109,9 @@ def rows_of(kind: Kind, batch: pa.RecordBatch) -> Rows:
 def as_stored(values: pa.Array, kind: str) -> pa.Array:
     """A column as tiles have it; values that are told apart, and no numbers, as texts."""
     if kind == INTEGER:
-        return pa.array(as_int64(values))
+        return as_column(as_int64(values))
     if kind == NUMBER:
-        return pa.array(as_float64(values))
+        return as_column(as_float64(values))
     if pa.types.is_floating(values.type):  # no number and minus zero are not told apart from none and from zero
         numbers = as_float64(values) + 0.0
         values = pa.array(numbers, mask=np.isnan(numbers))

@@ -79,7 +79,7 @@ class PastFeatures:
         """
         kind, kernel, codes = self.kinds[entity], self._kernels[entity], _Codes(keys)
         rows, owner = _rows_of(kind, codes, tiles, more)
-        history = History(_run_of(owner, rows, _values_of(kind, rows, {})))
+        history = History(_run_of(owner, rows, _values_of(kind, rows.columns[1:], {})))
         asked = Events(codes.of_rows, times, pa.nulls(len(times)), {})
         columns = kernel.answer(self._with_labels(entity, kernel, codes, history, tiles, more), asked)
         return {feature.name: values for feature, values in zip(kernel.features, columns, strict=True)}
@@ -93,10 +93,9 @@ class PastFeatures:
         codes = _Codes(keys_of(kind, events).to_pylist(), self._large.numbers(large))
         runs, apart = self._large_runs(kind, large, times, tiles, more) if large else ((), frozenset[Place]())
         rows, owner = _rows_of(kind, codes, tiles, more, apart)
-        values = _values_of(kind, rows, values_seen)
+        values = _values_of(kind, rows.columns[1:], values_seen)
         ids = as_stored(column(events, kind.event_id), kind.kinds[0])
-        mine = (as_stored(column(events, name), of) for name, of in kind.columns)
-        own = _values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
+        own = _values_of(kind, [as_stored(column(events, name), of) for name, of in kind.columns], values_seen)
         if len(rows) and len(times) and rows.time.max() >= times.min():
             rows, owner, values = _without(codes.of_rows, times, ids, rows, owner, values)
         together = Events(
@@ -186,9 +185,9 @@ def _ids_at(rows: Rows, places: Int64) -> list[Any]:
     return rows.columns[0].take(pa.array(places)).to_pylist() if len(places) else []
 
 
-def _values_of(kind: Kind, rows: Rows, codes: dict[Any, int]) -> dict[str, Any]:
+def _values_of(kind: Kind, columns: Sequence[pa.Array], codes: dict[Any, int]) -> dict[str, Any]:
     """Columns of rows by name as the kernel reads them."""
     return {
         code_name(name) if of == TEXT else name: encode_values(values, codes) if of == TEXT else as_float64(values)
-        for (name, of), values in zip(kind.columns, rows.columns[1:], strict=True)
+        for (name, of), values in zip(kind.columns, columns, strict=True)
     }

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import as_int64, ranks_of
+from models.batches import as_column, as_int64, ranks_of
 from models.errors import HeadraceError
 from models.order import sort_order
 
@@ -207,7 +207,10 @@ def _columns_of(
     kinds: str, records: Any, heap: bytes, counts: Sequence[int], sizes: Sequence[int]
 ) -> tuple[pa.Array, ...]:
     texts = [place for place, kind in enumerate(kinds) if kind == TEXT]
-    columns: list[Any] = [None if kind == TEXT else pa.array(records[f"c{p}"]) for p, kind in enumerate(kinds)]
+    columns: list[Any] = [
+        None if kind == TEXT else as_column(np.ascontiguousarray(records[f"c{place}"]))
+        for place, kind in enumerate(kinds)
+    ]
     if not texts:
         if heap:
             raise TileError("a tile is damaged: it has texts")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10.0  # from a connection's begin, or a head's first byte, to the head's end
 READ_SECONDS = 30.0  # that a client may leave unread what is written
-HEAD_BYTES = 32 << 10  # of a head that has not ended, which the parser keeps
+HEAD_BYTES = 32 << 10  # of a head, which the parser keeps until it has ended
+
+_LENGTHS = (b"content-length", b"transfer-encoding")  # by which a parser knows what belongs to a body
 
 
 class Patient(HttpToolsProtocol):
@@ -16,7 +19,7 @@ class Patient(HttpToolsProtocol):
 
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
-    _is_in_head = False
+    _is_in_head = _is_again = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -26,17 +29,48 @@ class Patient(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head's first byte has come."""
-        super().on_message_begin()
-        self._is_in_head = True
+        if not self._is_again:
+            super().on_message_begin()
+            self._is_in_head = True
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the head."""
+        if not self._is_again:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A part of the head."""
+        if not self._is_again:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Its last one has."""
+        """Its last byte has come; ValueError, of which the parser makes an answer, for a head that is too large."""
+        if self._is_again:
+            self._is_again = False
+            return
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            raise ValueError(f"a head of more than {HEAD_BYTES:,} bytes")
         self._is_in_head = False
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """All has come, unless the parser stops as another protocol is asked for."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
         """A part of a head, of a body, or of what is not to come any more."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        left = data
+        while left:
+            try:
+                self.parser.feed_data(left)
+                break
+            except httptools.HttpParserUpgrade as stopped:
+                left = self._start_again() + left[stopped.args[0] :]
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                break
         self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
         if self._head_bytes > HEAD_BYTES:
             self._end()
@@ -44,6 +78,16 @@ class Patient(HttpToolsProtocol):
             self._stop_waiting()
         elif self._head is None:
             self._head = self.loop.call_later(HEAD_SECONDS, self._end)
+
+    def _start_again(self) -> bytes:
+        """A parser that reads on behind a head that asks for another protocol, as if it did not; what it is fed first.
+
+        Clients ask so for HTTP/2 (Java's do by default), and go on in this one where they are answered in it.
+        """
+        lengths = [b"%s: %s\r\n" % each for each in self.headers if each[0] in _LENGTHS]
+        self.parser = httptools.HttpRequestParser(self)
+        self._is_again = True
+        return b"POST / HTTP/1.1\r\n" + b"".join(lengths) + b"\r\n"
 
     def pause_writing(self) -> None:
         """Too much of what was written is unread."""

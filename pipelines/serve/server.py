@@ -16,7 +16,6 @@ from pipelines.serve.protocol import Patient
 
 DRAIN_SECONDS = 20
 _IDLE_SECONDS = 65  # longer than the load balancers of clouds keep a connection
-_HEAD_BYTES = 32 << 10
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
@@ -29,7 +28,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
+        ws="none",
     )
     return uvicorn.Server(config)
 

@@ -106,6 +106,7 @@ def test_answers_that_are_not_read_end_their_connection(client, monkeypatch):
     "sent",
     [
         b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: x\r\n" * 1_000_000,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),  # TLS
         b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
@@ -113,7 +114,7 @@ def test_answers_that_are_not_read_end_their_connection(client, monkeypatch):
         b"\r\n" * 50_000,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
-    ids=["head", "tls", "negative", "twice", "chunk", "blank", "http2"],
+    ids=["head", "endless", "tls", "negative", "twice", "chunk", "blank", "http2"],
 )
 def test_what_is_no_request_ends_its_connection(client, monkeypatch, sent):
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
@@ -125,6 +126,14 @@ def test_what_is_no_request_ends_its_connection(client, monkeypatch, sent):
                 answer += part
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 500"))
     assert client.post("/v1/score", content=BODY).status_code == 200
+
+
+def test_who_asks_for_another_protocol_is_answered_by_this_one(client):
+    upgrade = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    with connected(client) as asking:
+        for _ in range(2):
+            asking.sendall(REQUEST.replace(b"Host: x\r\n", upgrade))
+            assert status_of(asking) == 200
 
 
 def test_many_connections_are_all_answered(tmp_path, monkeypatch):
