@@ -1,0 +1,1 @@
+"""Parts of benchmarks/serve.py: a client, a generator of load, and the peers."""
