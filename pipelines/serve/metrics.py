@@ -52,7 +52,7 @@ class Counts:
         for age_us in ages_us:
             self._ages.observe(age_us / 1e6)
 
-    def text(self, ready: bool, queued: int) -> bytes:
+    def text(self, ready: bool, queued: int = 0) -> bytes:
         """All of it, with what is so now, and the processor time and memory of this process."""
         self._ready.set(ready)
         self._queued.set(queued)

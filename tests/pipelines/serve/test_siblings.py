@@ -13,7 +13,7 @@ def counted(scored):
     counts = Counts()
     counts.request("/v1/score", 200, 0.001)
     counts.events("scored", scored)
-    return counts.text(True, 0)
+    return counts.text(True)
 
 
 def values_of(text, name):
