@@ -274,13 +274,14 @@ function showLive(run) {
   at("live").hidden = !run.times || (!run.times.length && !Object.keys(run.events).length);
   if (at("live").hidden) return;
   const rate = run.times.length && run.rates.read ? `${whole(last(run.rates.read))} a second` : "–";
-  at("reached").textContent = run.event_time === null ? "" : run.replay
-    ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again: it is ${short(run.behind)} s behind what is published.`
-    : `Event time has come to ${moment(run.event_time)}, ${short(run.behind)} s behind the clock.`;
+  const idle = run.backlog === 0 && run.waiting === 0;  // then time that passes is no lag
+  const behind = idle ? "nothing waits" : `it is ${short(run.behind)} s behind ${run.replay ? "what is published" : "the clock"}`;
+  at("reached").textContent = run.event_time === null ? "" :
+    `Event time has come to ${moment(run.event_time)}${run.replay ? ". These are old events that are sent again" : ""}: ${behind}.`;
   facts(at("live-facts"), [
     ["events read", `${whole(run.events.read || 0)}`], ["read now", rate],
     ...(run.event_time === null ? [] : [["event time", moment(run.event_time)]]),
-    ...(run.behind === null ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
+    ...(run.behind === null || idle ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
     ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents, by the run", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
     ...Object.entries(run.scores).filter(([name]) => name).map(([name, n]) => [`decided ${name}`, whole(n)]),
     ...(run.memory === null ? [] : [["memory", `${whole(run.memory / 1048576)} MiB`]]),
