@@ -1,4 +1,4 @@
-"""KServe's model server with a model of XGBoost's alone, in KServe's environment: kserve_model.py MODEL PORT WORKERS."""
+"""KServe's server with a model of XGBoost's alone, in KServe's environment: kserve_model.py MODEL PORT WORKERS."""
 
 import logging
 import pathlib

@@ -22,6 +22,7 @@ from models.objectives import REFUSED, UNANSWERED
 from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
+from pipelines.monitoring.traces import Tracer, Traces
 from pipelines.serve.documents import INFER, Documents, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.line import ServiceDown
@@ -30,6 +31,7 @@ from pipelines.serve.models import Champion
 from pipelines.serve.rates import Rates, client_of
 from pipelines.serve.service import Service
 from pipelines.serve.siblings import Siblings
+from pipelines.serve.traces import Asked
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
@@ -39,7 +41,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
-    service: Service, tokens: Tokens, rates: Rates | None = None, siblings: Siblings | None = None
+    service: Service,
+    tokens: Tokens,
+    rates: Rates | None = None,
+    siblings: Siblings | None = None,
+    traces: Traces | None = None,
 ) -> Starlette:
     """The endpoint of a service, which it closes at its end."""
 
@@ -50,6 +56,8 @@ def make_app(
             yield
         watching.cancel()
         service.close()
+        if traces is not None:
+            traces.tracer().flush()
 
     project, counts = service.project, Counts(service.project.serving)
 
@@ -61,7 +69,7 @@ def make_app(
 
         return check
 
-    routes = _Routes(service, counts, siblings or Siblings())
+    routes = _Routes(service, counts, siblings or Siblings(), traces.tracer() if traces else None)
     documents = Documents(f"headrace: {project.name}")
     served = []
     for method, path, role, handler, told in (
@@ -86,20 +94,24 @@ def make_app(
 class _Routes:
     """What is done for each route."""
 
-    def __init__(self, service: Service, counts: Counts, siblings: Siblings) -> None:
-        self._service, self._counts, self.siblings = service, counts, siblings
+    def __init__(self, service: Service, counts: Counts, siblings: Siblings, tracer: Tracer | None = None) -> None:
+        self._service, self._counts, self.siblings, self._tracer = service, counts, siblings, tracer
 
     async def score(self, request: Request) -> Response:
         """Score an event, or a list of events."""
+        asked = Asked(self._tracer, request) if self._tracer else None
         with_features, reasons = _score_options(request)
         payloads, is_list = split_events(await read_body(request), MOST_EVENTS)
         try:
-            reply = await self._service.score(payloads, with_features, reasons)
-        except RequestError:
+            reply = await self._service.score(payloads, with_features, reasons, asked.traceparent if asked else None)
+        except Exception as error:
+            if asked:
+                asked.failed(error)
+            if not isinstance(error, RequestError):
+                self._counts.events(UNANSWERED, len(payloads))
             raise
-        except Exception:
-            self._counts.events(UNANSWERED, len(payloads))
-            raise
+        if asked:
+            asked.answered(reply)
         for outcome, number in collections.Counter(reply.outcomes).items():
             self._counts.events(outcome, number)
         self._counts.ages(reply.ages_us)
@@ -161,7 +173,7 @@ class _Routes:
 
     def own_metrics(self) -> bytes:
         """Those of this process."""
-        return self._counts.text(self._service.broken is None)
+        return self._counts.text(self._service.broken is None, self._service.waiting)
 
     def _champion(self, name: str) -> Champion:
         champion = self._service.models.champion()

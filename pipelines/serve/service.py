@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
-
-import pyarrow as pa
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
 
 from models.batches import as_int64, column
 from models.objectives import FALLBACK, REFUSED
@@ -25,14 +22,15 @@ from models.predictors.booster import ModelError
 from models.project.declarations import Project
 from models.serving.answers import Answering
 from models.serving.freshness import NEVER_US, State, tell
-from models.serving.requests import Intake, RequestError, is_valid
-from models.store.kinds import Kind, Place
-from models.store.tiles import Rows, TileError
+from models.serving.requests import Intake, RequestError
+from models.store.tiles import TileError
 from pipelines.brokers import BrokerError
 from pipelines.serve.line import Line, ServiceDown, Together, Waiting
 from pipelines.serve.models import Models
 from pipelines.serve.publishing import Done, Publishing
+from pipelines.serve.reply import Reply, replies_of
 from pipelines.serve.siblings import Lost
+from pipelines.serve.watched import Watched
 from pipelines.store import Progress, Store, StoreError, go_on
 
 _LOG = logging.getLogger("headrace")
@@ -42,52 +40,6 @@ LATENESS_US = 86_400_000_000  # as a run has it unless told otherwise
 MOST_WAITING = 256
 MOST_TOGETHER = 256  # events of requests that wait at the same time, which are scored at once
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """Answers to a request's events, JSON each in their order, and what became of each.
-
-    `ages_us` is how far each that has a state is past it, and `valid` are the events that windows of later ones see.
-    """
-
-    answers: Sequence[bytes]
-    outcomes: Sequence[str]
-    ages_us: Sequence[int] = ()
-    valid: Sequence[bytes] = ()
-
-
-class _Watched:
-    """The store; what it fails with is told apart from what else may fail."""
-
-    def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
-        self._store, self._failed = store, failed
-        self.watermark_us: int | None = None  # as of what was read last
-        self.is_full = False  # its log, which is to be put into tiles
-
-    def read(self, places: Sequence[Place]) -> tuple[Mapping[Place, bytes], Mapping[Place, bytes]]:
-        """As the store."""
-        with self.told():
-            found = self._store.look(places)
-        self.watermark_us = found.progress.watermark_us
-        return found.tiles, found.more
-
-    def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
-        """As the store, without settling, for which a request does not wait."""
-        with self.told():
-            self.is_full |= self._store.enter(kind, rows, keys)
-
-    @contextlib.contextmanager
-    def told(self) -> Any:
-        """ServiceDown for a store that does not answer."""
-        try:
-            yield
-        except StoreError as error:
-            self._failed(str(error))
-            raise ServiceDown("the store does not answer") from None
-        except TileError as error:
-            _LOG.error("the store holds a damaged tile: %s; `headrace store check` mends it", error)
-            raise ServiceDown("the store holds a damaged tile of this entity") from None
 
 
 class Service:
@@ -112,7 +64,7 @@ class Service:
         self.project, self.models, self.absorbs = project, models, absorb
         self.answering = Answering(project)
         self._store = store
-        self._watched = _Watched(store, self._break)
+        self._watched = Watched(store, self._break)
         self._deadline = deadline_seconds
         self._lateness_us = lateness_us
         self._last_us: collections.deque[int] = collections.deque(maxlen=_LAST)  # times of events that were absorbed
@@ -124,14 +76,28 @@ class Service:
         self._publishing = publishing
         self.broken: str | None = None
 
-    async def score(self, payloads: Sequence[bytes], with_features: bool = False, reason_codes: int = 0) -> Reply:
-        """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared."""
+    @property
+    def waiting(self) -> int:
+        """Requests that are not answered yet."""
+        return self._line.waiting + self._fallbacks.waiting
+
+    async def score(
+        self,
+        payloads: Sequence[bytes],
+        with_features: bool = False,
+        reason_codes: int = 0,
+        traceparent: str | None = None,
+    ) -> Reply:
+        """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared.
+
+        Events are published with the `traceparent`, where they are.
+        """
         try:
             until = time.monotonic() + self._deadline
             do = self._scoring_of(with_features, reason_codes)
             reply: Reply = await self._do(lambda: self._line.run_together(do, payloads, len(payloads)))
             if self._publishing is not None and reply.valid:
-                await self._publish(self._publishing.publish(reply.valid), until)
+                await self._publish(self._publishing.publish(reply.valid, traceparent), until)
             return reply
         except ServiceDown:
             if self.project.fallback is None:
@@ -228,6 +194,7 @@ class Service:
 
     def _score(self, intake: Intake, sizes: Sequence[int], with_features: bool, reason_codes: int) -> list[Reply]:
         """Replies to requests of so many events each."""
+        begun_ns = time.time_ns()
         scoring = self.models.current()
         try:
             answers = self.answering.answer(intake, scoring, self._watched, self.absorbs, reason_codes)
@@ -241,14 +208,8 @@ class Service:
             self._watched.is_full = False
             self._line.add(self._tidy)
         told = tell(self.answering, intake.payloads, answers, self._state(), with_features)
-        replies, end = [], 0
-        for size in sizes:
-            begin, end = end, end + size
-            places = range(begin, end)
-            ages = [told.ages_us[place] for place in places if place in told.ages_us]
-            valid = [intake.payloads[place] for place in places if is_valid(answers.refused.get(place))]
-            replies.append(Reply(told.lines[begin:end], told.outcomes[begin:end], ages, valid))
-        return replies
+        ids = column(answers.rows, self.project.event.id)
+        return replies_of(intake.payloads, sizes, answers, told, ids, begun_ns)
 
     def _tidy(self) -> None:
         """Put the log into tiles, and drop what no window needs any more.
@@ -273,7 +234,8 @@ class Service:
             self._lost.add(int(times.min()))
         told = [b'"fallback":true,"complete":false'] * len(times)
         found = self.answering.render(answers, told, False)
-        return Reply(found, [REFUSED if place in answers.refused else FALLBACK for place in range(len(found))])
+        outcomes = [REFUSED if place in answers.refused else FALLBACK for place in range(len(found))]
+        return Reply(found, outcomes, ids=column(answers.rows, self.project.event.id))
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
         features = self.answering.features_at(entity, key, at_us, self._watched)
