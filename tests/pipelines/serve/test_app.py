@@ -18,6 +18,7 @@ from pipelines.serve import http, service
 from pipelines.serve.http import Tokens
 from pipelines.serve.models import OneModel
 from pipelines.serve.rates import RateError, Rates, client_of
+from pipelines.serve.watched import Watched
 from pipelines.store import Progress, StoreError
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
@@ -25,6 +26,8 @@ from tests.kit.serving import SCHEMA, START, TEXT, as_lines, in_order, make_even
 from tests.kit.support import tiny_scorer
 
 pytestmark = pytest.mark.slow
+
+EVERYONE = "    - {entity: all, windows: {D: 1d}, features: {everyone: distinct(card)}}\n"
 
 EVENT = {"id": 1, "at": START + 60, "card": "anna", "shop": 1, "amount": 12.5}
 PROJECT = declared(TEXT, SCHEMA)
@@ -336,6 +339,31 @@ def test_more_requests_than_may_wait_are_told_to_come_again(tmp_path, monkeypatc
         first.join()
         assert reply.json() == {"error": "too many requests wait"}
         assert client.get("/v2/health/ready").status_code == 200
+
+
+def test_requests_that_wait_are_scored_at_once_and_one_that_fails_fails_alone(tmp_path, monkeypatch):
+    """A tile of one card is damaged."""
+    project = declared(TEXT.replace(EVERYONE, "").replace(", everyone]", "]"), SCHEMA)
+    store, go, looked, read = open_faulty(tmp_path, project), threading.Event(), [], Watched.read
+    events = [{**EVENT, "id": n, "card": f"c{n}", "shop": n} for n in range(20)]
+
+    def damaged(watched, places):
+        tiles, more = read(watched, places)
+        looked.append(len({place.key for place in places if place.kind == "card"}))
+        return {**tiles, **{place: b"hrt1" for place in places if place.key == "c7"}}, more
+
+    monkeypatch.setattr(Watched, "read", damaged)
+    with serving(project, store, absorb=False) as client:
+        store.before = go.wait
+        with concurrent.futures.ThreadPoolExecutor(20) as threads:
+            asked = [threads.submit(score, client, event) for event in events]
+            wait_for(lambda: client.service._line.waiting == 20)
+            go.set()
+            replies = [each.result() for each in asked]
+        alone = [score(client, event) for event in events]
+    assert [reply.status_code for reply in replies] == [503 if n == 7 else 200 for n in range(20)]
+    assert [reply.content for reply in replies] == [reply.content for reply in alone]
+    assert max(looked) > 10
 
 
 def test_requests_that_wait_for_long_do_not_break_what_works(tmp_path):
