@@ -103,7 +103,7 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     unique = join_tables(unique, tables, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
     if config.store is not None:
-        {EVENTS: unique, **({LABELS: labels.joined} if labels else {})} | "Store" >> config.store
+        {EVENTS: unique, **({LABELS: labels.joined} if labels else {}), **tables} | "Store" >> config.store
     featured, unexpected = compute_features(unique, labels, refused, config)
     released, standby, shadows = assign_releases(feeds, featured, config)
     scored = rows = released | "Score" >> config.score
@@ -145,7 +145,7 @@ def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform,
 def fill(pipeline: beam.Pipeline, config: GraphConfig) -> None:
     """The same up to Deduplicate; then all events for a store, which stands in the place of the score."""
     past = read_past(pipeline, config)
-    past.rows | "Store" >> config.score
+    {**past.rows, **past.tables} | "Store" >> config.score
     {"dead_letters": past.refused.letters(), "counts": past.counts} | "Write" >> config.sink
     past.refused.check()
 

@@ -32,7 +32,7 @@ from models.rollout.apply import Bundles, score_released
 from models.rollout.assign import Releases
 from models.score import score_batch
 from models.serving.requests import Refusal, RequestError, take_in
-from models.store.kinds import LABELS_OF, Kind, Place, keys_of, rows_of
+from models.store.kinds import Kind, Place, keys_of, rows_of
 from models.store.past import PastFeatures
 from models.store.tiles import Rows
 
@@ -91,7 +91,7 @@ class Answering:
         self._records = project.event_type
         self._past = PastFeatures(project)
         self.kinds = tuple(self._past.kinds.values())
-        self._kinds = [kind for name, kind in self._past.kinds.items() if not name.startswith(LABELS_OF)]
+        self._kinds = [kind for kind in self.kinds if kind.is_of_events]
 
     def answer(
         self, payloads: Sequence[bytes], scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
@@ -101,6 +101,8 @@ class Answering:
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
             return Answers(events, places, refused)
+        if self.project.tables:
+            events = self._past.join(events, *pasts.read(self._past.places_of_tables(events)))
         featured = self._past.compute(events, *pasts.read(self._past.places(events)))
         if self.project.expect:
             featured, faults, _ = check_features(featured, self.project)

@@ -18,10 +18,12 @@ from models.features.aggregates import code_name
 from models.features.columns import with_keys, with_rolling
 from models.features.labels import LabelledKernel, Labels
 from models.features.row import before_windows, rolling_kernels, with_row_features
+from models.features.table_join import join_fields
 from models.features.windows import Events, Float64, History, RollingKernel, Run, encode_values
 from models.project.declarations import Project
-from models.store.kinds import LABELS_OF, Int64, Kind, Place, as_stored, keys_of, kinds_of
+from models.store.kinds import LABELS_OF, ROWS_OF, Int64, Kind, Place, as_stored, keys_of, kinds_of
 from models.store.large import LargeTiles, large_of
+from models.store.reference import known_of
 from models.store.tiles import TEXT, Rows, decode_tiles, unite
 
 # An entity's past is as old as it is: nothing of it has passed because another's events are later.
@@ -42,14 +44,31 @@ class PastFeatures:
         self.kinds = kinds_of(project)
 
     def places(self, batch: pa.RecordBatch) -> list[Place]:
-        """The tiles that windows of a batch's events read, each once; many of them may not be there."""
-        times = times_us(batch).tolist()
-        found: dict[Place, None] = {}
-        for kind in self.kinds.values():
-            for key, time_us in zip(keys_of(kind, batch).to_pylist(), times, strict=True):
-                if key is not None:
-                    found.update(dict.fromkeys(places_at(kind, key, time_us)))
-        return list(found)
+        """The tiles that windows of a batch's events read, each once; many of them may not be there.
+
+        The events have the fields of tables, see `join`.
+        """
+        return _places(batch, [kind for kind in self.kinds.values() if not kind.is_of_table])
+
+    def places_of_tables(self, batch: pa.RecordBatch) -> list[Place]:
+        """The tiles of joined tables' rows that a batch's events take, each once."""
+        return _places(batch, [kind for kind in self.kinds.values() if kind.is_of_table])
+
+    def join(self, batch: pa.RecordBatch, tiles: Tiles, more: Tiles = _NONE) -> pa.RecordBatch:
+        """Valid events with the fields of the tables that the project joins, as `compute` takes them.
+
+        Rows of `more` may stand in `tiles` already. TileError if a tile is damaged.
+        """
+        project = self._project
+        for name, table in project.tables.items():
+            kind, records = self.kinds[ROWS_OF + name], project.table_type(name)
+            codes = _Codes(list(filter(None, keys_of(kind, batch).to_pylist())))
+            rows, owner = _rows_of(kind, codes, tiles, more)
+            keys = pa.array(list(codes.by_key), pa.string()).take(pa.array(owner))
+            kinds = {field: records.contract.fields[field].arrow_type for field in table.fields}
+            known = known_of(records, rows, keys)
+            batch, _ = join_fields(batch, known, project.entities[table.entity], kinds, table.until, table.deleted)
+        return batch
 
     def places_of(self, entity: str, key: str, time_us: int) -> list[Place]:
         """The tiles that windows of an entity's key read at a time, microseconds since 1970 UTC."""
@@ -146,6 +165,16 @@ class _Codes:
 def places_at(kind: Kind, key: str, time_us: int) -> list[Place]:
     """The tiles of a kind that windows of a key read at a time, microseconds since 1970 UTC."""
     return [Place(kind.name, key, start) for start in kind.starts_us(time_us)]
+
+
+def _places(batch: pa.RecordBatch, kinds: Sequence[Kind]) -> list[Place]:
+    times = times_us(batch).tolist()
+    found: dict[Place, None] = {}
+    for kind in kinds:
+        for key, time_us in zip(keys_of(kind, batch).to_pylist(), times, strict=True):
+            if key is not None:
+                found.update(dict.fromkeys(places_at(kind, key, time_us)))
+    return list(found)
 
 
 def _rows_of(

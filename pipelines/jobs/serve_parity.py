@@ -26,6 +26,7 @@ from pipelines.config import RunSpec
 from pipelines.jobs.parity import Comparison, Proof, compare_counts, compare_tables
 from pipelines.jobs.released import Released
 from pipelines.jobs.score import score_files
+from pipelines.jobs.store import fill_store
 from pipelines.results import read_kind
 from pipelines.serve.app import make_app
 from pipelines.serve.http import Tokens
@@ -49,18 +50,26 @@ class Served(Proof):
 
 
 def check_served(
-    project: Project, bundle: Bundle | None, scorer: Any, uris: Sequence[str], released: Released | None = None
+    project: Project,
+    bundle: Bundle | None,
+    scorer: Any,
+    uris: Sequence[str],
+    tables: tuple[str, ...] = (),
+    released: Released | None = None,
 ) -> Served:
     """Score the events of the files at `uris` in batch and by requests, each when the one before it was absorbed.
 
     They are sent in the order of (event time, event id), those that batch refuses before windows last. Of events with
-    one id that stand there several times, one is sent: an endpoint answers again.
+    one id that stand there several times, one is sent: an endpoint answers again. All rows of `tables` are in the store
+    before: which of them an event takes, its time decides.
     """
     payloads = read_payloads(uris, project.event_type)
     with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
         events = pathlib.Path(scratch) / "events.jsonl"
         events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
-        batch = score_files(RunSpec(project, (str(events),), f"{scratch}/batch"), bundle, scorer, released)
+        told = RunSpec(project, (str(events),), f"{scratch}/batch", tables=tables)
+        told.check_tables()
+        batch = score_files(told, bundle, scorer, released)
         rows, dead = (read_kind(batch.directory, kind) for kind in (SCORES, DEAD_LETTERS))
         letters = dead.to_pylist() if dead.num_rows else []
         repeated = collections.Counter(each["payload"] for each in letters if each["step"] == "Deduplicate")
@@ -70,7 +79,11 @@ def check_served(
             models = ReleasedModels(released)
         else:
             models = OneModel(project, scorer, bundle.bundle_id if bundle else "")
-        store = open_store(f"{scratch}/store.db", project.feature_set, create=True)
+        uri = f"{scratch}/store.db"
+        if project.tables:
+            (nothing := pathlib.Path(scratch) / "nothing.jsonl").touch()
+            fill_store(dataclasses.replace(told, sources=(str(nothing),), sink="", store=uri))
+        store = open_store(uri, project.feature_set, create=True)
         app = make_app(Service(project, models, store, True, _DEADLINE_SECONDS), Tokens({}))
         with running(app) as url:
             answers = _ask(url, sent)

@@ -6,14 +6,16 @@ reads has the rows of the log beside the tiles, both as they are at one time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from models.store.kinds import Kind, Place
+from models.store.kinds import ROWS_OF, Kind, Place
 from models.store.large import LARGE_BYTES
 from models.store.recent import Recent, read_entry, tiles_in, write_entry
+from models.store.reference import without_replaced
 from models.store.tiles import Rows, TileError, merge_tiles
 from pipelines.store import Look, Progress
 
@@ -150,6 +152,10 @@ class LoggedStore:
             marks = self._backend.marks()
             for named, tiles in tiles_in(entries):
                 dropped_us = marks.get(_DROPPED + named.name)
+                if dropped_us is not None and named.name.startswith(ROWS_OF):
+                    self._unite(named.kinds, tiles, leave_damaged)
+                    self._shorten(self._backend.read(list(tiles), found.entries[-1][0]).tiles.items(), dropped_us)
+                    continue
                 kept = {p: tile for p, tile in tiles.items() if dropped_us is None or p.start_us >= dropped_us}
                 self._unite(named.kinds, kept, leave_damaged)
             self._backend.settle(found.entries[-1][0])
@@ -184,9 +190,26 @@ class LoggedStore:
         self._backend.raise_marks({name: us for name, us in told.items() if us is not None})
 
     def drop(self, kind: str, before_us: int) -> int:
-        """Remove the tiles that start before a time; rows of the log that are as old go when it is put into tiles."""
+        """Remove the tiles that start before a time; rows of the log that are as old go when it is put into tiles.
+
+        Tiles of a table's rows lose what was replaced by then.
+        """
+        of_table = kind.startswith(ROWS_OF)
+        if of_table and self._backend.marks().get(_DROPPED + kind, before_us - 1) >= before_us:
+            return 0  # for which all of them would be read
         self._backend.raise_marks({_DROPPED + kind: before_us})
+        if of_table:
+            return self._shorten(self._backend.scan(kind), before_us)
         return self._backend.drop(kind, before_us)
+
+    def _shorten(self, tiles: Iterable[tuple[Place, bytes]], before_us: int) -> int:
+        """Leave out what was replaced, but of tiles that are damaged or that others change meanwhile; of how many."""
+        changes = {}
+        for place, tile in tiles:
+            with contextlib.suppress(TileError):
+                if (shorter := without_replaced(tile, before_us)) is not tile:
+                    changes[place] = (tile, shorter)
+        return len(changes) - len(self._backend.replace(changes)) if changes else 0
 
     def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
         """All tiles of a kind."""
