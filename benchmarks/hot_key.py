@@ -47,7 +47,7 @@ def fill(store: Store, project: object, customer: int, number: int, terminals: i
         EVENT_TIME: pa.array(times).cast(TIMESTAMP),
     }
     batch = before_windows(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), project)
-    for kind in kinds_of(project).values():
+    for kind in (kind for kind in kinds_of(project).values() if kind.is_of_events):
         for at in range(0, number, 100_000):
             part = batch.slice(at, 100_000)
             store.append(kind, rows_of(kind, part), keys_of(kind, part))

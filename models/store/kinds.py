@@ -2,7 +2,7 @@
 
 Where windows read labels that come as records of their own, their labels are a kind beside it. A tile of labels stands
 at the time of their events, so that it is needed and passes with those. The rows of each joined table are a kind, too,
-see models.store.reference.
+see models.store.reference, and so are the ids of events, see models.store.ids.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from models.store.tiles import INTEGER, NUMBER, TEXT, Rows, encode_tiles, unite
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 
 # A tile has the least of these lengths of which a window is no longer than so many.
-_TILES = 8
+_TILES, _TILES_OF_IDS = 8, 2
 _SECOND_US = 1_000_000
 _LENGTHS_US = tuple(s * _SECOND_US for s in (1, 10, 60, 600, 3600, 6 * 3600, 86400, 5 * 86400, 30 * 86400, 366 * 86400))
 LABELS_OF, ROWS_OF = "labels of ", "rows of "
+IDS = "event ids"
 _ALWAYS_US = 1 << 62
 
 
@@ -81,7 +82,7 @@ class Kind:
     @property
     def is_of_events(self) -> bool:
         """Whether its rows are events."""
-        return not (self.is_of_labels or self.is_of_table)
+        return not (self.is_of_labels or self.is_of_table or self.name == IDS)
 
     def starts_us(self, time_us: int) -> range:
         """The starts of the tiles that windows of an event at a time read, microseconds since 1970 UTC."""
@@ -104,8 +105,8 @@ def kinds_of(project: Project) -> dict[str, Kind]:
         columns = [(name, NUMBER) for name in kernel.numbers]
         columns += [(name, TEXT) for name in kernel.coded]
         span_us = kernel.horizon_us
-        lengths = (*(us for us in _LENGTHS_US if us * _TILES >= span_us), _LENGTHS_US[-1])
-        kind = Kind(entity, project.key_fields[entity], project.event.id, tuple(columns), text_ids, lengths[0], span_us)
+        of, tile_us = project.key_fields[entity], _length_us(span_us, _TILES)
+        kind = Kind(entity, of, project.event.id, tuple(columns), text_ids, tile_us, span_us)
         kinds[entity] = kind
         if isinstance(kernel, LabelledKernel):
             labels = ((LABEL_TIME, INTEGER), (kernel.label, NUMBER))
@@ -114,7 +115,13 @@ def kinds_of(project: Project) -> dict[str, Kind]:
         name, key = ROWS_OF + table, project.entities[project.tables[table].entity]
         columns = [(field, TEXT) for field in project.table_type(table).carried[1:]]
         kinds[name] = Kind(name, (key,), CONTENT, tuple(columns), False, _ALWAYS_US, _ALWAYS_US)
+    within_us, content = project.event.deduplicate_within, ((CONTENT, INTEGER),)
+    kinds[IDS] = Kind(IDS, (), project.event.id, content, text_ids, _length_us(within_us, _TILES_OF_IDS), within_us)
     return kinds
+
+
+def _length_us(span_us: int, tiles: int) -> int:
+    return next((us for us in _LENGTHS_US if us * tiles >= span_us), _LENGTHS_US[-1])
 
 
 def keys_of(kind: Kind, batch: pa.RecordBatch) -> pa.Array:

@@ -10,10 +10,10 @@ from models.batches import column
 from models.counts import mismatch
 from models.errors import HeadraceError
 from models.faults import rules_of
+from models.features.duplicates import DUPLICATE
 from models.record import Outcome
 from models.routes import DUE, ROUTED
 from pipelines.sinks.encode import LOOKED_AT_ROWS
-from transforms.deduplicate import DUPLICATE
 
 OTHER_DAYS = "dead letters of other days"  # that are counted as history, and not written
 

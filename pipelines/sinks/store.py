@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 import apache_beam as beam
 import pyarrow as pa
 
-from models.batches import as_int64, is_provisional, times_us
+from models.batches import as_int64, column, is_provisional, times_us
 from models.features.columns import with_keys
 from models.features.row import before_windows
 from models.metrics import ROWS
 from models.project.declarations import Project
-from models.record import EVENTS, LABELS, RecordType
+from models.record import CONTENT, EVENTS, LABELS, RecordType
 from models.steps import Log, Shard, Step
-from models.store.kinds import ROWS_OF, Kind, keys_of, kinds_of, rows_of
+from models.store.ids import rows_of_ids
+from models.store.kinds import IDS, ROWS_OF, Kind, keys_of, kinds_of, rows_of
 from models.store.reference import rows_of_table
 from pipelines.store import Progress, Store, go_on, open_store
 from transforms.metrics import count
@@ -24,8 +25,8 @@ from transforms.slices import Hold
 
 @dataclasses.dataclass(eq=False)
 class WriteStore(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], beam.PCollection[int]]):
-    """{"events": unique events, where windows read them "labels": joined labels, and by their names rows of tables}
-    → a store that has their tiles.
+    """{"events": unique events, "event ids": those of all events, where windows read them "labels": joined labels, and
+    by their names rows of tables} → a store that has their tiles.
 
     What comes out is the time of the latest event of each slice, microseconds since 1970 UTC, once the store has all of
     the slice and has gone on to there. Tiles that an event `lateness_us` older does not need are dropped then. A slice
@@ -41,6 +42,7 @@ class WriteStore(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], be
         by_name = kinds_of(self.project)
         kinds, feature_set = tuple(by_name.values()), self.project.feature_set
         steps: dict[str, _OfStore] = {EVENTS: _Write(self.uri, feature_set, tuple(k for k in kinds if k.is_of_events))}
+        steps[IDS] = _WriteIds(self.uri, feature_set, (by_name[IDS],))
         if of_labels := tuple(kind for kind in kinds if kind.is_of_labels):
             steps[LABELS] = _Write(self.uri, feature_set, of_labels)
         for name in self.project.tables:
@@ -63,7 +65,7 @@ def _to_one(batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]
 
 
 def _to_none(batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
-    """Labels and tables are but waited for: how far the store goes, events tell."""
+    """Ids, labels and tables are but waited for: how far the store goes, events tell."""
     return iter(())
 
 
@@ -95,6 +97,16 @@ class _Write(_OfStore):
             self._store.append(kind, rows_of(kind, known), keys_of(kind, known))
         count(ROWS, batch.num_rows, step="stored")
         yield _newest_of(batch)
+
+
+class _WriteIds(_OfStore):
+    """Ids of events, see models.store.ids → the time of the latest of each batch, once the store has them."""
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        if not is_provisional(batch):
+            (kind,) = self._kinds
+            self._store.append(kind, *rows_of_ids(kind, batch, column(batch, CONTENT)))
+            yield _newest_of(batch)
 
 
 class _WriteTable(_OfStore):

@@ -31,7 +31,8 @@ def made(tmp_path_factory):
     releases = make_log(old, *changes)
     append(log, "shops", dataclasses.replace(releases, records=()), lambda: 0, lambda _: releases)
     events = make_events(250)
-    lines = as_lines([*events, *events[:5], {**events[7], "at": events[7]["at"] + 60}])
+    again = [{**event, "card": "dora", "at": event["at"] + 60 * (n % 3)} for n, event in enumerate(events[7:40])]
+    lines = as_lines([*events, *events[:5], *again, {**again[0], "at": again[0]["at"] + 600_000}])
     (folder / "events.jsonl").write_bytes(b"\n".join([*lines, b"{not JSON"]) + b"\n")
     return folder, log
 

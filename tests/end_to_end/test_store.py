@@ -126,7 +126,7 @@ def test_labels_known_later_leave_one_store_in_batch_and_stream(tmp_path, uri):
     streamed(uri, nights.PROJECT, rows, labels, seed=2)
     assert digest(uri, nights.PROJECT) == digest(str(tmp_path / "batch.db"), nights.PROJECT)
     kinds = kinds_of(nights.PROJECT)
-    assert list(kinds) == ["card", "shop", "labels of shop"]
+    assert list(kinds) == ["card", "shop", "labels of shop", "event ids"]
     with contextlib.closing(open_store(uri, nights.PROJECT.feature_set)) as store:
         assert all(list(store.scan(kind)) for kind in kinds)
 
