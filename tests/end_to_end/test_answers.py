@@ -38,6 +38,10 @@ features:
         "spread_{window}": std(amount)
         "least_{window}": min(amount)
         "most_{window}": max(amount)
+        "first_{window}": first(amount)
+        "second_{window}": last(amount, 2)
+        "shops_{window}": distinct(shop)
+        "pause_{window}": since_last
     - {entity: shop, missing: skip, delay: 2d, windows: {W: 14d}, features: {total: sum(amount)}}
 model: {inputs: [number_D, mean_M, spread_D, least_M, most_D, total]}
 """
@@ -55,7 +59,7 @@ def shops(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def summed(tmp_path_factory):
-    """As `shops`, of windows that are all sums, counts and extremes, with many events of two cards at one time."""
+    """As `shops`, of windows that are looked up by their edges, with many events of two cards at one time."""
     folder = tmp_path_factory.mktemp("summed")
     project = declared(SUMMED, SCHEMA)
     events = [{**event, "card": "anna" if event["id"] % 3 else "ben"} for event in make_events(400, seed=2)]
@@ -109,6 +113,8 @@ def test_large_tiles_are_looked_up_by_their_edges_to_the_same_bits(summed, monke
     project, events, batch = summed
     for module in ("models.store.large", "pipelines.store.log"):
         monkeypatch.setattr(f"{module}.LARGE_BYTES", 400)
+    for name, number in (("_BLOCK", 4), ("_MANY", 8)):
+        monkeypatch.setattr(f"models.features.few.{name}", number)
     kept = []
     keep = LargeTiles.keep
     monkeypatch.setattr(LargeTiles, "keep", lambda *tile: kept.append(tile) or keep(*tile))
