@@ -272,14 +272,13 @@ def _back(run: Run, column: str | None, until: Int64, count: int) -> Int64:
     """The row of the how many-th value from the end of the first `until` rows; 0 where there are fewer."""
     if column is None:
         return np.maximum(until - count, 0)
-    known = np.append(run.known(column), 0)
     place = run.known_until(column, until) - count
-    return np.where(place >= 0, known[np.maximum(place, 0)], 0)
+    return np.where(place >= 0, run.known(column).take(np.maximum(place, 0)), 0)
 
 
 def _after_first(run: Run, column: str, above: Int64) -> Int64:
     """The row after the first value behind the first `above` rows; the number of rows where there is none."""
-    return np.append(run.known(column) + 1, len(run))[run.known_until(column, above)]
+    return run.known(column).take(run.known_until(column, above)) + 1
 
 
 def _ranges(low: Int64, high: Int64) -> Int64:
@@ -298,7 +297,7 @@ def _place_from_an_end(f: RollingFeature, column: str | None, seen: Seen) -> tup
     before, until = run.known_until(column, low), run.known_until(column, high)
     place = before if f.aggregate == "first" else until - f.rank
     there = until - before >= f.rank
-    return run, np.append(run.known(column), 0)[np.where(there, place, -1)], there
+    return run, np.where(there, run.known(column).take(np.where(there, place, 0)), 0), there
 
 
 def _from_an_end(f: RollingFeature, column: str, seen: Seen) -> Float64:

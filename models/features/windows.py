@@ -191,9 +191,9 @@ class Run:
         return self._largest[field]
 
     def known(self, field: str) -> Int64:
-        """The rows that have a number in `field`, ascending."""
+        """The rows that have a number in `field`, ascending, and how many rows there are in all at the end."""
         if ("rows", field) not in self._totals:
-            self._totals["rows", field] = np.flatnonzero(~np.isnan(self.values[field]))
+            self._totals["rows", field] = np.append(np.flatnonzero(~np.isnan(self.values[field])), len(self))
         return self._totals["rows", field]
 
     def kept(self, name: tuple[str, str], make: Callable[[], T]) -> T:

@@ -56,7 +56,7 @@ class Kept:
 
 
 class LargeTiles:
-    """Those that were asked for last, as long as a store gives the same object of bytes for them."""
+    """Those that were asked for last, as long as a store gives the same bytes for them, best the same object."""
 
     def __init__(self) -> None:
         self.codes: dict[Any, int] = {}  # of values that are only told apart
@@ -75,7 +75,8 @@ class LargeTiles:
     def keep(self, kind: Kind, place: Place, tile: bytes) -> Kept:
         """The tile, decoded if it was not before; TileError if it is damaged."""
         kept = self._kept.get(place)
-        if kept is not None and kept.tile is tile:
+        if kept is not None and (kept.tile is tile or kept.tile == tile):
+            kept = self._kept[place] = dataclasses.replace(kept, tile=tile)
             self._kept.move_to_end(place)
             return kept
         rows, _ = decode_tiles(kind.kinds, [tile])

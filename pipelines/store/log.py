@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from models.store.kinds import ROWS_OF, Kind, Place
 from models.store.large import LARGE_BYTES
-from models.store.recent import Recent, read_entry, tiles_in, write_entry
+from models.store.recent import Recent, entry_of, read_entry, tiles_in, write_entry
 from models.store.reference import without_replaced
 from models.store.tiles import Rows, TileError, merge_tiles
 from pipelines.store import Look, Progress
@@ -26,6 +26,7 @@ _MEND = "`headrace store check --mend` puts it right"
 _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
 CHANGES = "changes"
 _MOST_LARGE_BYTES = 256 << 20
+_PART = 64  # of a large tile: fewer bytes are not worth to write all of it anew
 
 
 class Found(NamedTuple):
@@ -52,14 +53,14 @@ class Backend(Protocol):
     def settle(self, until: Any) -> None:
         """Remove the log's entries up to a number, which are in tiles."""
 
-    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
-        """Unite tiles of such columns with those that are there."""
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> list[bytes]:
+        """Unite tiles of such columns with those that are there; what they are then."""
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """As `Store.replace`."""
 
     def marks(self) -> dict[str, int]:
-        """Numbers by their names; CHANGES grows with each change of tiles."""
+        """Numbers by their names; CHANGES grows with each change of large tiles."""
 
     def raise_marks(self, marks: Mapping[str, int]) -> None:
         """Have these numbers where they are larger than those there, or none are."""
@@ -83,6 +84,7 @@ class LoggedStore:
         self._last: Any = None  # entry that was read
         self._settled: Any = None  # entry up to which the log was in tiles
         self._large: dict[Place, bytes] = {}  # tiles, as they were at so many changes
+        self._sizes: dict[Place, int] = {}  # bytes of large tiles that were seen
         self._changes: int | None = None
         self._entries = self._rows = 0  # that this process added since the log was last put into tiles
 
@@ -123,6 +125,7 @@ class LoggedStore:
         if sum(map(len, (*self._large.values(), *large.values()))) > _MOST_LARGE_BYTES:
             self._large.clear()
         self._large |= large
+        self._learn(large)
         return found._replace(tiles=found.tiles | kept) if kept else found
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
@@ -137,8 +140,11 @@ class LoggedStore:
             self._entries, self._rows = self._entries + 1, self._rows + len(rows)
         return self._entries >= MAX_ENTRIES or self._rows >= MAX_ROWS
 
-    def settle(self, leave_damaged: bool = False) -> None:
-        """Put all of the log into tiles, but for what has been dropped; others may do so at the same time."""
+    def settle(self, leave_damaged: bool = False, whole: bool = False) -> None:
+        """Put the log into tiles, but for what has been dropped; others may do so at the same time.
+
+        Unless it is to be the `whole`, few rows of a large tile stay in the log.
+        """
         entries = []
         self._entries = self._rows = 0
         found = self._backend.read((), None)
@@ -157,12 +163,15 @@ class LoggedStore:
                     self._shorten(self._backend.read(list(tiles), found.entries[-1][0]).tiles.items(), dropped_us)
                     continue
                 kept = {p: tile for p, tile in tiles.items() if dropped_us is None or p.start_us >= dropped_us}
-                self._unite(named.kinds, kept, leave_damaged)
+                few = {} if whole else {p: t for p, t in kept.items() if len(t) * _PART < self._sizes.get(p, 0)}
+                if few:
+                    self._backend.log(entry_of(named, few))
+                self._unite(named.kinds, {p: tile for p, tile in kept.items() if p not in few}, leave_damaged)
             self._backend.settle(found.entries[-1][0])
 
     def _unite(self, kinds: str, tiles: Mapping[Place, bytes], leave_damaged: bool) -> None:
         try:
-            self._backend.add(kinds, tiles)
+            self._learn(dict(zip(tiles, self._backend.add(kinds, tiles), strict=True)))
         except TileError:
             for place, tile in tiles.items():  # to tell which it is
                 try:
@@ -171,13 +180,16 @@ class LoggedStore:
                     if not leave_damaged:
                         raise TileError(f"{place.kind} {place.key!r} at {place.start_us}: {error}: {_MEND}") from None
 
+    def _learn(self, tiles: Mapping[Place, bytes]) -> None:
+        self._sizes |= {place: len(tile) for place, tile in tiles.items() if len(tile) >= LARGE_BYTES}
+
     def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles with those that are there."""
         self._backend.add(kind.kinds, tiles)
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put tiles where what is there is as expected."""
-        self.settle()
+        self.settle(whole=True)
         return self._backend.replace(tiles)
 
     def progress(self) -> Progress:
@@ -213,7 +225,7 @@ class LoggedStore:
 
     def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
         """All tiles of a kind."""
-        self.settle()
+        self.settle(whole=True)
         return self._backend.scan(kind)
 
     def close(self) -> None:
