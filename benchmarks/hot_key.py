@@ -4,7 +4,8 @@
 
 Fills an embedded store with a month of the example's transactions, of which one customer has so many and another a
 hundred, and asks the endpoint's service for both, in turns, in this process and without HTTP. With --absorb each event
-is added to the store before the next. With --aggregates customers have extremes, ends and different values of windows, too.
+is added to the store before the next. With --aggregates customers have extremes, ends and different values of windows,
+too.
 """
 
 from __future__ import annotations
