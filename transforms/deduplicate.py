@@ -10,23 +10,18 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import column, hash_keys, marks_of, without
+from models.batches import column, without
 from models.counts import DEDUPLICATE
 from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
-from models.features.duplicates import DUPLICATE, count_earlier
+from models.features.duplicates import DUPLICATE, count_earlier, with_content
 from models.record import (
     CONTENT,
     EARLIER,
     EVENT_TIME,
-    INGESTED,
-    IS_HISTORY,
     MARKS,
     PAYLOAD,
     PAYLOAD_FORMAT,
-    POSITION,
-    PUBLISHED,
-    SOURCE,
     RecordType,
 )
 from models.store.ids import content_column
@@ -92,16 +87,3 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
         first = first if self.keeps_payload else without(first, PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:
             yield first
-
-
-def with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
-    content = np.zeros(batch.num_rows, np.uint64)
-    for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
-            content = hash_keys(values) + content * np.uint64(31)
-    origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
-    live = (marks_of(batch) & IS_HISTORY) == 0
-    both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
-    schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
-    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from models.batches import as_batch, column, key_column
 from models.codecs import MAX_BLOCK_ROWS
 from models.counts import DEDUPLICATE
+from models.features.duplicates import with_content
 from models.features.row import rolling_kernels
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
@@ -37,7 +38,6 @@ from pipelines.serve.service import Service
 from pipelines.sinks.listed import DEAD_LETTERS, SCORES
 from pipelines.sources.payloads import read_payloads
 from pipelines.store import open_store
-from transforms.deduplicate import with_content
 
 _SERVED = "served"
 _DEADLINE_SECONDS = 60.0
