@@ -32,8 +32,9 @@ from models.record import (
 from models.rollout.apply import Bundles, score_released
 from models.rollout.assign import Releases
 from models.score import score_batch
-from models.serving.requests import Intake, Refusal, RequestError, take_in
-from models.store.kinds import LABELS_OF, Kind, Place, keys_of, rows_of
+from models.serving.requests import Intake, Refusal, RequestError, refuse_repeated, take_in
+from models.store.ids import content_column, find_repeated, places_of_ids, rows_of_ids
+from models.store.kinds import IDS, Kind, Place, keys_of, rows_of
 from models.store.past import PastFeatures
 from models.store.tiles import Rows
 
@@ -92,7 +93,7 @@ class Answering:
         self._records = project.event_type
         self._past = PastFeatures(project)
         self.kinds = tuple(self._past.kinds.values())
-        self._kinds = [kind for name, kind in self._past.kinds.items() if not name.startswith(LABELS_OF)]
+        self._kinds = [kind for kind in self.kinds if kind.is_of_events]
 
     def take_in(self, requests: Sequence[Sequence[bytes]]) -> Iterator[tuple[int, Intake]]:
         """The events of requests, JSON each, in parts of so many requests, which are to be answered part by part.
@@ -106,7 +107,9 @@ class Answering:
         sizes = [len(payloads) for payloads in requests]
         edges = np.cumsum([0, *sizes])
         taken = take_in(
-            [each for some in requests for each in some], self._records, np.repeat(range(len(sizes)), sizes)
+            [each for some in requests for each in some],
+            self._records,
+            requests=np.repeat(range(len(sizes)), sizes),
         )
         rows = np.searchsorted(taken.places, edges)
         begin = 0
@@ -121,7 +124,9 @@ class Answering:
     def _ends(self, batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[int]:
         """The number of requests after which each part ends; request n has the rows from `rows[n]` to `rows[n + 1]`."""
         columns = [column(batch, self.project.event.id).to_pylist()]
-        columns += [keys_of(kind, batch).to_pylist() for kind in self._kinds]
+        for kind in self._kinds:  # a key of a joined table's field may be any
+            known = set(kind.keys) <= set(batch.schema.names)
+            columns.append(keys_of(kind, batch).to_pylist() if known else [""] * batch.num_rows)
         seen: set[tuple[int, Any]] = set()
         for number, (low, high) in enumerate(itertools.pairwise(rows)):
             own = {(n, value) for n, values in enumerate(columns) for value in values[low:high] if value is not None}
@@ -136,9 +141,12 @@ class Answering:
         self, intake: Intake, scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
     ) -> Answers:
         """Score the events of a part. With `absorb` the valid ones are added to the past of their entities, too."""
+        intake = self._without_repeated(intake, pasts, absorb)
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
             return Answers(events, places, refused)
+        if self.project.tables:
+            events = self._past.join(events, *pasts.read(self._past.places_of_tables(events)))
         featured = self._past.compute(events, *pasts.read(self._past.places(events)))
         if self.project.expect:
             featured, faults, _ = check_features(featured, self.project)
@@ -149,6 +157,19 @@ class Answering:
         if absorb:
             self._absorb(events, pasts)
         return Answers(rows, places, refused)
+
+    def _without_repeated(self, intake: Intake, pasts: Pasts, absorb: bool) -> Intake:
+        """The events that are no duplicates of others in the past; with `absorb`, the ids of all are added to it."""
+        events, kind, names = intake.batch, self._past.kinds[IDS], self.project.identifying_fields
+        if not events.num_rows:
+            return intake
+        tiles, more = pasts.read(places_of_ids(kind, events))
+        content = content_column(events, names, np.zeros(events.num_rows, bool))
+        repeated = find_repeated(kind, events, content, [*tiles.values(), *more.values()])
+        if absorb:
+            content = content_column(events, names, repeated) if repeated.any() else content
+            pasts.append(kind, *rows_of_ids(kind, events, content))
+        return refuse_repeated(intake, repeated, self._records)
 
     def _absorb(self, events: pa.RecordBatch, pasts: Pasts) -> None:
         """Add what the windows of later events need of these."""
