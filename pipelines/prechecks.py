@@ -58,10 +58,9 @@ def require_model(project: Project, what: str) -> None:
 def require_store(uri: str, project: Project, from_state: bool, apart: bool) -> None:
     """UsageError unless a store can have all that a project's features need of the past; StoreError if it is none."""
     check_store(uri)
-    require(bool(project.rolling_features), f"--store: {project.name} declares no rolling features: nothing is stored")
     require(
-        not project.tables,
-        f"--store: {project.name} declares tables, whose rows an online store does not hold: leave it out",
+        bool(project.rolling_features or project.tables),
+        f"--store: {project.name} declares no rolling features and no tables: nothing is stored",
     )
     require(
         not from_state,
@@ -147,6 +146,14 @@ def require_values(values: str) -> None:
     require(known, f"--values is {form}, not {values}")
     if kind == "avro" and not is_url:
         require(os.path.isfile(place), f"--values {values}: no file {place}")
+
+
+def require_traces(share: float) -> None:
+    """UsageError for a share of events, and TraceError for a collector, that can't be."""
+    from pipelines.monitoring.spans import collector_url
+
+    require(0 < share <= 1, f"--traces is a share of events above 0 and up to 1, such as 0.001, not {share:g}")
+    collector_url()
 
 
 def require_transactional(sink: str, dead_letters: str | None, journal: str | None, at_arrival: bool) -> None:

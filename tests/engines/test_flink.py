@@ -21,15 +21,16 @@ from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.runners import Job, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import _AtSecondCheckpoint
+from tests.kit import breakers
 from tests.kit.bad import BAD
 from tests.kit.flink import (
     OverKafka,
     OverPubsub,
     OverPulsar,
     Streaming,
+    checkpoints,
     kill_host,
     needs_flink,
-    restored,
     submit,
     wait_until,
 )
@@ -125,7 +126,7 @@ def kill_and_finish(streaming, flink, killed):
     kill_host(flink, job, killed)
     streaming.publish(8000, len(streaming.payloads), 0.2)
     streaming.wait_for_scores(len(streaming.payloads))
-    assert restored(flink, job) == 1
+    assert checkpoints(flink, job, "restored") == 1
     streaming.finish(job)
 
 
@@ -168,14 +169,14 @@ def test_a_stream_goes_on_from_a_savepoint_with_another_bundle(streaming, flink,
     job = streaming.start("after", f"--savepoint_path={savepoint}")
     streaming.publish(12_000, len(streaming.payloads), 0.2)
     scores = streaming.finish(job)
-    assert restored(flink, job) == 1
+    assert checkpoints(flink, job, "restored") == 1
     assert len(scores) == len(streaming.payloads)
     by_bundle = collections.Counter(score["bundle_id"] for score in scores)
     assert min(by_bundle["before"], by_bundle["after"]) >= 4000
 
 
 @needs_flink
-@pytest.mark.timeout(240 + 40 * KILLS)
+@pytest.mark.timeout(240 + 100 * KILLS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, monkeypatch):
     """Two canaries, a promotion and a rollback by commands while it runs; then batch over the same events."""
@@ -227,14 +228,17 @@ def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, 
                 kill_host(flink, job, ("task manager", "worker")[kill % 2])
                 now = time.time()
                 rows.collect(lambda now=now: rows.newest > now)
+                if kill % 2:  # else ever more is unacknowledged, and at last more than the broker hands out
+                    taken = checkpoints(flink, job, "completed")
+                    rows.collect(lambda job=job, taken=taken: checkpoints(flink, job, "completed") > taken)
             if number == 1:
-                begun += restored(flink, job)
+                begun += checkpoints(flink, job, "restored")
                 savepoint = flink.stop_job(job, tmp_path / "savepoints")
                 job = start(f"--savepoint_path={savepoint}")
             rows.collect(lambda seq=2 + number: rows.have(seq))
         published = traffic.stop()
         rows.collect(lambda: len(rows.scores) >= published)
-        begun += restored(flink, job)
+        begun += checkpoints(flink, job, "restored")
         flink.cancel_job(job)
         rows.close()
     assert begun == KILLS + 1
@@ -243,6 +247,19 @@ def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, 
     assert {row["bundle_id"] for row in rows.shadows.values()} == {worse}
     (tmp_path / "all.jsonl").write_bytes(b"\n".join(traffic.payloads))
     check_replay(folder, project, rows, tmp_path / "all.jsonl", tmp_path / "replayed")
+
+
+@needs_flink
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore")
+def test_a_breaker_falls_back_on_the_cluster_as_here(flink, tmp_path):
+    """A bad release: the circuit opens, is tried by a share of keys, closes, and opens again."""
+    project, (events, log) = breakers.shop(), breakers.flaky()
+    here, _ = breakers.batch(project, tmp_path / "here", events, log)
+    master = [f"--flink_master={flink.address}"]
+    there, _ = breakers.batch(project, tmp_path / "there", events, log, runner="FlinkRunner", beam_args=master)
+    assert {row["role"] for row in here.scores.to_pylist()} == {"champion", "fallback"}
+    assert there.digest == here.digest
 
 
 @needs_flink
