@@ -37,8 +37,9 @@ class KafkaPublisher:
         keys = [None] * count if keys is None else keys
         refused: list[KafkaError] = []
 
-        def refuse(error: KafkaError, _: Any) -> None:
-            refused.append(error)
+        def refuse(error: KafkaError | None, _: Any) -> None:
+            if error is not None:
+                refused.append(error)
 
         for payload, headers, key in list(zip(payloads, headers_of(attributes), keys, strict=True)):  # all, or none
             try:

@@ -63,7 +63,7 @@ def _complete_in_process(args: Args, job: Job) -> list[str]:
 
 
 def _workers_in_process(args: Args, streams: bool) -> int:
-    """How many --direct_num_workers asks for; if it does not, one a processor, and of a stream one, as its slices are small.
+    """How many --direct_num_workers asks for, or else one a processor, and for a stream one, as its slices are small.
 
     RunnerError if it is no number.
     """

@@ -88,7 +88,7 @@ class Profile:
         complete: the options with those that it needs itself; one that was given stays.
         make: a pipeline from its name and the options.
         reading: how streams are read.
-        workers: how many threads of this process, by the options and for a stream or not, work on the graph side by side.
+        workers: how many threads of this process, by the options and for a stream or not, work side by side.
         refuses: options of headrace's by their names, and why they can't be.
         apart: whether its workers, by the options, run in a folder of their own.
         in_order: whether it reads files no further than it is let, so that they are read in the order of event time.

@@ -9,8 +9,8 @@ it up to the next that groups or has state: turns follow one another, so waterma
 Beam's own DoFnRunner calls the DoFns, so that their parameters mean what they mean everywhere.
 
 It runs Impulse, ParDo with bounded side inputs, tags, state, timers and finalizers, splittable DoFns, Flatten,
-GroupByKey with the default trigger or one that always fires, and Reshuffle, of which nothing is grouped here. All else is
-an UnsupportedGraph before anything has run. State lives in memory: who needs it after a crash replays the journal.
+GroupByKey with the default trigger or one that always fires, and Reshuffle, which groups nothing here. All else is an
+UnsupportedGraph before anything has run. State lives in memory: who needs it after a crash replays the journal.
 """
 
 from __future__ import annotations
