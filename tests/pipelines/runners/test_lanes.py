@@ -57,6 +57,11 @@ def meet(element: Any) -> Any:
     return element
 
 
+def test_what_was_reshuffled_goes_on_side_by_side() -> None:
+    run(lambda p: p | beam.Create([1, 2]) | beam.Reshuffle() | beam.Map(meet), 2)
+    assert len(set(SEEN)) == 2
+
+
 def test_groups_go_on_side_by_side() -> None:
     run(lambda p: p | beam.Create(range(8)) | beam.Map(meet), 2)
     assert len(set(SEEN)) == 2
