@@ -10,14 +10,13 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import column, hash_keys, marks_of, without
+from models.batches import column, hash_keys, marks_of, take_rows, without
 from models.counts import DEDUPLICATE
 from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
 from models.features.windows import RollingKernel
 from models.project.sections import RollingFeature
 from models.record import (
-    CONTENT,
     EARLIER,
     INGESTED,
     IS_HISTORY,
@@ -58,10 +57,9 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
         within = self.records.deduplicate_within_us
         earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)
         kernel = RollingKernel((earlier,), {}, self.lateness_us)
-        windows = RollingWindows(self.records.id, CONTENT, kernel, self.shards, self.states, "deduplicate")
+        windows = RollingWindows(self.records.id, _Contents, kernel, self.shards, self.states, "deduplicate")
         return (
             pcoll
-            | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
             | "Count earlier" >> windows
             | "Split"
             >> beam.FlatMap(self._split)
@@ -71,7 +69,7 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
 
     def _split(self, batch: pa.RecordBatch) -> Iterator[Any]:
         repeated = column(batch, EARLIER).to_numpy() > 0
-        events = without(batch, EARLIER, CONTENT)
+        events = without(batch, EARLIER)
         if repeated.any():
             rows = np.flatnonzero(repeated)
             event_id = self.records.id
@@ -85,14 +83,20 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
             yield first
 
 
-def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
-    content = np.zeros(batch.num_rows, np.uint64)
-    for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
-            content = hash_keys(values) + content * np.uint64(31)
-    origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
-    live = (marks_of(batch) & IS_HISTORY) == 0
-    both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
-    schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
-    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """What orders rows of one id and time: made for these alone."""
+
+    batch: pa.RecordBatch
+
+    def take(self, rows: pa.Array) -> pa.Array:
+        """Of each row a hash of its content in the high 32 bits, one bit if it is live, and its origin's hash."""
+        batch = take_rows(self.batch, rows)
+        content = np.zeros(batch.num_rows, np.uint64)
+        for name, values in zip(batch.schema.names, batch.columns, strict=True):
+            if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
+                content = hash_keys(values) + content * np.uint64(31)
+        origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
+        live = (marks_of(batch) & IS_HISTORY) == 0
+        both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
+        return pa.array(both.view(np.int64))

@@ -25,7 +25,7 @@ from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs
 from models.features.as_of import look_up, put_back
 from models.features.search import Ordered
 from models.fixed_point import to_units
-from models.order import order_by, sort_order
+from models.order import is_in_place, order_by, sort_order
 from models.project.aggregates import AGGREGATES
 from models.project.sections import RollingFeature
 
@@ -38,13 +38,14 @@ _RUN_RATIO = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Events:
-    """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids, and numbers
-    float64[n] by column, NaN where there is none; under `code_name` of a column codes int64[n], -1 where there is none.
+    """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids as `sort_order` takes
+    them, and numbers float64[n] by column, NaN where there is none; under `code_name` of a column codes int64[n], -1
+    where there is none.
     """
 
     entity: Int64
     time: Int64
-    ids: pa.Array
+    ids: Any  # Ids
     values: dict[str, Float64]
 
     def __len__(self) -> int:
@@ -63,6 +64,8 @@ class Run(Ordered):
     @staticmethod
     def of(events: Events, order: Int64) -> Run:
         """The given rows of `events`, in that order, which sorts them."""
+        if is_in_place(order) and len(order) == len(events):
+            return Run(events.entity, events.time, events.values)
         return Run(events.entity[order], events.time[order], {k: v[order] for k, v in events.values.items()})
 
     def known_until(self, field: str, rows: Int64) -> Int64:
