@@ -113,6 +113,7 @@ RUNNERS = {
             make=_make_in_process,
             check=_check_in_process,
             workers=_workers_in_process,
+            shards=lambda workers: max(1, workers // 2),  # of which others take what comes: it need not be split
             in_order=True,
             ends_here=True,
             ours=True,
