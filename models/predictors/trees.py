@@ -50,11 +50,15 @@ class Trees:
         if add_leaves is None or not isinstance(booster, xgboost.Booster):
             return None
         frame = json.loads(booster.save_raw("json"))
-        whole = _whole_trees(frame["learner"])
-        if whole is None:
+        try:
+            whole = _whole_trees(frame["learner"])
+            if whole is None:
+                return None
+            nodes, leaves, depth = whole
+            content = bytearray(json.dumps(_without_trees(frame)).encode())
+            last = xgboost.Booster({"nthread": nthread}, model_file=content)
+        except (KeyError, ValueError):  # another version of xgboost writes models another way
             return None
-        nodes, leaves, depth = whole
-        last = xgboost.Booster({"nthread": nthread}, model_file=bytearray(json.dumps(_without_trees(frame)).encode()))
         base = last.inplace_predict(features[:1], predict_type="margin", validate_features=False)[0]
         trees = Trees(nodes, leaves, depth, base, last)
         expected = booster.inplace_predict(features, validate_features=False)
@@ -76,8 +80,12 @@ def _whole_trees(learner: Mapping[str, Any]) -> tuple[npt.NDArray[Any], Rows, in
     booster, about = learner["gradient_booster"], learner["learner_model_param"]
     if booster["name"] != "gbtree" or int(about["num_class"]) > 1 or int(about["num_target"]) > 1:
         return None
-    trees = booster["model"]["trees"]
-    if not trees or any(any(tree["split_type"]) or int(tree["tree_param"]["size_leaf_vector"]) > 1 for tree in trees):
+    trees, dropped = booster["model"]["trees"], booster["model"].get("weight_drop")  # a weight for each tree
+    if (
+        dropped
+        or not trees
+        or any(any(tree["split_type"]) or int(tree["tree_param"]["size_leaf_vector"]) > 1 for tree in trees)
+    ):
         return None
     levels = [_levels(tree) for tree in trees]
     depth = max(map(len, levels)) - 1
