@@ -49,6 +49,7 @@ PARTITION = "__partition"
 FAULTS = "__faults"
 PAYLOAD_FORMAT = "__format"
 EARLIER = "__earlier"
+CONTENT = "__content"
 LABEL_TIME = "__label_time"
 ASKED = "__asked"  # the number of a row of a spine, which asks for features and is no event
 RELEASE_NUMBER, RELEASE_ROLE, BUNDLE = "__release", "__role", "__bundle"

@@ -10,29 +10,26 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import column, hash_keys, marks_of, take_rows, without
+from models.batches import column, without
 from models.counts import DEDUPLICATE
 from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
-from models.features.windows import RollingKernel
-from models.project.sections import RollingFeature
+from models.features.duplicates import DUPLICATE, Contents, count_earlier
 from models.record import (
+    CONTENT,
     EARLIER,
-    INGESTED,
-    IS_HISTORY,
+    EVENT_TIME,
     MARKS,
     PAYLOAD,
     PAYLOAD_FORMAT,
-    POSITION,
-    PUBLISHED,
-    SOURCE,
     RecordType,
 )
+from models.store.ids import content_column
 from transforms.refused import DEAD
 from transforms.rolling import RollingWindows
 from transforms.state import States
 
-DUPLICATE = "duplicate event id"
+IDS = "ids"
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,25 +48,33 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
     lateness_us: int = 0
     keeps_payload: bool = False  # a later step may refuse rows
     states: States | None = None  # the ids that came are kept as `deduplicate`
+    identified_by: tuple[str, ...] | None = None  # fields, where a store takes the ids
 
     def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
-        """Main output: batches of first events; output `dead`: dead letters."""
-        within = self.records.deduplicate_within_us
-        earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)
-        kernel = RollingKernel((earlier,), {}, self.lateness_us)
-        windows = RollingWindows(self.records.id, _Contents, kernel, self.shards, self.states, "deduplicate")
+        """Main output: batches of first events; output `dead`: dead letters; output `ids`: ids as a store has them."""
+        kernel = count_earlier(self.records.deduplicate_within_us, self.lateness_us)
+        windows = RollingWindows(self.records.id, Contents, kernel, self.shards, self.states, "deduplicate")
         return (
             pcoll
             | "Count earlier" >> windows
             | "Split"
             >> beam.FlatMap(self._split)
-            .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
-            .with_outputs(DEAD, main="rows")
+            .with_output_types(pa.RecordBatch, **dict.fromkeys(self._outputs, pa.RecordBatch))
+            .with_outputs(*self._outputs, main="rows")
         )
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        return (DEAD,) if self.identified_by is None else (DEAD, IDS)
 
     def _split(self, batch: pa.RecordBatch) -> Iterator[Any]:
         repeated = column(batch, EARLIER).to_numpy() > 0
         events = without(batch, EARLIER)
+        if self.identified_by is not None:
+            content = content_column(events, self.identified_by, repeated)
+            ids = [column(events, name) for name in (self.records.id, EVENT_TIME, MARKS)]
+            names = [self.records.id, EVENT_TIME, MARKS, CONTENT]
+            yield beam.pvalue.TaggedOutput(IDS, pa.RecordBatch.from_arrays([*ids, content], names=names))
         if repeated.any():
             rows = np.flatnonzero(repeated)
             event_id = self.records.id
@@ -81,22 +86,3 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
         first = first if self.keeps_payload else without(first, PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:
             yield first
-
-
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """What orders rows of one id and time: made for these alone."""
-
-    batch: pa.RecordBatch
-
-    def take(self, rows: pa.Array) -> pa.Array:
-        """Of each row a hash of its content in the high 32 bits, one bit if it is live, and its origin's hash."""
-        batch = take_rows(self.batch, rows)
-        content = np.zeros(batch.num_rows, np.uint64)
-        for name, values in zip(batch.schema.names, batch.columns, strict=True):
-            if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
-                content = hash_keys(values) + content * np.uint64(31)
-        origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
-        live = (marks_of(batch) & IS_HISTORY) == 0
-        both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
-        return pa.array(both.view(np.int64))

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
+from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, counts_different, needs_order
 from models.features.as_of import look_up, put_back
+from models.features.few import FEW
 from models.features.search import Ordered
 from models.fixed_point import to_units
 from models.order import is_in_place, order_by, sort_order
@@ -31,6 +32,8 @@ from models.project.sections import RollingFeature
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+T = TypeVar("T")
 
 # A run is merged into the one before it once that is no longer this many times longer.
 _RUN_RATIO = 8
@@ -60,6 +63,7 @@ class Run(Ordered):
     _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
     _known: dict[str, Int64 | None] = dataclasses.field(default_factory=dict, repr=False)
     _largest: dict[str, int] = dataclasses.field(default_factory=dict, repr=False)
+    _kept: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(events: Events, order: Int64) -> Run:
@@ -99,10 +103,17 @@ class Run(Ordered):
         return self._largest[field]
 
     def known(self, field: str) -> Int64:
-        """The rows that have a number in `field`, ascending."""
+        """The rows that have a number in `field`, ascending, and how many rows there are in all at the end."""
         if ("rows", field) not in self._totals:
-            self._totals["rows", field] = np.flatnonzero(~np.isnan(self.values[field]))
+            self._totals["rows", field] = np.append(np.flatnonzero(~np.isnan(self.values[field])), len(self))
         return self._totals["rows", field]
+
+    def kept(self, name: tuple[str, str], make: Callable[[], T]) -> T:
+        """What was made of the run under a name before, or is now."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        found: T = self._kept[name]
+        return found
 
     def _scaled(self, field: str, decimals: int) -> Float64:
         scaled = to_units(self.values[field], decimals)
@@ -184,8 +195,13 @@ class RollingKernel:
 
     @property
     def needs_order(self) -> bool:
-        """Whether some feature needs all events of a window together, in their order."""
-        return bool(self._plan_in_order.features)
+        """Whether the order of a window's events makes a difference to some feature."""
+        return bool(self._plan_of_few.features)
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether some feature needs all events of a window together, however few are asked for."""
+        return any(f.gap_us is not None for f in self.features)
 
     @property
     def horizon_us(self) -> int:
@@ -198,7 +214,7 @@ class RollingKernel:
             return self._of_none(), history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
-        if self.needs_order or any(run.last >= new.first for run in history.runs):
+        if self._plan_in_order.features or any(run.last >= new.first for run in history.runs):
             return put_back(self._compute(history, new), order), self._append(history, new)
         # All of them are later than what was there: joined with it first, they need but one search.
         joined = join_last(history.runs, new)
@@ -255,8 +271,9 @@ class RollingKernel:
         passed = self._oldest_needed(*history.runs) if history.runs else 0
         own = (joined.last, joined.places) if joined else None
         seen = Seen.of(self._plan, new, history.runs, passed, self.decimals, own)
-        together = seen.gather(self._plan_in_order) if self._plan_in_order.features else seen
-        return [aggregate(f, together if f.name in self._plan_in_order.places else seen) for f in self.features]
+        plan = self._plan_of_few if len(new) <= FEW else self._plan_in_order
+        together = seen.gather(plan) if plan.features else seen
+        return [aggregate(f, together if f.name in plan.places else seen) for f in self.features]
 
     @functools.cached_property
     def _plan(self) -> Plan:
@@ -265,6 +282,10 @@ class RollingKernel:
     @functools.cached_property
     def _plan_in_order(self) -> Plan:
         return Plan.of([f for f in self.features if needs_order(f)])
+
+    @functools.cached_property
+    def _plan_of_few(self) -> Plan:
+        return Plan.of([f for f in self._plan_in_order.features if not counts_different(f)])
 
 
 class Joined(NamedTuple):

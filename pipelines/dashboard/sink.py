@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ class Sink:
         )
         quality = sum_up(self._quality.values(), self.project)
         faults = [fault for each in (self._success, self._scores, self._quality) for fault in each.faults()]
-        figures, wrong = self._figures()
+        windows, wrong = self._label_windows()
         faults += [*self._labels.faults(), *wrong]
         return {
             "folder": self.folder,
@@ -133,32 +134,25 @@ class Sink:
             "starts": [us // 1000 for us in starts],
             "decisions": [{"name": cut(name), "rows": numbers} for name, numbers in rows.items()],
             **quality_facts(quality),
-            "figures": figures,
-            "objectives": self._objectives(events, quality),
+            "figures": _figures(windows),
+            "objectives": self._objectives(events, quality, windows),
         }
 
-    def _figures(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Figures by bundle over the windows, realised and expected; and why there are none."""
+    def _label_windows(self) -> tuple[tuple[Said, ...], list[str]]:
+        """What is known by labels of each window and bundle, the newest first; and why there is none."""
         try:
             packed = self._labels.values()
             tables = [_unpacked(packed[start : start + _AT_ONCE]) for start in range(0, len(packed), _AT_ONCE)]
             metrics = label_metrics_of(pa.concat_tables(tables)) if tables else None
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            return [], [f"{self.folder}: its label metrics are not those of one project: {error}"]
-        if metrics is None:
-            return [], []
-        made = []
-        names = dict.fromkeys(name for each in metrics.windows for name in (*each.estimates, *each.figures))
-        for bundle in sorted({each.bundle for each in metrics.windows}):
-            windows = [each for each in reversed(metrics.windows) if each.bundle == bundle][-MOST_WINDOWS:]
-            made += [_figure(name, bundle, windows) for name in names]
-        return [each for each in made if _is_known(each)], []
+            return (), [f"{self.folder}: its label metrics are not those of one project: {error}"]
+        return metrics.windows if metrics else (), []
 
-    def _objectives(self, events: dict[str, int], quality: Quality) -> list[dict[str, Any]]:
+    def _objectives(self, events: dict[str, int], quality: Quality, windows: Sequence[Said]) -> list[dict[str, Any]]:
         if self.project.slo is None or not (events or self._done):
             return []
         statuses = [verdict.status for verdict in quality.verdicts if verdict.judged]
-        return [objective(each) for each in of_run(self.project.slo, events, statuses, self._done)]
+        return [objective(each) for each in of_run(self.project.slo, events, statuses, self._done, windows)]
 
 
 def _unpacked(files: list[_Packed]) -> pa.Table:
@@ -223,6 +217,16 @@ def _score(quality: Quality) -> dict[str, Any] | None:
         return None if distribution is None else _digits(shares(distribution))
 
     return {"cuts": _digits(quality.recent.cuts), "recent": of(quality.recent), "baseline": of(quality.baseline)}
+
+
+def _figures(windows: Sequence[Said]) -> list[dict[str, Any]]:
+    """Figures by bundle over the windows, realised and expected."""
+    made = []
+    names = dict.fromkeys(name for each in windows for name in (*each.estimates, *each.figures))
+    for bundle in sorted({each.bundle for each in windows}):
+        of = [each for each in reversed(windows) if each.bundle == bundle][-MOST_WINDOWS:]
+        made += [_figure(name, bundle, of) for name in names]
+    return [each for each in made if _is_known(each)]
 
 
 def _figure(name: str, bundle: str, windows: list[Said]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import re
 import threading
 import time
 import urllib.parse
@@ -28,6 +29,7 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 MOST_WAITING = 8192  # spans; more are dropped
 _AT_ONCE = 512
 _EVERY_SECONDS = 1.0
+_HEADER = re.compile(r"[!-9;-~]+: ?[\t -~]*")
 _TIMEOUT_SECONDS = 10.0
 _WAITS = (1.0, 2.0, 4.0)  # before each other try
 _AGAIN = (429, 502, 503, 504)
@@ -41,6 +43,8 @@ class TraceError(HeadraceError, ValueError):
 
 def collector_url() -> str:
     """Where the environment says that spans go; TraceError if it does not, or to where they can't."""
+    if not all(_HEADER.fullmatch(f"{name}:{value}") for name, value in pairs_of(*_HEADERS).items()):
+        raise TraceError(f"{_HEADERS[0]} names a header that can't be: NAME=VALUE,… of printable ASCII characters")
     protocol = next((text for name in _PROTOCOLS if (text := os.environ.get(name))), "http/json")
     if protocol not in ("http/json", "http/protobuf"):
         raise TraceError(f"{_PROTOCOLS[1]} is {protocol}: spans go by http/json, mostly to port 4318; leave it out")
@@ -78,10 +82,10 @@ class SpanSender:
 
     def __init__(self, url: str, resource: Mapping[str, str]) -> None:
         self._url, self._resource = url, dict(resource)
-        self._changed = threading.Condition()  # of the next four, which it guards
+        self._changed = threading.Condition()  # of the next five, which it guards
         self._waiting: collections.deque[Span] = collections.deque()
         self._dropped = 0
-        self._busy = False
+        self._busy = self._gave_up = False
         self._thread: threading.Thread | None = None
         self._flushing = threading.Event()  # someone waits: no more tries
 
@@ -100,12 +104,13 @@ class SpanSender:
                 self._changed.notify_all()
 
     def flush(self, seconds: float) -> None:
-        """Send what waits, for so long at most."""
-        deadline = time.monotonic() + seconds
-        self._flushing.set()
+        """Send what waits, for so long at most; where that was not enough once, others do not wait again."""
         with self._changed:
+            if self._gave_up:
+                return
+            self._flushing.set()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not (self._waiting or self._busy), max(deadline - time.monotonic(), 0.0))
+            self._gave_up = not self._changed.wait_for(lambda: not (self._waiting or self._busy), seconds)
         self._flushing.clear()
 
     def _run(self) -> None:
@@ -129,6 +134,7 @@ class SpanSender:
                         _LOG.warning("%d spans are lost: %s", lost, why or "more came than could be sent")
                     with self._changed:
                         self._busy = False
+                        self._gave_up &= bool(why)
                         self._changed.notify_all()
                 elif self._flushing.is_set():
                     time.sleep(0.01)  # whoever flushes has not seen yet that nothing waits

@@ -167,7 +167,7 @@ class Reader:
         for batch, heard, traceparents in received:
             decoded = decode_raw(batch, inlet.records)
             times = times_of(decoded, inlet.records)
-            if traceparents is not None and self._source.traces is not None:
+            if self._source.traces is not None and traceparents is not None and any(traceparents):
                 self._source.traces.tracer().remember(column(decoded, inlet.records.id), traceparents)
             marks = self._observe(inlet, batch, times, times if heard is None else heard)
             waiting.append((with_column(decoded, MARKS, marks), times))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.redact import redact
 from models.store.kinds import Place
+from models.store.large import LARGE_BYTES
 from models.store.tiles import merge_tiles
 from pipelines.store import StoreError
 from pipelines.store.log import CHANGES, Found
@@ -106,14 +107,15 @@ class RedisBackend:
             pipe.xtrim(self._log, minid=_text(following), approximate=False)
             pipe.execute()
 
-    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> list[bytes]:
         """Unite tiles with those that are there; other writers may come between, and nothing of theirs is lost."""
-        left = dict(tiles)
+        left, united = dict(tiles), dict(tiles)
         for _ in range(_TRIES):
             if not left:
-                return
+                return list(united.values())
             before = self._read_tiles(list(left))
             merged = merge_tiles(kinds, [before.get(place) for place in left], list(left.values()))
+            united |= dict(zip(left, merged, strict=True))
             both = {place: (before.get(place), tile) for place, tile in zip(left, merged, strict=True)}
             left = {place: left[place] for place in self.replace(both)}
         raise StoreError(f"{self._name}: others wrote the same tiles {_TRIES} times while they were united")
@@ -133,9 +135,9 @@ class RedisBackend:
                     told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()
                     arguments += [place.key, told, tile or b""]
                 pipe.eval(_PUT, 2, self._tiles(kind, start_us), self._starts(kind), *arguments)
-            if rounds:
+            if any(tile is not None and len(tile) >= LARGE_BYTES for both in tiles.values() for tile in both):
                 pipe.hincrby(self._marks, CHANGES)
-            answers = pipe.execute()[:-1] if rounds else []
+            answers = pipe.execute()[: len(rounds)] if rounds else []
         return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
 
     def marks(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.objectives import of_run
 from models.project.objectives import Objectives
 from models.project.project import parse_project
 from pipelines.config import RunSpec
@@ -18,7 +19,7 @@ from pipelines.dashboard.quality import read_part, sum_up
 from pipelines.dashboard.scores import HOUR_US, add_up, count_file, in_steps
 from pipelines.dashboard.sink import Sink
 from pipelines.jobs.score import score_files
-from pipelines.report.labels import read_label_metrics
+from pipelines.report.labels import read_label_metrics, read_windows
 from pipelines.results import RunError, count_decisions, read_success
 from pipelines.sinks.folder import Folder
 from tests.kit.bundles import AnyBundle
@@ -207,6 +208,14 @@ def test_performance_is_what_label_metrics_say(tmp_path):
     assert auc["ends"] == [each.end_us // 1000 for each in windows]
     assert auc["realised"] == pytest.approx([each.figures["roc_auc"] for each in windows], rel=1e-5)
     assert auc["labelled"] == [each.labelled for each in windows]
+    slo = Objectives.model_validate(
+        {"labels": {"within": "1d", "target": 0.1}, "performance": {"roc_auc": {"at_least": 2, "target": 0.5}}}
+    )
+    labels, figure = sink(tmp_path / "out", LABELLED.model_copy(update={"slo": slo})).facts()["objectives"]
+    assert (labels["name"], figure["name"], figure["met"]) == ("labels", "roc_auc", False)
+    told, _ = of_run(slo, {}, [], windows=read_windows(str(tmp_path / "out")))
+    assert labels["found"] == f"{told.total - told.bad} of {told.total}"
+    assert told.total > told.bad > 0
 
 
 def test_objectives_are_told_of_a_finished_run(tmp_path):

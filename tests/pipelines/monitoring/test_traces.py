@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import pickle
+import socket
 
 import pytest
 
@@ -192,6 +193,18 @@ def test_without_a_collector_nothing_waits_and_what_is_lost_is_told(caplog, monk
     assert sum(int(each.getMessage().split()[0]) for each in caplog.records if "lost" in each.getMessage()) == 5000
 
 
+def test_a_collector_that_hangs_holds_an_end_up_once(monkeypatch):
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sender = SpanSender(f"http://127.0.0.1:{silent.getsockname()[1]}", {})
+        sender.send([span()])
+        wait_for = sender._changed.wait_for
+        monkeypatch.setattr(sender._changed, "wait_for", lambda *told: asked.append(told) or wait_for(*told))
+        for _ in range(5):  # the ends of a graph's steps, one after another
+            sender.flush(0.2)
+    assert [told[1] for told in asked].count(0.2) == 1
+
+
 @pytest.mark.parametrize(
     ("variables", "wanted"),
     [
@@ -205,6 +218,10 @@ def test_without_a_collector_nothing_waits_and_what_is_lost_is_told(caplog, monk
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:p@h:1"}, "names a user"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:99999"}, "is not http://HOST:PORT"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "is grpc"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h", "OTEL_EXPORTER_OTLP_HEADERS": "a=b%0Ac"},
+            "a header that can't be",
+        ),
     ],
 )
 def test_where_traces_go_is_said_by_opentelemetrys_variables(monkeypatch, variables, wanted):
