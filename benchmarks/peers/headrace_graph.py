@@ -56,7 +56,7 @@ def run(
     """Run the graph; rows, and seconds for building it and for running it."""
     begun = time.perf_counter()
     profile = profile_of(runner)
-    workers = profile.workers(beam_args)
+    workers = profile.workers(beam_args, False)
     shards = shards or profile.shards(workers)
     project = load_project(pathlib.Path(__file__).parents[2] / "examples" / "card_fraud")
     length = parse_duration(window) if window else None

@@ -53,7 +53,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def one_worker(args: Args) -> int:
+def one_worker(args: Args, streams: bool) -> int:
     """One, as nothing is known of how many there are."""
     return 1
 
@@ -93,7 +93,7 @@ class Profile:
         complete: the options with those that it needs itself; one that was given stays.
         make: a pipeline from its name and the options.
         reading: how streams are read.
-        workers: how many threads of this process, by the options, work on the graph side by side.
+        workers: how many threads of this process, by the options and for a stream or not, work side by side.
         shards: into how many parts the work of so many is split unless it is said.
         refuses: options of headrace's by their names, and why they can't be.
         apart: whether its workers, by the options, run in a folder of their own.
@@ -114,7 +114,7 @@ class Profile:
     complete: Callable[[Args, Job], list[str]] = as_given
     make: Callable[[str, Args], Any] = make_by_name
     reading: Reading = Reading.JOURNALED
-    workers: Callable[[Args], int] = one_worker
+    workers: Callable[[Args, bool], int] = one_worker
     shards: Callable[[int], int] = one_each
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     apart: Callable[[Args], bool] = lambda args: False
