@@ -106,7 +106,7 @@ def _read_tensor(tensor: Mapping[str, Any], most: int, width: int) -> Rows:
     told = f"tensor {str(name)[:100]!r}"
     if kind not in _NUMBERS:
         raise RequestError(f"{told}: its datatype is one of {', '.join(_NUMBERS)}")
-    if not (isinstance(shape, list) and 1 <= len(shape) <= 2 and all(isinstance(size, float) for size in shape)):
+    if not (isinstance(shape, list) and 1 <= len(shape) <= 2 and all(map(_is_whole, shape))):
         raise RequestError(f"{told}: its shape is one or two whole numbers")
     rows = shape[0]
     if not 1 <= rows <= most:
@@ -124,6 +124,10 @@ def _read_tensor(tensor: Mapping[str, Any], most: int, width: int) -> Rows:
         found = np.array([np.nan if value is None else value for value in values], np.float64).astype(np.float32)
     found[np.isinf(found)] = np.nan
     return found.reshape(-1, width)
+
+
+def _is_whole(size: Any) -> bool:
+    return isinstance(size, float) and size.is_integer()
 
 
 def _flat(data: list[Any]) -> Iterator[Any]:

@@ -61,7 +61,7 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
     routes = _Routes(service, counts, siblings or Siblings())
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
-        ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
+        ("GET", "/v1/features/{entity}/{key:path}", "read", routes.features, None),
         ("GET", "/v2", None, routes.server, None),
         ("GET", "/v2/health/live", None, routes.live, None),
         ("GET", "/v2/health/ready", None, routes.ready, None),
@@ -72,7 +72,7 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
     ):
         told = {"summary": handler.__doc__, **(told or {})}
         app.add_api_route(
-            path, _told(handler, path, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
+            path, _told(handler, path.replace(":path", ""), guard(role) if role else None, counts), methods=[method], name=handler.__name__,
             response_model=None, summary=handler.__doc__, openapi_extra=told,
         )  # fmt: skip
     app.add_exception_handler(HTTPException, _say_http)

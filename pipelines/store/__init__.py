@@ -128,10 +128,10 @@ def open_store(uri: str, feature_set: str, *, create: bool = False, wait_seconds
     if is_embedded(uri):
         from pipelines.store.sqlite import SqliteBackend
 
-        return LoggedStore(SqliteBackend(path_of(uri), feature_set, create, wait_seconds))
+        return LoggedStore(SqliteBackend(path_of(uri), feature_set, create, wait_seconds), create)
     from pipelines.store.redis import RedisBackend
 
-    return LoggedStore(RedisBackend(uri, feature_set, wait_seconds))
+    return LoggedStore(RedisBackend(uri, feature_set, wait_seconds), create)
 
 
 def go_on(store: Store, kinds: Iterable[Kind], progress: Progress, lateness_us: int) -> None:

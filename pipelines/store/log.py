@@ -41,6 +41,8 @@ class Found(NamedTuple):
 class Backend(Protocol):
     """Where tiles, a log and marks of one feature set are. Methods raise StoreError if it does not answer."""
 
+    name: str  # without a secret
+
     def read(self, places: Sequence[Place], after: Any) -> Found:
         """Marks, the log's entries after a number, None for all, and the tiles that are there."""
 
@@ -75,8 +77,11 @@ class Backend(Protocol):
 class LoggedStore:
     """A `Store` over a backend."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, create: bool = False) -> None:
         self._backend = backend
+        self._marks: dict[str, int] = {}  # as they were last
+        if create and CHANGES not in backend.marks():
+            backend.raise_marks({CHANGES: 1})
         self._recent = Recent()
         self._last: Any = None  # entry that was read
         self._settled: Any = None  # entry up to which the log was in tiles
@@ -106,6 +111,7 @@ class LoggedStore:
         kept = {place: self._large[place] for place in places if place in self._large} if self._large else {}
         asked = [place for place in places if place not in kept] if kept else places
         found = self._backend.read(asked, self._last)
+        self._check(found.marks)
         for number, content in found.entries:
             self._recent.learn(number, read_entry(content))
             self._last = number
@@ -122,6 +128,14 @@ class LoggedStore:
             self._large.clear()
         self._large |= large
         return found._replace(tiles=found.tiles | kept) if kept else found
+
+    def _check(self, marks: dict[str, int]) -> dict[str, int]:
+        """The marks; StoreError if one has gone back, as in a server that was started again with less than it had."""
+        if any(name not in marks or marks[name] < value for name, value in self._marks.items()):
+            again = "fill it, or start the stream with its journal again, and then what reads it"
+            raise StoreError(f"{self._backend.name}: has lost what it had: {again}")
+        self._marks = marks
+        return marks
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """Add rows to the log, and now and then the log to the tiles."""
@@ -176,10 +190,11 @@ class LoggedStore:
 
     def progress(self) -> Progress:
         """How far the tiles go."""
-        return _progress_of(self._backend.marks())
+        return _progress_of(self._check(self._backend.marks()))
 
     def advance(self, progress: Progress) -> None:
-        """Go on as far as that."""
+        """Go on as far as that; StoreError if it has less than this process has seen there."""
+        self._check(self._backend.marks())
         told = {_WATERMARK: progress.watermark_us, _NEWEST: progress.newest_us}
         self._backend.raise_marks({name: us for name, us in told.items() if us is not None})
 
