@@ -71,8 +71,9 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
         ("GET", "/metrics", "read", routes.metrics, None),
     ):
         told = {"summary": handler.__doc__, **(told or {})}
+        shown = path.replace(":path", "")
         app.add_api_route(
-            path, _told(handler, path.replace(":path", ""), guard(role) if role else None, counts), methods=[method], name=handler.__name__,
+            path, _told(handler, shown, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
             response_model=None, summary=handler.__doc__, openapi_extra=told,
         )  # fmt: skip
     app.add_exception_handler(HTTPException, _say_http)

@@ -15,7 +15,7 @@ from models.store.kinds import Kind, Place
 from models.store.large import LARGE_BYTES
 from models.store.recent import Recent, read_entry, tiles_in, write_entry
 from models.store.tiles import Rows, TileError, merge_tiles
-from pipelines.store import Look, Progress
+from pipelines.store import Look, Progress, StoreError
 
 # The log is put into tiles when it has so many entries, or rows.
 MAX_ENTRIES = 256

@@ -24,17 +24,21 @@ class SlowWay:
                 threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client):
-        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._to)) as server:
-            with selectors.DefaultSelector() as both:
-                for one, other in ((client, server), (server, client)):
-                    both.register(one, selectors.EVENT_READ, other)
-                while not self._ending.is_set():
-                    for key, _ in both.select(0.1):
-                        if not (data := key.fileobj.recv(1 << 16)):
-                            return
-                        if key.fileobj is server:
-                            time.sleep(self.seconds)
-                        key.data.sendall(data)
+        with (
+            client,
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self._to)) as server,
+            selectors.DefaultSelector() as both,
+        ):
+            for one, other in ((client, server), (server, client)):
+                both.register(one, selectors.EVENT_READ, other)
+            while not self._ending.is_set():
+                for key, _ in both.select(0.1):
+                    if not (data := key.fileobj.recv(1 << 16)):
+                        return
+                    if key.fileobj is server:
+                        time.sleep(self.seconds)
+                    key.data.sendall(data)
 
     def close(self):
         """Lead nowhere any more."""
