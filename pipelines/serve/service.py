@@ -194,7 +194,10 @@ class Service:
         if self._publishing is not None and self._publishing.waits:
             return
         with self._watched.told():
-            self._store.progress()
+            if self.absorbs:
+                self._store.probe()
+            else:
+                self._store.progress()
         if self.broken is not None:
             _LOG.warning("ready again")
         self.broken = None

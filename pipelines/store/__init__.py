@@ -83,6 +83,9 @@ class Store(Protocol):
     def progress(self) -> Progress:
         """How far the tiles go."""
 
+    def probe(self) -> None:
+        """StoreError if nothing can be written now."""
+
     def advance(self, progress: Progress) -> None:
         """Go on as far as that; never back."""
 

@@ -22,7 +22,7 @@ MAX_ENTRIES = 256
 MAX_ROWS = 1 << 18
 _MEND = "`headrace store check --mend` puts it right"
 _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
-CHANGES = "changes"
+CHANGES, _PROBED = "changes", "probed"
 _MOST_LARGE_BYTES = 256 << 20
 
 
@@ -79,15 +79,20 @@ class LoggedStore:
 
     def __init__(self, backend: Backend, create: bool = False) -> None:
         self._backend = backend
-        self._marks: dict[str, int] = {}  # as they were last
+        self._has_gone_back = False
+        self._entries = self._rows = 0  # that this process added since the log was last put into tiles
+        self._forget()
         if create and CHANGES not in backend.marks():
             backend.raise_marks({CHANGES: 1})
+
+    def _forget(self) -> None:
+        """Know nothing of what is there."""
+        self._marks: dict[str, int] = {}  # as they were last
         self._recent = Recent()
         self._last: Any = None  # entry that was read
         self._settled: Any = None  # entry up to which the log was in tiles
         self._large: dict[Place, bytes] = {}  # tiles, as they were at so many changes
         self._changes: int | None = None
-        self._entries = self._rows = 0  # that this process added since the log was last put into tiles
 
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The tiles that are there of those named."""
@@ -111,11 +116,12 @@ class LoggedStore:
         kept = {place: self._large[place] for place in places if place in self._large} if self._large else {}
         asked = [place for place in places if place not in kept] if kept else places
         found = self._backend.read(asked, self._last)
-        self._check(found.marks)
+        if not self._see(found.marks):
+            return self._look(places)
         for number, content in found.entries:
             self._recent.learn(number, read_entry(content))
             self._last = number
-        if found.settled != self._settled:
+        if found.settled is not None and found.settled != self._settled:
             self._recent.forget(found.settled)
             self._settled = found.settled
         if found.marks.get(CHANGES) != self._changes:
@@ -129,13 +135,20 @@ class LoggedStore:
         self._large |= large
         return found._replace(tiles=found.tiles | kept) if kept else found
 
-    def _check(self, marks: dict[str, int]) -> dict[str, int]:
-        """The marks; StoreError if one has gone back, as in a server that was started again with less than it had."""
+    def _see(self, marks: dict[str, int]) -> bool:
+        """Whether marks are no less than before; else the store has lost what it had, and nothing is known of it."""
         if any(name not in marks or marks[name] < value for name, value in self._marks.items()):
-            again = "fill it, or start the stream with its journal again, and then what reads it"
-            raise StoreError(f"{self._backend.name}: has lost what it had: {again}")
+            self._has_gone_back = True
+            self._forget()
+            return False
         self._marks = marks
-        return marks
+        return True
+
+    def _require_whole(self) -> None:
+        """StoreError if the store has lost what it had: what is added to the rest would pass for all."""
+        if self._has_gone_back:
+            mend = "fill it anew, or start the stream again, which has a journal"
+            raise StoreError(f"{self._backend.name}: has less than it had, as a server that keeps nothing: {mend}")
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """Add rows to the log, and now and then the log to the tiles."""
@@ -144,6 +157,7 @@ class LoggedStore:
 
     def enter(self, kind: Kind, rows: Rows, keys: pa.Array) -> bool:
         """Add rows to the log; whether it should be put into tiles."""
+        self._require_whole()
         if len(rows):
             self._backend.log(write_entry(kind, rows, keys))
             self._entries, self._rows = self._entries + 1, self._rows + len(rows)
@@ -190,11 +204,18 @@ class LoggedStore:
 
     def progress(self) -> Progress:
         """How far the tiles go."""
-        return _progress_of(self._check(self._backend.marks()))
+        return _progress_of(self._backend.marks())
+
+    def probe(self) -> None:
+        """Write a number that says nothing."""
+        self._see(self._backend.marks())
+        self._require_whole()
+        self._backend.raise_marks({_PROBED: self._marks.get(_PROBED, 0) + 1})
 
     def advance(self, progress: Progress) -> None:
-        """Go on as far as that; StoreError if it has less than this process has seen there."""
-        self._check(self._backend.marks())
+        """Go on as far as that."""
+        self._see(self._backend.marks())
+        self._require_whole()
         told = {_WATERMARK: progress.watermark_us, _NEWEST: progress.newest_us}
         self._backend.raise_marks({name: us for name, us in told.items() if us is not None})
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from models.store.kinds import kinds_of
-from pipelines.store import StoreError, open_store
+from pipelines.store import Progress, StoreError, open_store
 from tests.kit import redis
 from tests.kit.declared import declared
 from tests.kit.endpoints import serving
@@ -58,20 +58,31 @@ def test_what_comes_too_late_is_no_answer_to_what_is_asked_next(server):
     assert set(outcomes) == {True, False}
 
 
-def test_a_redis_that_comes_back_with_less_is_not_believed(server):
-    """As one without persistence does; neither by who absorbs nor by who reads what a stream writes."""
-    uri = redis.emptied(server)
-    with contextlib.closing(open_store(uri, PROJECT.feature_set, create=True)) as writer:
-        with serving(PROJECT, open_store(uri, PROJECT.feature_set, create=True)) as client:
-            assert score(client, EVENTS[0])["complete"] is True
-            writer.settle()
+def test_a_redis_that_comes_back_with_less_is_not_added_to(server):
+    """As one that keeps nothing on disk does: who absorbs is not ready, who reads says that it knows less."""
+    uri, feature_set = redis.emptied(server), PROJECT.feature_set
+    later = Progress((EVENTS[-1]["at"] + 1) * SECOND)
+    with contextlib.closing(open_store(uri, feature_set, create=True)) as stream:
+        with (
+            serving(PROJECT, open_store(uri, feature_set, create=True)) as absorbing,
+            serving(PROJECT, open_store(uri, feature_set), absorb=False) as reading,
+        ):
+            stream.advance(later)
+            assert score(absorbing, EVENTS[0])["complete"] is True
+            stream.settle()
+            assert score(absorbing, EVENTS[1])["complete"] is True
+            known = score(reading, EVENTS[5])
+            assert known["complete"] is True
             redis.emptied(server)
-            assert score(client, EVENTS[1])["fallback"] is True
-            ready = client.get("/v2/health/ready")
-            assert (ready.status_code, "has lost what it had" in ready.json()["why"]) == (503, True)
-        with pytest.raises(StoreError, match="has lost what it had"):
-            writer.advance(writer.progress())
-    with serving(PROJECT, open_store(uri, PROJECT.feature_set, create=True)) as client:  # one that starts anew
+            assert score(absorbing, EVENTS[2])["fallback"] is True
+            ready = absorbing.get("/v2/health/ready")
+            assert (ready.status_code, "has less than it had" in ready.json()["why"]) == (503, True)
+            unknown = score(reading, EVENTS[5])
+            assert (unknown["complete"], unknown["as_of"]) == (False, None)
+            assert unknown["features"]["everyone"] == 1 < known["features"]["everyone"]
+        with pytest.raises(StoreError, match="has less than it had"):
+            stream.advance(later)
+    with serving(PROJECT, open_store(uri, feature_set, create=True)) as client:  # one that is started again
         assert "score" in score(client, EVENTS[1])
 
 
