@@ -77,6 +77,10 @@ class Kind:
         """Tiles that start before this are in no window of an event `lateness_us` older than the newest, nor later."""
         return self.starts_us(newest_us - lateness_us).start
 
+    def known_from_us(self, dropped_us: int) -> int:
+        """The first time of which no window reads a tile that starts before `dropped_us`, where a tile may start."""
+        return dropped_us + self.span_us - 1
+
 
 def kinds_of(project: Project) -> dict[str, Kind]:
     """The kinds of tiles that a project's windows read, by their names."""

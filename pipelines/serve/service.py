@@ -64,13 +64,14 @@ class _Watched:
     def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
         self._store, self._failed = store, failed
         self.watermark_us: int | None = None  # as of what was read last
+        self.dropped: Mapping[str, int] = {}
         self.is_full = False  # its log, which is to be put into tiles
 
     def read(self, places: Sequence[Place]) -> tuple[Mapping[Place, bytes], Mapping[Place, bytes]]:
         """As the store."""
         with self.told():
             found = self._store.look(places)
-        self.watermark_us = found.progress.watermark_us
+        self.watermark_us, self.dropped = found.progress.watermark_us, found.dropped
         return found.tiles, found.more
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
@@ -255,4 +256,6 @@ class Service:
         whole_us = NEVER_US if watermark_us is None else watermark_us
         if self.absorbs:
             whole_us = max(whole_us, self._lost.first_us)
-        return State(watermark_us, whole_us)
+        dropped = self._watched.dropped
+        known = [kind.known_from_us(dropped[kind.name]) for kind in self.answering.kinds if kind.name in dropped]
+        return State(watermark_us, whole_us, max(known, default=NEVER_US))

@@ -43,11 +43,15 @@ class Progress:
 
 
 class Look(NamedTuple):
-    """Tiles, rows that may stand in no tile yet, as tiles of the same places, and how far all go at least."""
+    """Tiles, rows that may stand in no tile yet, as tiles of the same places, and how far all go at least.
+
+    `dropped` is by kind the time that tiles started before which were removed, microseconds since 1970 UTC.
+    """
 
     tiles: dict[Place, bytes]
     more: dict[Place, bytes]
     progress: Progress
+    dropped: dict[str, int]
 
 
 class Store(Protocol):

@@ -109,7 +109,8 @@ class LoggedStore:
         added: dict[Place, bytes] = {}
         for _, more in self._recent.tiles(places) if len(self._recent) else ():
             added |= more
-        return Look(found.tiles, added, _progress_of(found.marks))
+        dropped = {name.removeprefix(_DROPPED): us for name, us in found.marks.items() if name.startswith(_DROPPED)}
+        return Look(found.tiles, added, _progress_of(found.marks), dropped)
 
     def _look(self, places: Sequence[Place]) -> Found:
         """What the backend has; large tiles are not read again as long as no tile changes."""

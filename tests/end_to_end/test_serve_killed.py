@@ -43,7 +43,7 @@ def sample(tmp_path_factory):
 
 
 class Asker(threading.Thread):
-    """Asks for the scores of events that a store has come past, most of them recent, until it is told to stop.
+    """Asks for the scores of events of the last day that a store has come past, until it is told to stop.
 
     While the endpoint is not ready it waits, as what stands before one does.
     """
@@ -73,9 +73,8 @@ class Asker(threading.Thread):
                 reply = self._client.get("/v1/features/customer/1")
                 as_of_us = micros(reply.json()["as_of"]) if reply.status_code == 200 else as_of_us
                 continue
-            known = np.flatnonzero(self._times < as_of_us)
-            newest = known[np.argsort(self._times[known])][-500:]
-            places = chosen.choice(newest if chosen.random() < 0.7 else known, TOGETHER)
+            known = np.flatnonzero((self._times < as_of_us) & (self._times > as_of_us - DAY))
+            places = chosen.choice(known, TOGETHER)
             answers = self._send(np.unique(places))
             self.asked += len(np.unique(places))
             self.answers += answers
