@@ -88,6 +88,8 @@ async def read_body(request: Request) -> bytes:
     """The body; HttpError if it is too large, too slow, or not whole."""
     too_large = HttpError(413, f"the body is larger than {MOST_BYTES:,} bytes")
     length = request.headers.get("content-length", "0")
+    if length != "0" and "transfer-encoding" in request.headers:  # of which a proxy may take the other
+        raise HttpError(400, "the body's length is told in two ways", {"Connection": "close"})
     if len(length) > 12 or (length.isdigit() and int(length) > MOST_BYTES):
         raise too_large
     parts, size = [], 0

@@ -44,3 +44,22 @@ def test_sizes_that_are_no_whole_numbers_are_refused(shape):
     tensor = {"name": "features", "datatype": "FP32", "data": [1, 2, 3]}
     with pytest.raises(RequestError, match="its shape is one or two whole numbers"):
         read_rows(json.dumps({"inputs": [{**tensor, "shape": shape}]}).encode(), NAMES, 3)
+
+
+@pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]], [[[1], [2]], [3, [4]]], [1, [2, 3], 4]])
+def test_data_may_be_nested(data):
+    tensor = {"name": "features", "datatype": "FP32", "shape": [2, 2], "data": data}
+    rows, _ = read_rows(json.dumps({"inputs": [tensor]}).encode(), NAMES, 3)
+    assert rows.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("more", [[[]] * 500_000, [[[]]] * 3, [[[]] * 500_000], [1] * 500_000])
+def test_data_of_other_sizes_are_refused(more):
+    tensor = {"name": "features", "datatype": "FP32", "shape": [1, 2], "data": [1, *more]}
+    with pytest.raises(RequestError, match="are not of the shape"):
+        read_rows(json.dumps({"inputs": [tensor]}).encode(), NAMES, 3)
+
+
+def test_more_tensors_than_there_can_be_are_refused():
+    with pytest.raises(RequestError, match="one tensor of each feature"):
+        read_rows(b'{"inputs": [' + b"{}," * 1000 + b"{}]}", NAMES, 3)
