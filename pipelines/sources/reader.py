@@ -35,7 +35,7 @@ from pipelines.brokers import Messages
 from pipelines.sources.acknowledge import STEP_US
 from pipelines.sources.ahead import Int64
 from pipelines.sources.files import read_all
-from pipelines.sources.inlets import Inlet, SeenIds
+from pipelines.sources.inlets import MAX_MESSAGES, Inlet, SeenIds
 from pipelines.sources.records import NO_TIME_US, decode_raw, times_of, type_number
 from pipelines.sources.release_feed import EARLIEST_US, Follower
 from pipelines.sources.watermark import StreamWatermark
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 AHEAD_US = 86_400_000_000  # an event later than its publication by more than this does not move the watermark
 LONGEST_ROUND_US = 1_000_000
 WAIT_SECONDS = 0.02
+HELD_MESSAGES = 100_000  # the most that are taken, of a backlog, before the watermark may move after a failure
 
 
 class Reader:
@@ -72,6 +73,7 @@ class Reader:
         self._slice_end_us: int | None = None
         self._is_open = False
         self._held_until_us = 0
+        self._held_messages = 0  # of those that were here by then, the most that are still to be taken
         # A clock of how long messages were waited for: a round that takes long, as when the sink stalls, is no silence.
         self._round_us = monotonic_us()
         self._clock_us = self._received_us = 0
@@ -98,12 +100,14 @@ class Reader:
         else:
             if not self._is_open:
                 yield from self._begin()
-            heard = False
+            heard, most, all_came = False, 0, monotonic_us() >= self._held_until_us
             for place, inlet in enumerate(self._inlets):
                 messages = inlet.receive(0.0 if place else WAIT_SECONDS)
                 if messages is not None:
-                    heard = True
+                    heard, most = True, max(most, len(messages))
                     yield from self._take(inlet, messages)
+            if all_came:
+                self._held_messages = max(self._held_messages - most, 0) if most >= MAX_MESSAGES else 0
             silent = not heard and self._clock_us - self._received_us > self._source.idle_us
             over = self._source.until_idle and silent and bool(self._partitions())
             yield from self._pass_watermark(over, finalizer)
@@ -127,7 +131,7 @@ class Reader:
         if self._releases is not None:
             self._releases.close()
         # A former process is told on while messages that it had received may still come.
-        self._keeper.close(not self._keeper.was_cut_off or 0 < self._held_until_us <= monotonic_us())
+        self._keeper.close(not self._keeper.was_cut_off or (self._is_open and not self._is_held()))
 
     def _read_past(self) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
         """Slices of history: the files' records as one, then those that went out before as they were."""
@@ -152,6 +156,7 @@ class Reader:
             # Messages that the former process had received and not kept come again only after a while.
             seconds = max(inlet.subscription.redelivery_seconds for inlet in self._inlets)
             self._held_until_us = monotonic_us() + int(seconds * 1e6)
+            self._held_messages = HELD_MESSAGES if seconds else 0
 
     def _take(self, inlet: Inlet, messages: Messages) -> Iterator[Any]:
         """Keep the messages that were not received before until the watermark has passed their records."""
@@ -194,13 +199,17 @@ class Reader:
             count(LATE, int(late.sum()))
         return pa.array(late * np.int8(IS_LATE))
 
+    def _is_held(self) -> bool:
+        """Whether messages that a former process had received may still come, or are here and were not taken."""
+        return self._held_messages > 0 or monotonic_us() < self._held_until_us
+
     def _partitions(self) -> set[int]:
         return set().union(*(inlet.partitions() for inlet in self._driving))
 
     def _pass_watermark(self, over: bool, finalizer: Any) -> Iterator[Any]:
         """What the watermark has passed since the last time, as a slice."""
         reached = self._watermark.current(self._partitions(), self._clock_us)
-        if monotonic_us() < self._held_until_us:
+        if self._is_held():
             reached = EARLIEST_US
         if over:
             newest = (inlet.ahead.newest() for inlet in self._inlets)

@@ -27,9 +27,9 @@ from tests.kit.flink import (
     OverPubsub,
     OverPulsar,
     Streaming,
+    checkpoints,
     kill_host,
     needs_flink,
-    restored,
     submit,
     wait_until,
 )
@@ -125,7 +125,7 @@ def kill_and_finish(streaming, flink, killed):
     kill_host(flink, job, killed)
     streaming.publish(8000, len(streaming.payloads), 0.2)
     streaming.wait_for_scores(len(streaming.payloads))
-    assert restored(flink, job) == 1
+    assert checkpoints(flink, job, "restored") == 1
     streaming.finish(job)
 
 
@@ -168,7 +168,7 @@ def test_a_stream_goes_on_from_a_savepoint_with_another_bundle(streaming, flink,
     job = streaming.start("after", f"--savepoint_path={savepoint}")
     streaming.publish(12_000, len(streaming.payloads), 0.2)
     scores = streaming.finish(job)
-    assert restored(flink, job) == 1
+    assert checkpoints(flink, job, "restored") == 1
     assert len(scores) == len(streaming.payloads)
     by_bundle = collections.Counter(score["bundle_id"] for score in scores)
     assert min(by_bundle["before"], by_bundle["after"]) >= 4000
@@ -227,14 +227,17 @@ def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, 
                 kill_host(flink, job, ("task manager", "worker")[kill % 2])
                 now = time.time()
                 rows.collect(lambda now=now: rows.newest > now)
+                if kill % 2:  # else ever more is unacknowledged, and at last more than the broker hands out
+                    taken = checkpoints(flink, job, "completed")
+                    rows.collect(lambda job=job, taken=taken: checkpoints(flink, job, "completed") > taken)
             if number == 1:
-                begun += restored(flink, job)
+                begun += checkpoints(flink, job, "restored")
                 savepoint = flink.stop_job(job, tmp_path / "savepoints")
                 job = start(f"--savepoint_path={savepoint}")
             rows.collect(lambda seq=2 + number: rows.have(seq))
         published = traffic.stop()
         rows.collect(lambda: len(rows.scores) >= published)
-        begun += restored(flink, job)
+        begun += checkpoints(flink, job, "restored")
         flink.cancel_job(job)
         rows.close()
     assert begun == KILLS + 1

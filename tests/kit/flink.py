@@ -221,6 +221,6 @@ def kill_host(flink, job, killed):
         flink.start_task_manager()
 
 
-def restored(flink, job):
-    """How often a job began from a checkpoint or savepoint."""
-    return flink.rest(f"/jobs/{job}/checkpoints")["counts"]["restored"]
+def checkpoints(flink, job, kind):
+    """How many checkpoints of a job are "completed", or how often it was "restored" from one or a savepoint."""
+    return flink.rest(f"/jobs/{job}/checkpoints")["counts"][kind]
