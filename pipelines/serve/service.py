@@ -87,9 +87,16 @@ class _Watched:
         except StoreError as error:
             self._failed(str(error))
             raise ServiceDown("the store does not answer") from None
-        except TileError as error:
-            _LOG.error("the store holds a damaged tile: %s; `headrace store check` mends it", error)
-            raise ServiceDown("the store holds a damaged tile of this entity") from None
+
+
+@contextlib.contextmanager
+def _whole_tiles() -> Any:
+    """ServiceDown for a tile that is damaged: other entities are answered as ever."""
+    try:
+        yield
+    except TileError as error:
+        _LOG.error("the store holds a damaged tile: %s; `headrace store check --mend` puts it right", error)
+        raise ServiceDown("the store holds a damaged tile of this entity") from None
 
 
 class Service:
@@ -206,7 +213,8 @@ class Service:
     def _score(self, payloads: Sequence[bytes], with_features: bool, reason_codes: int) -> Reply:
         scoring = self.models.current()
         try:
-            answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
+            with _whole_tiles():
+                answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
         except ModelError as error:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
@@ -247,7 +255,8 @@ class Service:
         return Reply(found, refused=len(answers.refused), fallback=len(times))
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
-        features = self.answering.features_at(entity, key, at_us, self._watched)
+        with _whole_tiles():
+            features = self.answering.features_at(entity, key, at_us, self._watched)
         return b'{"features":' + features + b"," + self._state().told(at_us) + b"}"
 
     def _state(self) -> State:
