@@ -1,7 +1,7 @@
 """Benchmarks of a running stream as a black box; each sub-command prints one Markdown table.
 
     python benchmarks/stream.py sustained | latency | catchup | state | soak | peers | beside | transactions |
-        releases | swaps
+        releases | swaps | memory
         [-- options of headrace run]
 
 A broker, `headrace run`, a publisher and a reader run in a process each, on this machine. The model is trained
@@ -180,6 +180,13 @@ def swaps(asked: argparse.Namespace, setting: Setting) -> None:
     releasing.swaps(setting, asked.rate, asked.seconds, asked.times, say)
 
 
+def memory(asked: argparse.Namespace, setting: Setting) -> None:
+    """Memory while champions change, more of them than a process keeps."""
+    for number in range(1, asked.versions):
+        train(setting.folder, setting.source, "--start", f"2018-05-{25 - number:02d}")
+    releasing.memory(setting, asked.rate, asked.seconds, asked.versions, say)
+
+
 def peak(found: Measured) -> float:
     return max(mib for _, mib in found.memory if mib == mib)
 
@@ -246,6 +253,10 @@ def parse() -> argparse.Namespace:
     one.add_argument("--rate", type=float, default=5000)
     one.add_argument("--seconds", type=float, default=40)
     one.add_argument("--times", type=int, default=3)
+    one = command(memory)
+    one.add_argument("--rate", type=float, default=1000)
+    one.add_argument("--seconds", type=float, default=100)
+    one.add_argument("--versions", type=int, default=13)
     asked = parser.parse_args(line[:cut])
     asked.rest = line[cut + 1 :]
     return asked

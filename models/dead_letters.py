@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.batches import Keys, take_rows
+from models.batches import Keys, column, take_rows
 from models.codecs import rows_as_json
 from models.codecs.times import times_from_timestamps
-from models.faults import python_values
+from models.faults import python_values, rules_of
 from models.record import (
     DEAD_LETTER_SCHEMA,
     EVENT_TIME,
@@ -30,6 +31,7 @@ from models.record import (
     RecordType,
 )
 
+_AT_ONCE = 1 << 11  # letters whose reasons are in memory as texts
 LINES = ("json", "csv")  # formats whose records end with a line, as dead letters don't
 
 
@@ -76,6 +78,16 @@ def make_dead_letters(
     fields = [pa.field(name, values.type) for name, values in kept.items()]
     schema = pa.schema([*letters.schema, *fields])
     return pa.RecordBatch.from_arrays([*letters.columns, *kept.values()], schema=schema)
+
+
+def by_rules(letters: pa.RecordBatch) -> collections.Counter[tuple[str, tuple[tuple[str, str], ...]]]:
+    """How many dead letters there are by their step, and the fields and rules of all of their reasons."""
+    found: collections.Counter[tuple[str, tuple[tuple[str, str], ...]]] = collections.Counter()
+    for start in range(0, letters.num_rows, _AT_ONCE):
+        part = letters.slice(start, _AT_ONCE)
+        rules = rules_of(column(part, "reasons").to_pylist())
+        found.update(zip(column(part, "step").to_pylist(), rules, strict=True))
+    return found
 
 
 def _texts(ids: pa.Array) -> pa.StringArray:

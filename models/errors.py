@@ -50,6 +50,7 @@ HeadraceError
 ├── LateInputError          new files hold events from before the state that a run started from
 ├── QualityStop             the gate stops the run at a bad window
 ├── AlertError              an alert that can't be delivered
+├── TraceError              a collector of traces that is not named, or can't be sent to
 ├── ExpositionError         a port that metrics can't be shown on
 ├── ChildError              a command beside this one that ended, or does not get ready
 ├── ScrapeError             an address that shows no metrics of headrace's

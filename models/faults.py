@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 MAX_VALUE_CHARS = 200
+UNKNOWN_FIELD = "unknown field"  # the one rule whose field may have any name
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -95,6 +95,13 @@ SCORES = Metric(
 DEAD_LETTERS = Metric(
     "headrace_dead_letters_total", "counter", "Dead letters by the step that refused them.", ("step",), True
 )
+REASONS = Metric(
+    "headrace_dead_letter_reasons_total",
+    "counter",
+    "Reasons of dead letters, by what they break; an unknown field has no name here.",
+    ("step", "field", "rule"),
+    True,
+)
 VERDICTS = Metric("headrace_verdicts_total", "counter", "Windows of score rows by their verdict.", ("status",), True)
 ALERTS = Metric("headrace_alerts_total", "counter", "Alerts of incidents that open, go on or end.", ("event",), True)
 OPEN = Metric("headrace_open_incidents", "gauge", "Incidents that are open.", (), True)
@@ -108,6 +115,9 @@ FALLEN_BACK = Metric(
 ASSIGNED = Metric("headrace_assigned_total", "counter", "Events that a release gave a model.", ("role",), True)
 RELEASE = Metric("headrace_release", "gauge", "The newest release that gave events of the last slice a model.")
 REFUSED_RELEASES = Metric("headrace_refused_releases_total", "counter", "Releases whose bundles were refused.")
+STATE = Metric(
+    "headrace_state_bytes", "gauge", "History that a step keeps of a shard, as Arrow has it.", ("step", "shard")
+)
 WAITING = Metric("headrace_waiting_records", "gauge", "Records that wait for the watermark.")
 BACKLOG = Metric("headrace_backlog_messages", "gauge", "Messages that wait at the broker.")
 WATERMARK_LAG = Metric("headrace_watermark_lag_seconds", "gauge", "How far the watermark is behind the clock.")
@@ -142,6 +152,7 @@ METRICS = (
     ROWS,
     SCORES,
     DEAD_LETTERS,
+    REASONS,
     VERDICTS,
     ALERTS,
     OPEN,
@@ -151,6 +162,7 @@ METRICS = (
     ASSIGNED,
     RELEASE,
     REFUSED_RELEASES,
+    STATE,
     WAITING,
     BACKLOG,
     WATERMARK_LAG,
@@ -175,7 +187,10 @@ STATE_AGE = Metric(
     bounds=(0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0),
 )
 READY = Metric("headrace_ready", "gauge", "Whether the endpoint can score.")
-SERVING = (REQUESTS, REQUEST_SECONDS, SERVED, STATE_AGE, READY)
+QUEUED = Metric(
+    "headrace_queued_requests", "gauge", "Requests that wait for the thread that answers, and the one it is at."
+)
+SERVING = (REQUESTS, REQUEST_SECONDS, SERVED, STATE_AGE, READY, QUEUED)
 
 # Those of a process that prometheus-client shows, in whole seconds and bytes.
 PROCESSOR = Metric("process_cpu_seconds_total", "counter", "Processor seconds of the process.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from models import metrics
 from models.counts import DEDUPLICATE
@@ -63,6 +64,30 @@ class Ratio:
     def met(self) -> bool | None:
         """Whether the objective is met; None where nothing tells."""
         return None if self.burn is None else round(self.burn, 9) <= 1  # 1 - 0.9 is less than 0.1
+
+
+class Window(Protocol):
+    """What is known by labels of a window's rows, of one model bundle; times in microseconds since 1970 UTC."""
+
+    @property
+    def end_us(self) -> int:
+        """When it ended."""
+
+    @property
+    def as_of_us(self) -> int:
+        """Up to when labels are known."""
+
+    @property
+    def rows(self) -> int:
+        """Score rows."""
+
+    @property
+    def labelled(self) -> int:
+        """Those with a label."""
+
+    @property
+    def figures(self) -> Mapping[str, float | None]:
+        """How good they are, None where there is no such figure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +208,14 @@ def of_metrics(objectives: Objectives, found: Mapping[Series, int]) -> Iterator[
 
 
 def of_run(
-    objectives: Objectives, outcomes: Mapping[str, int], statuses: Sequence[str], done: Least | None = None
+    objectives: Objectives,
+    outcomes: Mapping[str, int],
+    statuses: Sequence[str],
+    done: Least | None = None,
+    windows: Sequence[Window] = (),
 ) -> Iterator[Ratio | Least]:
-    """The objectives by what a finished run left: events by their outcomes, the statuses of its verdicts, what is done.
+    """The objectives by what a finished run left: events by their outcomes, the statuses of its verdicts, what is done,
+    and the windows of its label metrics.
 
     Latency and freshness are a stream's alone.
     """
@@ -194,10 +224,26 @@ def of_run(
         yield Ratio("valid", _VALID, objectives.valid.target, bad, read)
     if objectives.quality is not None:
         yield Ratio("quality", _QUALITY, objectives.quality.target, statuses.count(ALARM), len(statuses))
+    yield from _of_labels(objectives, windows)
     if objectives.rows is not None:
         yield _rows(objectives.rows, outcomes.get(Outcome.SCORED, 0) + outcomes.get(Outcome.QUARANTINED, 0))
     if done is not None:
         yield done
+
+
+def _of_labels(objectives: Objectives, windows: Sequence[Window]) -> Iterator[Ratio]:
+    """Those of labels; with `labels`, figures are of windows whose labels are to be there by then."""
+    known = objectives.labels
+    if known is not None:
+        reached_us = max((window.as_of_us for window in windows), default=0)
+        windows = [window for window in windows if window.end_us + known.within <= reached_us]
+        rows, labelled = sum(window.rows for window in windows), sum(window.labelled for window in windows)
+        text = f"score rows with a label {duration_text(known.within)} after their window"
+        yield Ratio("labels", text, known.target, rows - labelled, rows)
+    for name, wanted in objectives.performance.items():
+        values = [value for window in windows if (value := window.figures.get(name)) is not None]
+        bad = sum(not wanted.is_kept(value) for value in values)
+        yield Ratio(name, f"windows whose {name} is {wanted}", wanted.target, bad, len(values))
 
 
 def of_days(

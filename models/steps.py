@@ -29,6 +29,7 @@ class Shard:
     recent: int = 0  # segments of the history that are not joined yet
     tidy_us: int | None = None  # the event time at which what has passed is next thrown out
     kept_us: int | None = None  # when the state was last kept
+    history_bytes: int = 0  # as Arrow has it
 
     @classmethod
     def from_bytes(cls: type[S], data: bytes | None) -> S:
@@ -96,12 +97,14 @@ class Log(Generic[S]):
         """Begin with the segments of a history that was kept."""
         for segment in _concat_kinds(list(segments)):
             self.base.add(segment)
+            self.shard.history_bytes += segment.nbytes
         self.shard.token = os.urandom(16).hex()
 
     def append(self, segment: pa.RecordBatch) -> None:
         """Add a slice's part; join small segments; once in the horizon's time, throw out what has passed."""
         self.recent.add(segment)
         self.shard.recent += 1
+        self.shard.history_bytes += segment.nbytes
         # A mark of this very state: one that was restored and went on otherwise has another.
         self.shard.token = os.urandom(16).hex()
         last = int(times_us(segment).max())
@@ -118,6 +121,7 @@ class Log(Generic[S]):
         if is_due:
             needed = self._still_needed(list(self.base.read()))
             self.base.clear()
+            self.shard.history_bytes = sum(part.nbytes for part in needed)
             for part in needed:
                 for piece in pieces(part, SEGMENT_ROWS):
                     self.base.add(piece)

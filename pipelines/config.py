@@ -25,6 +25,7 @@ from pipelines.prechecks import (
     require_package,
     require_span,
     require_store,
+    require_traces,
     require_transactional,
     require_values,
     require_whole,
@@ -86,6 +87,7 @@ class RunSpec:
     store: str | None = None  # an online store that takes what windows read
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None  # where metrics are shown while it runs; None: nowhere
+    traces: float | None = None  # the share of a stream's events whose way is told; None: of none
     until_idle: str | None = None  # a stream ends after so long without a message
     ours: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # options of headrace's, to know a typo by
 
@@ -162,7 +164,7 @@ class RunSpec:
 
     def options(self) -> dict[str, Any]:
         """What was told and is no default, without secrets; `replace` leaves no trace in what is written."""
-        left_out = ("project", "replace", "runner", "beam_args", "metrics_host", "metrics_port", "ours")
+        left_out = ("project", "replace", "runner", "beam_args", "metrics_host", "metrics_port", "traces", "ours")
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: _plain(value) for name, value in told.items() if value != defaults[name]}
@@ -186,7 +188,7 @@ class RunSpec:
             self._check_engine,
         ]
         checks += [self._check_model, self._check_alerts, self._check_values, self._check_kafka, self._check_stream]
-        checks += [self._check_transactional, self._check_databases, self._check_store]
+        checks += [self._check_transactional, self._check_databases, self._check_store, self._check_traces]
         for check in [*checks, *([self._check_whole_partitions, self._check_sink] if keeps else ())]:
             yield from _fault_of(check)
         for path in self._paths():
@@ -323,6 +325,11 @@ class RunSpec:
         if self.store is not None:
             from_state = self.state is not None or self.history_state is not None
             require_store(self.store, self.project, from_state, self.profile.apart(self.beam_args))
+
+    def _check_traces(self) -> None:
+        if self.traces is not None:
+            require(self.streams, "--traces is of a stream's events, and of an endpoint's")
+            require_traces(self.traces)
 
     def _check_transactional(self) -> None:
         if self.transactional:

@@ -22,6 +22,8 @@ from models.routes import FALLBACK, LABEL_METRICS, SHADOWS
 from models.state import Resume
 from models.totals import period_end_us
 from pipelines.monitoring.send import SendAlerts
+from pipelines.monitoring.trace_steps import TraceStep
+from pipelines.monitoring.traces import Traces
 from pipelines.sinks.circuits import NoteCircuits
 from pipelines.sinks.store import WriteStore
 from pipelines.sources import SLICE_US
@@ -67,6 +69,7 @@ class GraphConfig:
     boundary_us: int = SLICE_US  # every multiple of it is an end of a slice
     store: WriteStore | None = None  # that takes what windows read
     circuits: NoteCircuits | None = None  # where changes of the circuit breaker are noted
+    traces: Traces | None = None  # which events' way is told, and to where
 
     @property
     def resume(self) -> Resume | None:
@@ -93,18 +96,19 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     """Read → Decode → Validate → Deduplicate → Features → Score (or collect examples) → Write."""
     feeds = pipeline | "Read" >> config.source
     raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline, config.resume)
-    decoded = refused.rows_of(raw | "Decode" >> Decode(records), unscored=True)
+    decoded = trace("Wait", refused.rows_of(raw | "Decode" >> Decode(records), unscored=True), config)
     checked = decoded | "Validate" >> Validate(records, config.span, config.cuts_us, config.resume)
-    valid = refused.rows_of(checked, unscored=True)
+    valid = trace("Validate", refused.rows_of(checked, unscored=True), config)
     repeated = config.project.refuses_features
     deduplicate = Deduplicate(records, config.shards, config.lateness_us, repeated, config.states)
-    unique = refused.rows_of(valid | "Deduplicate" >> deduplicate)
+    unique = trace("Deduplicate", refused.rows_of(valid | "Deduplicate" >> deduplicate), config)
     tables, referred = read_tables(feeds, refused, config)
     unique = join_tables(unique, tables, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
     if config.store is not None:
         {EVENTS: unique, **({LABELS: labels.joined} if labels else {})} | "Store" >> config.store
     featured, unexpected = compute_features(unique, labels, refused, config)
+    featured = trace("Features", featured, config)
     released, standby, shadows = assign_releases(feeds, featured, config)
     scored = rows = released | "Score" >> config.score
     measured = measure_labels(scored, labels, config) if isinstance(config.score, Score) else {}
@@ -131,6 +135,11 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     written = {"dead_letters": news, "counts": counts, **watched, **beside} | "Write" >> config.sink
     refused.check()
     return written
+
+
+def trace(step: str, rows: beam.PCollection, config: GraphConfig) -> beam.PCollection:
+    """The rows, which have passed a step."""
+    return rows if config.traces is None else rows | f"Trace {step}" >> TraceStep(config.traces, step)
 
 
 def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform, tables: Sequence[str]) -> None:

@@ -149,6 +149,14 @@ def require_values(values: str) -> None:
         require(os.path.isfile(place), f"--values {values}: no file {place}")
 
 
+def require_traces(share: float) -> None:
+    """UsageError for a share of events, and TraceError for a collector, that can't be."""
+    from pipelines.monitoring.spans import collector_url
+
+    require(0 < share <= 1, f"--traces is a share of events above 0 and up to 1, such as 0.001, not {share:g}")
+    collector_url()
+
+
 def require_transactional(sink: str, dead_letters: str | None, journal: str | None, at_arrival: bool) -> None:
     """UsageError, with one fault a line, for a stream that can't publish by transactions."""
     cluster = "/".join(sink.split("/")[:3])

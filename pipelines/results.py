@@ -31,7 +31,7 @@ from models.record import DECISION, WEIGHT
 from models.rollout.holdout import weights_of
 from models.routes import LABEL_METRICS
 from pipelines.sinks.delta import active_names, is_delta
-from pipelines.sinks.folder import Folder, SinkError
+from pipelines.sinks.folder import Folder, SinkError, Stamp
 from pipelines.sinks.listed import AGGREGATES, QUALITY, SCORES, SPANS, SUCCESS
 
 MAX_SUCCESS_BYTES = 64 << 20
@@ -84,21 +84,38 @@ def read_spans(directory: str) -> list[Span]:
 
 def days_done(directory: str, project: Project, now_us: int) -> Least:
     """Of the days that should be in a sink by a time, as the project declares `slo.done_within`, those that are."""
+    return judge_days(project, read_spans(directory), Folder(directory).names(SCORES), now_us)
+
+
+def judge_days(project: Project, spans: Sequence[Span], names: Iterable[str], now_us: int) -> Least:
+    """`days_done` of a sink that has these spans, and files of scores of these names, or paths."""
     assert project.slo is not None
     assert project.slo.done_within is not None
-    partitions, folder = project.partitions, Folder(directory)
-    starts = {partitions.start_of(f"{SCORES}/{name}") for name in folder.names(SCORES)} - {None}
+    partitions = project.partitions
+    starts = {partitions.start_of(f"{SCORES}/{name}") for name in names} - {None}
     known = [start_us for start_us in starts if start_us is not None]
-    return of_days(project.slo.done_within, partitions, read_spans(directory), known, now_us)
+    return of_days(project.slo.done_within, partitions, spans, known, now_us)
 
 
 def paths_of(directory: str, kind: str, endings: tuple[str, ...] = (".parquet",)) -> list[str]:
     """The paths of a run's files of a kind, in order; none is fine."""
     folder = Folder(directory)
-    names = [name for name in folder.names(kind) if name.endswith(endings)]
+    return [folder.join(kind, name) for name in _shown(folder, kind, folder.names(kind), endings)]
+
+
+def stamps_of(directory: str, kind: str, endings: tuple[str, ...] = (".parquet",)) -> dict[str, Stamp]:
+    """The same paths, each with what tells that its file is another than before."""
+    folder = Folder(directory)
+    found = folder.stamps(kind)
+    return {folder.join(kind, n): found[n] for n in _shown(folder, kind, list(found), endings) if n in found}
+
+
+def _shown(folder: Folder, kind: str, found: Sequence[str], endings: tuple[str, ...]) -> list[str]:
+    """Of the names of files that were found those that are a run's."""
+    names = [name for name in found if name.endswith(endings)]
     if kind == SCORES and is_delta(folder):
         names = active_names(folder)
-    return [folder.join(kind, name) for name in names if not name.rsplit("/", 1)[-1].startswith(_HIDDEN)]
+    return [name for name in names if not name.rsplit("/", 1)[-1].startswith(_HIDDEN)]
 
 
 def read_kind(directory: str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -12,12 +12,12 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 
-from models.batches import column, marks_of, without
-from models.dead_letters import split_good
-from models.metrics import DEAD_LETTERS
+from models.batches import marks_of, without
+from models.dead_letters import by_rules, split_good
+from models.faults import UNKNOWN_FIELD
+from models.metrics import DEAD_LETTERS, REASONS
 from models.record import IS_HISTORY, IS_PROVISIONAL, MARKS
 from models.state import Resume
 from transforms.metrics import count
@@ -103,6 +103,8 @@ def _drop_known(batch: pa.RecordBatch) -> Iterator[Any]:
     known = (marks_of(batch) & (IS_HISTORY | IS_PROVISIONAL)) != 0
     news = split_good(batch, known)
     if news.num_rows:
-        for step in pc.value_counts(column(news, "step")).to_pylist():
-            count(DEAD_LETTERS, step["counts"], step=step["values"])
+        for (step, rules), letters in by_rules(news).items():
+            count(DEAD_LETTERS, letters, step=step)
+            for field, rule in rules:
+                count(REASONS, letters, step=step, field="" if rule == UNKNOWN_FIELD else field, rule=rule)
         yield without(news, MARKS)

@@ -28,9 +28,11 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from models.batches import partition
+from models.metrics import STATE
 from models.state import Part, bare, is_part, part_of, take_values, values_of
 from models.steps import SEGMENT_ROWS, Log, Shard, Step, pieces
 from transforms.batches import LazyBatch, LazyBatchCoder, RecordBatchCoder, timestamp_of
+from transforms.metrics import gauge
 from transforms.state import KEPT, States
 
 # So many rows go on at once: engines move and compress a few megabytes faster than hundreds.
@@ -276,6 +278,8 @@ class AdvanceSlices(beam.DoFn):
         if shard.timer_us is not None:
             release.set(timestamp_of(shard.timer_us))
         shard_state.write(shard.to_bytes())
+        if self._keep.name and shard.token:
+            gauge(STATE, shard.history_bytes, step=self._keep.name, shard=str(key))
 
     def _join_those_waiting(self, key: int, join_after: int, pending: Any) -> None:
         self._unjoined[key] += 1

@@ -40,7 +40,8 @@ class JoinTable(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], bea
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         """Batches of one slice in and out."""
-        return inputs | "Hold" >> Hold(_LookUp(self), {"events": self._route_events, "rows": self._route_rows})
+        routes = {"events": self._route_events, "rows": self._route_rows}
+        return inputs | "Hold" >> Hold(_LookUp(self), routes, name=f"rows of {self.records.name}")
 
     def _route_events(self, batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
         return spread(batch, shard_of(column(batch, self.key), self.shards))

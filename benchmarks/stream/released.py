@@ -88,6 +88,32 @@ def swaps(setting: Setting, rate: float, seconds: float, times: int, say: Say) -
     print(markdown([*header, "every event scored", "MiB before", "MiB after"], rows))
 
 
+def memory(setting: Setting, rate: float, seconds: float, versions: int, say: Say) -> None:
+    """A stream's memory with one champion, and with another one every five seconds, all of them in turn."""
+    rows: list[list[Any]] = []
+    told = ["--registry", f"sqlite:///{setting.folder}/.headrace/registry.db", "--reason", "benchmark"]
+    headrace(setting.folder, "release", str(PROJECT), "1", "--shadow", "none", *told)
+    for name, number in (("one champion", 0), ("a champion every 5 s", int(seconds / 5))):
+        made, ended = [], threading.Event()
+
+        def release(number: int = number, made: list[str] = made, ended: threading.Event = ended) -> None:
+            for turn in range(number):
+                if ended.wait(5):
+                    return
+                made.append(headrace(setting.folder, "release", str(PROJECT), str(2 + turn % (versions - 1)), *told))
+
+        thread = threading.Thread(target=release)
+        found = measure(setting, rate, seconds, tail=15, begun=thread.start)  # the last ones take effect
+        ended.set()
+        thread.join()
+        used = [mib for _, mib in found.memory if mib == mib]
+        rows.append([name, len(made), statistics.median(used[4:10]), statistics.median(used[-10:]), max(used)])
+        rows[-1] += [found.latency.again, found.latency.missing]
+        say(f"{name}: {rows[-1][3]:.0f} MiB at the end, load {os.getloadavg()[0]:.1f}")
+    header = ["stream with", "releases", "MiB at the start", "MiB at the end", "peak MiB", "scored again", "missing"]
+    print(markdown(header, rows))
+
+
 def _bundle(setting: Setting, version: int) -> str:
     return load("card_fraud", version, f"sqlite:///{setting.folder}/.headrace/registry.db").bundle_id
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.codecs.times import micros_of, times_from_numbers, times_from_text, times_from_timestamps
-from models.faults import RowFaults
+from models.faults import UNKNOWN_FIELD, RowFaults
 from models.project.contract import UNIX_UNITS, Contract, Field
 
 Columns = dict[str, pa.Array]
@@ -42,7 +42,7 @@ def decode_rows(
     names = table.schema.names
     for name in sorted({*names, *unread}) if refuse_unknown else ():
         if name not in contract.fields and not name.startswith("__"):
-            faults.add(np.arange(table.num_rows), name, "unknown field")
+            faults.add(np.arange(table.num_rows), name, UNKNOWN_FIELD)
     found = {name: table.column(i) for i, name in enumerate(names) if name in contract.fields}
     return coerce_all(found, contract, faults, table.num_rows)
 
@@ -53,7 +53,7 @@ def decode_dicts(
     """Decode Python mappings, a record each: the slow way that every format can fall back to."""
     for number, row in enumerate(rows if refuse_unknown else ()):
         for name in sorted(row.keys() - contract.fields.keys()):
-            faults.add(np.array([number]), name, "unknown field", [row[name]])
+            faults.add(np.array([number]), name, UNKNOWN_FIELD, [row[name]])
     return {
         name: _from_values([row.get(name) for row in rows], field, faults) for name, field in contract.fields.items()
     }

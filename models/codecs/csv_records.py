@@ -13,7 +13,7 @@ import pyarrow.csv
 from models.codecs.columns import RECORD, Columns, coerce, fits_int64, wrong_type
 from models.codecs.lines import Mask, as_lines, decode_apart, offsets_and_bytes
 from models.codecs.rfc4180 import BYTE_ORDER_MARK, NotCsv, misplaced, split_fields
-from models.faults import RowFaults
+from models.faults import UNKNOWN_FIELD, RowFaults
 from models.project.contract import UNIX_UNITS, Contract, Field
 
 _INT_TEXT = r"^[+-]?[0-9]{1,19}$"
@@ -31,7 +31,7 @@ def decode_csv(
     """Decode one record of CSV a payload; an empty field is a missing value."""
     for name in header if refuse_unknown else ():
         if name not in contract.fields:
-            faults.add(np.arange(len(payloads)), name, "unknown field")
+            faults.add(np.arange(len(payloads)), name, UNKNOWN_FIELD)
     table = _read_block(payloads, header)
     if table is None:
         table = decode_apart(

@@ -1,4 +1,4 @@
-"""What can be wrong with declared label metrics, and with declared retraining."""
+"""What can be wrong with declared label metrics, with declared retraining, and with objectives of labels."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ def check_feedback(project: Project) -> Iterator[Fault]:
             yield (key,), "needs a model: declare model"
     yield from _check_label_metrics(project)
     yield from _check_retrain(project)
+    yield from _check_slo(project)
+
+
+def _check_slo(project: Project) -> Iterator[Fault]:
+    slo = project.slo
+    if slo is None or not (slo.labels or slo.performance) or not project.has_model:
+        return
+    if project.label_metrics is None or project.label is None:
+        for key in [*(["labels"] if slo.labels else []), *(["performance"] if slo.performance else [])]:
+            yield ("slo", key), "needs windows whose labels are known: declare label_metrics"
+        return
+    known = figure_names(project)
+    for name in slo.performance:
+        if name not in known:
+            yield ("slo", "performance", name), f"{name!r} is no figure; there are {', '.join(known)}"
 
 
 def _check_label_metrics(project: Project) -> Iterator[Fault]:

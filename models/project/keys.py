@@ -15,7 +15,7 @@ from models.project.availability import KnownAt
 from models.project.breakers import Breaker, ByClock, Labelled
 from models.project.declarations import Project
 from models.project.learned import Category, Decision, EarlyStopping, Fallback, Model, Training
-from models.project.objectives import Fast, Fresh, Objective, Objectives, Recent, Serving
+from models.project.objectives import Fast, Figure, Fresh, Known, Objective, Objectives, Recent, Serving
 from models.project.retraining import Gate, LabelMetrics, Retrain
 from models.project.rollouts import Margins, Minimum, Rollout, Rules
 from models.project.sections import Event, Expect, Features, Label, LabelEvents, Quality, Rolling, Series, duration_text
@@ -60,6 +60,8 @@ DECLARED_AT: dict[tuple[int | str, ...], type[pydantic.BaseModel]] = {
     ("slo", "freshness"): Recent,
     ("slo", "valid"): Objective,
     ("slo", "quality"): Objective,
+    ("slo", "labels"): Known,
+    ("slo", "performance", "*"): Figure,
     ("serving",): Serving,
     ("serving", "freshness"): Fresh,
 }
@@ -218,9 +220,14 @@ WHAT = {
     "slo.freshness": "How many rows of a stream are written soon enough after their events happened.",
     "slo.valid": "How many events are no dead letters.",
     "slo.quality": "How many windows of `quality` have no alarm.",
+    "slo.labels": "How many score rows have a label, some time after their window of `label_metrics` has ended.",
+    "slo.labels.within": "So long after the end of a window its labels are to be known.",
+    "slo.performance": "Figure of `label_metrics` → how good it must be, in how many windows.",
+    "slo.performance.*.at_least": "The least that is good; this or `at_most`.",
+    "slo.performance.*.at_most": "The most that is good.",
     "slo.rows": "So many score rows a run must leave.",
     "slo.done_within": "So long after its end, each day (hour) must be in the sink.",
-    **{f"slo.{name}.target": "The share that must be good." for name in _RATIOS},
+    **{f"slo.{name}.target": "The share that must be good." for name in (*_RATIOS, "labels", "performance.*")},
     **{f"slo.{name}.minimum": "With fewer in an alert's long window, nothing is told." for name in _RATIOS},
     **{
         f"{place}.within": "How soon is soon enough; taken down to the next bound of `headrace_latency_seconds`."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
@@ -36,6 +36,34 @@ class Recent(Objective):
     within: Annotated[Duration, _bounded(FRESHNESS)]
 
 
+class Known(Declaration):
+    """Good is a score row whose label is known so long after the end of its window of `label_metrics`."""
+
+    target: Share
+    within: Annotated[Duration, pydantic.Field(ge=parse_duration("1m"))]
+
+
+class Figure(Declaration):
+    """Good is a window of `label_metrics` of which a figure is at least, or at most, so much."""
+
+    target: Share
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("say one of at_least and at_most")
+        return self
+
+    def is_kept(self, value: float) -> bool:
+        """Whether a window's figure is good."""
+        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+
+    def __str__(self) -> str:
+        return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+
+
 class Objectives(Declaration):
     """What the project promises, over a period of so long."""
 
@@ -44,9 +72,11 @@ class Objectives(Declaration):
     freshness: Recent | None = None
     valid: Objective | None = None
     quality: Objective | None = None
+    labels: Known | None = None
+    performance: dict[str, Figure] = pydantic.Field(default_factory=dict)
     rows: Annotated[int, pydantic.Field(ge=1)] | None = None
     done_within: Annotated[Duration, pydantic.Field(ge=parse_duration("1m"))] | None = None
-    newer: ClassVar[tuple[str, ...]] = ("freshness", "done_within")
+    newer: ClassVar[tuple[str, ...]] = ("freshness", "done_within", "labels", "performance")
 
 
 class Fresh(Objective):

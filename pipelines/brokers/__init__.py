@@ -38,6 +38,7 @@ class Messages:
     microseconds since 1970 UTC; `partitions` number the parts that each have their own order (0 where there
     is one); `event_times` are of the event time attribute, where one is configured, else None. `schemas` are those
     that the broker keeps of the messages' values, where they are asked for; None for a message without one.
+    `traceparents` are of the attribute, or header, of this name, where a broker is `traced`.
     """
 
     payloads: Sequence[bytes]
@@ -47,6 +48,7 @@ class Messages:
     event_times: Sequence[str | None] | None
     receipt: Any
     schemas: Sequence[RegisteredSchema | None] | None = None
+    traceparents: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.payloads)

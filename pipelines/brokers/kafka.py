@@ -58,6 +58,7 @@ class KafkaBroker:
     tombstones: str = "dead_letter"
     connect_seconds: float = 30.0
     outbox: str | None = None
+    traced: bool = False
     settings: Settings = dataclasses.field(default_factory=dict, hash=False)
     config_file: str | None = None
 

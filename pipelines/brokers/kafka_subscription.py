@@ -8,11 +8,12 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
+from models.traces import TRACEPARENT
 from pipelines.brokers import BrokerError, Messages
 from pipelines.brokers.kafka_client import Outage
 from pipelines.brokers.kafka_places import Places
@@ -186,9 +187,10 @@ class KafkaSubscription:
         payloads = [each.value() or b"" for each in fetched]
         ids = [f"{self._places.name}/{partition}/{offset}" for partition, offset in places]
         published = [1000 * each.timestamp()[1] for each in fetched]
-        found: list[Any] = [dict(each.headers() or ()).get(header or "") for each in fetched] if header else []
-        times = [value if value is None else value.decode(errors="replace") for value in found] if header else None
-        return Messages(payloads, ids, published, [each[0] for each in places], times, (self._token, number))
+        times = _headers(fetched, header) if header else None
+        traced = _headers(fetched, TRACEPARENT) if self._broker.traced else None
+        parts = [each[0] for each in places]
+        return Messages(payloads, ids, published, parts, times, (self._token, number), traceparents=traced)
 
     def _reach(self, ends: Mapping[int, int]) -> None:
         """Go past what is not for readers at the ends of partitions, once all messages before are there."""
@@ -265,3 +267,9 @@ class KafkaSubscription:
             part.high = high
         if asked and self._parts:
             self._outage.worked()
+
+
+def _headers(messages: Iterable[Message], name: str) -> list[str | None]:
+    """What the header of a name says of each message; None where there is none."""
+    found: list[Any] = [dict(each.headers() or ()).get(name) for each in messages]
+    return [value if value is None else value.decode(errors="replace") for value in found]

@@ -18,6 +18,7 @@ from typing import Any, Self
 import grpc
 from google.pubsub_v1 import types
 
+from models.traces import TRACEPARENT
 from pipelines.brokers import BrokerError, BrokerOptionError, Messages, join_query, split_query
 from pipelines.brokers.pubsub_client import CALL_SECONDS, Client, Failures, is_transient, log, say
 from pipelines.brokers.pubsub_publisher import PubsubPublisher
@@ -55,6 +56,7 @@ class PubsubBroker:
     event_time_attribute: str | None = None
     ack_deadline_seconds: int = 60
     ordered: bool = False
+    traced: bool = False
 
     def __post_init__(self) -> None:
         if min(self.max_outstanding_messages, self.max_outstanding_bytes) < 1:
@@ -155,7 +157,8 @@ class PubsubSubscription(Client):
         payloads = [message.data for message in messages]
         published_us = [stamp.seconds * 1_000_000 + stamp.nanos // 1000 for stamp in stamps]
         event_times = None if key is None else [message.attributes.get(key) for message in messages]
-        return Messages(payloads, ids, published_us, [0] * len(ids), event_times, ids)
+        traced = [message.attributes.get(TRACEPARENT) for message in messages] if self._broker.traced else None
+        return Messages(payloads, ids, published_us, [0] * len(ids), event_times, ids, traceparents=traced)
 
     def acknowledge(self, receipt: Any) -> None:
         with self._changed:

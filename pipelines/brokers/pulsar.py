@@ -56,6 +56,7 @@ class PulsarBroker:
     connect_seconds: float = 30.0
     schema: str | None = None
     schemas: bool = False
+    traced: bool = False
     config_file: str | None = None
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pulsar
 
+from models.traces import TRACEPARENT
 from pipelines.brokers import BrokerError, Messages
 from pipelines.brokers.pulsar_client import REFUSALS, Outage, close, log, say
 from pipelines.brokers.pulsar_publisher import EVENT_TIMESTAMP
@@ -167,7 +168,8 @@ class PulsarSubscription:
         if self._schemas is not None:
             schemas = [self._schemas.version(each._message.int_schema_version()) for each in new.values()]
         times = self._times(new.values())
-        return Messages(payloads, ids, published, parts, times, (self._token, self._number), schemas)
+        traced = [each.properties().get(TRACEPARENT) for each in new.values()] if self._broker.traced else None
+        return Messages(payloads, ids, published, parts, times, (self._token, self._number), schemas, traced)
 
     def _times(self, messages: Iterable[Any]) -> list[str | None] | None:
         name = self._broker.event_time_attribute

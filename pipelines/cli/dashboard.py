@@ -16,7 +16,7 @@ from pipelines.cli.parameters import ProjectFolder, Registry, Releases
 def dashboard(
     project: ProjectFolder,
     run: Annotated[
-        list[str] | None, typer.Option(help="Folder of this machine that runs' scores go to; may be repeated.")
+        list[str] | None, typer.Option(help="Folder that runs' scores go to, also in s3:// or gs://; may be repeated.")
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Where a run that goes on shows its metrics: http://HOST:PORT/metrics.")
@@ -36,7 +36,7 @@ def dashboard(
     with clear_errors():
         from models.project.project import load_project
         from pipelines.lean import import_arrow
-        from pipelines.prechecks import registry_of, require, require_package
+        from pipelines.prechecks import registry_of, require, require_file_system, require_package
         from pipelines.release_store import find_log
 
         declared = load_project(project)
@@ -51,8 +51,11 @@ def dashboard(
                 declared.quality is not None, f"--stream: {declared.name} declares no quality: there is none to follow"
             )
         for folder in run or ():
-            require("://" not in folder, f"{folder} is no folder of this machine: mount it, or copy it here")
-            require(pathlib.Path(folder).is_dir(), f"{folder}: no such folder")
+            require(
+                not is_broker(folder), f"--run is a folder, not {folder}: what a stream says is followed by --stream"
+            )
+            require_file_system(folder)
+            require("://" in folder or pathlib.Path(folder).is_dir(), f"{folder}: no such folder")
         log = find_log(declared, registry_of(project, registry), releases) if declared.has_model else None
 
         import_arrow()

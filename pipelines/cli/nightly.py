@@ -9,6 +9,8 @@ import typer
 from pipelines.cli.errors import clear_errors
 from pipelines.cli.parameters import (
     Labels,
+    MetricsHost,
+    MetricsPort,
     OneModel,
     ProjectFolder,
     Registry,
@@ -54,6 +56,8 @@ def nightly(
     registry: Registry = None,
     shards: Shards = None,
     threads: ScoreThreads = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Score each day (hour) that the sink lacks; again, it does nothing. It is no scheduler: let cron call it.
 
@@ -91,6 +95,8 @@ def nightly(
             threads=threads,
             runner=runner,
             beam_args=tuple(context.args),
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
             releases=log,
             ours=own_options(context),
         )

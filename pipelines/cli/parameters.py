@@ -84,6 +84,13 @@ MetricsPort = Annotated[
 MetricsHost = Annotated[
     str, typer.Option(help="Where --metrics-port listens; 0.0.0.0 for all that can reach this machine.")
 ]
+TraceShare = Annotated[
+    float | None,
+    typer.Option(
+        "--traces",
+        help="Share of events, such as 0.001, whose way is told to OTEL_EXPORTER_OTLP_ENDPOINT (docs/traces.md).",
+    ),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one model call.")]
 ScoreThreads = Annotated[
     int | None,

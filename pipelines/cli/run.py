@@ -26,6 +26,7 @@ from pipelines.cli.parameters import (
     SourceFormat,
     StoreUri,
     Tables,
+    TraceShare,
     own_options,
 )
 from pipelines.runners import IN_PROCESS
@@ -129,6 +130,7 @@ def run(
     threads: ScoreThreads = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
+    traces: TraceShare = None,
 ) -> None:
     """Score the events of a source. Options that are not listed go to Beam."""
     with clear_errors():
@@ -178,6 +180,7 @@ def run(
             dry_run=dry_run,
             metrics_host=metrics_host,
             metrics_port=metrics_port,
+            traces=traces,
             releases=log,
             store=store,
             ours=own_options(context),

@@ -10,7 +10,7 @@ import typer
 
 from pipelines.brokers import is_broker
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.parameters import OneModel, ProjectFolder, Registry, Releases, TheStore
+from pipelines.cli.parameters import OneModel, ProjectFolder, Registry, Releases, TheStore, TraceShare
 
 
 def serve(
@@ -43,11 +43,12 @@ def serve(
     model: OneModel = None,
     releases: Releases = None,
     registry: Registry = None,
+    traces: TraceShare = None,
 ) -> None:
     """Score events by HTTP, with features of what an online store has of their entities."""
     with clear_errors():
         from models.project.project import load_project
-        from pipelines.prechecks import find_registry, find_version, registry_of, require, require_store
+        from pipelines.prechecks import find_registry, find_version, registry_of, require, require_store, require_traces
         from pipelines.release_store import find_log
         from pipelines.store import open_store
 
@@ -55,6 +56,8 @@ def serve(
         require_store(store, declared, from_state=False, apart=False)
         require(publish is None or absorb, "--publish is of events that are absorbed: say --absorb, too")
         require(publish is None or is_broker(publish), f"--publish is a topic, pubsub://PROJECT/TOPIC, not {publish}")
+        if traces is not None:
+            require_traces(traces)
         log = None
         if declared.has_model and model is None:
             log = find_log(declared, registry_of(project, registry), releases)
@@ -84,12 +87,14 @@ def serve(
                 raise typer.Exit(1)
         else:
             from pipelines.jobs.serve import open_service
+            from pipelines.monitoring.traces import Traces
             from pipelines.serve.app import make_app
             from pipelines.serve.server import serve as run
             from pipelines.serve.siblings import Lost, Siblings
 
             lost, siblings = (Lost(seat.folder), Siblings(seat.folder, seat.number)) if seat else (Lost(), Siblings())
             service = open_service(declared, project, store, log, model, str(registry), absorb, deadline, lost, publish)
-            run(make_app(service, tokens, rates, siblings), bound, seat.tell_ready if seat else say)
+            told = None if traces is None else Traces.of_environment(traces, declared)
+            run(make_app(service, tokens, rates, siblings, told), bound, seat.tell_ready if seat else say)
         if seat is None:
             typer.echo("all that was taken is answered")

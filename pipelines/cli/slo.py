@@ -67,12 +67,14 @@ def slo(
             require(slo is not None, f"{declared.name} has no slo, which is of runs: {nothing}")
             require_file_system(run)
 
+            from pipelines.report.labels import read_windows
             from pipelines.results import days_done, read_success, read_verdicts
 
             statuses = [verdict.status for verdict in read_verdicts(run) if verdict.judged]
             now_us = time.time_ns() // 1000 if at is None else time_us("at", at, declared.partitions)
             done = days_done(run, declared, now_us) if slo and slo.done_within is not None else None
-            found += of_run(slo or Objectives(), read_success(run)["events"], statuses, done)
+            windows = read_windows(run) if slo and (slo.labels or slo.performance) else ()
+            found += of_run(slo or Objectives(), read_success(run)["events"], statuses, done, windows)
 
         from pipelines.cli.display import objectives_table
         from pipelines.terminal import console

@@ -18,6 +18,7 @@ from pipelines.dashboard.followed import Followed
 from pipelines.dashboard.live import Live, Served
 from pipelines.dashboard.sink import Sink, cut, objective
 from pipelines.release_store import read_log
+from pipelines.s3 import store_errors
 
 SECONDS = 5.0  # between two looks
 MOST_RELEASES = 50
@@ -63,7 +64,7 @@ class Board:
         for each in self._shown:
             try:
                 changed |= each.refresh()
-            except (HeadraceError, OSError) as error:
+            except store_errors(HeadraceError) as error:
                 faults.append(cut(str(error)))
         try:
             releases = self._read_releases()

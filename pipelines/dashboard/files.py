@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from models.errors import HeadraceError
+from pipelines.s3 import store_errors
+from pipelines.sinks.folder import Stamp
 
 T = TypeVar("T")
-_Stamp = tuple[int, int]  # bytes, and nanoseconds since 1970 of the last change
 
 
 @dataclasses.dataclass
 class Files(Generic[T]):
-    """What files of this machine say, by their paths; `parse` reads one, and its HeadraceError or OSError is kept."""
+    """What files say, by their paths; `parse` reads one, and its HeadraceError or what the store raises is kept."""
 
     parse: Callable[[str], T]
-    _known: dict[str, tuple[_Stamp, T | str]] = dataclasses.field(default_factory=dict)
+    _known: dict[str, tuple[Stamp, T | str]] = dataclasses.field(default_factory=dict)
 
-    def refresh(self, paths: Iterable[str]) -> bool:
-        """Read what is new or changed among all paths that there are; whether anything was, or is gone."""
-        there = dict(_stamps(paths))
+    def refresh(self, there: Mapping[str, Stamp]) -> bool:
+        """Read what is new or changed among all files that there are; whether anything was, or is gone."""
         gone = self._known.keys() - there.keys()
         for path in gone:
             del self._known[path]
@@ -38,6 +37,10 @@ class Files(Generic[T]):
         """What all files that could be read say, in the order of their paths."""
         return [said for _, (_, said) in sorted(self._known.items()) if not isinstance(said, str)]
 
+    def paths(self) -> list[str]:
+        """Of all files."""
+        return sorted(self._known)
+
     def faults(self) -> list[str]:
         """Why others could not be."""
         return [said for _, (_, said) in sorted(self._known.items()) if isinstance(said, str)]
@@ -45,14 +48,5 @@ class Files(Generic[T]):
     def _read(self, path: str) -> T | str:
         try:
             return self.parse(path)
-        except (HeadraceError, OSError) as error:
+        except store_errors(HeadraceError) as error:
             return str(error)
-
-
-def _stamps(paths: Iterable[str]) -> Iterator[tuple[str, _Stamp]]:
-    for path in paths:
-        try:
-            found = os.stat(path)
-        except FileNotFoundError:  # it went since it was listed
-            continue
-        yield path, (found.st_size, found.st_mtime_ns)

@@ -81,6 +81,7 @@ class Followed:
     def _make(self, fault: str | None) -> dict[str, Any]:
         return {
             "folder": self.folder,
+            "followed": True,
             "faults": [] if fault is None else [cut(fault)],
             "more_faults": 0,
             "events": {},

@@ -80,6 +80,7 @@ class Live:
             "scores": _by_decision(self.found),
             "open_incidents": metrics.value_of(self.found, metrics.OPEN),
             "memory": metrics.value_of(self.found, metrics.MEMORY),
+            "state": sum(state.values()) if (state := metrics.by_label(self.found, metrics.STATE)) else None,
             **self._cost(),
         }
 
@@ -125,7 +126,8 @@ class Served:
         """What the page shows: requests for scores a second, how many milliseconds they took, and events by outcome."""
         ready = metrics.value_of(self.found, metrics.READY)
         events = metrics.by_label(self.found, metrics.SERVED)
-        return {"fault": self.fault, "ready": bool(ready), "events": dict(sorted(events.items())), **self._now}
+        known = {"ready": bool(ready), "queued": metrics.value_of(self.found, metrics.QUEUED)}
+        return {"fault": self.fault, **known, "events": dict(sorted(events.items())), **self._now}
 
 
 def _requests(found: Mapping[Series, int]) -> int:

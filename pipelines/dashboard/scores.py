@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from models.project.declarations import Project
 from models.record import DECISION
 from pipelines.results import DAY_US, RunError
+from pipelines.sinks.folder import open_file
 
 HOUR_US = DAY_US // 24
 UNDECIDED = "scored"  # what rows without a decision are called
@@ -31,7 +32,7 @@ def count_file(path: str, project: Project) -> Counts:
     """The rows of a file of scores; RunError if it is none that can be read."""
     counts: dict[str, dict[int, int]] = {}
     try:
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as opened, pq.ParquetFile(opened) as file:
             there = set(file.schema_arrow.names)
             if project.event.time not in there:
                 raise RunError(f"{path}: has no {project.event.time}: it is no file of scores of {project.name}")

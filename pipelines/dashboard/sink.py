@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from models.batches import as_batch
 from models.objectives import Least, Ratio, of_run
+from models.partitions import Span
 from models.predictors.measures import heading
 from models.project.declarations import Project
 from models.quality.incidents import to_iso
@@ -24,14 +26,16 @@ from pipelines.dashboard.quality import Drift, Part, Quality, read_part, shares,
 from pipelines.dashboard.scores import Counts, add_up, count_file, in_steps
 from pipelines.report.labels import Said, label_metrics_of
 from pipelines.report.quality import QUALITY_ENDINGS
-from pipelines.results import RunError, paths_of, read_success
-from pipelines.sinks.listed import PROJECT, QUALITY, SCORES, SUCCESS
+from pipelines.results import RunError, judge_days, read_success, stamps_of
+from pipelines.sinks.folder import Folder, open_file
+from pipelines.sinks.listed import PROJECT, QUALITY, SCORES, SPANS, SUCCESS
 
 MOST_DRIFT = 40  # series
 MOST_ALERTS = 20
 MOST_WINDOWS = 400  # verdicts and figures, the newest
 MOST_RECORDS = 1_000_000  # of a file of label metrics
 MOST_TEXT = 300  # characters of what comes from the data
+STORE_SECONDS = 60.0  # between two looks at an object store, which counts them
 _MOST_FAULTS = 5
 _AT_ONCE = 32  # files whose records are unpacked together
 _Packed = tuple[pa.Schema, bytes]  # a batch as Arrow's IPC has it, and its schema
@@ -48,19 +52,40 @@ class Sink:
         self._success: Files[dict[str, Any]] = Files(lambda path: self._read_success())
         self._schema: pa.Schema | None = None
         self._facts: dict[str, Any] | None = None
+        self._done: Least | None = None
+        self._again = 0.0  # when to look again, by the monotonic clock
 
     def refresh(self) -> bool:
-        """Read what is new; whether anything was."""
-        changed = [
-            self._success.refresh([os.path.join(self.folder, SUCCESS)]),
-            self._scores.refresh(paths_of(self.folder, SCORES)),
-            self._quality.refresh(paths_of(self.folder, QUALITY, QUALITY_ENDINGS)),
-            self._labels.refresh(paths_of(self.folder, LABEL_METRICS)),
-        ]
-        if any(changed) or self._facts is None:
+        """Read what is new; whether anything was. An object store is asked no more than once in STORE_SECONDS."""
+        changed = [self._look()] if time.monotonic() >= self._again else []
+        done = self._judge_days()
+        if any(changed) or self._facts is None or done != self._done:
+            self._done = done
             self._facts = self._make()
             return True
         return False
+
+    def _look(self) -> bool:
+        folder = Folder(self.folder)
+        success = folder.stamp(SUCCESS)
+        changed = [
+            self._success.refresh({} if success is None else {folder.join(SUCCESS): success}),
+            self._scores.refresh(stamps_of(self.folder, SCORES)),
+            self._quality.refresh(stamps_of(self.folder, QUALITY, QUALITY_ENDINGS)),
+            self._labels.refresh(stamps_of(self.folder, LABEL_METRICS)),
+        ]
+        if not folder.is_local:
+            self._again = time.monotonic() + STORE_SECONDS
+        return any(changed)
+
+    def _judge_days(self) -> Least | None:
+        """Of the days that should be there by now those that are; None where that is not promised."""
+        if self.project.slo is None or self.project.slo.done_within is None:
+            return None
+        spans = [Span.of_facts(each) for said in self._success.values() for each in said[SPANS]]
+        before = Folder(self.folder).join(SCORES, "")
+        names = [path.removeprefix(before) for path in self._scores.paths()]
+        return judge_days(self.project, spans, names, time.time_ns() // 1000)
 
     def facts(self) -> dict[str, Any]:
         """What the page shows, as of the last refresh; times in milliseconds since 1970 UTC."""
@@ -70,12 +95,12 @@ class Sink:
         said = read_success(self.folder)
         if said.get(PROJECT, self.project.name) != self.project.name:
             raise RunError(f"{self.folder}: is of the project {said[PROJECT]}, not of {self.project.name}")
-        return {"events": {name: said["events"][name] for name in sorted(said["events"])}}
+        return {"events": {n: said["events"][n] for n in sorted(said["events"])}, SPANS: said.get(SPANS, [])}
 
     def _read_records(self, path: str) -> _Packed:
         """A file of label metrics without those of slices; packed, as a table of few rows is mostly frame."""
         try:
-            with pq.ParquetFile(path) as file:
+            with open_file(path) as opened, pq.ParquetFile(opened) as file:
                 if file.metadata.num_rows > MOST_RECORDS:
                     raise RunError(f"{path}: has more than {MOST_RECORDS:,} rows: it is no file of label metrics")
                 table = file.read(use_threads=False)
@@ -98,7 +123,7 @@ class Sink:
         )
         quality = sum_up(self._quality.values(), self.project)
         faults = [fault for each in (self._success, self._scores, self._quality) for fault in each.faults()]
-        figures, wrong = self._figures()
+        windows, wrong = self._label_windows()
         faults += [*self._labels.faults(), *wrong]
         return {
             "folder": self.folder,
@@ -109,32 +134,25 @@ class Sink:
             "starts": [us // 1000 for us in starts],
             "decisions": [{"name": cut(name), "rows": numbers} for name, numbers in rows.items()],
             **quality_facts(quality),
-            "figures": figures,
-            "objectives": self._objectives(events, quality),
+            "figures": _figures(windows),
+            "objectives": self._objectives(events, quality, windows),
         }
 
-    def _figures(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Figures by bundle over the windows, realised and expected; and why there are none."""
+    def _label_windows(self) -> tuple[tuple[Said, ...], list[str]]:
+        """What is known by labels of each window and bundle, the newest first; and why there is none."""
         try:
             packed = self._labels.values()
             tables = [_unpacked(packed[start : start + _AT_ONCE]) for start in range(0, len(packed), _AT_ONCE)]
             metrics = label_metrics_of(pa.concat_tables(tables)) if tables else None
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            return [], [f"{self.folder}: its label metrics are not those of one project: {error}"]
-        if metrics is None:
-            return [], []
-        made = []
-        names = dict.fromkeys(name for each in metrics.windows for name in (*each.estimates, *each.figures))
-        for bundle in sorted({each.bundle for each in metrics.windows}):
-            windows = [each for each in reversed(metrics.windows) if each.bundle == bundle][-MOST_WINDOWS:]
-            made += [_figure(name, bundle, windows) for name in names]
-        return [each for each in made if _is_known(each)], []
+            return (), [f"{self.folder}: its label metrics are not those of one project: {error}"]
+        return metrics.windows if metrics else (), []
 
-    def _objectives(self, events: dict[str, int], quality: Quality) -> list[dict[str, Any]]:
-        if self.project.slo is None or not events:
+    def _objectives(self, events: dict[str, int], quality: Quality, windows: Sequence[Said]) -> list[dict[str, Any]]:
+        if self.project.slo is None or not (events or self._done):
             return []
         statuses = [verdict.status for verdict in quality.verdicts if verdict.judged]
-        return [objective(each) for each in of_run(self.project.slo, events, statuses)]
+        return [objective(each) for each in of_run(self.project.slo, events, statuses, self._done, windows)]
 
 
 def _unpacked(files: list[_Packed]) -> pa.Table:
@@ -199,6 +217,16 @@ def _score(quality: Quality) -> dict[str, Any] | None:
         return None if distribution is None else _digits(shares(distribution))
 
     return {"cuts": _digits(quality.recent.cuts), "recent": of(quality.recent), "baseline": of(quality.baseline)}
+
+
+def _figures(windows: Sequence[Said]) -> list[dict[str, Any]]:
+    """Figures by bundle over the windows, realised and expected."""
+    made = []
+    names = dict.fromkeys(name for each in windows for name in (*each.estimates, *each.figures))
+    for bundle in sorted({each.bundle for each in windows}):
+        of = [each for each in reversed(windows) if each.bundle == bundle][-MOST_WINDOWS:]
+        made += [_figure(name, bundle, of) for name in names]
+    return [each for each in made if _is_known(each)]
 
 
 def _figure(name: str, bundle: str, windows: list[Said]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pipelines.jobs.status import Status, say_status, stopped_by_signals
 from pipelines.jobs.topics import open_stream, open_topics
 from pipelines.monitoring.breaker import ClockBreaker, watching
 from pipelines.monitoring.exposition import exposed
+from pipelines.monitoring.traces import Traces
 from pipelines.results import RunError, read_success
 from pipelines.runners import Job, Profile, Reading, make_pipeline, profile_of
 from pipelines.sinks.circuits import NoteCircuits
@@ -163,7 +164,8 @@ def assemble(
     noted = released.circuits() if released else ()
     if released and log:
         check_unscored(released, log)
-    source = open_stream(spec, released) if spec.streams else open_files(spec, look, sort)
+    traces = None if spec.traces is None else Traces.of_environment(spec.traces, project)
+    source = open_stream(spec, released, traces) if spec.streams else open_files(spec, look, sort)
     slice_us = source.slice_us if isinstance(source, ReadFiles) else SLICE_US
     start = None
     if spec.state and isinstance(source, ReadFiles):
@@ -171,7 +173,7 @@ def assemble(
         source = source.with_files(start.files)
     states = start.states if start else restore(spec) if spec.history_state else None
     if is_broker(spec.sink):
-        sink: PublishRows | WriteFiles = open_topics(spec, shadows=released is not None)
+        sink: PublishRows | WriteFiles = open_topics(spec, released is not None, traces)
     else:
         sink = open_folder(spec, bundle, source, look, start, log)
     # What was published can't be taken back, and what both ways are compared by must go on in both.
@@ -202,6 +204,7 @@ def assemble(
         encoders=scorer.encoders if scorer else NO_ENCODERS,
         boundary_us=DAY_US if spec.streams else slice_us,
         states=states,
+        traces=traces,
         store=WriteStore(spec.store, project, parse_duration(spec.lateness)) if spec.store else None,
     )
 

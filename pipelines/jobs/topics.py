@@ -14,6 +14,7 @@ from models.project.sections import parse_duration
 from models.record import EVENTS, LABELS
 from pipelines.brokers import Broker, is_broker, open_broker
 from pipelines.config import RunSpec
+from pipelines.monitoring.traces import Traces
 from pipelines.runners import Reading
 from pipelines.sources import DAY_US
 from pipelines.sources.feeds import ReadBeside, Topic, feeds_of
@@ -26,19 +27,21 @@ if TYPE_CHECKING:  # streams import the brokers' clients, which files do without
     from pipelines.sources.release_feed import Followed
 
 
-def open_stream(spec: RunSpec, releases: Followed | None = None) -> beam.PTransform:
+def open_stream(spec: RunSpec, releases: Followed | None = None, traces: Traces | None = None) -> beam.PTransform:
     """The messages of a subscription, read as the engine needs it; tables of files are read beside it.
 
-    With `releases`, that log is followed.
+    With `releases`, that log is followed; with `traces`, what messages say of who sent them is heeded.
     """
     files = {name: Files(uris) for name, uris in spec.table_uris.items() if not any(map(is_broker, uris))}
     for each in files.values():
         check_files(each)
-    stream = _open_feeds(spec, releases, [name for name in spec.table_uris if name not in files])
+    stream = _open_feeds(spec, releases, traces, [name for name in spec.table_uris if name not in files])
     return ReadBeside(stream, ReadFiles(feeds_of(spec.project, files))) if files else stream
 
 
-def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str]) -> beam.PTransform:
+def _open_feeds(
+    spec: RunSpec, releases: Followed | None, traces: Traces | None, tables: Sequence[str]
+) -> beam.PTransform:
     from pipelines.sources.native_pubsub import ReadNativePubsub
     from pipelines.sources.release_reader import FollowReleases
     from pipelines.sources.stream import ReadStream
@@ -48,6 +51,8 @@ def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str])
     history = Files(() if spec.history_state else spec.history)
     check_files(history)
     broker: Any = _broker(spec, spec.sources[0])
+    if traces is not None:
+        broker = dataclasses.replace(broker, traced=True)
     if spec.values == "pulsar":
         broker = dataclasses.replace(broker, schemas=True)
         values: Values = BrokerValues(broker.schema_versions, broker.uri)
@@ -76,6 +81,7 @@ def _open_feeds(spec: RunSpec, releases: Followed | None, tables: Sequence[str])
         held_us=project.quality.held_us if project.quality else None,
         periods=periods,
         releases=releases,
+        traces=traces,
         **ends,
     )
 
@@ -93,7 +99,7 @@ def acknowledge(spec: RunSpec) -> Acknowledge:
     return AfterJournal(spec.journal, horizon, _sink_broker(spec, spec.sink) if spec.transactional else None)
 
 
-def open_topics(spec: RunSpec, shadows: bool = False) -> PublishRows:
+def open_topics(spec: RunSpec, shadows: bool = False, traces: Traces | None = None) -> PublishRows:
     """The topics of a stream's sink; with `shadows`, that of the rows of shadows, too."""
     from pipelines.sinks.topics import PublishRows, routed_topics, sink_topics
 
@@ -109,6 +115,7 @@ def open_topics(spec: RunSpec, shadows: bool = False) -> PublishRows:
         fallback=fallback,
         routed=routed,
         event_time=spec.project.event.time,
+        traces=traces,
     )
 
 

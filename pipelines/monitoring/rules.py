@@ -58,6 +58,7 @@ def dashboard(project: Project) -> str:
         "schemaVersion": 39,
         "time": {"from": "now-6h", "to": "now"},
         "refresh": "30s",
+        "annotations": {"list": []},
         "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]},
         "panels": panels,
     }
@@ -123,6 +124,8 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
     yield "Decisions a second", "short", f"sum by (decision) (rate({metrics.SCORES.name}[{rate}]))", "{{decision}}"
     yield "Scores a second by bundle", "short", f"sum by (bundle) (rate({metrics.SCORES.name}[{rate}]))", "{{bundle}}"
     yield "Dead letters a second", "short", f"sum by (step) (rate({metrics.DEAD_LETTERS.name}[{rate}]))", "{{step}}"
+    reasons = f"sum by (step, field, rule) (rate({metrics.REASONS.name}[{rate}]))"
+    yield "Reasons of dead letters a second", "short", reasons, "{{step}}: {{field}} {{rule}}"
     yield "Windows by verdict", "short", f"sum by (status) ({metrics.VERDICTS.name})", "{{status}}"
     yield "Open incidents", "short", metrics.OPEN.name, "open"
     if project.serving is not None:
@@ -134,6 +137,8 @@ def _panels(project: Project) -> Iterator[tuple[str, str, str, str]]:
             f"sum by (outcome) (rate({metrics.SERVED.name}[{rate}]))",
             "{{outcome}}",
         )
+        yield "Requests that wait", "short", metrics.QUEUED.name, "{{instance}} {{worker}}"
+    yield "History of windows", "bytes", f"sum by (step) ({metrics.STATE.name})", "{{step}}"
     yield "Memory", "bytes", metrics.MEMORY.name, "{{instance}}"
     for promise in promises_of(project.slo, project.serving):
         chosen = f'{_RATIO}{{project="{project.name}",slo="{promise.name}"}}'

@@ -87,6 +87,12 @@ def read_label_metrics(run: str) -> LabelMetrics | None:
         raise RunError(f"{run}: its label metrics are not those of one project: {error}") from None
 
 
+def read_windows(run: str) -> tuple[Said, ...]:
+    """What a run's label metrics say of all rows of each window; none is fine."""
+    found = read_label_metrics(run)
+    return found.windows if found else ()
+
+
 def label_metrics_of(table: pa.Table) -> LabelMetrics | None:
     """What records say, in any order; None without any. KeyError or ArrowException if they are no label metrics."""
     if not len(table):

@@ -21,6 +21,7 @@ from models.objectives import FALLBACK, REFUSED, SCORED, UNANSWERED
 from models.partitions import Partitions
 from models.serving.requests import RequestError, split_events
 from models.serving.tensors import describe, infer, read_rows
+from pipelines.monitoring.traces import Tracer, Traces
 from pipelines.serve.documents import INFER, describe_score
 from pipelines.serve.http import MOST_EVENTS, HttpError, Tokens, json_response, read_body
 from pipelines.serve.line import ServiceDown
@@ -29,6 +30,7 @@ from pipelines.serve.models import Champion
 from pipelines.serve.rates import Rates, client_of
 from pipelines.serve.service import Service
 from pipelines.serve.siblings import Siblings
+from pipelines.serve.traces import Asked
 
 _LOG = logging.getLogger("headrace")
 MOST_REASONS = 20
@@ -37,7 +39,13 @@ _UNBOUNDED = Rates()
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, siblings: Siblings | None = None) -> FastAPI:
+def make_app(
+    service: Service,
+    tokens: Tokens,
+    rates: Rates | None = None,
+    siblings: Siblings | None = None,
+    traces: Traces | None = None,
+) -> FastAPI:
     """The endpoint of a service, which it closes at its end."""
 
     @contextlib.asynccontextmanager
@@ -47,6 +55,8 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
             yield
         watching.cancel()
         service.close()
+        if traces is not None:
+            traces.tracer().flush()
 
     project, counts = service.project, Counts(service.project.serving)
 
@@ -60,7 +70,7 @@ def make_app(service: Service, tokens: Tokens, rates: Rates | None = None, sibli
 
     register_url_convertor("key", _Key())
     app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    routes = _Routes(service, counts, siblings or Siblings())
+    routes = _Routes(service, counts, siblings or Siblings(), traces.tracer() if traces else None)
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
         ("GET", "/v1/features/{entity}/{key:key}", "read", routes.features, None),
@@ -91,20 +101,24 @@ class _Key(PathConvertor):
 class _Routes:
     """What is done for each route."""
 
-    def __init__(self, service: Service, counts: Counts, siblings: Siblings) -> None:
-        self._service, self._counts, self.siblings = service, counts, siblings
+    def __init__(self, service: Service, counts: Counts, siblings: Siblings, tracer: Tracer | None = None) -> None:
+        self._service, self._counts, self.siblings, self._tracer = service, counts, siblings, tracer
 
     async def score(self, request: Request) -> Response:
         """Score an event, or a list of events."""
+        asked = Asked(self._tracer, request) if self._tracer else None
         with_features, reasons = _score_options(request)
         payloads, is_list = split_events(await read_body(request), MOST_EVENTS)
         try:
-            reply = await self._service.score(payloads, with_features, reasons)
-        except RequestError:
+            reply = await self._service.score(payloads, with_features, reasons, asked.traceparent if asked else None)
+        except Exception as error:
+            if asked:
+                asked.failed(error)
+            if not isinstance(error, RequestError):
+                self._counts.events(UNANSWERED, len(payloads))
             raise
-        except Exception:
-            self._counts.events(UNANSWERED, len(payloads))
-            raise
+        if asked:
+            asked.answered(reply, len(payloads))
         for outcome in (SCORED, REFUSED, FALLBACK, UNANSWERED):
             self._counts.events(outcome, getattr(reply, outcome))
         self._counts.ages(reply.ages_us)
@@ -165,7 +179,7 @@ class _Routes:
 
     def own_metrics(self) -> bytes:
         """Those of this process."""
-        return self._counts.text(self._service.broken is None)
+        return self._counts.text(self._service.broken is None, self._service.waiting)
 
     def _champion(self, name: str) -> Champion:
         champion = self._service.models.champion()

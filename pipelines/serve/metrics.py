@@ -32,7 +32,9 @@ class Counts:
         self._requests, self._served = (_counter(metric, registry) for metric in (metrics.REQUESTS, metrics.SERVED))
         self._seconds = _histogram(metrics.REQUEST_SECONDS, serving.p99 if serving is not None else None, registry)
         self._ages = _histogram(metrics.STATE_AGE, fresh.within if fresh is not None else None, registry)
-        self._ready = Gauge(metrics.READY.name, metrics.READY.help, registry=registry)
+        self._ready, self._queued = (
+            Gauge(metric.name, metric.help, registry=registry) for metric in (metrics.READY, metrics.QUEUED)
+        )
         ProcessCollector(registry=registry)
 
     def request(self, path: str, status: int, seconds: float) -> None:
@@ -50,9 +52,10 @@ class Counts:
         for age_us in ages_us:
             self._ages.observe(age_us / 1e6)
 
-    def text(self, ready: bool) -> bytes:
-        """All of it, and the processor time and memory of this process."""
+    def text(self, ready: bool, queued: int = 0) -> bytes:
+        """All of it, with what is so now, and the processor time and memory of this process."""
         self._ready.set(ready)
+        self._queued.set(queued)
         return generate_latest(self._registry)
 
 

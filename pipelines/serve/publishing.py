@@ -7,8 +7,10 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from models.project.declarations import Project
+from models.traces import TRACEPARENT
 from pipelines.brokers import Broker, BrokerError
 from pipelines.sources.payloads import event_times
 
@@ -19,6 +21,12 @@ _MOST_AT_ONCE = 1_000  # requests
 Done = concurrent.futures.Future[None]
 
 
+class _Request(NamedTuple):
+    payloads: Sequence[bytes]
+    done: Done
+    traceparent: str | None = None
+
+
 class Publishing:
     """A connection to a topic."""
 
@@ -26,7 +34,7 @@ class Publishing:
         """BrokerError if there is no such topic."""
         self._project, self._name = project, broker.event_time_attribute
         self._publisher = broker.publisher()
-        self._waiting: queue.SimpleQueue[tuple[Sequence[bytes], Done] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._under_way: set[Done] = set()
         self._thread = threading.Thread(target=self._work, name="publishing", daemon=True)
         self._thread.start()
@@ -36,12 +44,15 @@ class Publishing:
         """Whether something is not at the broker yet."""
         return any(not done.done() for done in tuple(self._under_way))
 
-    def publish(self, payloads: Sequence[bytes]) -> Done:
-        """Publish events, JSON each: done when the broker has them, tried until it does; BrokerError if it refuses."""
+    def publish(self, payloads: Sequence[bytes], traceparent: str | None = None) -> Done:
+        """Publish events, JSON each: done when the broker has them, tried until it does; BrokerError if it refuses.
+
+        With a `traceparent` their messages say so.
+        """
         done: Done = concurrent.futures.Future()
         self._under_way.add(done)
         done.add_done_callback(self._under_way.discard)
-        self._waiting.put((payloads, done))
+        self._waiting.put(_Request(payloads, done, traceparent))
         return done
 
     def close(self) -> None:
@@ -62,13 +73,17 @@ class Publishing:
             is_last = None in taken
             self._send([each for each in taken if each is not None])
 
-    def _send(self, requests: Sequence[tuple[Sequence[bytes], Done]]) -> None:
-        payloads = [payload for some, _ in requests for payload in some]
+    def _send(self, requests: Sequence[_Request]) -> None:
+        payloads = [payload for each in requests for payload in each.payloads]
         if not payloads:
             return
         stamps = None
         if self._name:
             stamps = [{self._name: str(ms)} for ms in (event_times(payloads, self._project) // 1000).tolist()]
+        traced = [each.traceparent for each in requests for _ in each.payloads]
+        if any(traced):
+            said = [{TRACEPARENT: text} if text else {} for text in traced]
+            stamps = said if stamps is None else [own | more for own, more in zip(stamps, said, strict=True)]
         try:
             self._publisher.publish(payloads, stamps)
         except BrokerError as error:
@@ -76,7 +91,7 @@ class Publishing:
                 for each in requests:
                     self._send([each])
                 return
-            requests[0][1].set_exception(error)
+            requests[0].done.set_exception(error)
         else:
-            for _, done in requests:
-                done.set_result(None)
+            for each in requests:
+                each.done.set_result(None)

@@ -46,7 +46,8 @@ class Reply:
     """Answers to a request's events, JSON each in their order, and how many were scored, refused and fell back.
 
     `unanswered` are those that are to be sent again, `ages_us` is how far each that has a state is past it, and `valid`
-    are the events that windows of later ones see.
+    are the events that windows of later ones see. `ids` are those of events that were not refused, and `begun_ns` and
+    `done_ns` when the thread had them, nanoseconds since 1970 UTC.
     """
 
     answers: list[bytes]
@@ -56,6 +57,9 @@ class Reply:
     unanswered: int = 0
     ages_us: Sequence[int] = ()
     valid: Sequence[bytes] = ()
+    ids: pa.Array | None = None
+    begun_ns: int = 0
+    done_ns: int = 0
 
 
 class _Watched:
@@ -132,13 +136,27 @@ class Service:
         self._publishing = publishing
         self.broken: str | None = None
 
-    async def score(self, payloads: Sequence[bytes], with_features: bool = False, reason_codes: int = 0) -> Reply:
-        """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared."""
+    @property
+    def waiting(self) -> int:
+        """Requests that are not answered yet."""
+        return self._line.waiting + self._fallbacks.waiting
+
+    async def score(
+        self,
+        payloads: Sequence[bytes],
+        with_features: bool = False,
+        reason_codes: int = 0,
+        traceparent: str | None = None,
+    ) -> Reply:
+        """Answers to events; ServiceDown if there are none, nor time for the fallback decision, if one is declared.
+
+        Events are published with the `traceparent`, where they are.
+        """
         try:
             until = time.monotonic() + self._deadline
             reply = await self._do(lambda: self._score(payloads, with_features, reason_codes))
             if self._publishing is not None and reply.valid:
-                await self._publish(self._publishing.publish(reply.valid), until)
+                await self._publish(self._publishing.publish(reply.valid, traceparent), until)
             return reply
         except ServiceDown:
             if self.project.fallback is None:
@@ -211,6 +229,7 @@ class Service:
         self.broken = None
 
     def _score(self, payloads: Sequence[bytes], with_features: bool, reason_codes: int) -> Reply:
+        begun_ns = time.time_ns()
         scoring = self.models.current()
         try:
             with _whole_tiles():
@@ -227,7 +246,9 @@ class Service:
         told = tell(self.answering, payloads, answers, self._state(), with_features)
         scored = answers.rows.num_rows - told.fallback - told.unanswered
         valid = [p for place, p in enumerate(payloads) if is_valid(answers.refused.get(place))]
-        return Reply(told.lines, scored, len(answers.refused), told.fallback, told.unanswered, told.ages_us, valid)
+        ids = column(answers.rows, self.project.event.id)
+        counts = scored, len(answers.refused), told.fallback, told.unanswered
+        return Reply(told.lines, *counts, told.ages_us, valid, ids, begun_ns, time.time_ns())
 
     def _tidy(self) -> None:
         """Put the log into tiles, and drop what no window needs any more.
@@ -252,7 +273,8 @@ class Service:
             self._lost.add(int(times.min()))
         told = [b'"fallback":true,"complete":false'] * len(times)
         found = self.answering.render(answers, told, False)
-        return Reply(found, refused=len(answers.refused), fallback=len(times))
+        ids = column(answers.rows, self.project.event.id)
+        return Reply(found, refused=len(answers.refused), fallback=len(times), ids=ids)
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
         with _whole_tiles():

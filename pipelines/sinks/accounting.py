@@ -6,13 +6,11 @@ import collections
 
 import pyarrow as pa
 
-from models.batches import column
 from models.counts import mismatch
+from models.dead_letters import by_rules
 from models.errors import HeadraceError
-from models.faults import rules_of
 from models.record import Outcome
 from models.routes import DUE, ROUTED
-from pipelines.sinks.encode import LOOKED_AT_ROWS
 from transforms.deduplicate import DUPLICATE
 
 OTHER_DAYS = "dead letters of other days"  # that are counted as history, and not written
@@ -37,13 +35,8 @@ def count_reasons(dead: pa.RecordBatch) -> dict[str, int]:
 
     A record with two reasons counts for both, so these numbers may add up to more than the dead letters.
     """
-    found: collections.Counter[tuple[str, tuple[tuple[str, str], ...]]] = collections.Counter()
-    for start in range(0, dead.num_rows, LOOKED_AT_ROWS):
-        part = dead.slice(start, LOOKED_AT_ROWS)
-        rows = rules_of(column(part, "reasons").to_pylist())
-        found.update(zip(column(part, "step").to_pylist(), rows, strict=True))
     counts: collections.Counter[str] = collections.Counter()
-    for (step, rules), letters in found.items():
+    for (step, rules), letters in by_rules(dead).items():
         if rules[0][1] == DUPLICATE:
             counts[Outcome.DUPLICATE] += letters
             continue

@@ -23,6 +23,7 @@ from pipelines.s3 import share_clients, store_errors
 
 LOCK = ".headrace-lock"
 STAGING = ".staging-"
+Stamp = tuple[int, int]  # bytes, and nanoseconds since 1970 UTC of the last change
 _STAGING_NAME = re.compile(re.escape(STAGING) + "[0-9a-f]{32}")
 
 
@@ -63,8 +64,24 @@ class Folder:
         with clear_errors(where, "listed"):
             if self.is_local:
                 return sorted(_walk(where))
-            found = _filesystems().match([f"{where.rstrip('/')}/**"])[0].metadata_list
-            return sorted(file.path.removeprefix(f"{where.rstrip('/')}/") for file in found)
+            return sorted(path.removeprefix(f"{where.rstrip('/')}/") for path, _ in _match(f"{where.rstrip('/')}/**"))
+
+    def stamps(self, folder: str) -> dict[str, Stamp]:
+        """The files of `names`, each with what tells that it is another than before."""
+        where = self.join(folder)
+        with clear_errors(where, "listed"):
+            if self.is_local:
+                found = ((name, _stamp(posixpath.join(where, name))) for name in sorted(_walk(where)))
+                return {name: stamp for name, stamp in found if stamp is not None}
+            return {
+                path.removeprefix(f"{where.rstrip('/')}/"): stamp for path, stamp in _match(f"{where.rstrip('/')}/**")
+            }
+
+    def stamp(self, name: str) -> Stamp | None:
+        """That of a file; None if it is not there."""
+        path = self.join(name)
+        with clear_errors(path, "read"):
+            return _stamp(path) if self.is_local else dict(_match(path)).get(path)
 
     def is_file(self, name: str) -> bool:
         """Whether there is a file of that name."""
@@ -281,6 +298,19 @@ def _read_note(folder: Folder) -> dict[str, Any]:
 
 def _holder(folder: Folder) -> str | None:
     return _read_note(folder).get("run")
+
+
+def _match(pattern: str) -> list[tuple[str, Stamp]]:
+    found = _filesystems().match([pattern])[0].metadata_list
+    return [(file.path, (int(file.size_in_bytes), int(file.last_updated_in_seconds * 1e9))) for file in found]
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:  # it went since it was listed
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def open_file(path: str) -> Any:

@@ -22,8 +22,11 @@ from models.routes import FALLBACK, LABEL_METRICS, SHADOWS, topic_beside, topic_
 from models.score import take_decided
 from models.totals import TABLE
 from pipelines.brokers import Broker, BrokerError, Publisher
+from pipelines.monitoring.traces import Leaving, Traces
 from pipelines.process import running_seconds
 from transforms.metrics import count, gauge, observe
+
+DEAD = "dead-lettered"
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,6 +50,7 @@ class PublishRows(beam.PTransform):
     fallback: Broker | None = None  # of rows with the fallback decision; with the scores, if not given
     routed: Mapping[str, Broker] = dataclasses.field(default_factory=dict)  # of decisions whose rows go elsewhere
     event_time: str = ""  # the column of score rows that says how fresh they are
+    traces: Traces | None = None  # which rows' way is told, and to where
 
     def expand(self, pcolls: dict[str, beam.PCollection]) -> beam.PCollection:
         """Nothing comes out."""
@@ -54,10 +58,10 @@ class PublishRows(beam.PTransform):
         topics += self.routed.values()
         needed = ", ".join(dict.fromkeys(broker.uri for broker in topics if broker is not None))
         project = self.project
-        dead = _Publish(self.dead_letters, needed, "dead-lettered", project)
+        dead = _Publish(self.dead_letters, needed, DEAD, project, traces=self.traces)
         pcolls["dead_letters"] | "Publish dead letters" >> beam.ParDo(dead)
         if self.quarantine is not None:
-            held = _Publish(self.quarantine, needed, "quarantined", project, self.key)
+            held = _Publish(self.quarantine, needed, "quarantined", project, self.key, traces=self.traces)
             pcolls["quarantine"] | "Publish quarantine" >> beam.ParDo(held)
         if self.quality is not None:
             records = (pcolls["statistics"], pcolls["verdicts"]) | "Quality" >> beam.Flatten()
@@ -76,14 +80,13 @@ class PublishRows(beam.PTransform):
             rows = pcolls[FALLBACK] | "Without source" >> beam.Map(without, SOURCE).with_output_types(pa.RecordBatch)
             rows | "Publish fallback" >> beam.ParDo(unscored)
         elsewhere = {name: broker for name, broker in self.routed.items() if broker.uri != self.scores.uri}
+        told = self.event_time, self.traces
         by_topic = {broker.uri: broker for broker in elsewhere.values()}
         for uri, broker in by_topic.items():
             own = tuple(name for name, other in elsewhere.items() if other.uri == uri)
-            routed = _Publish(broker, needed, WRITTEN, project, self.key, own, event_time=self.event_time)
+            routed = _Publish(broker, needed, WRITTEN, project, self.key, own, False, False, *told)
             pcolls["scores"] | f"Publish {' and '.join(own)}" >> beam.ParDo(routed)
-        scores = _Publish(
-            self.scores, needed, WRITTEN, project, self.key, tuple(elsewhere), others=True, event_time=self.event_time
-        )
+        scores = _Publish(self.scores, needed, WRITTEN, project, self.key, tuple(elsewhere), True, False, *told)
         return pcolls["scores"] | "Publish scores" >> beam.ParDo(scores)
 
 
@@ -129,6 +132,7 @@ class _Publish(beam.DoFn):
         others: bool = False,
         lazy: bool = False,
         event_time: str = "",
+        traces: Traces | None = None,
     ) -> None:
         self._broker = broker
         self._needed = needed
@@ -138,8 +142,10 @@ class _Publish(beam.DoFn):
         self._decisions, self._others = decisions, others
         self._lazy = lazy
         self._event_time = event_time
+        self._traces = traces
 
     def setup(self) -> None:
+        self._tracer = self._traces.tracer() if self._traces else None
         self._publisher = None if self._lazy else _connect(self._broker, self._needed)
         self._described = self._has_written = False
 
@@ -148,16 +154,20 @@ class _Publish(beam.DoFn):
         self._attributes: list[dict[str, str]] = []
         self._keys: list[str | None] = []
         self._times: list[pa.RecordBatch] = []
+        self._leaving: list[Leaving] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
         self._publisher = self._publisher or _connect(self._broker, self._needed)
         if not self._described:
-            self._publisher.describe(_fields(DEAD_LETTER_SCHEMA if self._step == "dead-lettered" else batch.schema))
+            self._publisher.describe(_fields(DEAD_LETTER_SCHEMA if self._step == DEAD else batch.schema))
             self._described = True
         if self._decisions:
             batch = take_decided(batch, self._decisions, self._others)
         self._payloads += _fitting(batch, self._broker.max_message_bytes)
-        self._attributes += attributes_of(batch, self._project)
+        attributes = attributes_of(batch, self._project)
+        if self._tracer and (leaving := self._tracer.leave(batch, attributes, self._step == DEAD)):
+            self._leaving.append(leaving)
+        self._attributes += attributes
         if self._key:
             self._keys += column(batch, self._key).cast(pa.string()).to_pylist()
         if self._step == WRITTEN and PUBLISHED_AT in batch.schema.names:
@@ -169,6 +179,8 @@ class _Publish(beam.DoFn):
             self._publisher.publish(self._payloads, self._attributes, self._keys or None)
             count(ROWS, len(self._payloads), step=self._step)
             self._observe(time.time_ns() // 1000)
+            if self._tracer:
+                self._tracer.left(self._leaving, self._step, time.time_ns())
 
     def _observe(self, now_us: int) -> None:
         """How long score rows took, by stage, and from their events."""
@@ -187,6 +199,8 @@ class _Publish(beam.DoFn):
     def teardown(self) -> None:
         if self._publisher is not None:
             self._publisher.close()
+        if self._tracer:
+            self._tracer.flush()
 
 
 @functools.cache

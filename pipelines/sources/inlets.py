@@ -25,10 +25,14 @@ REMEMBERED_IDS = 1_000_000
 
 
 class Raw(NamedTuple):
-    """Raw records of one format, and the times int64[n] of their messages' attributes where there are any."""
+    """Raw records of one format, and what their messages' attributes say, where there is any.
+
+    `heard` are event times int64[n], and `traceparents` are of who is to be told of their way.
+    """
 
     batch: pa.RecordBatch
     heard: Int64 | None
+    traceparents: Sequence[str | None] | None = None
 
 
 class SeenIds:
@@ -131,5 +135,8 @@ def to_batches(
     for group in values.split(payloads, schemas):
         part = common if len(group.rows) == rows else take_rows(common, group.rows)
         batch = with_column(part, PAYLOAD, group.payloads).replace_schema_metadata({**group.metadata, **about(number)})
-        batches.append(Raw(batch, None if heard is None else heard[group.rows]))
+        traced = None
+        if messages.traceparents is not None:
+            traced = [messages.traceparents[place] for place in places[group.rows].tolist()]
+        batches.append(Raw(batch, None if heard is None else heard[group.rows], traced))
     return batches

@@ -104,6 +104,6 @@ def batch_messages(messages: Sequence[PubsubMessage], feed: Feed[Topic]) -> pa.R
         receipt=None,
     )
     source, number = feed.source, feed.record_type.number
-    ((batch, _),) = to_batches(received, ids, np.arange(len(ids)), source.broker.uri, source.values, number)
+    ((batch, *_),) = to_batches(received, ids, np.arange(len(ids)), source.broker.uri, source.values, number)
     marked = with_column(batch, MARKS, pa.array(np.zeros(len(ids), np.int8)))
     return marked.replace_schema_metadata({**marked.schema.metadata, SLICE: str(SLICE_US).encode()})

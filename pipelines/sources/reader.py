@@ -162,11 +162,13 @@ class Reader:
         """Keep the messages that were not received before until the watermark has passed their records."""
         self._received_us = self._clock_us
         received = inlet.to_batches(messages)
-        is_safe = self._keeper.keep([batch for batch, _ in received])
+        is_safe = self._keeper.keep([each.batch for each in received])
         waiting = []
-        for batch, heard in received:
+        for batch, heard, traceparents in received:
             decoded = decode_raw(batch, inlet.records)
             times = times_of(decoded, inlet.records)
+            if self._source.traces is not None and traceparents is not None and any(traceparents):
+                self._source.traces.tracer().remember(column(decoded, inlet.records.id), traceparents)
             marks = self._observe(inlet, batch, times, times if heard is None else heard)
             waiting.append((with_column(decoded, MARKS, marks), times))
         if is_safe:

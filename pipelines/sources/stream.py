@@ -16,6 +16,7 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 
 from models.record import RELEASES
+from pipelines.monitoring.traces import Traces
 from pipelines.sources.acknowledge import Acknowledge, AfterBundle
 from pipelines.sources.feeds import Feed, Topic
 from pipelines.sources.listing import Files
@@ -36,7 +37,7 @@ class ReadStream(beam.PTransform):
     a feed that drives the watermark goes out twice: provisionally when it comes, and when the watermark passes it.
     A slice ends at a multiple of `cut_us` at the latest; of windows of `held_us`, the gate holds rows until their end.
     Of `periods`, tables of aggregates are written at their end. With `releases`, the watermark stays where that log is
-    complete, and its records are a feed, too.
+    complete, and its records are a feed, too. With `traces`, a message's `traceparent` is heeded.
     """
 
     feeds: tuple[Feed[Topic], ...]
@@ -50,6 +51,7 @@ class ReadStream(beam.PTransform):
     held_us: int | None = None
     periods: tuple[str, ...] = ()
     releases: Followed | None = None
+    traces: Traces | None = None
 
     def expand(self, pbegin: Any) -> dict[str, beam.PCollection]:
         """{name of a feed: its batches}; their metadata names their format, see transforms.decode."""

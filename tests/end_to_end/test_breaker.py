@@ -13,16 +13,25 @@ from models.rollout.instead import SALT
 from pipelines.jobs.parity import compare_tables
 from pipelines.runners import FN_API
 from pipelines.sources import release_feed as following
-from tests.kit.breakers import HOUR, PER_HOUR, SECOND, START, at, batch, make, shop, shuffled, stream
+from tests.kit.breakers import (
+    HOUR,
+    PER_HOUR,
+    SECOND,
+    at,
+    batch,
+    flaky,
+    hour_of,
+    log_with,
+    make,
+    shop,
+    shuffled,
+    stream,
+)
 from tests.kit.releases import LOOKS, canary, grown, make_log
 
 pytestmark = pytest.mark.slow
 
 PROJECT = shop()
-
-
-def hour_of(event):
-    return (event["at"] - START) / HOUR
 
 
 def said(output):
@@ -34,10 +43,6 @@ def same(one, other):
     found = compare_tables("rows", one.scores, other.scores, names)
     assert found.different == 0, found.first
     assert found.rows
-
-
-def log_with(bad, **more):
-    return make_log("old", {"at": at(4.5), "champion": bad, **more})
 
 
 @pytest.mark.parametrize("bad", ["nan", "constant", "shifted"])
@@ -58,15 +63,6 @@ def test_a_bad_release_falls_back_from_the_end_of_its_first_whole_window(tmp_pat
             assert all(row[name] == alone[row["id"]][name] for name in ("score", "decision"))
     assert metrics.by_label(counted, metrics.FALLEN_BACK) == {"previous": sum(hour_of(e) >= 6 for e in events)}
     assert metrics.by_label(counted, metrics.CIRCUIT_CHANGES) == {"open": 1}
-
-
-def flaky(hours=20):
-    """Events of which some are huge, in hours 8 and 13, and a log by which a model that fails at those is champion."""
-    events = make(hours)
-    for event in events:
-        if int(hour_of(event)) in (8, 13) and event["id"] % 3 == 0:
-            event["amount"] = 5000.0
-    return events, log_with("flaky")
 
 
 def expected_of_flaky(event):

@@ -75,6 +75,12 @@ def test_batch_and_stream_count_the_same(tmp_path):
     assert sum(scores.values()) == metrics.by_label(found[0], metrics.EVENTS)[Outcome.SCORED] == 240
     assert {name.split(" ")[1] for name in scores} == {"bundle"}
     assert metrics.by_label(found[0], metrics.DEAD_LETTERS) == {"Decode": 1, "Validate": 2, "Deduplicate": 9}
+    assert metrics.by_label(found[0], metrics.REASONS) == {
+        "Decode (record) not JSON": 1,
+        "Deduplicate TRANSACTION_ID duplicate event id": 9,
+        "Validate CUSTOMER_ID missing": 1,
+        "Validate TX_AMOUNT below 0": 1,
+    }
     assert sum(metrics.by_label(found[0], metrics.VERDICTS).values()) == 5
     assert metrics.by_label(found[0], metrics.VERDICTS)["alarm"] >= 1
     assert metrics.by_label(found[0], metrics.ALERTS)["open"] >= 1

@@ -12,6 +12,7 @@ import time
 import polars
 import pytest
 
+from pipelines.dashboard.sink import STORE_SECONDS, Sink
 from pipelines.jobs.nightly import find_missing, run_nights
 from pipelines.jobs.score import score_files
 from pipelines.prechecks import UsageError, require_file_system
@@ -114,6 +115,28 @@ def test_nights_in_a_store_equal_nights_on_disk(shop, bucket):
     assert read_kind(sink, "scores").num_rows == read_kind(str(shop.folder / "nights"), "scores").num_rows > 60
     assert sum(count_decisions(sink, PROJECT).values()) == read_kind(sink, "scores").num_rows
     assert len(read_spans(sink)) == 1
+
+
+def test_a_dashboard_shows_a_bucket_as_it_shows_a_folder(shop, bucket, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr("pipelines.dashboard.sink.time.monotonic", lambda: clock)
+    shown = Sink(PROJECT, bucket.uri("a sink/nights"))
+    assert shown.refresh()
+    assert (shown.facts()["starts"], shown.facts()["faults"]) == ([], [])
+    into(shop, bucket, 0)
+    shop.night(0)
+    assert not shown.refresh()  # a store is asked once a minute
+    clock += STORE_SECONDS
+    assert shown.refresh()
+    local = Sink(PROJECT, str(shop.folder / "nights"))
+    local.refresh()
+    assert {**shown.facts(), "folder": ""} == {**local.facts(), "folder": ""}
+    assert sum(sum(each["rows"]) for each in shown.facts()["decisions"]) > 20
+    bucket.put("a sink/nights/scores/event_day=2018-12-01/part-00000-of-00001.parquet", b"rubbish")
+    clock += STORE_SECONDS
+    assert shown.refresh()
+    (fault,) = shown.facts()["faults"]
+    assert "part-00000-of-00001.parquet" in fault
 
 
 @pytest.mark.parametrize("moves", [0, 2])

@@ -21,6 +21,7 @@ from pipelines.pubsub_emulator import PubsubEmulator
 from pipelines.runners import Job, make_pipeline
 from pipelines.sinks.files import WriteFiles
 from pipelines.sources.acknowledge import _AtSecondCheckpoint
+from tests.kit import breakers
 from tests.kit.bad import BAD
 from tests.kit.flink import (
     OverKafka,
@@ -175,7 +176,7 @@ def test_a_stream_goes_on_from_a_savepoint_with_another_bundle(streaming, flink,
 
 
 @needs_flink
-@pytest.mark.timeout(240 + 40 * KILLS)
+@pytest.mark.timeout(240 + 100 * KILLS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, monkeypatch):
     """Two canaries, a promotion and a rollback by commands while it runs; then batch over the same events."""
@@ -246,6 +247,19 @@ def test_a_stream_takes_releases_through_kills_and_a_savepoint(flink, tmp_path, 
     assert {row["bundle_id"] for row in rows.shadows.values()} == {worse}
     (tmp_path / "all.jsonl").write_bytes(b"\n".join(traffic.payloads))
     check_replay(folder, project, rows, tmp_path / "all.jsonl", tmp_path / "replayed")
+
+
+@needs_flink
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore")
+def test_a_breaker_falls_back_on_the_cluster_as_here(flink, tmp_path):
+    """A bad release: the circuit opens, is tried by a share of keys, closes, and opens again."""
+    project, (events, log) = breakers.shop(), breakers.flaky()
+    here, _ = breakers.batch(project, tmp_path / "here", events, log)
+    master = [f"--flink_master={flink.address}"]
+    there, _ = breakers.batch(project, tmp_path / "there", events, log, runner="FlinkRunner", beam_args=master)
+    assert {row["role"] for row in here.scores.to_pylist()} == {"champion", "fallback"}
+    assert there.digest == here.digest
 
 
 @needs_flink

@@ -76,6 +76,25 @@ def make(hours=16, seed=0):
     ]
 
 
+def hour_of(event):
+    """Hours since the first event may be."""
+    return (event["at"] - START) / HOUR
+
+
+def log_with(bad, **more):
+    """A log by which another model is champion from hour 4.5 on."""
+    return make_log("old", {"at": at(4.5), "champion": bad, **more})
+
+
+def flaky(hours=20):
+    """Events of which some are huge, in hours 8 and 13, and a log by which a model that fails at those is champion."""
+    events = make(hours)
+    for event in events:
+        if int(hour_of(event)) in (8, 13) and event["id"] % 3 == 0:
+            event["amount"] = 5000.0
+    return events, log_with("flaky")
+
+
 @dataclasses.dataclass(frozen=True)
 class BadScorer:
     """What a model says, changed."""
@@ -124,7 +143,7 @@ def baseline():
     return AnyBundle("old", make_baseline(output.scores.to_batches(), project))
 
 
-def run(project, folder, source, followed, streams, shards=2, runner="DirectRunner", **options):
+def run(project, folder, source, followed, streams, shards=2, runner="DirectRunner", beam_args=(), **options):
     """What a run wrote, and its metrics."""
     score = Score(project, None, "", bundles=followed.bundles)
     sink = WriteFiles(str(folder), project.event.id, project.event.time)
@@ -132,7 +151,7 @@ def run(project, folder, source, followed, streams, shards=2, runner="DirectRunn
     boundary_us = HOUR * SECOND if streams else source.source.slice_us
     watch = watch_scores(project, bundle, boundary_us, "fallback", shards, noted=options.get("noted", ()))
     config = GraphConfig(project, source, score, sink, shards, lateness_us=HOUR * SECOND, watch=watch)
-    pipeline = make_pipeline(runner, [])
+    pipeline = make_pipeline(runner, beam_args)
     build(pipeline, config)
     result = pipeline.run()
     result.wait_until_finish()

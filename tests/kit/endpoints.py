@@ -30,12 +30,14 @@ def open_faulty(folder, project):
 
 
 @contextlib.contextmanager
-def serving(project, store, *, models=None, absorb=True, deadline=10.0, tokens=None, rates=None, publishing=None):
+def serving(
+    project, store, *, models=None, absorb=True, deadline=10.0, tokens=None, rates=None, publishing=None, traces=None
+):
     """A client of an endpoint."""
     models = models or OneModel(project, tiny_scorer(project.model.inputs), "bundle")
     service = Service(project, models, store, absorb, deadline, publishing=publishing)
     with (
-        running(make_app(service, tokens or Tokens({}), rates)) as url,
+        running(make_app(service, tokens or Tokens({}), rates, traces=traces)) as url,
         httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
     ):
         client.service = service

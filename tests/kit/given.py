@@ -17,6 +17,7 @@ class Given:
     seed: int
     most: int = 60
     uri: str = "given://messages"
+    traceparents: list | None = None
 
     def subscribe(self, known=()):
         return GivenSubscription(self)
@@ -34,7 +35,8 @@ class GivenSubscription:
         names = [str(n) for n in range(start, self._next)]
         times = [2_000_000_000 * SECOND] * len(names)
         payloads = self._given.payloads[start : self._next]
-        return Messages(payloads, names, times, [0] * len(names), None, names) if names else None
+        traced = self._given.traceparents and self._given.traceparents[start : self._next]
+        return Messages(payloads, names, times, [0] * len(names), None, names, traceparents=traced) if names else None
 
     def acknowledge(self, receipt):
         assert receipt

@@ -94,6 +94,10 @@ class State:
             found += [plain(output) for output in self.fire(worker)]
         return found
 
+    def bytes(self):
+        """Of the history."""
+        return sum(batch.nbytes for name in ("base", "recent") for batch in self.cells[name].read())
+
     def rows(self):
         return sum(batch.num_rows for name in ("base", "recent") for batch in self.cells[name].read())
 

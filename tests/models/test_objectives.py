@@ -1,12 +1,17 @@
 """What objectives are found to be."""
 
+from typing import NamedTuple
+
 import pytest
 
 from models import metrics
 from models.objectives import BURNS, Least, Ratio, bound_of, of_days, of_metrics, of_run, promises_of_serving
 from models.partitions import Partitions, Span
 from models.project.objectives import Objectives, Serving
+from tests.kit.declared import assert_fault, declared
+from tests.kit.labelled import SCHEMA, TEXT
 
+DAY = 86_400_000_000
 OBJECTIVES = Objectives.model_validate(
     {
         "latency": {"within": "1s", "target": 0.99},
@@ -137,7 +142,7 @@ def test_freshness_is_of_its_own_histogram():
     assert "2500 s" in fresh.text
 
 
-DAY, HOUR = 86_400_000_000, 3_600_000_000
+HOUR = 3_600_000_000
 
 
 def test_days_are_due_so_long_after_their_end():
@@ -161,3 +166,57 @@ def test_days_are_those_of_the_time_zone():
     found = of_days(0, days, [Span(start, days.parse("2018-03-26"))], [], days.parse("2018-03-26"))
     assert (found.target, found.total) == (2, 2)  # the second has 23 hours
     assert of_days(0, days, [Span(start, days.parse("2018-03-26") - HOUR)], [], days.parse("2018-03-26")).total == 1
+
+
+class Window(NamedTuple):
+    end_us: int
+    as_of_us: int
+    rows: int
+    labelled: int
+    figures: dict[str, float | None]
+
+
+OF_LABELS = {
+    "labels": {"within": "1d", "target": 0.5},
+    "performance": {
+        "roc_auc": {"at_least": 0.8, "target": 0.75},
+        "log_loss": {"at_most": 0.3, "target": 0.75},
+        "brier": {"at_most": 0.1, "target": 0.9},
+    },
+}
+WINDOWS = [  # the last of which is not to have its labels yet
+    Window(DAY, 2 * DAY, 100, 60, {"roc_auc": 0.8, "log_loss": 0.3}),
+    Window(2 * DAY, 4 * DAY, 100, 50, {"roc_auc": 0.79, "log_loss": 0.2}),
+    Window(3 * DAY, 4 * DAY, 100, 30, {"roc_auc": None, "log_loss": None}),
+    Window(4 * DAY, 4 * DAY, 100, 1, {"roc_auc": 0.0, "log_loss": 9.0}),
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_labels_and_figures_are_judged_of_windows_whose_labels_are_due(order):
+    objectives = Objectives.model_validate(OF_LABELS)
+    labels, auc, loss, brier = of_run(objectives, {}, [], windows=WINDOWS[::order])
+    assert (labels.bad, labels.total, labels.met) == (160, 300, False)
+    assert (auc.name, auc.bad, auc.total, auc.met) == ("roc_auc", 1, 2, False)
+    assert (loss.bad, loss.total, loss.met) == (0, 2, True)
+    assert (brier.total, brier.met) == (0, None)
+    assert [each.met for each in of_run(objectives, {}, [])] == [None] * 4
+    alone = Objectives(performance=objectives.performance)
+    assert [(each.bad, each.total) for each in of_run(alone, {}, [], windows=WINDOWS)] == [(2, 3), (1, 3), (0, 0)]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"at_least": 1, "at_most": 2}])
+def test_a_figure_has_one_bound(wrong):
+    with pytest.raises(ValueError, match="one of at_least and at_most"):
+        Objectives.model_validate({"performance": {"roc_auc": {"target": 0.5, **wrong}}})
+
+
+def test_figures_that_no_window_has_are_named():
+    good = "label_metrics: {window: 2d}\nslo: {performance: {roc_auc: {at_least: 0.5, target: 0.9}}}"
+    declared(TEXT.replace("label_metrics: {window: 2d}", good), SCHEMA)
+    for new, fault in (
+        (good.replace("roc_auc", "auc"), "'auc' is no figure; there are roc_auc, average_precision, top2"),
+        (good.partition("\n")[2], "performance: needs windows whose labels are known: declare label_metrics"),
+        ("slo: {labels: {within: 1d, target: 0.9}}", "labels: needs windows whose labels are known"),
+    ):
+        assert_fault(TEXT, SCHEMA, "label_metrics: {window: 2d}", new, fault)

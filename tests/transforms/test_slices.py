@@ -128,6 +128,15 @@ def test_slices_go_on_in_order_whatever_order_their_batches_come_in(seed):
     assert list(state.cells["pending"].read()) == []
 
 
+def test_the_size_of_the_history_is_known_all_the_time():
+    state, worker, sizes = State(), make_worker(Past()), []
+    for items in SLICES:
+        state.run(worker, items)
+        sizes.append(Shard.from_bytes(state.cells["shard_state"].data).history_bytes)
+        assert sizes[-1] == state.bytes()
+    assert 0 < sizes[-1] < max(sizes) < sum(batch.nbytes for items in SLICES for _, batch in items)
+
+
 def test_a_timer_hands_on_what_is_due_and_waits_for_the_rest():
     state, worker = State(), make_worker(Past())
     state.put(worker, [item for one in reversed(SLICES) for item in one])
@@ -316,7 +325,7 @@ def test_the_small_state_is_json_of_few_numbers():
     state = State()
     state.run(make_worker(Past()), [(5 * SECOND, to_batch([1], [1]))])
     said = json.loads(state.cells["shard_state"].data)
-    assert sorted(said) == ["kept_us", "later_us", "recent", "tidy_us", "timer_us", "token"]
+    assert sorted(said) == ["history_bytes", "kept_us", "later_us", "recent", "tidy_us", "timer_us", "token"]
     assert (said["recent"], said["tidy_us"], said["timer_us"]) == (1, 1 + Past().horizon_us, None)
     assert Shard.from_bytes(Shard(3, 4, "x", 1, 2).to_bytes()) == Shard(3, 4, "x", 1, 2)
     assert Shard.from_bytes(None) == Shard()

@@ -122,7 +122,7 @@ function showRun(run) {
     ...(run.starts.length ? [["score rows", whole(rows)]] : []),
     ...Object.entries(run.events).map(([name, n]) => [`events ${name}`, whole(n)]),
     ...(run.windows.length ? [["windows with alarms", `${alarms} of ${judged}`, alarms ? "alarm" : "ok"],
-      ["open incidents", String(run.open.length), run.open.length ? "alarm" : "ok"]] : []),
+      [run.followed ? "open incidents, since it is followed" : "open incidents", String(run.open.length), run.open.length ? "alarm" : "ok"]] : []),
     ...(release ? [["newest release", `${release.seq}, ${release.champion.slice(0, 8)}`]] : []),
   ]);
   showTrouble(run, alarms, judged);
@@ -274,16 +274,18 @@ function showLive(run) {
   at("live").hidden = !run.times || (!run.times.length && !Object.keys(run.events).length);
   if (at("live").hidden) return;
   const rate = run.times.length && run.rates.read ? `${whole(last(run.rates.read))} a second` : "–";
-  at("reached").textContent = run.event_time === null ? "" : run.replay
-    ? `Event time has come to ${moment(run.event_time)}. These are old events that are sent again: it is ${short(run.behind)} s behind what is published.`
-    : `Event time has come to ${moment(run.event_time)}, ${short(run.behind)} s behind the clock.`;
+  const idle = run.backlog === 0 && run.waiting === 0;  // then time that passes is no lag
+  const behind = idle ? "nothing waits" : `it is ${short(run.behind)} s behind ${run.replay ? "what is published" : "the clock"}`;
+  at("reached").textContent = run.event_time === null ? "" :
+    `Event time has come to ${moment(run.event_time)}${run.replay ? ". These are old events that are sent again" : ""}: ${behind}.`;
   facts(at("live-facts"), [
     ["events read", `${whole(run.events.read || 0)}`], ["read now", rate],
     ...(run.event_time === null ? [] : [["event time", moment(run.event_time)]]),
-    ...(run.behind === null ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
-    ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
+    ...(run.behind === null || idle ? [] : [[run.replay ? "behind what is published" : "behind the clock", `${short(run.behind)} s`]]),
+    ...[["backlog", run.backlog], ["waiting", run.waiting], ["open incidents, by the run", run.open_incidents]].filter(([, n]) => n !== null).map(([name, n]) => [name, whole(n)]),
     ...Object.entries(run.scores).filter(([name]) => name).map(([name, n]) => [`decided ${name}`, whole(n)]),
     ...(run.memory === null ? [] : [["memory", `${whole(run.memory / 1048576)} MiB`]]),
+    ...(run.state === null ? [] : [["history of windows", `${short(run.state / 1048576)} MiB`]]),
     ...(run.processor === null ? [] : [["processor", `${whole(run.processor)} s`]]),
     ...(run.a_million === null ? [] : [["a million events take", `${short(run.a_million)} processor s`]]),
   ]);
@@ -309,6 +311,7 @@ function showServed(told) {
   const known = (n, text) => (n === undefined || n === null ? "–" : text(n));
   facts(at("served-facts"), [
     ["ready", told.ready ? "yes" : "no", told.ready ? "ok" : "alarm"],
+    ["requests that wait", known(told.queued, whole)],
     ["requests for scores", known(told.requests, (n) => `${short(n)} a second`)],
     ["half are answered within", known(told.p50, (n) => `${short(n)} ms`)],
     ["99% are answered within", known(told.p99, (n) => `${short(n)} ms`)],

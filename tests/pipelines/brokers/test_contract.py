@@ -1,6 +1,7 @@
 """What every broker does alike: one suite, run over each of them."""
 
 import contextlib
+import dataclasses
 import pickle
 import threading
 import time
@@ -55,6 +56,17 @@ def test_all_that_is_published_comes_once(service, opened):
         assert messages.event_times is None
         subscription.acknowledge(messages.receipt)
     assert subscription.receive(10, 1.0) is None
+
+
+def test_a_broker_that_is_traced_tells_who_sent_each_message(service, opened):
+    source, sink = service.place()
+    texts = [None, "00-1-2-01", "", "00-3-4-00"]
+    attributes = [{"other": "1"} if text is None else {"traceparent": text} for text in texts]
+    opened(sink.publisher()).publish(numbers(0, 4), attributes)
+    found = {}
+    for messages in receive(opened(dataclasses.replace(source, traced=True).subscribe()), 4):
+        found |= dict(zip(messages.payloads, messages.traceparents, strict=True))
+    assert found == dict(zip(numbers(0, 4), texts, strict=True))
 
 
 def test_no_more_come_at_once_than_asked_for(service, opened):

@@ -76,6 +76,7 @@ def served(requests, slow=0, **outcomes):
     made = {(metrics.REQUESTS.name, (("path", "/v1/score"), ("status", "200"))): requests}
     made[metrics.REQUESTS.name, (("path", "/metrics"), ("status", "200"))] = 99
     made[metrics.READY.name, ()] = 1
+    made[metrics.QUEUED.name, ()] = 2
     made |= {(metrics.SERVED.name, (("outcome", name),)): number for name, number in outcomes.items()}
     bucket = f"{metrics.REQUEST_SECONDS.name}_bucket"
     fast = {"0.02": requests - slow, "0.0333": 0, "+Inf": slow}  # the second bound is one that was declared
@@ -89,6 +90,7 @@ def test_an_endpoint_is_told_by_what_it_did_since_the_look_before():
     told.add(NOW + 10, served(1200, slow=100, scored=5900, refused=10))
     facts = told.facts()
     assert (facts["ready"], facts["requests"], facts["events"]) == (True, 20.0, {"refused": 10, "scored": 5900})
+    assert facts["queued"] == 2
     assert (facts["p50"], facts["p99"]) == (20.0, 1000 * metrics.REQUEST_SECONDS.bounds[-1])
     told.add(NOW + 20, served(5, scored=5))  # it has started again
     assert (told.facts()["requests"], told.facts()["p99"]) == (0.5, 20.0)
@@ -104,6 +106,10 @@ def test_what_a_million_events_take_leaves_out_the_start():
     live = Live()
     live.add(NOW, spent(1000, 20))
     assert (live.facts()["processor"], live.facts()["a_million"], live.facts()["memory"]) == (20, None, 3 << 20)
+    assert live.facts()["state"] is None
+    history = {(metrics.STATE.name, (("step", "deduplicate"), ("shard", str(n)))): 5 for n in range(3)}
+    live.add(NOW + 1, spent(1000, 20) | history)
+    assert live.facts()["state"] == 15
     live.add(NOW + 5, spent(501_000, 30))
     assert live.facts()["a_million"] == 20.0
     live.add(NOW + 10, spent(100_000, 3))  # it has started again: its start is in it

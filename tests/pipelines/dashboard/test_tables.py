@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.objectives import of_run
+from models.project.objectives import Objectives
 from models.project.project import parse_project
 from pipelines.config import RunSpec
 from pipelines.dashboard.files import Files
@@ -17,8 +19,9 @@ from pipelines.dashboard.quality import read_part, sum_up
 from pipelines.dashboard.scores import HOUR_US, add_up, count_file, in_steps
 from pipelines.dashboard.sink import Sink
 from pipelines.jobs.score import score_files
-from pipelines.report.labels import read_label_metrics
+from pipelines.report.labels import read_label_metrics, read_windows
 from pipelines.results import RunError, count_decisions, read_success
+from pipelines.sinks.folder import Folder
 from tests.kit.bundles import AnyBundle
 from tests.kit.dashboards import DAY, EVIL, PROJECT, START, statistics, verdict, write_day, write_quality, write_success
 from tests.kit.labelled import PROJECT as LABELLED
@@ -205,6 +208,14 @@ def test_performance_is_what_label_metrics_say(tmp_path):
     assert auc["ends"] == [each.end_us // 1000 for each in windows]
     assert auc["realised"] == pytest.approx([each.figures["roc_auc"] for each in windows], rel=1e-5)
     assert auc["labelled"] == [each.labelled for each in windows]
+    slo = Objectives.model_validate(
+        {"labels": {"within": "1d", "target": 0.1}, "performance": {"roc_auc": {"at_least": 2, "target": 0.5}}}
+    )
+    labels, figure = sink(tmp_path / "out", LABELLED.model_copy(update={"slo": slo})).facts()["objectives"]
+    assert (labels["name"], figure["name"], figure["met"]) == ("labels", "roc_auc", False)
+    told, _ = of_run(slo, {}, [], windows=read_windows(str(tmp_path / "out")))
+    assert labels["found"] == f"{told.total - told.bad} of {told.total}"
+    assert told.total > told.bad > 0
 
 
 def test_objectives_are_told_of_a_finished_run(tmp_path):
@@ -231,19 +242,46 @@ def test_a_file_is_read_again_only_if_it_was_replaced(tmp_path):
         read.append(path)
         if path.endswith("bad"):
             raise RunError("bad")
-        return os.path.getsize(path)
+        return os.path.getsize(tmp_path / path)
 
-    paths = [str(tmp_path / name) for name in ("a", "b", "bad", "gone")]
-    for path in paths[:3]:
+    paths = [str(tmp_path / name) for name in ("a", "b", "bad")]
+    for path in paths:
         with open(path, "w") as file:
             file.write("x")
     files = Files(parse)
-    assert files.refresh(paths)
+    assert files.refresh(Folder(str(tmp_path)).stamps(""))
     assert (files.values(), files.faults()) == ([1, 1], ["bad"])
-    assert not files.refresh(reversed(paths))
+    assert not files.refresh(dict(reversed(Folder(str(tmp_path)).stamps("").items())))
     with open(paths[0], "a") as file:
         file.write("y")
-    assert files.refresh(paths)
+    assert files.refresh(Folder(str(tmp_path)).stamps(""))
     assert (files.values(), len(read)) == ([2, 1], 4)
-    assert files.refresh(paths[1:])
+    os.remove(paths[0])
+    assert files.refresh(Folder(str(tmp_path)).stamps(""))
     assert files.values() == [1]
+
+
+def test_days_that_are_promised_are_told_as_time_goes_by(tmp_path, monkeypatch):
+    project = PROJECT.model_copy(update={"slo": Objectives(done_within="6h")})
+    for day in range(3):
+        write_day(tmp_path, day, 10)
+    made = Sink(project, str(tmp_path))
+    clock = START + 3 * DAY
+    monkeypatch.setattr("time.time_ns", lambda: clock * 1000)
+
+    def told():
+        changed = made.refresh()
+        (objective,) = made.facts()["objectives"]
+        return changed, objective["name"], objective["found"], objective["met"]
+
+    def wanted(*, change, found, met):
+        assert told() == (change, "done_within", found, met)
+
+    wanted(change=True, found="2 of 2", met=True)  # what is early is not due yet
+    clock += 6 * HOUR_US
+    wanted(change=True, found="3 of 3", met=True)
+    wanted(change=False, found="3 of 3", met=True)
+    clock += DAY  # nothing but the clock has changed
+    wanted(change=True, found="3 of 4", met=False)
+    write_day(tmp_path, 3, 10)
+    wanted(change=True, found="4 of 4", met=True)

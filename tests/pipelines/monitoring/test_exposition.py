@@ -60,6 +60,13 @@ def test_a_port_that_is_taken_is_named():
         raise AssertionError("a host that is not this one")
 
 
+def test_a_port_is_shown_on_again_by_the_run_that_follows():
+    port = free_port()
+    for rounds in (1, 2, 3):
+        with exposed(lambda n=rounds: {(metrics.ROUNDS.name, ()): n}, "127.0.0.1", port):
+            assert scrape(port)["headrace_rounds"].samples[0].value == rounds
+
+
 def test_without_a_port_nothing_listens():
     with exposed(dict, "127.0.0.1", None):
         pass
