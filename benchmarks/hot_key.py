@@ -1,10 +1,11 @@
 """What an entity with very many events costs a request, beside one with few.
 
-    PYTHONPATH=. .venv/bin/python benchmarks/hot_key.py [--events 1000000] [--requests 400]
+    PYTHONPATH=. .venv/bin/python benchmarks/hot_key.py [--events 1000000] [--requests 400] [--absorb] [--aggregates]
 
 Fills an embedded store with a month of the example's transactions, of which one customer has so many and another a
 hundred, and asks the endpoint's service for both, in turns, in this process and without HTTP. With --absorb each event
-is added to the store before the next.
+is added to the store before the next. With --aggregates customers have extremes, ends and different values of windows,
+too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,15 @@ from pipelines.serve.service import Service
 from pipelines.store import Store, open_store
 from tests.kit.support import tiny_scorer
 
+MEAN = "CUSTOMER_ID_AVG_AMOUNT_{window}_WINDOW: mean(TX_AMOUNT)\n"
+OTHERS = """
+        LEAST_{window}: min(TX_AMOUNT)
+        MOST_{window}: max(TX_AMOUNT)
+        FIRST_{window}: first(TX_AMOUNT)
+        THIRD_{window}: last(TX_AMOUNT, 3)
+        PAUSE_{window}: since_last
+        PLACES_{window}: distinct(TERMINAL_ID)
+"""
 EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "card_fraud"
 START_US, SPAN_US = 1_525_132_800_000_000, 30 * 86_400_000_000
 HOT, COLD = 1, 2
@@ -47,11 +57,20 @@ def fill(store: Store, project: object, customer: int, number: int, terminals: i
         EVENT_TIME: pa.array(times).cast(TIMESTAMP),
     }
     batch = before_windows(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), project)
-    for kind in kinds_of(project).values():
+    for kind in (kind for kind in kinds_of(project).values() if kind.is_of_events):
         for at in range(0, number, 100_000):
             part = batch.slice(at, 100_000)
             store.append(kind, rows_of(kind, part), keys_of(kind, part))
     store.settle()
+
+
+def with_others(folder: pathlib.Path) -> pathlib.Path:
+    """The example in a folder, with features of more kinds."""
+    (folder / "schema.pbtxt").write_text((EXAMPLE / "schema.pbtxt").read_text())
+    text = (EXAMPLE / "project.yaml").read_text()
+    assert MEAN in text
+    (folder / "project.yaml").write_text(text.replace(MEAN, MEAN.rstrip() + OTHERS))
+    return folder
 
 
 def main() -> None:
@@ -59,9 +78,10 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--absorb", action="store_true")
+    parser.add_argument("--aggregates", action="store_true")
     asked = parser.parse_args()
-    project = load_project(EXAMPLE)
     with tempfile.TemporaryDirectory(prefix="headrace-hot-") as scratch:
+        project = load_project(with_others(pathlib.Path(scratch)) if asked.aggregates else EXAMPLE)
         store = open_store(f"{scratch}/store.db", project.feature_set, create=True)
         fill(store, project, HOT, asked.events, TERMINALS)
         fill(store, project, COLD, 100, TERMINALS)

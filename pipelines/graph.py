@@ -20,6 +20,7 @@ from models.quality.label_metrics import as_of_us
 from models.record import EVENTS, LABELS, RELEASES, Outcome
 from models.routes import FALLBACK, LABEL_METRICS, SHADOWS
 from models.state import Resume
+from models.store.kinds import IDS
 from models.totals import period_end_us
 from pipelines.monitoring.send import SendAlerts
 from pipelines.monitoring.trace_steps import TraceStep
@@ -100,13 +101,16 @@ def build(pipeline: beam.Pipeline, config: GraphConfig) -> beam.PCollection:
     checked = decoded | "Validate" >> Validate(records, config.span, config.cuts_us, config.resume)
     valid = trace("Validate", refused.rows_of(checked, unscored=True), config)
     repeated = config.project.refuses_features
-    deduplicate = Deduplicate(records, config.shards, config.lateness_us, repeated, config.states)
-    unique = trace("Deduplicate", refused.rows_of(valid | "Deduplicate" >> deduplicate), config)
+    identified_by = None if config.store is None else config.project.identifying_fields
+    deduplicate = Deduplicate(records, config.shards, config.lateness_us, repeated, config.states, identified_by)
+    deduplicated = valid | "Deduplicate" >> deduplicate
+    unique = trace("Deduplicate", refused.rows_of(deduplicated), config)
     tables, referred = read_tables(feeds, refused, config)
     unique = join_tables(unique, tables, config)
     labels = join_labels(feeds[LABELS], unique, refused, config) if LABELS in feeds else None
     if config.store is not None:
-        {EVENTS: unique, **({LABELS: labels.joined} if labels else {})} | "Store" >> config.store
+        stored = {EVENTS: unique, IDS: deduplicated.ids, **tables}
+        stored | ({LABELS: labels.joined} if labels else {}) | "Store" >> config.store
     featured, unexpected = compute_features(unique, labels, refused, config)
     featured = trace("Features", featured, config)
     released, standby, shadows = assign_releases(feeds, featured, config)
@@ -153,36 +157,41 @@ def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform,
 
 def fill(pipeline: beam.Pipeline, config: GraphConfig) -> None:
     """The same up to Deduplicate; then all events for a store, which stands in the place of the score."""
-    past = read_past(pipeline, config)
-    past.rows | "Store" >> config.score
+    past = read_past(pipeline, config, config.project.identifying_fields)
+    {**past.rows, IDS: past.ids, **past.tables} | "Store" >> config.score
     {"dead_letters": past.refused.letters(), "counts": past.counts} | "Write" >> config.sink
     past.refused.check()
 
 
 class Past(NamedTuple):
-    """Unique events, and labels if they are records of their own; the rows of tables; what was refused; and counts."""
+    """Unique events, and labels if they are records of their own; the ids of all events, where these are wanted; the
+    rows of tables; what was refused; and counts.
+    """
 
     rows: dict[str, beam.PCollection]
+    ids: beam.PCollection
     tables: dict[str, beam.PCollection]
     refused: Refused
     counts: beam.PCollection
 
 
-def read_past(pipeline: beam.Pipeline, config: GraphConfig) -> Past:
-    """Read → Decode → Validate → Deduplicate, where nothing is scored."""
+def read_past(pipeline: beam.Pipeline, config: GraphConfig, identified_by: tuple[str, ...] | None = None) -> Past:
+    """Read → Decode → Validate → Deduplicate, where nothing is scored; with ids if there are fields for these."""
     feeds = pipeline | "Read" >> config.source
     raw, records, refused = feeds[EVENTS], config.project.event_type, Refused(pipeline)
     decoded = refused.rows_of(raw | "Decode" >> Decode(records))
     checked = decoded | "Validate" >> Validate(records)
     valid = refused.rows_of(checked)
-    unique = refused.rows_of(valid | "Deduplicate" >> Deduplicate(records, config.shards, config.lateness_us))
+    deduplicate = Deduplicate(records, config.shards, config.lateness_us, identified_by=identified_by)
+    deduplicated = valid | "Deduplicate" >> deduplicate
+    unique = refused.rows_of(deduplicated)
     tables, _ = read_tables(feeds, refused, config)
     events = join_tables(unique, tables, config)
     labels = {LABELS: join_labels(feeds[LABELS], events, refused, config).joined} if LABELS in feeds else {}
     read = raw | "Count read" >> CountEvents(Outcome.READ)
     history = unique | "Count history" >> CountEvents(Outcome.HISTORY)
     counts = (read, history, *left_out(checked, config)) | "Counts" >> beam.Flatten()
-    return Past({EVENTS: events, **labels}, tables, refused, counts)
+    return Past({EVENTS: events, **labels}, deduplicated.ids, tables, refused, counts)
 
 
 def left_out(checked: beam.pvalue.DoOutputsTuple, config: GraphConfig, of: str = "") -> list[beam.PCollection]:

@@ -58,10 +58,9 @@ def require_model(project: Project, what: str) -> None:
 def require_store(uri: str, project: Project, from_state: bool, apart: bool) -> None:
     """UsageError unless a store can have all that a project's features need of the past; StoreError if it is none."""
     check_store(uri)
-    require(bool(project.rolling_features), f"--store: {project.name} declares no rolling features: nothing is stored")
     require(
-        not project.tables,
-        f"--store: {project.name} declares tables, whose rows an online store does not hold: leave it out",
+        bool(project.rolling_features or project.tables),
+        f"--store: {project.name} declares no rolling features and no tables: nothing is stored",
     )
     require(
         not from_state,

@@ -10,30 +10,26 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from models.batches import column, hash_keys, marks_of, without
+from models.batches import column, without
 from models.counts import DEDUPLICATE
 from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
-from models.features.windows import RollingKernel
-from models.project.sections import RollingFeature
+from models.features.duplicates import DUPLICATE, count_earlier, with_content
 from models.record import (
     CONTENT,
     EARLIER,
-    INGESTED,
-    IS_HISTORY,
+    EVENT_TIME,
     MARKS,
     PAYLOAD,
     PAYLOAD_FORMAT,
-    POSITION,
-    PUBLISHED,
-    SOURCE,
     RecordType,
 )
+from models.store.ids import content_column
 from transforms.refused import DEAD
 from transforms.rolling import RollingWindows
 from transforms.state import States
 
-DUPLICATE = "duplicate event id"
+IDS = "ids"
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,26 +48,34 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
     lateness_us: int = 0
     keeps_payload: bool = False  # a later step may refuse rows
     states: States | None = None  # the ids that came are kept as `deduplicate`
+    identified_by: tuple[str, ...] | None = None  # fields, where a store takes the ids
 
     def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
-        """Main output: batches of first events; output `dead`: dead letters."""
-        within = self.records.deduplicate_within_us
-        earlier = RollingFeature(EARLIER, "event", "count", None, 2 * within - 1, 1 - within, False, 0.0)
-        kernel = RollingKernel((earlier,), {}, self.lateness_us)
+        """Main output: batches of first events; output `dead`: dead letters; output `ids`: ids as a store has them."""
+        kernel = count_earlier(self.records.deduplicate_within_us, self.lateness_us)
         windows = RollingWindows(self.records.id, CONTENT, kernel, self.shards, self.states, "deduplicate")
         return (
             pcoll
-            | "Hash content" >> beam.Map(_with_content).with_output_types(pa.RecordBatch)
+            | "Hash content" >> beam.Map(with_content).with_output_types(pa.RecordBatch)
             | "Count earlier" >> windows
             | "Split"
             >> beam.FlatMap(self._split)
-            .with_output_types(pa.RecordBatch, dead=pa.RecordBatch)
-            .with_outputs(DEAD, main="rows")
+            .with_output_types(pa.RecordBatch, **dict.fromkeys(self._outputs, pa.RecordBatch))
+            .with_outputs(*self._outputs, main="rows")
         )
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        return (DEAD,) if self.identified_by is None else (DEAD, IDS)
 
     def _split(self, batch: pa.RecordBatch) -> Iterator[Any]:
         repeated = column(batch, EARLIER).to_numpy() > 0
         events = without(batch, EARLIER, CONTENT)
+        if self.identified_by is not None:
+            content = content_column(events, self.identified_by, repeated)
+            ids = [column(events, name) for name in (self.records.id, EVENT_TIME, MARKS)]
+            names = [self.records.id, EVENT_TIME, MARKS, CONTENT]
+            yield beam.pvalue.TaggedOutput(IDS, pa.RecordBatch.from_arrays([*ids, content], names=names))
         if repeated.any():
             rows = np.flatnonzero(repeated)
             event_id = self.records.id
@@ -83,16 +87,3 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
         first = first if self.keeps_payload else without(first, PAYLOAD, PAYLOAD_FORMAT)
         if first.num_rows:
             yield first
-
-
-def _with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
-    content = np.zeros(batch.num_rows, np.uint64)
-    for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
-            content = hash_keys(values) + content * np.uint64(31)
-    origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
-    live = (marks_of(batch) & IS_HISTORY) == 0
-    both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
-    schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
-    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)

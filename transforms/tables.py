@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import Keys, column, marks_of, shard_of, times_us
-from models.features.table_join import Known, learn, look_up, still_needed, take_fields
+from models.features.table_join import TIDY_US, Known, join_fields, learn, still_needed
 from models.metrics import LOOKUP_MISSES
 from models.record import EVENT_TIME, IS_HISTORY, IS_PROVISIONAL, MARKS, RecordType
 from models.steps import Log, Shard, Step, spread
@@ -18,7 +18,6 @@ from transforms.metrics import count
 from transforms.slices import Hold
 
 _FOREVER = 1 << 60
-_TIDY_US = 30 * 86_400_000_000  # from one look for rows that no event needs any more to the next, in event time
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,7 +50,7 @@ class JoinTable(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], bea
         names = [*self.records.carried, EVENT_TIME]
         rows = pa.RecordBatch.from_arrays([column(batch, name) for name in names], names=names)
         for shard, _, part in spread(rows, shard_of(rows.column(0), self.shards)):
-            yield shard, int(times_us(part).min()) // _TIDY_US * _TIDY_US, part
+            yield shard, int(times_us(part).min()) // TIDY_US * TIDY_US, part
 
 
 @dataclasses.dataclass
@@ -68,7 +67,7 @@ class _LookUp(Step[_Shard]):
     """The log has the rows of the table."""
 
     shard = _Shard
-    horizon_us = _TIDY_US
+    horizon_us = TIDY_US
 
     def __init__(self, options: JoinTable) -> None:
         self._options = options
@@ -96,19 +95,13 @@ class _LookUp(Step[_Shard]):
             log.append(batch)
             return
         times, options = times_us(batch), self._options
-        rows, found = look_up(memory.known, column(batch, options.key), times, options.until, options.deleted)
+        joined, found = join_fields(batch, memory.known, options.key, self._kinds, options.until, options.deleted)
         marks = marks_of(batch)
         missed = ~found & ((marks & (IS_HISTORY | IS_PROVISIONAL)) == 0)
         count(LOOKUP_MISSES, int(np.count_nonzero(missed)), table=options.records.name)
         if not marks[0] & IS_PROVISIONAL:
             log.shard.newest_us = max(log.shard.newest_us, int(times.max()))
-        joined = [
-            take_fields(memory.known, rows, name, kind) if rows else pa.nulls(len(times), kind)
-            for name, kind in self._kinds.items()
-        ]
-        fields = [pa.field(name, kind) for name, kind in self._kinds.items()]
-        schema = pa.schema([*batch.schema, *fields], batch.schema.metadata)
-        yield pa.RecordBatch.from_arrays([*batch.columns, *joined], schema=schema)
+        yield joined
 
     def needed(self, segments: Sequence[pa.RecordBatch], shard: _Shard) -> list[Keys]:
         """The last row of each key, however old it is, and those that later events may take."""

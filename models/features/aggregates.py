@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models.errors import HeadraceError
+from models.features.few import FEW, count_different, extremes
 from models.order import order_by
 from models.project.aggregates import AGGREGATES, PERIODS
 from models.project.sections import RollingFeature
@@ -25,7 +26,7 @@ Float64 = np.ndarray[Any, np.dtype[np.float64]]
 SQUARE_BITS = 22
 _SAFE_COUNT = 1 << 19
 _DAY_US = 86_400_000_000
-_FEW = 8  # windows of which the least value is found sooner one by one
+_MOST_APART = 1 << 16  # rows that are read one range after another, where few windows read them
 
 
 class WindowSumError(HeadraceError, OverflowError):
@@ -48,6 +49,11 @@ class Edge(NamedTuple):
 def needs_order(f: RollingFeature) -> bool:
     """Whether a feature needs all events of a window together, in their order."""
     return AGGREGATES[f.aggregate].ordered or f.gap_us is not None
+
+
+def counts_different(f: RollingFeature) -> bool:
+    """Whether it is a count of different values of a window, which for few windows needs no order."""
+    return f.aggregate == "distinct" and f.gap_us is None
 
 
 def code_name(column: str) -> str:
@@ -117,13 +123,19 @@ class Seen:
         return Seen(self.new, plan, [run], [rows], self.decimals)
 
     def _needed(self, features: Sequence[RollingFeature], run: Run, rows: Int64) -> tuple[Run, Int64]:
-        """The rows of a run that some feature of an event reads."""
-        low, high = np.full(len(self.new), len(run)), np.zeros(len(self.new), np.int64)
+        """The rows of a run that some feature of an event reads, ascending."""
+        ranges = []
         for f in features:
             above, until = (rows[place] for place in self.plan.places[f.name])  # as if there were no gap
             if f.aggregate in ("last", "since_last") and f.gap_us is None:  # no more than so many from the end
                 above = np.maximum(above, _back(run, f.column, until, f.rank))
-            low, high = np.minimum(low, above), np.maximum(high, until)
+            elif f.aggregate == "first" and f.column is not None and f.gap_us is None:
+                until = np.minimum(until, _after_first(run, f.column, above))
+            ranges.append((above, np.maximum(above, until)))
+        lows, highs = (np.stack(edges) for edges in zip(*ranges, strict=True))
+        if len(self.new) <= FEW and (highs - lows).sum() <= _MOST_APART:
+            return run, np.unique(_ranges(lows.ravel(), highs.ravel()))
+        low, high = lows.min(axis=0), highs.max(axis=0)
         starts = np.flatnonzero(np.concatenate([[True], self.new.entity[1:] != self.new.entity[:-1]]))
         low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
         return run, _ranges(low, np.maximum(low, high))
@@ -194,9 +206,11 @@ def aggregate(f: RollingFeature, seen: Seen) -> Int64 | Float64:
     if f.aggregate == "count":
         return seen.known(f, column)
     if f.aggregate in ("min", "max"):
-        return _extreme(f, [(run.values[column], low, high) for run, low, high in seen.between(f)])
+        return _extreme(f, column, seen)
     if f.aggregate in ("first", "last"):
         return _from_an_end(f, column, seen)
+    if counts_different(f) and len(seen.new) <= FEW:
+        return count_different(seen.between(f), code_name(column))
     if f.aggregate == "distinct":
         ((run, low, high),) = seen.between(f)
         return _distinct(run, run.values[code_name(column)].astype(np.int64, copy=False), low, high)
@@ -258,9 +272,13 @@ def _back(run: Run, column: str | None, until: Int64, count: int) -> Int64:
     """The row of the how many-th value from the end of the first `until` rows; 0 where there are fewer."""
     if column is None:
         return np.maximum(until - count, 0)
-    known = np.append(run.known(column), 0)
     place = run.known_until(column, until) - count
-    return np.where(place >= 0, known[np.maximum(place, 0)], 0)
+    return np.where(place >= 0, run.known(column).take(np.maximum(place, 0)), 0)
+
+
+def _after_first(run: Run, column: str, above: Int64) -> Int64:
+    """The row after the first value behind the first `above` rows; the number of rows where there is none."""
+    return run.known(column).take(run.known_until(column, above)) + 1
 
 
 def _ranges(low: Int64, high: Int64) -> Int64:
@@ -279,7 +297,7 @@ def _place_from_an_end(f: RollingFeature, column: str | None, seen: Seen) -> tup
     before, until = run.known_until(column, low), run.known_until(column, high)
     place = before if f.aggregate == "first" else until - f.rank
     there = until - before >= f.rank
-    return run, np.append(run.known(column), 0)[np.where(there, place, -1)], there
+    return run, np.where(there, run.known(column).take(np.where(there, place, 0)), 0), there
 
 
 def _from_an_end(f: RollingFeature, column: str, seen: Seen) -> Float64:
@@ -325,10 +343,15 @@ def _deviation(f: RollingFeature, column: str, seen: Seen, count: Int64, result:
     return np.divide(result, 10 ** seen.decimals.get(column, 0), out=result, where=enough)
 
 
-def _extreme(feature: RollingFeature, parts: list[tuple[Float64, Int64, Int64]]) -> Float64:
-    """min or max, row by row, over all parts' values[low:high], NaN left out."""
+def _extreme(feature: RollingFeature, column: str, seen: Seen) -> Float64:
+    """min or max of the windows, NaN left out."""
     pick, neutral = (np.fmin, np.inf) if feature.aggregate == "min" else (np.fmax, -np.inf)
-    result: Float64 = functools.reduce(pick, [_extreme_of_ranges(pick, neutral, *part) for part in parts])
+    parts = seen.between(feature)
+    if len(seen.new) <= FEW:
+        found = [extremes(run, column, pick, neutral, low, high) for run, low, high in parts]
+    else:
+        found = [_extreme_of_ranges(pick, neutral, run.values[column], low, high) for run, low, high in parts]
+    result: Float64 = functools.reduce(pick, found)
     result[~np.isfinite(result)] = feature.empty
     return result
 
@@ -337,10 +360,6 @@ def _extreme_of_ranges(pick: np.ufunc, neutral: float, values: Float64, low: Int
     """`pick` over values[low:high], row by row; a sparse table, one level in memory at a time."""
     length = high - low
     result = np.full(len(low), neutral)
-    if len(low) <= _FEW:
-        for row, (start, stop) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
-            result[row] = pick.reduce(values[start:stop] + 0.0, initial=neutral)  # -0.0 is 0.0, whichever comes first
-        return result
     if (rows := int(length.sum())) < len(values):  # few of the values: first put each range by itself
         high = np.cumsum(length)
         values, low = values[np.repeat(low - high + length, length) + np.arange(rows)], high - length

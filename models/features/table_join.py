@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from models.record import EVENT_TIME
 
 # A table's changes are joined to the rows before once these are no longer so many times more.
 _RATIO = 8
+# From one look for rows that no event needs any more to the next, in event time.
+TIDY_US = 30 * 86_400_000_000
 _NEVER, _ALWAYS = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 Rows = np.ndarray[Any, np.dtype[np.bool_]]
@@ -48,7 +50,7 @@ def look_up(
     for place, (part, found) in enumerate(zip(known, rows, strict=True)):
         at = np.flatnonzero(found >= 0)
         chosen = take_rows(part.events, found[at])
-        time, mine = times_us(chosen), _content(chosen)
+        time, mine = times_us(chosen), content_of(chosen)
         better = (time > best_us[at]) | ((time == best_us[at]) & (mine >= content[at]))
         best_us[at[better]], content[at[better]], best[at[better]] = time[better], mine[better], place
     for place, (part, found) in enumerate(zip(known, rows, strict=True)):
@@ -62,6 +64,26 @@ def look_up(
             over = over | (as_int64(column(part.events, deleted).take(taken).cast(pa.int64()).fill_null(0)) == 1)
         found[at[over]], best[at[over]] = -1, -1
     return rows, best >= 0
+
+
+def join_fields(
+    batch: pa.RecordBatch,
+    known: Known,
+    key: str,
+    kinds: Mapping[str, pa.DataType],
+    until: str | None,
+    deleted: str | None = None,
+) -> tuple[pa.RecordBatch, Rows]:
+    """Events with fields of the rows that `look_up` finds by their column `key`, and which events, bool[n], have one.
+
+    `kinds` are the types of the fields, which stand at the end, missing where there is no row.
+    """
+    rows, found = look_up(known, column(batch, key), times_us(batch), until, deleted)
+    joined = [
+        take_fields(known, rows, name, kind) if rows else pa.nulls(len(found), kind) for name, kind in kinds.items()
+    ]
+    schema = pa.schema([*batch.schema, *(pa.field(*field) for field in kinds.items())], batch.schema.metadata)
+    return pa.RecordBatch.from_arrays([*batch.columns, *joined], schema=schema), found
 
 
 def take_fields(known: Known, rows: Sequence[Int64], name: str, kind: pa.DataType) -> pa.Array:
@@ -91,10 +113,11 @@ def _ordered(rows: pa.RecordBatch) -> KeptEvents:
 
 
 def _by_content(rows: pa.RecordBatch) -> Int64:
-    return np.argsort(_content(rows), kind="stable")
+    return np.argsort(content_of(rows), kind="stable")
 
 
-def _content(rows: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def content_of(rows: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A hash uint64[n] of each row's columns, but for its time."""
     content = np.zeros(rows.num_rows, np.uint64)
     for name, values in zip(rows.schema.names, rows.columns, strict=True):
         if name != EVENT_TIME:

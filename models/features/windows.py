@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, needs_order
+from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, counts_different, needs_order
 from models.features.as_of import look_up, put_back
+from models.features.few import FEW
 from models.fixed_point import to_units
 from models.order import order_by, sort_order
 from models.project.aggregates import AGGREGATES
@@ -31,6 +32,7 @@ from models.project.sections import RollingFeature
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+T = TypeVar("T")
 
 # A run is merged into the one before it once that is no longer this many times longer.
 _RUN_RATIO = 8
@@ -63,6 +65,7 @@ class Run:
     _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
     _known: dict[str, Int64 | None] = dataclasses.field(default_factory=dict, repr=False)
     _largest: dict[str, int] = dataclasses.field(default_factory=dict, repr=False)
+    _kept: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(events: Events, order: Int64) -> Run:
@@ -188,10 +191,17 @@ class Run:
         return self._largest[field]
 
     def known(self, field: str) -> Int64:
-        """The rows that have a number in `field`, ascending."""
+        """The rows that have a number in `field`, ascending, and how many rows there are in all at the end."""
         if ("rows", field) not in self._totals:
-            self._totals["rows", field] = np.flatnonzero(~np.isnan(self.values[field]))
+            self._totals["rows", field] = np.append(np.flatnonzero(~np.isnan(self.values[field])), len(self))
         return self._totals["rows", field]
+
+    def kept(self, name: tuple[str, str], make: Callable[[], T]) -> T:
+        """What was made of the run under a name before, or is now."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        found: T = self._kept[name]
+        return found
 
     def _scaled(self, field: str, decimals: int) -> Float64:
         scaled = to_units(self.values[field], decimals)
@@ -269,8 +279,13 @@ class RollingKernel:
 
     @property
     def needs_order(self) -> bool:
-        """Whether some feature needs all events of a window together, in their order."""
-        return bool(self._plan_in_order.features)
+        """Whether the order of a window's events makes a difference to some feature."""
+        return bool(self._plan_of_few.features)
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether some feature needs all events of a window together, however few are asked for."""
+        return any(f.gap_us is not None for f in self.features)
 
     @property
     def horizon_us(self) -> int:
@@ -331,8 +346,9 @@ class RollingKernel:
         """The features of `new`, in its order."""
         passed = self._oldest_needed(*history.runs) if history.runs else 0
         seen = Seen.of(self._plan, new, history.runs, passed, self.decimals)
-        together = seen.gather(self._plan_in_order) if self._plan_in_order.features else seen
-        return [aggregate(f, together if f.name in self._plan_in_order.places else seen) for f in self.features]
+        plan = self._plan_of_few if len(new) <= FEW else self._plan_in_order
+        together = seen.gather(plan) if plan.features else seen
+        return [aggregate(f, together if f.name in plan.places else seen) for f in self.features]
 
     @functools.cached_property
     def _plan(self) -> Plan:
@@ -341,6 +357,10 @@ class RollingKernel:
     @functools.cached_property
     def _plan_in_order(self) -> Plan:
         return Plan.of([f for f in self.features if needs_order(f)])
+
+    @functools.cached_property
+    def _plan_of_few(self) -> Plan:
+        return Plan.of([f for f in self._plan_in_order.features if not counts_different(f)])
 
 
 def append_run(runs: tuple[Run, ...], new: Run, passed: int) -> tuple[Run, ...]:

@@ -14,7 +14,7 @@ import pydantic
 from models.codecs.times import micros_of
 from models.partitions import UTC, Partitions
 from models.project.aggregates import COUNTS, SUMMED
-from models.project.availability import KnownAt
+from models.project.availability import AT_EVENT, KnownAt
 from models.project.breakers import Breaker
 from models.project.contract import Contract, Field, field_of_kind
 from models.project.expressions import Expression
@@ -360,6 +360,15 @@ class Project(Declaration):
         wanted |= {name for features in self.totals.values() for f in features for name in f.reads}
         wanted.discard(self.event.time)  # travels as the event time column
         return tuple(name for name in self.event_fields if name in wanted)
+
+    @functools.cached_property
+    def identifying_fields(self) -> tuple[str, ...]:
+        """The carried fields that are known at the event, but for its id: so not its label, nor what reads it."""
+        late = {name for name, when in self.available.items() if when != AT_EVENT}
+        late |= {self.label.field} if self.label else set()
+        for name, expression in self.derived_fields.items():
+            late |= {name} if expression.names & late else set()
+        return tuple(name for name in self.event_type.carried if name not in late | {self.event.id})
 
     @property
     def watched_columns(self) -> tuple[str, ...]:

@@ -31,8 +31,9 @@ from models.record import (
 from models.rollout.apply import Bundles, score_released
 from models.rollout.assign import Releases
 from models.score import score_batch
-from models.serving.requests import Refusal, RequestError, take_in
-from models.store.kinds import LABELS_OF, Kind, Place, keys_of, rows_of
+from models.serving.requests import Intake, Refusal, RequestError, refuse_repeated, take_in
+from models.store.ids import content_column, find_repeated, places_of_ids, rows_of_ids
+from models.store.kinds import IDS, Kind, Place, keys_of, rows_of
 from models.store.past import PastFeatures
 from models.store.tiles import Rows
 
@@ -91,16 +92,18 @@ class Answering:
         self._records = project.event_type
         self._past = PastFeatures(project)
         self.kinds = tuple(self._past.kinds.values())
-        self._kinds = [kind for name, kind in self._past.kinds.items() if not name.startswith(LABELS_OF)]
+        self._kinds = [kind for kind in self.kinds if kind.is_of_events]
 
     def answer(
         self, payloads: Sequence[bytes], scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
     ) -> Answers:
         """Score events, JSON each. With `absorb` the valid ones are added to the past of their entities, too."""
-        intake = take_in(payloads, self._records)
+        intake = self._without_repeated(take_in(payloads, self._records), pasts, absorb)
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
             return Answers(events, places, refused)
+        if self.project.tables:
+            events = self._past.join(events, *pasts.read(self._past.places_of_tables(events)))
         featured = self._past.compute(events, *pasts.read(self._past.places(events)))
         if self.project.expect:
             featured, faults, _ = check_features(featured, self.project)
@@ -111,6 +114,19 @@ class Answering:
         if absorb:
             self._absorb(events, pasts)
         return Answers(rows, places, refused)
+
+    def _without_repeated(self, intake: Intake, pasts: Pasts, absorb: bool) -> Intake:
+        """The events that are no duplicates of others in the past; with `absorb`, the ids of all are added to it."""
+        events, kind, names = intake.batch, self._past.kinds[IDS], self.project.identifying_fields
+        if not events.num_rows:
+            return intake
+        tiles, more = pasts.read(places_of_ids(kind, events))
+        content = content_column(events, names, np.zeros(events.num_rows, bool))
+        repeated = find_repeated(kind, events, content, [*tiles.values(), *more.values()])
+        if absorb:
+            content = content_column(events, names, repeated) if repeated.any() else content
+            pasts.append(kind, *rows_of_ids(kind, events, content))
+        return refuse_repeated(intake, repeated, self._records)
 
     def _absorb(self, events: pa.RecordBatch, pasts: Pasts) -> None:
         """Add what the windows of later events need of these."""

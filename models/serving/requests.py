@@ -12,11 +12,14 @@ import pyarrow.compute as pc
 
 from models.batches import Keys, column
 from models.codecs import is_deep
+from models.counts import DEDUPLICATE
 from models.dead_letters import split_good
 from models.decode import decode_once
 from models.derive import is_wanted
 from models.errors import HeadraceError
 from models.faults import RowFaults
+from models.features.duplicates import DUPLICATE
+from models.features.windows import Bools
 from models.raw import raw_records
 from models.record import RecordType
 from models.validate import carry, validate_batch
@@ -24,9 +27,9 @@ from models.validate import carry, validate_batch
 _SOURCE = "request"
 _SLICE_US = 1000  # of no meaning here: nothing waits
 _ANY = json.JSONDecoder(parse_int=float)  # whole numbers of any length: only where they end is looked at
-_TAKEN_IN = ("Decode", "Filter", "Validate", "Deduplicate")  # steps that refuse an event for itself
+_TAKEN_IN = ("Decode", "Filter", "Validate", DEDUPLICATE)  # steps that refuse an event for itself
 _SPACE = " \t\r\n"
-DUPLICATE = "twice in one request"
+TWICE = "twice in one request"
 FILTERED = "left out by the project's `where`"
 
 
@@ -106,8 +109,11 @@ def is_valid(refusal: Refusal | None) -> bool:
     return refusal is None or refusal.step not in _TAKEN_IN
 
 
-def take_in(payloads: Sequence[bytes], records: RecordType) -> Intake:
-    """Decode and validate, as the graph does; of two events with one id the first in event time and order stays."""
+def take_in(payloads: Sequence[bytes], records: RecordType, unique: bool = True) -> Intake:
+    """Decode and validate, as the graph does.
+
+    If they are to be `unique`, of two events with one id the first in event time and order stays.
+    """
     decoded, faults = decode_once(raw_records(payloads, _SOURCE, _SLICE_US), records)
     places = np.arange(len(payloads))
     refused = _refusals("Decode", faults, places)
@@ -122,9 +128,9 @@ def take_in(payloads: Sequence[bytes], records: RecordType) -> Intake:
         faults = validate_batch(batch, records)
         refused |= _refusals("Validate", faults, places)
         batch, places = split_good(batch, faults.bad), places[~faults.bad]
-    if batch.num_rows > 1:
+    if unique and batch.num_rows > 1:
         faults = _repeated(batch, records)
-        refused |= _refusals("Deduplicate", faults, places)
+        refused |= _refusals(DEDUPLICATE, faults, places)
         batch, places = split_good(batch, faults.bad), places[~faults.bad]
     return Intake(carry(batch, records), places, refused)
 
@@ -136,8 +142,18 @@ def _repeated(batch: pa.RecordBatch, records: RecordType) -> RowFaults:
         again = np.ones(batch.num_rows, bool)
         _, first = np.unique(np.asarray(ids.dictionary_encode().indices)[order], return_index=True)
         again[order[first]] = False
-        faults.add(np.flatnonzero(again), records.id, DUPLICATE, ids)
+        faults.add(np.flatnonzero(again), records.id, TWICE, ids)
     return faults
+
+
+def refuse_repeated(intake: Intake, repeated: Bools, records: RecordType) -> Intake:
+    """The intake without the events, bool[n], that are duplicates of others."""
+    if not repeated.any():
+        return intake
+    faults = RowFaults(intake.batch.num_rows)
+    faults.add(np.flatnonzero(repeated), records.id, DUPLICATE, column(intake.batch, records.id))
+    refused = intake.refused | _refusals(DEDUPLICATE, faults, intake.places)
+    return Intake(split_good(intake.batch, repeated), intake.places[~repeated], refused)
 
 
 def _refusals(step: str, faults: RowFaults, places: Keys) -> dict[int, Refusal]:

@@ -1,7 +1,8 @@
 """Kinds of tiles: for each entity that has rolling features, the columns of its events that its windows read.
 
 Where windows read labels that come as records of their own, their labels are a kind beside it. A tile of labels stands
-at the time of their events, so that it is needed and passes with those.
+at the time of their events, so that it is needed and passes with those. The rows of each joined table are a kind, too,
+see models.store.reference, and so are the ids of events, see models.store.ids.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from models.batches import as_float64, as_int64, column, key_column, times_us
 from models.features.columns import with_keys
 from models.features.labels import LabelledKernel
 from models.features.row import rolling_kernels
+from models.features.table_join import TIDY_US
 from models.project.declarations import Project
-from models.record import LABEL_TIME
+from models.record import CONTENT, LABEL_TIME
 from models.store.tiles import INTEGER, NUMBER, TEXT, Rows, encode_tiles, unite
 
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 
 # A tile has the least of these lengths of which a window is no longer than so many.
-_TILES = 8
+_TILES, _TILES_OF_IDS = 8, 2
 _SECOND_US = 1_000_000
 _LENGTHS_US = tuple(s * _SECOND_US for s in (1, 10, 60, 600, 3600, 6 * 3600, 86400, 5 * 86400, 30 * 86400, 366 * 86400))
-LABELS_OF = "labels of "
+LABELS_OF, ROWS_OF = "labels of ", "rows of "
+IDS = "event ids"
+_ALWAYS_US = 1 << 62
 
 
 class Place(NamedTuple):
@@ -42,7 +46,8 @@ class Kind:
     """What a store holds of each entity of one kind.
 
     Fields:
-        name: the entity as `RollingFeature.entity` has it; of labels with `labels of ` before it.
+        name: the entity as `RollingFeature.entity` has it; of labels with `labels of ` before it; of a table its name
+            with `rows of ` before it.
         keys: the columns whose values together are the entity's key; none where all events are of one entity.
         event_id: the column of the event's id.
         columns: the columns that windows read, and the kind of each in a tile, as models.store.tiles has them.
@@ -69,34 +74,58 @@ class Kind:
         """Whether its rows are labels and not events."""
         return self.name.startswith(LABELS_OF)
 
+    @property
+    def is_of_table(self) -> bool:
+        """Whether its rows are those of a joined table."""
+        return self.name.startswith(ROWS_OF)
+
+    @property
+    def is_of_events(self) -> bool:
+        """Whether its rows are events."""
+        return not (self.is_of_labels or self.is_of_table or self.name == IDS)
+
     def starts_us(self, time_us: int) -> range:
         """The starts of the tiles that windows of an event at a time read, microseconds since 1970 UTC."""
         return range((time_us - self.span_us + 1) // self.tile_us * self.tile_us, time_us + 1, self.tile_us)
 
     def passed_us(self, newest_us: int, lateness_us: int) -> int:
-        """Tiles that start before this are in no window of an event `lateness_us` older than the newest, nor later."""
-        return self.starts_us(newest_us - lateness_us).start
+        """Tiles that start before this are in no window of an event `lateness_us` older than the newest, nor later.
+
+        Of a table, rows that were replaced by then are not taken by such an event.
+        """
+        oldest_us = newest_us - lateness_us
+        return oldest_us // TIDY_US * TIDY_US if self.is_of_table else self.starts_us(oldest_us).start
 
     def known_from_us(self, dropped_us: int) -> int:
-        """The first time of which no window reads a tile that starts before `dropped_us`, where a tile may start."""
-        return dropped_us + self.span_us - 1
+        """The first time for which nothing is missing where what has passed was dropped before `dropped_us`."""
+        return dropped_us if self.is_of_table else dropped_us + self.span_us - 1
 
 
 def kinds_of(project: Project) -> dict[str, Kind]:
-    """The kinds of tiles that a project's windows read, by their names."""
+    """The kinds of tiles that a project's windows and joins read, by their names."""
     kinds = {}
     text_ids = project.contract.fields[project.event.id].kind == "string"
     for entity, kernel in rolling_kernels(project).items():
         columns = [(name, NUMBER) for name in kernel.numbers]
         columns += [(name, TEXT) for name in kernel.coded]
         span_us = kernel.horizon_us
-        lengths = (*(us for us in _LENGTHS_US if us * _TILES >= span_us), _LENGTHS_US[-1])
-        kind = Kind(entity, project.key_fields[entity], project.event.id, tuple(columns), text_ids, lengths[0], span_us)
+        of, tile_us = project.key_fields[entity], _length_us(span_us, _TILES)
+        kind = Kind(entity, of, project.event.id, tuple(columns), text_ids, tile_us, span_us)
         kinds[entity] = kind
         if isinstance(kernel, LabelledKernel):
             labels = ((LABEL_TIME, INTEGER), (kernel.label, NUMBER))
             kinds[LABELS_OF + entity] = dataclasses.replace(kind, name=LABELS_OF + entity, columns=labels)
+    for table in project.tables:
+        name, key = ROWS_OF + table, project.entities[project.tables[table].entity]
+        columns = [(field, TEXT) for field in project.table_type(table).carried[1:]]
+        kinds[name] = Kind(name, (key,), CONTENT, tuple(columns), False, _ALWAYS_US, _ALWAYS_US)
+    within_us, content = project.event.deduplicate_within, ((CONTENT, INTEGER),)
+    kinds[IDS] = Kind(IDS, (), project.event.id, content, text_ids, _length_us(within_us, _TILES_OF_IDS), within_us)
     return kinds
+
+
+def _length_us(span_us: int, tiles: int) -> int:
+    return next((us for us in _LENGTHS_US if us * tiles >= span_us), _LENGTHS_US[-1])
 
 
 def keys_of(kind: Kind, batch: pa.RecordBatch) -> pa.Array:

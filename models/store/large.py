@@ -8,14 +8,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from models.batches import as_float64
-from models.features.windows import Float64, Int64, Run
+from models.features.aggregates import code_name
+from models.features.windows import Int64, Run, encode_values
 from models.store.kinds import Kind, Place
-from models.store.tiles import Rows, decode_tiles
+from models.store.tiles import TEXT, Rows, decode_tiles
 
 # Tiles of so many bytes are large, here and where a store keeps them; of a row with an amount it is 1,300 rows.
 LARGE_BYTES = 1 << 15
@@ -29,6 +31,15 @@ class Kept:
     tile: bytes
     rows: Rows
     run: Run
+
+    def stands_before(self, more: Rows) -> bool:
+        """Whether of rows of one time those of the tile have smaller ids than these, in the order of (time, id)."""
+        first = np.flatnonzero(np.diff(more.time, prepend=more.time[:1] - 1))
+        low, high = (self.run.time.searchsorted(more.time[first], side) for side in ("left", "right"))
+        there = np.flatnonzero(low < high)
+        ours = self.rows.columns[0].take(pa.array(high[there] - 1)).to_pylist()
+        theirs = more.columns[0].take(pa.array(first[there])).to_pylist()
+        return all(one < other for one, other in zip(ours, theirs, strict=True))
 
     def has_time(self, times: Int64) -> bool:
         """Whether a row has one of the times."""
@@ -45,26 +56,32 @@ class Kept:
 
 
 class LargeTiles:
-    """Those that were asked for last, as long as a store gives the same object of bytes for them."""
+    """Those that were asked for last, as long as a store gives the same bytes for them, best the same object."""
 
     def __init__(self) -> None:
+        self.codes: dict[Any, int] = {}  # of values that are only told apart
         self._kept: collections.OrderedDict[Place, Kept] = collections.OrderedDict()
         self._numbers: dict[tuple[str, str], int] = {}
         self._rows = 0
 
     def numbers(self, places: Iterable[Place]) -> dict[str, int]:
-        """The number of each key of one kind's places, below 0 and always the same."""
+        """The number of each key of one kind's places, below 0 and always the same; called before tiles are kept."""
+        if len(self.codes) > _MOST_ROWS:
+            self.codes.clear()
+            self._kept.clear()
+            self._rows = 0
         return {p.key: self._numbers.setdefault((p.kind, p.key), -1 - len(self._numbers)) for p in places}
 
     def keep(self, kind: Kind, place: Place, tile: bytes) -> Kept:
-        """The tile, decoded if it was not before, of a kind whose columns are numbers; TileError if it is damaged."""
+        """The tile, decoded if it was not before; TileError if it is damaged."""
         kept = self._kept.get(place)
-        if kept is not None and kept.tile is tile:
+        if kept is not None and (kept.tile is tile or kept.tile == tile):
+            kept = self._kept[place] = dataclasses.replace(kept, tile=tile)
             self._kept.move_to_end(place)
             return kept
         rows, _ = decode_tiles(kind.kinds, [tile])
         number = self.numbers([place])[place.key]
-        run = Run(np.full(len(rows), number), rows.time, numbers_of(kind, rows))
+        run = Run(np.full(len(rows), number), rows.time, values_of(kind, rows, self.codes))
         self._forget(place)
         kept = self._kept[place] = Kept(tile, rows, run)
         self._rows += len(rows)
@@ -77,9 +94,12 @@ class LargeTiles:
         self._rows -= 0 if gone is None else len(gone.rows)
 
 
-def numbers_of(kind: Kind, rows: Rows) -> dict[str, Float64]:
-    """The columns of rows whose columns are all numbers, by name, as the kernel reads them."""
-    return {name: as_float64(values) for (name, _), values in zip(kind.columns, rows.columns[1:], strict=True)}
+def values_of(kind: Kind, rows: Rows, codes: dict[Any, int]) -> dict[str, Any]:
+    """Columns of rows by name as the kernel reads them; of a new value, `codes` has the next free number."""
+    return {
+        code_name(name) if of == TEXT else name: encode_values(values, codes) if of == TEXT else as_float64(values)
+        for (name, of), values in zip(kind.columns, rows.columns[1:], strict=True)
+    }
 
 
 def large_of(kind: Kind, tiles: Mapping[Place, bytes]) -> list[Place]:

@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from models.batches import as_float64, as_int64, column, times_us
-from models.features.aggregates import code_name
 from models.features.columns import with_keys, with_rolling
 from models.features.labels import LabelledKernel, Labels
 from models.features.row import before_windows, rolling_kernels, with_row_features
-from models.features.windows import Events, Float64, History, RollingKernel, Run, encode_values
+from models.features.table_join import join_fields
+from models.features.windows import Events, Float64, History, RollingKernel, Run
 from models.project.declarations import Project
-from models.store.kinds import LABELS_OF, Int64, Kind, Place, as_stored, keys_of, kinds_of
-from models.store.large import LargeTiles, large_of
-from models.store.tiles import TEXT, Rows, decode_tiles, unite
+from models.store.kinds import LABELS_OF, ROWS_OF, Int64, Kind, Place, as_stored, keys_of, kinds_of
+from models.store.large import LargeTiles, large_of, values_of
+from models.store.reference import known_of
+from models.store.tiles import Rows, decode_tiles, unite
 
 # An entity's past is as old as it is: nothing of it has passed because another's events are later.
 _NEVER_LATE_US = 1 << 60
@@ -42,14 +43,31 @@ class PastFeatures:
         self.kinds = kinds_of(project)
 
     def places(self, batch: pa.RecordBatch) -> list[Place]:
-        """The tiles that windows of a batch's events read, each once; many of them may not be there."""
-        times = times_us(batch).tolist()
-        found: dict[Place, None] = {}
-        for kind in self.kinds.values():
-            for key, time_us in zip(keys_of(kind, batch).to_pylist(), times, strict=True):
-                if key is not None:
-                    found.update(dict.fromkeys(places_at(kind, key, time_us)))
-        return list(found)
+        """The tiles that windows of a batch's events read, each once; many of them may not be there.
+
+        The events have the fields of tables, see `join`.
+        """
+        return _places(batch, [kind for kind in self.kinds.values() if kind.is_of_events or kind.is_of_labels])
+
+    def places_of_tables(self, batch: pa.RecordBatch) -> list[Place]:
+        """The tiles of joined tables' rows that a batch's events take, each once."""
+        return _places(batch, [kind for kind in self.kinds.values() if kind.is_of_table])
+
+    def join(self, batch: pa.RecordBatch, tiles: Tiles, more: Tiles = _NONE) -> pa.RecordBatch:
+        """Valid events with the fields of the tables that the project joins, as `compute` takes them.
+
+        Rows of `more` may stand in `tiles` already. TileError if a tile is damaged.
+        """
+        project = self._project
+        for name, table in project.tables.items():
+            kind, records = self.kinds[ROWS_OF + name], project.table_type(name)
+            codes = _Codes(list(filter(None, keys_of(kind, batch).to_pylist())))
+            rows, owner = _rows_of(kind, codes, tiles, more)
+            keys = pa.array(list(codes.by_key), pa.string()).take(pa.array(owner))
+            kinds = {field: records.contract.fields[field].arrow_type for field in table.fields}
+            known = known_of(records, rows, keys)
+            batch, _ = join_fields(batch, known, project.entities[table.entity], kinds, table.until, table.deleted)
+        return batch
 
     def places_of(self, entity: str, key: str, time_us: int) -> list[Place]:
         """The tiles that windows of an entity's key read at a time, microseconds since 1970 UTC."""
@@ -79,7 +97,7 @@ class PastFeatures:
         """
         kind, kernel, codes = self.kinds[entity], self._kernels[entity], _Codes(keys)
         rows, owner = _rows_of(kind, codes, tiles, more)
-        history = History(_run_of(owner, rows, _values_of(kind, rows, {})))
+        history = History(_run_of(owner, rows, values_of(kind, rows, {})))
         asked = Events(codes.of_rows, times, pa.nulls(len(times)), {})
         columns = kernel.answer(self._with_labels(entity, kernel, codes, history, tiles, more), asked)
         return {feature.name: values for feature, values in zip(kernel.features, columns, strict=True)}
@@ -88,15 +106,16 @@ class PastFeatures:
         self, entity: str, kernel: RollingKernel, events: pa.RecordBatch, tiles: Tiles, more: Tiles
     ) -> list[Int64 | Float64]:
         """The features of events that all have the entity's key."""
-        kind, values_seen, times = self.kinds[entity], dict[Any, int](), times_us(events)
-        large = [] if kernel.needs_order else large_of(kind, tiles)
+        kind, times = self.kinds[entity], times_us(events)
+        large = [] if kernel.needs_all else large_of(kind, tiles)
         codes = _Codes(keys_of(kind, events).to_pylist(), self._large.numbers(large))
-        runs, apart = self._large_runs(kind, large, times, tiles, more) if large else ((), frozenset[Place]())
+        values_seen = self._large.codes if large else {}
+        runs, apart = self._large_runs(kernel, kind, large, times, tiles, more) if large else ((), frozenset[Place]())
         rows, owner = _rows_of(kind, codes, tiles, more, apart)
-        values = _values_of(kind, rows, values_seen)
+        values = values_of(kind, rows, values_seen)
         ids = as_stored(column(events, kind.event_id), kind.kinds[0])
         mine = (as_stored(column(events, name), of) for name, of in kind.columns)
-        own = _values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
+        own = values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
         asked = Events(codes.of_rows, times, ids, own)
         if len(rows) and len(times) and rows.time.max() >= times.min() and (found := np.isin(rows.time, times)).any():
             beside, again = _beside(asked, Events(owner, rows.time, rows.columns[0], {}), np.flatnonzero(found))
@@ -110,14 +129,17 @@ class PastFeatures:
         return [column[: len(times)] for column in kernel.features_of(history, asked)]
 
     def _large_runs(
-        self, kind: Kind, large: Sequence[Place], times: Int64, tiles: Tiles, more: Tiles
+        self, kernel: RollingKernel, kind: Kind, large: Sequence[Place], times: Int64, tiles: Tiles, more: Tiles
     ) -> tuple[tuple[Run, ...], frozenset[Place]]:
-        """Runs of large tiles, and which these are; not those with a row that may be looked at by its id."""
+        """Runs of large tiles, and which these are; not those with a row that may be looked at by its id, nor, where
+        the order of rows makes a difference, by the ids of rows of its time.
+        """
         runs, apart = [], []
         for place in large:
             kept, added = self._large.keep(kind, place, tiles[place]), more.get(place)
-            again = added is not None and kept.has_row(decode_tiles(kind.kinds, [added])[0])
-            if not again and not kept.has_time(times):
+            rows = None if added is None else decode_tiles(kind.kinds, [added])[0]
+            mixed = rows is not None and (not kept.stands_before(rows) if kernel.needs_order else kept.has_row(rows))
+            if not mixed and not kept.has_time(times):
                 runs.append(kept.run)
                 apart.append(place)
         return tuple(runs), frozenset(apart)
@@ -146,6 +168,16 @@ class _Codes:
 def places_at(kind: Kind, key: str, time_us: int) -> list[Place]:
     """The tiles of a kind that windows of a key read at a time, microseconds since 1970 UTC."""
     return [Place(kind.name, key, start) for start in kind.starts_us(time_us)]
+
+
+def _places(batch: pa.RecordBatch, kinds: Sequence[Kind]) -> list[Place]:
+    times = times_us(batch).tolist()
+    found: dict[Place, None] = {}
+    for kind in kinds:
+        for key, time_us in zip(keys_of(kind, batch).to_pylist(), times, strict=True):
+            if key is not None:
+                found.update(dict.fromkeys(places_at(kind, key, time_us)))
+    return list(found)
 
 
 def _rows_of(
@@ -193,11 +225,3 @@ def _with_rows(asked: Events, owner: Int64, rows: Rows, values: Mapping[str, Any
         pa.concat_arrays([asked.ids, rows.columns[0].take(pa.array(more))]),
         {name: np.concatenate([mine, values[name][more]]) for name, mine in asked.values.items()},
     )
-
-
-def _values_of(kind: Kind, rows: Rows, codes: dict[Any, int]) -> dict[str, Any]:
-    """Columns of rows by name as the kernel reads them."""
-    return {
-        code_name(name) if of == TEXT else name: encode_values(values, codes) if of == TEXT else as_float64(values)
-        for (name, of), values in zip(kind.columns, rows.columns[1:], strict=True)
-    }

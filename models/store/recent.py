@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ class Entry:
     keys: pa.Array
 
 
-def write_entry(kind: Kind, rows: Rows, keys: pa.Array) -> bytes:
+def write_entry(kind: Named | Kind, rows: Rows, keys: pa.Array) -> bytes:
     """An entry of rows of a kind, of which there must be one, and the key of each, a text."""
     order = np.argsort(keys.dictionary_encode().indices.to_numpy(), kind="stable")
     sorted_rows = rows.take(order)
@@ -81,6 +81,13 @@ def tiles_in(entries: Iterable[Entry]) -> list[tuple[Named, dict[Place, bytes]]]
         keys = pa.concat_arrays([entry.keys for entry in parts])
         found.append((named, tiles_of(named.name, named.tile_us, rows, keys)))
     return found
+
+
+def entry_of(named: Named, tiles: Mapping[Place, bytes]) -> bytes:
+    """An entry of the rows of tiles of a kind, of which there must be one."""
+    rows, counts = decode_tiles(named.kinds, list(tiles.values()))
+    of_row = pa.array(np.repeat(np.arange(len(counts)), counts))
+    return write_entry(named, rows, pa.array([place.key for place in tiles], pa.string()).take(of_row))
 
 
 class Recent:

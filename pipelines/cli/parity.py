@@ -57,9 +57,9 @@ def parity(
             registry = find_version(project, declared.name, model, registry)
 
         if serve:
-            served_by = "--serve is for projects with rolling features, and without tables"
             require(
-                bool(declared.rolling_features) and not declared.tables, f"{served_by}, which {declared.name} is not"
+                bool(declared.rolling_features),
+                f"--serve: {declared.name} declares no rolling features, whose bits are compared",
             )
             require(
                 declared.label_type is None, f"--serve: {declared.name} has labels of their own: events alone are sent"
@@ -84,7 +84,7 @@ def parity(
         if serve:
             from pipelines.jobs.serve_parity import check_served
 
-            found = served = check_served(declared, bundle, scorer, source, released)
+            found = served = check_served(declared, bundle, scorer, source, tuple(table or ()), released)
         else:
             from pipelines.jobs.parity import check_parity
 

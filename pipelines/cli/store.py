@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.cli.errors import clear_errors
-from pipelines.cli.parameters import Labels, ProjectFolder, Shards, Source, SourceFormat, TheStore
+from pipelines.cli.parameters import Labels, ProjectFolder, Shards, Source, SourceFormat, Tables, TheStore
 
 if TYPE_CHECKING:
     from pipelines.config import RunSpec
@@ -29,6 +29,7 @@ def fill(
     source: Source,
     store: TheStore,
     labels: Labels = None,
+    table: Tables = None,
     lateness: Lateness = "1d",
     source_format: SourceFormat = None,
     shards: Shards = None,
@@ -38,7 +39,7 @@ def fill(
         from models.redact import redact
         from pipelines.jobs.store import fill_store
 
-        spec = _spec_of(project, source, store, labels, lateness, source_format, shards)
+        spec = _spec_of(project, source, store, labels, table, lateness, source_format, shards)
         for name, count in sorted(fill_store(spec).items()):
             typer.echo(f"events {name}: {count:,}")
         typer.echo(f"feature set {spec.project.feature_set} in {redact(store)}")
@@ -51,6 +52,7 @@ def check(
     store: TheStore,
     mend: Annotated[bool, typer.Option("--mend", help="Put right what is missing, stale or wrong.")] = False,
     labels: Labels = None,
+    table: Tables = None,
     lateness: Lateness = "1d",
     source_format: SourceFormat = None,
     shards: Shards = None,
@@ -62,7 +64,7 @@ def check(
     with clear_errors():
         from pipelines.jobs.store import check_store, name_entities, time_text
 
-        checked = check_store(_spec_of(project, source, store, labels, lateness, source_format, shards), mend)
+        checked = check_store(_spec_of(project, source, store, labels, table, lateness, source_format, shards), mend)
         for line in name_entities(checked):
             typer.echo(line)
         counts = ", ".join(f"{len(places):,} {fault}" for fault, places in checked.faults.items())
@@ -83,6 +85,7 @@ def _spec_of(
     source: list[str],
     store: str,
     labels: list[str] | None,
+    table: list[str] | None,
     lateness: str,
     source_format: str | None,
     shards: int | None,
@@ -96,6 +99,7 @@ def _spec_of(
         tuple(source),
         "",
         labels=tuple(labels or ()),
+        tables=tuple(table or ()),
         lateness=lateness,
         source_format=source_format,
         shards=shards,

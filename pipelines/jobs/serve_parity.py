@@ -17,15 +17,18 @@ import pyarrow.compute as pc
 
 from models.batches import as_batch, column, key_column
 from models.codecs import MAX_BLOCK_ROWS
+from models.counts import DEDUPLICATE
+from models.features.duplicates import with_content
 from models.features.row import rolling_kernels
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
-from models.record import BUNDLE_ID, DECISION, EVENT_TIME, RELEASE, ROLE, UNEXPECTED
+from models.record import BUNDLE_ID, CONTENT, DECISION, EVENT_TIME, RELEASE, ROLE, UNEXPECTED
 from models.serving.requests import take_in
 from pipelines.config import RunSpec
 from pipelines.jobs.parity import Comparison, Proof, compare_counts, compare_tables
 from pipelines.jobs.released import Released
 from pipelines.jobs.score import score_files
+from pipelines.jobs.store import fill_store
 from pipelines.results import read_kind
 from pipelines.serve.app import make_app
 from pipelines.serve.http import Tokens
@@ -49,28 +52,40 @@ class Served(Proof):
 
 
 def check_served(
-    project: Project, bundle: Bundle | None, scorer: Any, uris: Sequence[str], released: Released | None = None
+    project: Project,
+    bundle: Bundle | None,
+    scorer: Any,
+    uris: Sequence[str],
+    tables: tuple[str, ...] = (),
+    released: Released | None = None,
 ) -> Served:
     """Score the events of the files at `uris` in batch and by requests, each when the one before it was absorbed.
 
-    They are sent in the order of (event time, event id), those that batch refuses before windows last. Of events with
-    one id that stand there several times, one is sent: an endpoint answers again.
+    They are sent in the order of (event time, event id), those that are invalid last. An event that stands there
+    several times, byte for byte, is sent once: an endpoint answers again. All rows of `tables` are in the store before:
+    which of them an event takes, its time decides.
     """
     payloads = read_payloads(uris, project.event_type)
     with tempfile.TemporaryDirectory(prefix="headrace-parity-") as scratch:
         events = pathlib.Path(scratch) / "events.jsonl"
         events.write_bytes(b"".join(payload + b"\n" for payload in payloads))
-        batch = score_files(RunSpec(project, (str(events),), f"{scratch}/batch"), bundle, scorer, released)
+        spec = RunSpec(project, (str(events),), f"{scratch}/batch", tables=tables)
+        spec.check_tables()
+        batch = score_files(spec, bundle, scorer, released)
         rows, dead = (read_kind(batch.directory, kind) for kind in (SCORES, DEAD_LETTERS))
         letters = dead.to_pylist() if dead.num_rows else []
-        repeated = collections.Counter(each["payload"] for each in letters if each["step"] == "Deduplicate")
-        sent = _in_order(list((collections.Counter(payloads) - repeated).elements()), project)
+        letters, sent = _once(letters, payloads)
+        sent = _in_order(sent, project)
         models: Models
         if released is not None:
             models = ReleasedModels(released)
         else:
             models = OneModel(project, scorer, bundle.bundle_id if bundle else "")
-        store = open_store(f"{scratch}/store.db", project.feature_set, create=True)
+        uri = f"{scratch}/store.db"
+        if project.tables:
+            (nothing := pathlib.Path(scratch) / "nothing.jsonl").touch()
+            fill_store(dataclasses.replace(spec, sources=(str(nothing),), sink="", store=uri))
+        store = open_store(uri, project.feature_set, create=True)
         app = make_app(Service(project, models, store, True, _DEADLINE_SECONDS), Tokens({}))
         with running(app) as url:
             answers = _ask(url, sent)
@@ -78,7 +93,7 @@ def check_served(
             (payload, answer["refused"]) for payload, answer in zip(sent, answers, strict=True) if "refused" in answer
         ]
         told = collections.Counter((p, each["step"], json.dumps(each["reasons"])) for p, each in refused)
-        reasons = ((each, json.dumps(json.loads(each["reasons"]))) for each in letters if each["step"] != "Deduplicate")
+        reasons = ((each, json.dumps(json.loads(each["reasons"]))) for each in letters)
         expected = collections.Counter((each["payload"], each["step"], text) for each, text in reasons)
         scored = [answer for answer in answers if "refused" not in answer]
         compared = [*_compare(project, rows, scored, released), compare_counts("dead letters", expected, told)]
@@ -87,16 +102,28 @@ def check_served(
         return Served(batch, tuple(compared), controls, complete)
 
 
+def _once(letters: list[dict[str, Any]], payloads: list[bytes]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Dead letters and payloads without those of which batch says that the same bytes stand there before."""
+    repeated = {each["payload"]: each for each in letters if each["step"] == DEDUPLICATE}
+    others = [each for each in letters if each["step"] != DEDUPLICATE]
+    copies = collections.Counter(each["payload"] for each in letters if each["step"] == DEDUPLICATE)
+    left = collections.Counter(payloads) - copies
+    refused = [each for payload, each in repeated.items() if payload not in left]
+    return [*others, *refused], [*left.elements(), *(each["payload"] for each in refused)]
+
+
 def _in_order(payloads: list[bytes], project: Project) -> list[bytes]:
-    """Valid events in the order of (event time, event id), and then the others."""
+    """Valid events in the order in which batch takes them, and then the others."""
     parts, valid = [], np.zeros(len(payloads), bool)
     for start in range(0, len(payloads), MAX_BLOCK_ROWS):
-        taken = take_in(payloads[start : start + MAX_BLOCK_ROWS], project.event_type)
+        taken = take_in(payloads[start : start + MAX_BLOCK_ROWS], project.event_type, unique=False)
         places = taken.places + start
         valid[places] = True
-        columns = [column(taken.batch, EVENT_TIME), column(taken.batch, project.event.id), pa.array(places)]
-        parts.append(pa.table(columns, names=["time", "id", "place"]))
-    order = pa.concat_tables(parts).sort_by([("time", "ascending"), ("id", "ascending")])["place"].to_pylist()
+        told = with_content(taken.batch)
+        columns = [column(told, name) for name in (EVENT_TIME, project.event.id, CONTENT)]
+        parts.append(pa.table([*columns, pa.array(places)], names=["time", "id", "content", "place"]))
+    order_by = [(name, "ascending") for name in ("time", "id", "content")]
+    order = pa.concat_tables(parts).sort_by(order_by)["place"].to_pylist()
     return [payloads[place] for place in (*order, *np.flatnonzero(~valid).tolist())]
 
 

@@ -47,7 +47,7 @@ def _fill(spec: RunSpec, uri: str, sort: bool) -> collections.Counter[str]:
         with working("filling the store", Status(pipeline.runner).rows), spec.profile.failures():
             pipeline.run().wait_until_finish()
         with contextlib.closing(open_store(uri, spec.project.feature_set, create=True)) as filled:
-            filled.settle()  # so that who reads finds all in tiles
+            filled.settle(whole=True)  # so that who reads finds all in tiles
         return read_counts(scratch)
 
 
@@ -92,7 +92,7 @@ def check_store(spec: RunSpec, mend: bool) -> Checked:
         until_us = min(should.newest_us, should.newest_us if has.watermark_us is None else has.watermark_us - 1)
         newest_us = max(should.newest_us, has.newest_us or should.newest_us)
         # What is later than the files could not be put right.
-        store.settle(leave_damaged=mend and until_us >= (has.newest_us or 0))
+        store.settle(mend and until_us >= (has.newest_us or 0), whole=True)
         for kind in kinds_of(project).values():
             from_us = kind.passed_us(newest_us, parse_duration(spec.lateness))
             found = list(compare(store, expected, kind, from_us, until_us))

@@ -9,9 +9,9 @@ import pyarrow as pa
 from models.counts import mismatch
 from models.dead_letters import by_rules
 from models.errors import HeadraceError
+from models.features.duplicates import DUPLICATE
 from models.record import Outcome
 from models.routes import DUE, ROUTED
-from transforms.deduplicate import DUPLICATE
 
 OTHER_DAYS = "dead letters of other days"  # that are counted as history, and not written
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping
 import apache_beam as beam
 import pyarrow as pa
 
-from models.batches import as_int64, is_provisional, times_us
+from models.batches import as_int64, column, is_provisional, times_us
 from models.features.columns import with_keys
 from models.features.row import before_windows
 from models.metrics import ROWS
 from models.project.declarations import Project
-from models.record import EVENTS, LABELS
+from models.record import CONTENT, EVENTS, LABELS, RecordType
 from models.steps import Log, Shard, Step
-from models.store.kinds import Kind, keys_of, kinds_of, rows_of
+from models.store.ids import rows_of_ids
+from models.store.kinds import IDS, ROWS_OF, Kind, keys_of, kinds_of, rows_of
+from models.store.reference import rows_of_table
 from pipelines.store import Progress, Store, go_on, open_store
 from transforms.metrics import count
 from transforms.slices import Hold
@@ -23,7 +25,8 @@ from transforms.slices import Hold
 
 @dataclasses.dataclass(eq=False)
 class WriteStore(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], beam.PCollection[int]]):
-    """{"events": unique events, and where windows read them "labels": joined labels} → a store that has their tiles.
+    """{"events": unique events, "event ids": those of all events, where windows read them "labels": joined labels, and
+    by their names rows of tables} → a store that has their tiles.
 
     What comes out is the time of the latest event of each slice, microseconds since 1970 UTC, once the store has all of
     the slice and has gone on to there. Tiles that an event `lateness_us` older does not need are dropped then. A slice
@@ -36,22 +39,23 @@ class WriteStore(beam.PTransform[dict[str, beam.PCollection[pa.RecordBatch]], be
 
     def expand(self, inputs: Mapping[str, beam.PCollection]) -> beam.PCollection:
         """One number for each slice that has events."""
-        kinds, feature_set = tuple(kinds_of(self.project).values()), self.project.feature_set
-        parts = {
-            EVENTS: tuple(kind for kind in kinds if not kind.is_of_labels),
-            LABELS: tuple(kind for kind in kinds if kind.is_of_labels),
-        }
+        by_name = kinds_of(self.project)
+        kinds, feature_set = tuple(by_name.values()), self.project.feature_set
+        steps: dict[str, _OfStore] = {EVENTS: _Write(self.uri, feature_set, tuple(k for k in kinds if k.is_of_events))}
+        steps[IDS] = _WriteIds(self.uri, feature_set, (by_name[IDS],))
+        if of_labels := tuple(kind for kind in kinds if kind.is_of_labels):
+            steps[LABELS] = _Write(self.uri, feature_set, of_labels)
+        for name in self.project.tables:
+            steps[name] = _WriteTable(self.uri, feature_set, by_name[ROWS_OF + name], self.project.table_type(name))
         batches = dict(inputs)
         if self.project.before_windows or self.project.windows_only:
             before = beam.Map(before_windows, self.project).with_output_types(pa.RecordBatch)
             batches[EVENTS] = inputs[EVENTS] | "Before windows" >> before
         written = {
-            name: batch | f"Write {name}" >> beam.ParDo(_Write(self.uri, feature_set, parts[name]))
-            for name, batch in batches.items()
-            if parts[name]
+            name: batch | f"Write {name}" >> beam.ParDo(steps[name]) for name, batch in batches.items() if name in steps
         }
-        routes = {EVENTS: _to_one, LABELS: _to_none}
-        reached = written | "Hold" >> Hold(_Newest(), {name: routes[name] for name in written}, output=int)
+        routes = {name: _to_one if name == EVENTS else _to_none for name in written}
+        reached = written | "Hold" >> Hold(_Newest(), routes, output=int)
         advance = _Advance(self.uri, feature_set, kinds, self.lateness_us)
         return reached | "Go on" >> beam.ParDo(advance).with_output_types(int)
 
@@ -61,8 +65,12 @@ def _to_one(batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]
 
 
 def _to_none(batch: pa.RecordBatch) -> Iterator[tuple[int, None, pa.RecordBatch]]:
-    """Labels are but waited for: how far the store goes, events tell."""
+    """Ids, labels and tables are but waited for: how far the store goes, events tell."""
     return iter(())
+
+
+def _newest_of(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([int(times_us(batch).max())])], names=["newest"])
 
 
 class _OfStore(beam.DoFn):
@@ -88,7 +96,30 @@ class _Write(_OfStore):
             known, _ = with_keys(batch, kind.keys)
             self._store.append(kind, rows_of(kind, known), keys_of(kind, known))
         count(ROWS, batch.num_rows, step="stored")
-        yield pa.RecordBatch.from_arrays([pa.array([int(times_us(batch).max())])], names=["newest"])
+        yield _newest_of(batch)
+
+
+class _WriteIds(_OfStore):
+    """Ids of events, see models.store.ids → the time of the latest of each batch, once the store has them."""
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        if not is_provisional(batch):
+            (kind,) = self._kinds
+            self._store.append(kind, *rows_of_ids(kind, batch, column(batch, CONTENT)))
+            yield _newest_of(batch)
+
+
+class _WriteTable(_OfStore):
+    """Rows of a table → the time of the latest of each batch, once the store has it."""
+
+    def __init__(self, uri: str, feature_set: str, kind: Kind, records: RecordType) -> None:
+        super().__init__(uri, feature_set, (kind,))
+        self._records = records
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        (kind,) = self._kinds
+        self._store.append(kind, *rows_of_table(kind, self._records, batch))
+        yield _newest_of(batch)
 
 
 class _Newest(Step[Shard]):

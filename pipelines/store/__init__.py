@@ -78,8 +78,11 @@ class Store(Protocol):
     def enter(self, kind: Kind, rows: Rows, keys: pa.Array) -> bool:
         """As `append`, but does not settle when there is much; whether that should be done."""
 
-    def settle(self, leave_damaged: bool = False) -> None:
-        """Put what was appended into tiles; TileError if something is damaged, unless that is to be left as it is."""
+    def settle(self, leave_damaged: bool = False, whole: bool = False) -> None:
+        """Put what was appended into tiles, and if it is to be the `whole`, few rows of large tiles, too.
+
+        TileError if something is damaged, unless that is to be left as it is.
+        """
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put the second tile, or none, where the first, or none, is still there; the places where it is not."""

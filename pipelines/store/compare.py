@@ -12,6 +12,7 @@ import numpy as np
 
 from models.batches import as_int64
 from models.store.kinds import Kind, Place
+from models.store.reference import first_needed
 from models.store.tiles import Rows, TileError, decode_tiles, encode_tiles, unite
 from pipelines.store import Store
 
@@ -40,15 +41,16 @@ class Difference:
 def compare(store: Store, expected: Store, kind: Kind, from_us: int, until_us: int) -> Iterator[Difference]:
     """The differences of a store's tiles of a kind that start from a time on, in what was known until a time.
 
-    Both are in microseconds since 1970 UTC; rows later than `until_us`, and labels known later, are not looked at.
+    Both are in microseconds since 1970 UTC; rows later than `until_us`, and labels known later, are not looked at. Of a
+    table, nor are rows that were replaced by `from_us`.
     """
     theirs, ours = (
         itertools.groupby(each.scan(kind.name), key=lambda tile: tile[0].start_us) for each in (store, expected)
     )
     for _, found, wanted in _together(theirs, ours):
         for place in sorted({*found, *wanted}):
-            if place.start_us >= from_us and found.get(place) != wanted.get(place):
-                yield from _difference(kind, place, found.get(place), wanted.get(place), until_us)
+            if (kind.is_of_table or place.start_us >= from_us) and found.get(place) != wanted.get(place):
+                yield from _difference(kind, place, found.get(place), wanted.get(place), from_us, until_us)
 
 
 def _together(theirs: Any, ours: Any) -> Iterator[tuple[int, dict[Place, bytes], dict[Place, bytes]]]:
@@ -66,13 +68,15 @@ def _together(theirs: Any, ours: Any) -> Iterator[tuple[int, dict[Place, bytes],
 
 
 def _difference(
-    kind: Kind, place: Place, found: bytes | None, wanted: bytes | None, until_us: int
+    kind: Kind, place: Place, found: bytes | None, wanted: bytes | None, from_us: int, until_us: int
 ) -> Iterator[Difference]:
     (should, _), (there, later), fault = _rows(kind, wanted, until_us), _rows(kind, None, until_us), None
     try:
         there, later = _rows(kind, found, until_us)
     except TileError:
         fault = Fault.DAMAGED
+    if kind.is_of_table:
+        should, there = _needed(should, there, later, from_us)
     if fault is None and _tile_of(there) != _tile_of(should):
         of_both = np.repeat([0, 1], [len(should), len(there)])
         both, _ = unite(_joined(kind, should, there), of_both * 0)
@@ -81,6 +85,13 @@ def _difference(
     if fault is not None:
         mended, _ = unite(_joined(kind, should, later), np.zeros(len(should) + len(later), np.int64))
         yield Difference(place, fault, found, _tile_of(mended))
+
+
+def _needed(should: Rows, there: Rows, later: Rows, before_us: int) -> tuple[Rows, Rows]:
+    """Rows of a table's key as they should be and as they are, without those that were replaced before a time."""
+    times = np.concatenate([should.time, later.time])
+    from_us = times[first_needed(times, before_us)] if len(times) else before_us
+    return should.take(np.flatnonzero(should.time >= from_us)), there.take(np.flatnonzero(there.time >= from_us))
 
 
 def _rows(kind: Kind, tile: bytes | None, until_us: int) -> tuple[Rows, Rows]:

@@ -6,14 +6,16 @@ reads has the rows of the log beside the tiles, both as they are at one time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from models.store.kinds import Kind, Place
+from models.store.kinds import ROWS_OF, Kind, Place
 from models.store.large import LARGE_BYTES
-from models.store.recent import Recent, read_entry, tiles_in, write_entry
+from models.store.recent import Recent, entry_of, read_entry, tiles_in, write_entry
+from models.store.reference import without_replaced
 from models.store.tiles import Rows, TileError, merge_tiles
 from pipelines.store import Look, Progress, StoreError
 
@@ -24,6 +26,7 @@ _MEND = "`headrace store check --mend` puts it right"
 _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
 CHANGES, _PROBED = "changes", "probed"
 _MOST_LARGE_BYTES = 256 << 20
+_PART = 64  # of a large tile: fewer bytes are not worth to write all of it anew
 
 
 class Found(NamedTuple):
@@ -52,14 +55,14 @@ class Backend(Protocol):
     def settle(self, until: Any) -> None:
         """Remove the log's entries up to a number, which are in tiles."""
 
-    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
-        """Unite tiles of such columns with those that are there."""
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> list[bytes]:
+        """Unite tiles of such columns with those that are there; what they are then."""
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """As `Store.replace`."""
 
     def marks(self) -> dict[str, int]:
-        """Numbers by their names; CHANGES grows with each change of tiles."""
+        """Numbers by their names; CHANGES grows with each change of large tiles."""
 
     def raise_marks(self, marks: Mapping[str, int]) -> None:
         """Have these numbers where they are larger than those there, or none are."""
@@ -92,6 +95,7 @@ class LoggedStore:
         self._last: Any = None  # entry that was read
         self._settled: Any = None  # entry up to which the log was in tiles
         self._large: dict[Place, bytes] = {}  # tiles, as they were at so many changes
+        self._sizes: dict[Place, int] = {}  # bytes of large tiles that were seen
         self._changes: int | None = None
 
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
@@ -134,6 +138,7 @@ class LoggedStore:
         if sum(map(len, (*self._large.values(), *large.values()))) > _MOST_LARGE_BYTES:
             self._large.clear()
         self._large |= large
+        self._learn(large)
         return found._replace(tiles=found.tiles | kept) if kept else found
 
     def _see(self, marks: dict[str, int]) -> bool:
@@ -164,8 +169,11 @@ class LoggedStore:
             self._entries, self._rows = self._entries + 1, self._rows + len(rows)
         return self._entries >= MAX_ENTRIES or self._rows >= MAX_ROWS
 
-    def settle(self, leave_damaged: bool = False) -> None:
-        """Put all of the log into tiles, but for what has been dropped; others may do so at the same time."""
+    def settle(self, leave_damaged: bool = False, whole: bool = False) -> None:
+        """Put the log into tiles, but for what has been dropped; others may do so at the same time.
+
+        Unless it is to be the `whole`, few rows of a large tile stay in the log.
+        """
         entries = []
         self._entries = self._rows = 0
         found = self._backend.read((), None)
@@ -179,13 +187,20 @@ class LoggedStore:
             marks = self._backend.marks()
             for named, tiles in tiles_in(entries):
                 dropped_us = marks.get(_DROPPED + named.name)
+                if dropped_us is not None and named.name.startswith(ROWS_OF):
+                    self._unite(named.kinds, tiles, leave_damaged)
+                    self._shorten(self._backend.read(list(tiles), found.entries[-1][0]).tiles.items(), dropped_us)
+                    continue
                 kept = {p: tile for p, tile in tiles.items() if dropped_us is None or p.start_us >= dropped_us}
-                self._unite(named.kinds, kept, leave_damaged)
+                few = {} if whole else {p: t for p, t in kept.items() if len(t) * _PART < self._sizes.get(p, 0)}
+                if few:
+                    self._backend.log(entry_of(named, few))
+                self._unite(named.kinds, {p: tile for p, tile in kept.items() if p not in few}, leave_damaged)
             self._backend.settle(found.entries[-1][0])
 
     def _unite(self, kinds: str, tiles: Mapping[Place, bytes], leave_damaged: bool) -> None:
         try:
-            self._backend.add(kinds, tiles)
+            self._learn(dict(zip(tiles, self._backend.add(kinds, tiles), strict=True)))
         except TileError:
             for place, tile in tiles.items():  # to tell which it is
                 try:
@@ -194,13 +209,16 @@ class LoggedStore:
                     if not leave_damaged:
                         raise TileError(f"{place.kind} {place.key!r} at {place.start_us}: {error}: {_MEND}") from None
 
+    def _learn(self, tiles: Mapping[Place, bytes]) -> None:
+        self._sizes |= {place: len(tile) for place, tile in tiles.items() if len(tile) >= LARGE_BYTES}
+
     def add(self, kind: Kind, tiles: Mapping[Place, bytes]) -> None:
         """Unite tiles with those that are there."""
         self._backend.add(kind.kinds, tiles)
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put tiles where what is there is as expected."""
-        self.settle()
+        self.settle(whole=True)
         return self._backend.replace(tiles)
 
     def progress(self) -> Progress:
@@ -221,13 +239,30 @@ class LoggedStore:
         self._backend.raise_marks({name: us for name, us in told.items() if us is not None})
 
     def drop(self, kind: str, before_us: int) -> int:
-        """Remove the tiles that start before a time; rows of the log that are as old go when it is put into tiles."""
+        """Remove the tiles that start before a time; rows of the log that are as old go when it is put into tiles.
+
+        Tiles of a table's rows lose what was replaced by then.
+        """
+        of_table = kind.startswith(ROWS_OF)
+        if of_table and self._backend.marks().get(_DROPPED + kind, before_us - 1) >= before_us:
+            return 0  # for which all of them would be read
         self._backend.raise_marks({_DROPPED + kind: before_us})
+        if of_table:
+            return self._shorten(self._backend.scan(kind), before_us)
         return self._backend.drop(kind, before_us)
+
+    def _shorten(self, tiles: Iterable[tuple[Place, bytes]], before_us: int) -> int:
+        """Leave out what was replaced, but of tiles that are damaged or that others change meanwhile; of how many."""
+        changes = {}
+        for place, tile in tiles:
+            with contextlib.suppress(TileError):
+                if (shorter := without_replaced(tile, before_us)) is not tile:
+                    changes[place] = (tile, shorter)
+        return len(changes) - len(self._backend.replace(changes)) if changes else 0
 
     def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
         """All tiles of a kind."""
-        self.settle()
+        self.settle(whole=True)
         return self._backend.scan(kind)
 
     def close(self) -> None:

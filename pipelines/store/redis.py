@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.redact import redact
 from models.store.kinds import Place
+from models.store.large import LARGE_BYTES
 from models.store.tiles import merge_tiles
 from pipelines.store import StoreError
 from pipelines.store.log import CHANGES, Found
@@ -37,20 +38,20 @@ for i = 1, #ARGV, 2 do found[#found + 1] = redis.call('HGET', ARGV[i], ARGV[i + 
 return found
 """
 # Of triples (key, SHA-1 of what is there, "" of nothing, tile, "" of none) puts those where it is still so, and gives
-# the places of the others. That a tile has changed is counted in the same step, which no kill comes between.
+# the places of the others. That a large tile has changed is counted in the same step, which no kill comes between.
 _PUT = """
-local others, changed = {}, false
-for i = 3, #ARGV, 3 do
+local others, changed, large = {}, false, tonumber(ARGV[3])
+for i = 4, #ARGV, 3 do
   local there = redis.call('HGET', KEYS[1], ARGV[i])
   if (there and redis.sha1hex(there) or '') == ARGV[i + 1] then
-    changed = true
+    changed = changed or (there and #there >= large) or #ARGV[i + 2] >= large
     if ARGV[i + 2] == '' then
       redis.call('HDEL', KEYS[1], ARGV[i])
     else
       redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
     end
   else
-    others[#others + 1] = (i - 3) / 3
+    others[#others + 1] = (i - 4) / 3
   end
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -108,14 +109,15 @@ class RedisBackend:
             pipe.xtrim(self._log, minid=_text(following), approximate=False)
             pipe.execute()
 
-    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> list[bytes]:
         """Unite tiles with those that are there; other writers may come between, and nothing of theirs is lost."""
-        left = dict(tiles)
+        left, united = dict(tiles), dict(tiles)
         for _ in range(_TRIES):
             if not left:
-                return
+                return list(united.values())
             before = self._read_tiles(list(left))
             merged = merge_tiles(kinds, [before.get(place) for place in left], list(left.values()))
+            united |= dict(zip(left, merged, strict=True))
             both = {place: (before.get(place), tile) for place, tile in zip(left, merged, strict=True)}
             left = {place: left[place] for place in self.replace(both)}
         raise StoreError(f"{self.name}: others wrote the same tiles {_TRIES} times while they were united")
@@ -129,7 +131,7 @@ class RedisBackend:
         rounds = [(at, all_[n : n + _ROUND]) for at, all_ in by_start.items() for n in range(0, len(all_), _ROUND)]
         with self._told(), self._redis.pipeline(transaction=False) as pipe:
             for (kind, start_us), places in rounds:
-                arguments: list[Any] = [start_us, CHANGES]
+                arguments: list[Any] = [start_us, CHANGES, LARGE_BYTES]
                 for place in places:
                     before, tile = tiles[place]
                     told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()

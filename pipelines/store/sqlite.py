@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from models.store.kinds import Place
+from models.store.large import LARGE_BYTES
 from models.store.tiles import merge_tiles
 from pipelines.store import StoreError
 from pipelines.store.log import CHANGES, Found
@@ -88,23 +89,24 @@ class SqliteBackend:
             self._connection.execute("DELETE FROM log WHERE id <= ? AND feature_set = ?", (until, self._feature_set))
             self._raise(_SETTLED, until)
 
-    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> None:
+    def add(self, kinds: str, tiles: Mapping[Place, bytes]) -> list[bytes]:
         """Unite tiles with those that are there, in one transaction."""
         if not tiles:
-            return
+            return []
         places = list(tiles)
         with self._writing():
             before = [self._content(place) for place in places]
             merged = merge_tiles(kinds, before, list(tiles.values()))
             self._put({place: tile for place, old, tile in zip(places, before, merged, strict=True) if old != tile})
-            self._change()
+            self._change([*before, *merged])
+        return merged
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put tiles where what is there is as expected, in one transaction."""
         with self._writing():
             others = [place for place, (old, _) in tiles.items() if self._content(place) != old]
             self._put({place: tile for place, (old, tile) in tiles.items() if place not in others and old != tile})
-            self._change()
+            self._change([tile for both in tiles.values() for tile in both])
         return others
 
     def marks(self) -> dict[str, int]:
@@ -125,9 +127,10 @@ class SqliteBackend:
     def drop(self, kind: str, before_us: int) -> int:
         """Remove the tiles that start before a time."""
         with self._writing():
-            delete = "DELETE FROM tiles WHERE kind = ? AND start < ?"
-            self._change()
-            return self._connection.execute(delete, (self._made(kind), before_us)).rowcount
+            which, of = "kind = ? AND start < ?", (self._made(kind), before_us)
+            select = f"SELECT max(length(content)) FROM tiles WHERE {which}"
+            self._change([], self._connection.execute(select, of).fetchone()[0] or 0)
+            return self._connection.execute(f"DELETE FROM tiles WHERE {which}", of).rowcount
 
     def scan(self, kind: str) -> Iterator[tuple[Place, bytes]]:
         """All tiles, as they are when this is called."""
@@ -166,7 +169,10 @@ class SqliteBackend:
         )
         self._connection.execute(upsert, (self._feature_set, name, value))
 
-    def _change(self) -> None:
+    def _change(self, tiles: Sequence[bytes | None], most: int = 0) -> None:
+        """Note that tiles were changed, if one of them is large."""
+        if max([most, *(len(tile) for tile in tiles if tile is not None)]) < LARGE_BYTES:
+            return
         upsert = (
             "INSERT INTO marks (feature_set, name, value) VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET value = value + 1"
         )

@@ -1,9 +1,11 @@
 """What an endpoint computes of events as they come has the bits that the graph gives them over files."""
 
+import datetime
 import itertools
 import json
 import random
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +38,10 @@ features:
         "spread_{window}": std(amount)
         "least_{window}": min(amount)
         "most_{window}": max(amount)
+        "first_{window}": first(amount)
+        "second_{window}": last(amount, 2)
+        "shops_{window}": distinct(shop)
+        "pause_{window}": since_last
     - {entity: shop, missing: skip, delay: 2d, windows: {W: 14d}, features: {total: sum(amount)}}
 model: {inputs: [number_D, mean_M, spread_D, least_M, most_D, total]}
 """
@@ -53,7 +59,7 @@ def shops(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def summed(tmp_path_factory):
-    """As `shops`, of windows that are all sums, counts and extremes, with many events of two cards at one time."""
+    """As `shops`, of windows that are looked up by their edges, with many events of two cards at one time."""
     folder = tmp_path_factory.mktemp("summed")
     project = declared(SUMMED, SCHEMA)
     events = [{**event, "card": "anna" if event["id"] % 3 else "ben"} for event in make_events(400, seed=2)]
@@ -107,6 +113,8 @@ def test_large_tiles_are_looked_up_by_their_edges_to_the_same_bits(summed, monke
     project, events, batch = summed
     for module in ("models.store.large", "pipelines.store.log"):
         monkeypatch.setattr(f"{module}.LARGE_BYTES", 400)
+    for name, number in (("_BLOCK", 4), ("_MANY", 8)):
+        monkeypatch.setattr(f"models.features.few.{name}", number)
     kept = []
     keep = LargeTiles.keep
     monkeypatch.setattr(LargeTiles, "keep", lambda *tile: kept.append(tile) or keep(*tile))
@@ -143,6 +151,36 @@ def test_events_one_by_one_or_in_lists_get_the_bits_of_batch(shops, seed):
         == {"Validate", "CheckFeatures"}
     )
     assert {a["decision"] for a in refused} == {"review"}
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_events_with_an_id_of_another_entitys_event_are_refused_as_in_batch(shops, tmp_path, size):
+    """Some of them within the time of a duplicate that was refused itself."""
+    project, events, _ = shops
+    chosen = random.Random(3)
+    again = [
+        {**event, "card": chosen.choice("xyz"), "at": event["at"] + chosen.randrange(1800, 9 * 86_400, 1800)}
+        for event in chosen.choices(events, k=300)
+    ]
+    ordered = in_order([*events, *again])
+    (tmp_path / "events.jsonl").write_bytes(b"\n".join(as_lines(ordered)) + b"\n")
+    batch = run_graph(tmp_path / "run", [str(tmp_path / "events.jsonl")], project)
+    requests = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    scored, refused = split(ask(project, fixed(project), requests))
+    rows = {(row["id"], row["at"]): row for row in batch.scores.to_pylist()}
+    assert len(rows) < len(ordered) - 100
+    assert len(scored) == len(rows)
+    assert all(rows[a["event"]["id"], time_of(a)]["score"] == np.float32(a["score"]) for a in scored)
+    told = [a["refused"]["step"] for a in refused]
+    assert sorted(told) == sorted(batch.dead_letters["step"].to_pylist())
+    # Each of them once more: the answers are the same.
+    assert split(ask(project, fixed(project), [[e] for e in ordered for _ in range(2)]))[0][::2] == list(
+        split(ask(project, fixed(project), [[e] for e in ordered]))[0]
+    )
+
+
+def time_of(answer):
+    return datetime.datetime.fromisoformat(answer["event"]["at"])
 
 
 def test_an_event_that_is_sent_again_has_the_same_answer(shops):

@@ -1,12 +1,14 @@
 """Tables joined as of an event's time: alike over files and messages, and blind to what comes later."""
 
 import collections
+import contextlib
 import dataclasses
 import fractions
 import json
 import math
 import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -15,23 +17,30 @@ from typer.testing import CliRunner
 
 from models import metrics
 from models.record import Outcome
+from models.store.tiles import decode_tiles, encode_tiles, kinds_in
 from pipelines.cli.main import app
 from pipelines.config import RunSpec
 from pipelines.graph import GraphConfig, build
 from pipelines.jobs.parity import check_parity, compare_tables
+from pipelines.jobs.serve_parity import check_served
+from pipelines.jobs.store import check_store, fill_store
 from pipelines.jobs.topics import acknowledge
 from pipelines.prechecks import UsageError
 from pipelines.results import read_aggregates
 from pipelines.runners import make_pipeline
 from pipelines.sinks.files import WriteFiles
+from pipelines.sinks.store import WriteStore
 from pipelines.sources.acknowledge import AfterJournal
 from pipelines.sources.feeds import Topic, feeds_of
 from pipelines.sources.files import ReadFiles
 from pipelines.sources.listing import Files
 from pipelines.sources.stream import ReadStream
+from pipelines.store import open_store
+from pipelines.store.compare import Fault
 from tests.kit.bundles import AnyBundle
 from tests.kit.declared import assert_fault, declared
 from tests.kit.given import Given
+from tests.kit.stores import digest, events_of, features_from, same_features
 from tests.kit.support import read_output, tiny_scorer, write_rows
 from transforms.metrics import read
 from transforms.score import Score
@@ -144,7 +153,7 @@ def joined(scores):
     return {row["id"]: (row["town"], row["size"], row["limit"]) for row in scores.to_pylist()}
 
 
-def run(folder, source, project=PROJECT, shards=2):
+def run(folder, source, project=PROJECT, shards=2, store=None):
     config = GraphConfig(
         project,
         source,
@@ -152,6 +161,7 @@ def run(folder, source, project=PROJECT, shards=2):
         WriteFiles(str(folder), project.event.id, project.event.time),
         shards,
         lateness_us=DAY * 1_000_000,
+        store=store,
     )
     pipeline = make_pipeline("DirectRunner", [])
     build(pipeline, config)
@@ -309,6 +319,96 @@ def test_parity_with_tables_of_files(tmp_path):
     found = check_parity(PROJECT, AnyBundle(), scorer, [source], "1h", 0, 0.1, tables)
     assert found.equal, found
     assert found.stream.outcomes[Outcome.REFERENCE] == len(shops) + len(limits)
+
+
+def test_any_order_parts_and_mode_leave_one_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("models.store.kinds.TIDY_US", DAY * 1_000_000)
+    events, shops, limits = make(5)
+
+    def stored(path):
+        return WriteStore(str(path), PROJECT, DAY * 1_000_000)
+
+    run(tmp_path / "first", files(tmp_path, events, list(shops), limits), store=stored(tmp_path / "whole.db"))
+    expected_digest = digest(str(tmp_path / "whole.db"), PROJECT)
+    with contextlib.closing(open_store(str(tmp_path / "whole.db"), PROJECT.feature_set)) as store:
+        tiles = [tile for _, tile in store.scan("rows of shops")]
+    rows, _ = decode_tiles(kinds_in(tiles[0]), tiles)
+    assert 3 <= len(rows) < len(shops)  # what was replaced has left
+    for seed, slice_us in ((1, 6 * 3600_000_000), (2, None)):
+        chosen, folder = random.Random(seed), tmp_path / f"{seed}"
+        folder.mkdir()
+        rows = [chosen.sample(each, len(each)) + chosen.sample(each, 9) for each in (events, shops, limits)]
+        run(folder / "out", files(folder, *rows, slice_us), shards=3, store=stored(folder / "store.db"))
+        assert digest(str(folder / "store.db"), PROJECT) == expected_digest
+        messages = stream(sorted(rows[0], key=lambda event: event["at"]), *rows[1:], seed=seed)
+        run(folder / "stream", messages, store=stored(folder / "stream.db"))
+        assert digest(str(folder / "stream.db"), PROJECT) == expected_digest
+    newest = max(shops, key=lambda row: row["known"])
+    run(
+        tmp_path / "less",
+        files(tmp_path, events, [*shops, {**newest, "size": 7}], limits),
+        store=stored(tmp_path / "less.db"),
+    )
+    assert digest(str(tmp_path / "less.db"), PROJECT) != expected_digest
+
+
+def test_events_get_from_a_store_the_rows_and_bits_that_the_graph_gave_them(tmp_path):
+    events, shops, limits = make(5)
+    whole = str(tmp_path / "whole.db")
+    store = WriteStore(whole, PROJECT, 9 * DAY * 1_000_000)
+    output, _ = run(tmp_path / "first", files(tmp_path, events, shops, limits), store=store)
+    ordered, scores = sorted(events, key=lambda event: event["id"]), output.scores.sort_by("id")
+    assert same_features(PROJECT, features_from(whole, PROJECT, events_of(PROJECT, ordered)), scores)
+    for place in range(0, len(ordered), 20):
+        one = features_from(whole, PROJECT, events_of(PROJECT, [ordered[place]]))
+        assert same_features(PROJECT, one, scores.slice(place, 1))
+        assert [one[name][0].as_py() for name in PROJECT.output] == [
+            scores[name][place].as_py() for name in PROJECT.output
+        ]
+    later = [{**event, "at": event["at"] + DAY} for event in ordered]
+    assert not same_features(PROJECT, features_from(whole, PROJECT, events_of(PROJECT, later)), scores)
+
+
+def test_what_is_wrong_with_a_tables_rows_in_a_store_is_named_and_mended(tmp_path):
+    events, shops, limits = make(6)
+    paths = {
+        n: write_rows(tmp_path / f"{n}.jsonl", rows)
+        for n, rows in zip(("shops", "limits"), (shops, limits), strict=True)
+    }
+    source, path = write_rows(tmp_path / "events.jsonl", events), str(tmp_path / "store.db")
+    tables = tuple(f"{name}={place}" for name, place in paths.items())
+    spec = RunSpec(PROJECT, (source,), "", tables=tables, store=path)
+    fill_store(spec)
+    whole = digest(path, PROJECT)
+    assert check_store(spec, mend=False).faults == {}
+    with contextlib.closing(open_store(path, PROJECT.feature_set)) as store:
+        tiles = dict(store.scan("rows of shops"))
+        less, more = (place for place in sorted(tiles) if place.key in ("x", "y"))
+        (gone,) = (place for place in tiles if place.key == "nowhere")
+        kinds = kinds_in(tiles[less])
+        rows, _ = decode_tiles(kinds, [tiles[less]])
+        fewer = encode_tiles(rows.slice(1, len(rows)), np.zeros(1, np.int64))[0]
+        rows, _ = decode_tiles(kinds, [tiles[more]])
+        moved = encode_tiles(dataclasses.replace(rows, time=rows.time + 1), np.zeros(1, np.int64))[0]
+        changes = {gone: None, less: fewer, more: moved}
+        assert store.replace({place: (tiles[place], tile) for place, tile in changes.items()}) == []
+    for mend in (False, True):
+        assert check_store(spec, mend).faults == {Fault.MISSING: [gone], Fault.STALE: [less], Fault.WRONG: [more]}
+    assert digest(path, PROJECT) == whole
+
+
+def test_parity_of_an_endpoint_with_tables(tmp_path):
+    events, shops, limits = make(7, 120)
+    tables = (
+        f"shops={write_rows(tmp_path / 'shops.jsonl', shops)}",
+        f"limits={write_rows(tmp_path / 'limits.jsonl', limits)}",
+    )
+    source = write_rows(tmp_path / "events.jsonl", events)
+    found = check_served(PROJECT, AnyBundle(), tiny_scorer(PROJECT.model.inputs), [source], tables)
+    assert found.equal, found
+    assert found.complete == len(events)
+    with pytest.raises(UsageError, match="declares the table limits"):
+        check_served(PROJECT, AnyBundle(), tiny_scorer(PROJECT.model.inputs), [source], tables[:1])
 
 
 def test_rows_that_are_none_are_dead_letters(tmp_path):

@@ -25,7 +25,7 @@ def digest(uri, project):
 def events_of(project, rows):
     """Valid events as a batch; their times are seconds since 1970 or microseconds, as they stand in `rows`."""
     time = project.event.time
-    names = [name for name in project.carried_fields if name != time]
+    names = [name for name in project.event_type.carried if name != time]
     fields = {name: project.contract.fields[name].arrow_type for name in names}
     arrays = [pa.array([row.get(name) for row in rows], kind) for name, kind in fields.items()]
     times = pa.array([row[time] * 1_000_000 for row in rows]).cast(TIMESTAMP)
@@ -36,6 +36,7 @@ def features_from(uri, project, events):
     """The events with the features that a store's tiles give them."""
     past = PastFeatures(project)
     with contextlib.closing(open_store(uri, project.feature_set)) as store:
+        events = past.join(events, store.read(past.places_of_tables(events)))
         return past.compute(events, store.read(past.places(events)))
 
 

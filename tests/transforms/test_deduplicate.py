@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from models.batches import partition, slice_ends, times_us
+from models.features.duplicates import DUPLICATE
 from models.record import EVENT_TIME, MARKS, POSITION, SOURCE, SYSTEM_FIELDS
 from pipelines.runners import DIRECT
 from tests.kit.steps import END, through
 from tests.kit.support import card_fraud
-from transforms.deduplicate import DUPLICATE, Deduplicate
+from transforms.deduplicate import Deduplicate
 
 pytestmark = pytest.mark.slow
 

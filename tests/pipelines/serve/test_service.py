@@ -37,7 +37,7 @@ def serve(folder, lines, absorb=True):
             reply = asyncio.run(served.score(lines[at : at + 5], True))
             counts += [json.loads(answer)["features"]["count_H"] for answer in reply.answers]
         asyncio.run(served.do(store.settle))
-        (kind,) = kinds_of(project).values()
+        kind = next(iter(kinds_of(project).values()))
         return counts, [place.start_us // SECOND - START for place, _ in store.scan(kind.name)]
 
 
