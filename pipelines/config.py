@@ -129,7 +129,7 @@ class RunSpec:
     @property
     def workers(self) -> int:
         """Threads of this process that work side by side."""
-        return self.profile.workers(self.beam_args)
+        return self.profile.workers(self.beam_args, self.streams)
 
     @property
     def shard_count(self) -> int:

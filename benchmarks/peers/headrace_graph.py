@@ -55,7 +55,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the graph; rows, and seconds for building it and for running it."""
     begun = time.perf_counter()
-    workers = profile_of(runner).workers(beam_args)
+    workers = profile_of(runner).workers(beam_args, False)
     shards = shards or workers
     project = load_project(pathlib.Path(__file__).parents[2] / "examples" / "card_fraud")
     length = parse_duration(window) if window else None

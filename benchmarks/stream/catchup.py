@@ -12,12 +12,13 @@ import time
 import numpy as np
 
 from .events import write_json
-from .figures import first_arrivals
-from .load import Plan
+from .figures import at_times, first_arrivals
+from .load import Plan, receive
 from .measure import Setting, alive
-from .processes import PROJECT, Failed, Publisher, Reader, Sampler, headrace, serving, streaming
+from .processes import PROJECT, SPAWN, Failed, Publisher, Reader, Sampler, Topics, headrace, serving, streaming
 
 QUIET_SECONDS = 60.0  # without a score, after which a drain is given up
+GIVE_UP_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Drained:
     peak: float
     missing: int
     cpu: str
+    micros: float  # of a processor an event, in the stream's process
 
 
 def drain(setting: Setting, rows: int) -> Drained:
@@ -37,11 +39,7 @@ def drain(setting: Setting, rows: int) -> Drained:
     if setting.broker == "kafka-mock":
         raise Failed("the Kafka mock keeps 5 MB of a partition only, so it holds no backlog: use another --broker")
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-stream-")))
-        topics = stack.enter_context(serving(setting.broker, folder, setting.partitions))
-        publisher = Publisher(Plan(setting.source, topics.events, rows, 0, live=False), folder / "published.npz")
-        stack.callback(publisher.kill)
-        publisher.finish()
+        folder, topics = _backlog(stack, setting, rows)
         scores = Reader(topics.scores_reader, folder / "scores.npz")
         stack.callback(scores.kill)
         registry = ("--registry", f"sqlite:///{setting.folder}/.headrace/registry.db")
@@ -63,6 +61,7 @@ def drain(setting: Setting, rows: int) -> Drained:
         raise Failed(f"{len(times)} scores came: too few to measure a rate")
     seconds = float(times[-1] - times[0]) / 1e6
     used = {name: np.nanmax(each) for name, each in sampler.seconds.items()}
+    low, high = at_times(sampler.times, sampler.seconds["stream"], times[0] / 1e6, times[-1] / 1e6)
     return Drained(
         rate=float((times > times[0]).sum() / seconds),
         seconds=seconds,
@@ -70,7 +69,36 @@ def drain(setting: Setting, rows: int) -> Drained:
         peak=float(np.nanmax(sampler.memory["stream"])),
         missing=rows - len(times),
         cpu=", ".join(f"{name} {each:.1f}" for name, each in used.items()),
+        micros=(high - low) / int((times > times[0]).sum()) * 1e6,
     )
+
+
+def receive_only(setting: Setting, rows: int) -> tuple[float, float]:
+    """Events a second, and processor µs an event, of a reader that receives and acknowledges the same backlog."""
+    with contextlib.ExitStack() as stack:
+        folder, topics = _backlog(stack, setting, rows)
+        out = folder / "received.npz"
+        reader = SPAWN.Process(target=receive, args=(topics.events_reader, out, rows), daemon=True)
+        reader.start()
+        stack.callback(reader.kill)
+        reader.join(GIVE_UP_SECONDS)
+        if reader.exitcode != 0:
+            raise Failed(f"the reader that only receives has not ended well: {reader.exitcode}")
+        with np.load(out) as found:
+            count, seconds, cpu = (float(found[name]) for name in ("count", "seconds", "cpu"))
+    if not count:
+        raise Failed(f"all {rows} events came at once: too few to measure a rate")
+    return count / seconds, cpu / count * 1e6
+
+
+def _backlog(stack: contextlib.ExitStack, setting: Setting, rows: int) -> tuple[pathlib.Path, Topics]:
+    """A folder, and the topics of a broker that has the file's first rows, until the stack is left."""
+    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-stream-")))
+    topics = stack.enter_context(serving(setting.broker, folder, setting.partitions))
+    publisher = Publisher(Plan(setting.source, topics.events, rows, 0, live=False), folder / "published.npz")
+    stack.callback(publisher.kill)
+    publisher.finish()
+    return folder, topics
 
 
 def batch(setting: Setting, rows: int, form: str) -> tuple[int, float, float]:

@@ -125,5 +125,26 @@ def read(uri: str, out: pathlib.Path, over: Any, seen: Any) -> None:
     np.savez(out, ids=np.concatenate(ids or [none]), received_us=np.concatenate(times or [none]), again=seen_again)
 
 
+def receive(uri: str, out: pathlib.Path, count: int) -> None:
+    """Receive and acknowledge `count` messages, and do nothing else with them.
+
+    It leaves how many came after the first call's, in how many `seconds`, and the `cpu` seconds that this took.
+    """
+    _let_the_parent_stop_us()
+    subscription = open_broker(uri).subscribe()
+    received, first, began, used = 0, 0, 0.0, 0.0
+    while received < count:
+        messages = subscription.receive(10_000, 0.1)
+        if messages is None:
+            continue
+        subscription.acknowledge(messages.receipt)
+        received += len(messages)
+        if not first:
+            first, began, used = received, time.monotonic(), time.process_time()
+    seconds, cpu = time.monotonic() - began, time.process_time() - used
+    subscription.close()
+    np.savez(out, count=received - first, seconds=seconds, cpu=cpu)
+
+
 def _let_the_parent_stop_us() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.brokers.kafka import KafkaBroker
 
 # Of a transaction, messages may not wait for ever; those of one that has timed out are sent again by the next.
-_SETTINGS = {name: value for name, value in PRODUCER.items() if name.startswith("queue.")}
+_SETTINGS = {name: value for name, value in PRODUCER.items() if name.startswith(("queue.", "delivery."))}
 # The coordinator refuses a transaction while it completes the one before, which takes it some milliseconds.
 _DEFAULTS = {"retry.backoff.ms": 5}
 # Answers of a coordinator that changes, or has not completed a transaction.

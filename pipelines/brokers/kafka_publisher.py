@@ -14,6 +14,7 @@ from pipelines.brokers.kafka_client import Outage
 # Messages wait for ever, and there may be as many as the caller wants to publish at once.
 PRODUCER = {"enable.idempotence": True, "message.timeout.ms": 0}
 PRODUCER |= {"queue.buffering.max.messages": 0, "queue.buffering.max.kbytes": 2_147_483_647}
+PRODUCER |= {"delivery.report.only.error": True}  # a call of Python's a message costs more than to send it
 _SLICE_SECONDS, _CLOSE_SECONDS = 0.2, 10.0
 
 
@@ -34,24 +35,22 @@ class KafkaPublisher:
         count = len(payloads)
         attributes = [{}] * count if attributes is None else attributes
         keys = [None] * count if keys is None else keys
-        outcomes: list[KafkaError | None] = []
+        refused: list[KafkaError] = []
+
+        def refuse(error: KafkaError | None, _: Any) -> None:
+            if error is not None:
+                refused.append(error)
+
         for payload, headers, key in list(zip(payloads, headers_of(attributes), keys, strict=True)):  # all, or none
             try:
-                self._producer.produce(
-                    self._topic,
-                    payload,
-                    key,
-                    headers=headers,
-                    on_delivery=lambda error, _: outcomes.append(error),
-                )
+                self._producer.produce(self._topic, payload, key, headers=headers, on_delivery=refuse)
             except KafkaException as failure:
-                outcomes.append(failure.args[0])
-        while len(outcomes) < count:
+                refused.append(failure.args[0])
+        while self._producer.flush(_SLICE_SECONDS):  # which does not wait for more to send, as `poll` does
             if self._closed.is_set():
                 raise BrokerError("closed")
-            self._producer.poll(_SLICE_SECONDS)
-        if error := next(filter(None, outcomes), None):
-            raise BrokerError(f"{self._uri}: {error.str()}")
+        if refused:
+            raise BrokerError(f"{self._uri}: {refused[0].str()}")
         if count:
             self._outage.worked()
 

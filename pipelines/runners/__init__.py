@@ -54,20 +54,27 @@ def _make_in_process(name: str, args: Args) -> Any:
     from pipelines.runners.inprocess.engine import InProcessRunner
     from pipelines.runners.views import CachedOptions
 
-    options = CachedOptions([*args, f"--{WORKERS}={_workers_in_process(args)}"])
-    return beam.Pipeline(runner=InProcessRunner(), options=options)
+    return beam.Pipeline(runner=InProcessRunner(), options=CachedOptions(list(args)))
 
 
-def _workers_in_process(args: Args) -> int:
-    """How many --direct_num_workers asks for, or one a processor; RunnerError if it is no number."""
-    text = dict(split_options(args)).get(WORKERS, "0") or ""
+def _complete_in_process(args: Args, job: Job) -> list[str]:
+    """The options with the number of workers; the last one of a name counts."""
+    return [*args, f"--{WORKERS}={_workers_in_process(args, job.streams)}"]
+
+
+def _workers_in_process(args: Args, streams: bool) -> int:
+    """How many --direct_num_workers asks for, or else one a processor, and for a stream one, as its slices are small.
+
+    RunnerError if it is no number.
+    """
+    text = dict(split_options(args)).get(WORKERS, "1" if streams else "0") or ""
     if not (text.isascii() and text.isdecimal()):
         raise RunnerError(f"--{WORKERS} is {text!r}: a number is needed, 0 for one worker a processor")
     return int(text) or cores()
 
 
 def _check_in_process(args: Args) -> None:
-    _workers_in_process(args)
+    _workers_in_process(args, streams=False)
 
 
 def _make_fn_api(name: str, args: Args) -> Any:
@@ -112,6 +119,7 @@ RUNNERS = {
             reads=IN_PROCESS_READS,
             make=_make_in_process,
             check=_check_in_process,
+            complete=_complete_in_process,
             workers=_workers_in_process,
             in_order=True,
             ends_here=True,

@@ -53,7 +53,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def one_worker(args: Args) -> int:
+def one_worker(args: Args, streams: bool) -> int:
     """One, as nothing is known of how many there are."""
     return 1
 
@@ -88,7 +88,7 @@ class Profile:
         complete: the options with those that it needs itself; one that was given stays.
         make: a pipeline from its name and the options.
         reading: how streams are read.
-        workers: how many threads of this process, by the options, work on the graph side by side.
+        workers: how many threads of this process, by the options and for a stream or not, work side by side.
         refuses: options of headrace's by their names, and why they can't be.
         apart: whether its workers, by the options, run in a folder of their own.
         in_order: whether it reads files no further than it is let, so that they are read in the order of event time.
@@ -108,7 +108,7 @@ class Profile:
     complete: Callable[[Args, Job], list[str]] = as_given
     make: Callable[[str, Args], Any] = make_by_name
     reading: Reading = Reading.JOURNALED
-    workers: Callable[[Args], int] = one_worker
+    workers: Callable[[Args, bool], int] = one_worker
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     apart: Callable[[Args], bool] = lambda args: False
     in_order: bool = False

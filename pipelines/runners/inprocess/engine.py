@@ -9,8 +9,8 @@ it up to the next that groups or has state: turns follow one another, so waterma
 Beam's own DoFnRunner calls the DoFns, so that their parameters mean what they mean everywhere.
 
 It runs Impulse, ParDo with bounded side inputs, tags, state, timers and finalizers, splittable DoFns, Flatten,
-GroupByKey with the default trigger or one that always fires, as in Reshuffle. All else is an UnsupportedGraph
-before anything has run. State lives in memory: who needs it after a crash replays the journal.
+GroupByKey with the default trigger or one that always fires, and Reshuffle, which groups nothing here. All else is an
+UnsupportedGraph before anything has run. State lives in memory: who needs it after a crash replays the journal.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.runners import common
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
-from apache_beam.transforms import core
+from apache_beam.transforms import core, util
 
 from pipelines.runners.inprocess.lanes import Lanes
 from pipelines.runners.inprocess.metrics import RunMetrics
-from pipelines.runners.inprocess.nodes import GroupByKey, Impulse, Kept, Node, Receive, UnsupportedGraph
+from pipelines.runners.inprocess.nodes import GroupByKey, Impulse, Kept, Node, Receive, Reshuffle, UnsupportedGraph
 from pipelines.runners.inprocess.pardo import RunParDo, RunSplittable
 from pipelines.runners.inprocess.state import MAX_US
 from pipelines.runners.inprocess.stateful import RunStateful
@@ -149,18 +149,30 @@ class Run:
 
 
 class _Steps(PipelineVisitor):
-    """Finds the primitive transforms, in topological order."""
+    """Finds the primitive transforms, and Reshuffles as if they were some, in topological order."""
 
     def __init__(self) -> None:
         self.found: list[AppliedPTransform] = []
+        self._whole: AppliedPTransform | None = None  # whose parts are not looked at
+
+    def enter_composite_transform(self, applied: AppliedPTransform) -> None:
+        if self._whole is None and isinstance(applied.transform, util.Reshuffle):
+            self._whole = applied
+            self.found.append(applied)
+
+    def leave_composite_transform(self, applied: AppliedPTransform) -> None:
+        if self._whole is applied:
+            self._whole = None
 
     def visit_transform(self, applied: AppliedPTransform) -> None:
-        self.found.append(applied)
+        if self._whole is None:
+            self.found.append(applied)
 
 
 def _make_node(applied: AppliedPTransform, run: Run) -> Node:
     transform = applied.transform
-    for kind, node in ((core.Impulse, Impulse), (core.GroupByKey, GroupByKey), (core.Flatten, Node)):
+    kinds = ((core.Impulse, Impulse), (core.GroupByKey, GroupByKey), (core.Flatten, Node), (util.Reshuffle, Reshuffle))
+    for kind, node in kinds:
         if isinstance(transform, kind):
             return node(applied, run)
     if not isinstance(transform, core.ParDo):

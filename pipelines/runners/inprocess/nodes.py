@@ -182,6 +182,25 @@ class GroupByKey(Node):
         return self._hold
 
 
+class Reshuffle(Node):
+    """Hands on what it got, as it is, in its turn: side by side, but to steps that keep it until they have theirs."""
+
+    def __init__(self, applied: AppliedPTransform, run: Run) -> None:
+        super().__init__(applied, run)
+        self._inbox = Inbox(run.lanes)
+        self.receive = self._inbox.put  # type: ignore[method-assign]
+        self._consumers = run.consumers[next(iter(applied.outputs.values()))]
+
+    def work(self) -> bool:
+        due = self._inbox.take()
+        if all(isinstance(getattr(consume, "__self__", None), Inbox) for consume in self._consumers):
+            for element in due:
+                self.emit(element)
+        elif due:
+            self._run.lanes.share([functools.partial(self.emit, element) for element in due])
+        return bool(due)
+
+
 def check_windowing(applied: AppliedPTransform) -> Any:
     windowing = applied.inputs[0].windowing
     if windowing.windowfn.is_merging():

@@ -42,12 +42,10 @@ class RunStateful(RunParDo):
         self._states = [State(key_coder(applied)) for _ in run.lanes.all]
         self._encode_key = key_coder(applied).get_impl().encode
         self._parts: list[list[Placed]] = [[] for _ in run.lanes.all]
+        self.receive = self._waiting.put  # type: ignore[method-assign]
 
     def state_of(self, number: int) -> State:
         return self._states[number]
-
-    def receive(self, element: WindowedValue) -> None:
-        self._waiting.put(element)
 
     def gather(self) -> None:
         for number, element in enumerate(self._waiting.take()):

@@ -12,7 +12,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.coders import VarIntCoder
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.pvalue import AsList
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
@@ -20,7 +20,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from pipelines.runners import make_pipeline, profile_of
+from pipelines.runners import Job, make_pipeline, profile_of
 from pipelines.runners.inprocess.engine import InProcessRunner
 from pipelines.runners.inprocess.lanes import lane_here
 from pipelines.runners.profile import RunnerError, cores
@@ -55,6 +55,11 @@ def meet(element: Any) -> Any:
     MEET["two"].wait(SECONDS)
     SEEN.append(threading.get_ident())
     return element
+
+
+def test_what_was_reshuffled_goes_on_side_by_side() -> None:
+    run(lambda p: p | beam.Create([1, 2]) | beam.Reshuffle() | beam.Map(meet), 2)
+    assert len(set(SEEN)) == 2
 
 
 def test_groups_go_on_side_by_side() -> None:
@@ -305,11 +310,21 @@ def test_timestamps_and_watermarks_are_those_of_one_lane() -> None:
 
 def test_workers_are_one_a_processor_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = profile_of("DirectRunner")
-    assert profile.workers([]) == profile.workers(["--direct_num_workers", "0"]) == cores()
-    assert profile.workers(["--direct_num_workers=3"]) == 3
+    assert profile.workers([], False) == profile.workers(["--direct_num_workers", "0"], False) == cores()
+    assert profile.workers(["--direct_num_workers=3"], False) == 3
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {4, 7}, raising=False)
-    assert profile.workers([]) == 2
+    assert profile.workers([], False) == 2
     for wrong in ("-1", "two", ""):
         with pytest.raises(RunnerError, match="direct_num_workers"):
             make_pipeline("DirectRunner", [f"--direct_num_workers={wrong}"])
-    assert profile_of("FnApiRunner").workers(["--direct_num_workers=3"]) == 1
+    assert profile_of("FnApiRunner").workers(["--direct_num_workers=3"], False) == 1
+
+
+@pytest.mark.parametrize(("args", "lanes"), [([], 1), (["--direct_num_workers=0"], 2), (["--direct_num_workers=3"], 3)])
+def test_a_stream_has_one_worker_unless_told_otherwise(
+    args: list[str], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {4, 7}, raising=False)
+    assert profile_of("DirectRunner").workers(args, True) == lanes
+    pipeline = make_pipeline("DirectRunner", args, Job(streams=True))
+    assert pipeline.options.view_as(DirectOptions).direct_num_workers == lanes
