@@ -142,12 +142,10 @@ def test_a_worker_that_dies_is_started_again_and_all_end_politely(folder):
         assert process.stdout.read() == "all that was taken is answered\n"
 
 
-@pytest.mark.parametrize("kind", redis.STORES)
-def test_events_that_all_workers_get_at_once_while_one_is_killed_leave_the_store_of_batch(folder, kind, request, batch):
+def test_events_that_all_workers_get_at_once_while_one_is_killed_leave_the_store_of_batch(folder, batch):
     """Each event comes by several connections at once, until all have an answer."""
     _, expected = batch
-    project = load_project(folder)
-    uri = str(folder / "store.db") if kind == "sqlite" else redis.emptied(request.getfixturevalue("server"))
+    project, uri = load_project(folder), str(folder / "store.db")
     broken = 0
 
     def ask(event):
