@@ -33,7 +33,8 @@ from pipelines.sources.payloads import read_payloads
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 ON = "from pipelines.cli.main import main; main()"
-OFF = (
+OFF = (  # libraries come as the command brings them, which leaves out what a run does not need
+    "from pipelines.lean import import_libraries; import_libraries(local={local}); "
     "import transforms.metrics as m; m.count = m.gauge = m.observe = lambda *_, **__: None; "
     "from pipelines.cli.main import main; main()"
 )
@@ -80,7 +81,7 @@ def running(
     env = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as out, contextlib.ExitStack() as stack:
         sizes = stack.enter_context(scraped(port)) if counts else [1]
-        code = ON if counts else OFF
+        code = ON if counts else OFF.format(local=not any("://" in each for each in argv))
         command = [sys.executable, "-c", code, "run", "project", *argv, *more]
         yield subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out), log
     if not sizes:

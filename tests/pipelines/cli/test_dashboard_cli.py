@@ -65,7 +65,8 @@ def test_what_can_not_be_shown_is_said(tmp_path):
     for argv, said in (
         ([], "name what to show"),
         (["--run", tmp_path / "no"], "no such folder"),
-        (["--run", "s3://bucket/run"], "is no folder of this machine"),
+        (["--run", "ftp://host/run"], "no file system ftp is known"),
+        (["--run", "pubsub://demo/scores"], "--run is a folder"),
         (["--run", tmp_path, "--releases", tmp_path / "no.jsonl"], "no.jsonl"),
     ):
         code, told = headrace(CARD_FRAUD, *argv)
