@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -67,11 +68,12 @@ def make_app(
 
         return check
 
-    app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None)
+    register_url_convertor("key", _Key())
+    app = FastAPI(title=f"headrace: {project.name}", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     routes = _Routes(service, counts, siblings or Siblings(), traces.tracer() if traces else None)
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
-        ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
+        ("GET", "/v1/features/{entity}/{key:key}", "read", routes.features, None),
         ("GET", "/v2", None, routes.server, None),
         ("GET", "/v2/health/live", None, routes.live, None),
         ("GET", "/v2/health/ready", None, routes.ready, None),
@@ -81,12 +83,19 @@ def make_app(
         ("GET", "/metrics", "read", routes.metrics, None),
     ):
         told = {"summary": handler.__doc__, **(told or {})}
+        shown = path.replace(":key", "")
         app.add_api_route(
-            path, _told(handler, path, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
+            path, _told(handler, shown, guard(role) if role else None, counts), methods=[method], name=handler.__name__,
             response_model=None, summary=handler.__doc__, openapi_extra=told,
         )  # fmt: skip
     app.add_exception_handler(HTTPException, _say_http)
     return app
+
+
+class _Key(PathConvertor):
+    """A key of an entity, which may have any character."""
+
+    regex = "(?s:.*)"
 
 
 class _Routes:

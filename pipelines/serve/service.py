@@ -68,13 +68,14 @@ class _Watched:
     def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
         self._store, self._failed = store, failed
         self.watermark_us: int | None = None  # as of what was read last
+        self.dropped: Mapping[str, int] = {}
         self.is_full = False  # its log, which is to be put into tiles
 
     def read(self, places: Sequence[Place]) -> tuple[Mapping[Place, bytes], Mapping[Place, bytes]]:
         """As the store."""
         with self.told():
             found = self._store.look(places)
-        self.watermark_us = found.progress.watermark_us
+        self.watermark_us, self.dropped = found.progress.watermark_us, found.dropped
         return found.tiles, found.more
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
@@ -90,9 +91,16 @@ class _Watched:
         except StoreError as error:
             self._failed(str(error))
             raise ServiceDown("the store does not answer") from None
-        except TileError as error:
-            _LOG.error("the store holds a damaged tile: %s; `headrace store check` mends it", error)
-            raise ServiceDown("the store holds a damaged tile of this entity") from None
+
+
+@contextlib.contextmanager
+def _whole_tiles() -> Any:
+    """ServiceDown for a tile that is damaged: other entities are answered as ever."""
+    try:
+        yield
+    except TileError as error:
+        _LOG.error("the store holds a damaged tile: %s; `headrace store check --mend` puts it right", error)
+        raise ServiceDown("the store holds a damaged tile of this entity") from None
 
 
 class Service:
@@ -212,7 +220,10 @@ class Service:
         if self._publishing is not None and self._publishing.waits:
             return
         with self._watched.told():
-            self._store.progress()
+            if self.absorbs:
+                self._store.probe()
+            else:
+                self._store.progress()
         if self.broken is not None:
             _LOG.warning("ready again")
         self.broken = None
@@ -221,7 +232,8 @@ class Service:
         begun_ns = time.time_ns()
         scoring = self.models.current()
         try:
-            answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
+            with _whole_tiles():
+                answers = self.answering.answer(payloads, scoring, self._watched, self.absorbs, reason_codes)
         except ModelError as error:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
@@ -265,7 +277,8 @@ class Service:
         return Reply(found, refused=len(answers.refused), fallback=len(times), ids=ids)
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
-        features = self.answering.features_at(entity, key, at_us, self._watched)
+        with _whole_tiles():
+            features = self.answering.features_at(entity, key, at_us, self._watched)
         return b'{"features":' + features + b"," + self._state().told(at_us) + b"}"
 
     def _state(self) -> State:
@@ -274,4 +287,6 @@ class Service:
         whole_us = NEVER_US if watermark_us is None else watermark_us
         if self.absorbs:
             whole_us = max(whole_us, self._lost.first_us)
-        return State(watermark_us, whole_us)
+        dropped = self._watched.dropped
+        known = [kind.known_from_us(dropped[kind.name]) for kind in self.answering.kinds if kind.name in dropped]
+        return State(watermark_us, whole_us, max(known, default=NEVER_US))
