@@ -100,12 +100,23 @@ class Seen:
     _sums: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def of(plan: Plan, new: Run, history: Sequence[Run], passed: int, decimals: Mapping[str, int]) -> Seen:
-        """What the windows of `new` see of it and of history; rows of history up to `passed` are in none."""
-        at_event = np.arange(len(new))
-        rows = [rows_below(new, new, plan.edges, new.first - 1, at_event)]
+    def of(
+        plan: Plan,
+        new: Run,
+        history: Sequence[Run],
+        passed: int,
+        decimals: Mapping[str, int],
+        own: tuple[Run, Int64] | None = None,
+    ) -> Seen:
+        """What the windows of `new` see of the run that they are in, and of history.
+
+        That run is `own`, with their rows in it, if they are joined with others. Rows of history up to `passed` are in
+        no window.
+        """
+        run, places = own or (new, np.arange(len(new)))
+        rows = [rows_below(run, new, plan.edges, run.first - 1, places)]
         rows += [rows_below(run, new, plan.edges, passed, None) for run in history]
-        return Seen(new, plan, [new, *history], rows, decimals)
+        return Seen(new, plan, [run, *history], rows, decimals)
 
     def gather(self, plan: Plan) -> Seen:
         """The rows that some of the features read, those of `plan`, of all runs, as one run."""

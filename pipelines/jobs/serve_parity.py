@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from models.batches import as_batch, column, key_column
 from models.codecs import MAX_BLOCK_ROWS
 from models.counts import DEDUPLICATE
-from models.features.duplicates import with_content
+from models.features.duplicates import content_of
 from models.features.row import rolling_kernels
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
-from models.record import BUNDLE_ID, CONTENT, DECISION, EVENT_TIME, RELEASE, ROLE, UNEXPECTED
+from models.record import BUNDLE_ID, DECISION, EVENT_TIME, RELEASE, ROLE, UNEXPECTED
 from models.serving.requests import take_in
 from pipelines.config import RunSpec
 from pipelines.jobs.parity import Comparison, Proof, compare_counts, compare_tables
@@ -119,9 +119,10 @@ def _in_order(payloads: list[bytes], project: Project) -> list[bytes]:
         taken = take_in(payloads[start : start + MAX_BLOCK_ROWS], project.event_type, unique=False)
         places = taken.places + start
         valid[places] = True
-        told = with_content(taken.batch)
-        columns = [column(told, name) for name in (EVENT_TIME, project.event.id, CONTENT)]
-        parts.append(pa.table([*columns, pa.array(places)], names=["time", "id", "content", "place"]))
+        columns = [column(taken.batch, name) for name in (EVENT_TIME, project.event.id)]
+        parts.append(
+            pa.table([*columns, content_of(taken.batch), pa.array(places)], names=["time", "id", "content", "place"])
+        )
     order_by = [(name, "ascending") for name in ("time", "id", "content")]
     order = pa.concat_tables(parts).sort_by(order_by)["place"].to_pylist()
     return [payloads[place] for place in (*order, *np.flatnonzero(~valid).tolist())]

@@ -1,0 +1,3 @@
+from typing import Any
+
+def add_leaves(values: Any, nodes: Any, depth: int, leaves: Any, sums: Any) -> None: ...
