@@ -35,7 +35,8 @@ NO_FALLBACK = declared(TEXT.replace("fallback: {action: review}\n", ""), SCHEMA)
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     with serving(PROJECT, open_faulty(tmp_path_factory.mktemp("store"), PROJECT)) as client:
-        client.post("/v1/score", content=b"[" + b",".join(as_lines(in_order(make_events(60)))) + b"]")
+        events = [{**event, "id": -1 - event["id"]} for event in make_events(60)]  # no id of those that tests ask for
+        client.post("/v1/score", content=b"[" + b",".join(as_lines(in_order(events))) + b"]")
         yield client
 
 
