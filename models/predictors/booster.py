@@ -20,7 +20,6 @@ from models.predictors.encoders import NO_ENCODERS, Encoders
 from models.predictors.lightgbm_model import LightGBMModel
 from models.predictors.onnx_model import OnnxModel
 from models.predictors.skops_model import SkopsModel
-from models.predictors.trees import Trees
 from models.quality.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -34,11 +33,6 @@ LIBRARIES_OF = {
     "txt": ("lightgbm",),
     "onnx": ("onnxruntime",),
 }
-
-
-# From so many rows at once on it is worth while to look whether compiled code can score them; the first are compared.
-MANY_ROWS = 4096
-_NOT_LOOKED_AT = object()
 
 
 class ModelError(HeadraceError):
@@ -143,7 +137,6 @@ class Scorer:
         self.encoders = encoders
         self.calibration = calibration
         self._booster = self._load()
-        self._trees: Trees | object | None = _NOT_LOOKED_AT
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, nthread: int = 1) -> Scorer:
@@ -178,12 +171,6 @@ class Scorer:
         Raises:
             ValueError: on another dtype, layout or number of features.
         """
-        if len(features) >= MANY_ROWS and not self._alone:
-            _check(self._booster, features)
-            if self._trees is _NOT_LOOKED_AT:
-                self._trees = Trees.of(self._booster, features[:MANY_ROWS], self._nthread)
-            if isinstance(self._trees, Trees):
-                return self._trees.inplace_predict(features)
         return self._predict(self._booster, features)
 
     def _predict(self, booster: Predictor, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -241,12 +228,11 @@ class Scorer:
         return Contributions(feature.astype(np.int32), np.asarray(value, dtype=np.float32))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_booster", "_trees")}
+        return {name: value for name, value in self.__dict__.items() if name != "_booster"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._booster = self._load()
-        self._trees = _NOT_LOOKED_AT
 
     def _load(self) -> Predictor:
         found = hashlib.sha256(self._model).hexdigest()

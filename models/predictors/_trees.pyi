@@ -1,3 +1,0 @@
-from typing import Any
-
-def add_leaves(values: Any, nodes: Any, depth: int, leaves: Any, sums: Any) -> None: ...
