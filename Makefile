@@ -17,7 +17,7 @@ $(VENV)/uv/bin/uv: requirements/uv.txt
 	mkdir -p $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(VENV)/uv -r requirements/uv.txt
 
-$(VENV)/.installed: $(LOCK) setup.py $(VENV)/uv/bin/uv
+$(VENV)/.installed: $(LOCK) setup.py $(wildcard models/*/*.c) $(VENV)/uv/bin/uv
 	test -x $(BIN)/python || $(VENV)/uv/bin/uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	$(VENV)/uv/bin/uv pip sync --quiet --require-hashes --python $(BIN)/python $(LOCK)
 	$(VENV)/uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .

@@ -1,12 +1,22 @@
 """Packaging of headrace; tools are configured in pyproject.toml."""
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+
+# For all versions of Python from 3.11 on. Without a compiler it is left out, and numpy does its work.
+SEARCH = Extension(
+    "models.features._rows",
+    ["models/features/_rows.c"],
+    extra_compile_args=["-O2"],
+    py_limited_api=True,
+    optional=True,
+)
 
 setup(
     name="headrace",
     version="0.3.0",
     description="One Apache Beam graph for features, validation and scoring, over files or streams.",
     python_requires=">=3.11,<3.14",
+    ext_modules=[SEARCH],
     packages=find_packages(include=["models", "models.*", "transforms", "transforms.*", "pipelines", "pipelines.*"]),
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,19 @@ def order_by(*keys: Int64) -> Int64:
     return order
 
 
-def sort_order(ids: pa.Array, *keys: Int64) -> Int64:
+class Ids(Protocol):
+    """What orders rows that are equal in all else: a column, or what makes one for the rows that are asked for."""
+
+    def take(self, rows: pa.Array) -> pa.Array:
+        """Those of some rows."""
+
+
+def is_in_place(order: Int64) -> bool:
+    """Whether an order of row numbers is that in which the rows stand."""
+    return bool((order[1:] > order[:-1]).all())
+
+
+def sort_order(ids: Ids, *keys: Int64) -> Int64:
     """Row numbers that sort by `keys`, the first one first, then by ids, which are looked at only in ties."""
     order = order_by(*keys)
     ordered = [key[order] for key in keys]

@@ -134,7 +134,7 @@ class RunSpec:
     @property
     def shard_count(self) -> int:
         """Parts that the work is split into; it changes no result."""
-        return self.shards or self.workers
+        return self.shards or self.profile.shards(self.workers)
 
     @property
     def threads_of_call(self) -> int:

@@ -14,7 +14,7 @@ from models.batches import column, without
 from models.counts import DEDUPLICATE
 from models.dead_letters import make_dead_letters, split_good
 from models.faults import RowFaults
-from models.features.duplicates import DUPLICATE, count_earlier, with_content
+from models.features.duplicates import DUPLICATE, Contents, count_earlier
 from models.record import (
     CONTENT,
     EARLIER,
@@ -53,10 +53,9 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
     def expand(self, pcoll: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
         """Main output: batches of first events; output `dead`: dead letters; output `ids`: ids as a store has them."""
         kernel = count_earlier(self.records.deduplicate_within_us, self.lateness_us)
-        windows = RollingWindows(self.records.id, CONTENT, kernel, self.shards, self.states, "deduplicate")
+        windows = RollingWindows(self.records.id, Contents, kernel, self.shards, self.states, "deduplicate")
         return (
             pcoll
-            | "Hash content" >> beam.Map(with_content).with_output_types(pa.RecordBatch)
             | "Count earlier" >> windows
             | "Split"
             >> beam.FlatMap(self._split)
@@ -70,7 +69,7 @@ class Deduplicate(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue.
 
     def _split(self, batch: pa.RecordBatch) -> Iterator[Any]:
         repeated = column(batch, EARLIER).to_numpy() > 0
-        events = without(batch, EARLIER, CONTENT)
+        events = without(batch, EARLIER)
         if self.identified_by is not None:
             content = content_column(events, self.identified_by, repeated)
             ids = [column(events, name) for name in (self.records.id, EVENT_TIME, MARKS)]

@@ -10,7 +10,7 @@ Labels that come as records of their own are a second kind of batch, told by the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -32,12 +32,14 @@ from models.features.columns import with_keys, with_rolling
 from models.features.labels import LabelledKernel, Labels
 from models.features.windows import Events, History, RollingKernel, encode_entities, encode_values
 from models.metrics import ROWS
-from models.order import sort_order
+from models.order import Ids, sort_order
 from models.record import ASKED, EVENT_TIME, LABEL_TIME
 from models.steps import Log, Shard, Step, has_labels, spread
 from transforms.metrics import count
 from transforms.slices import Hold
 from transforms.state import States
+
+TieBreaker = str | Callable[[pa.RecordBatch], Ids]
 
 
 @dataclasses.dataclass(eq=False)
@@ -48,7 +50,8 @@ class RollingWindows(
 ):
     """Batches → the same rows with one more column for each feature of `kernel`.
 
-    `entity` and `tie_breaker` name columns: events of one entity at one time are ordered by `tie_breaker`. The entity
+    `entity` names a column: events of one entity at one time are ordered by the `tie_breaker`, a column or what makes
+    one of the rows for which it is needed. The entity
     may be several columns, whose values together are its key, or none: all events are of one. A row without a key has
     no features. The result of a row depends on the set of events alone, not on shards, batches or slices.
 
@@ -59,7 +62,7 @@ class RollingWindows(
     """
 
     entity: str | tuple[str, ...]
-    tie_breaker: str
+    tie_breaker: TieBreaker
     kernel: RollingKernel
     shards: int
     states: States | None = None
@@ -94,7 +97,7 @@ class _Windows(Step[Shard]):
 
     shard = Shard
 
-    def __init__(self, entity: str | tuple[str, ...], tie_breaker: str, kernel: RollingKernel) -> None:
+    def __init__(self, entity: str | tuple[str, ...], tie_breaker: TieBreaker, kernel: RollingKernel) -> None:
         self.horizon_us = kernel.horizon_us
         self._entity = (entity,) if isinstance(entity, str) else entity
         self._tie_breaker = tie_breaker
@@ -131,7 +134,7 @@ class _Windows(Step[Shard]):
                 memory.history = self._learn(memory, known)
                 log.append(self._segment(known, [LABEL_TIME, self._label]))
             return
-        events = self._events(known, memory, column(known, self._tie_breaker))
+        events = self._events(known, memory, self._ids(known))
         if is_provisional(batch):  # by the history and by what came before
             past = dataclasses.replace(memory.history, runs=(*memory.history.runs, *memory.ahead.runs))
             columns, _ = self._kernel.advance(past, events)
@@ -169,7 +172,11 @@ class _Windows(Step[Shard]):
         kernel: Any = self._kernel
         return kernel.learn(memory.history, labels)  # type: ignore[no-any-return]
 
-    def _events(self, batch: pa.RecordBatch, memory: _Memory, ids: pa.Array) -> Events:
+    def _ids(self, batch: pa.RecordBatch) -> Ids:
+        by = self._tie_breaker
+        return column(batch, by) if isinstance(by, str) else by(batch)
+
+    def _events(self, batch: pa.RecordBatch, memory: _Memory, ids: Ids) -> Events:
         values: dict[str, Any] = {name: as_float64(column(batch, name)) for name in self._kernel.numbers}
         for name in self._kernel.coded:
             values[code_name(name)] = encode_values(column(batch, name), memory.codes)
@@ -199,11 +206,8 @@ class _Answers(_Windows):
             yield from super().advance(batch, due_us, memory, log)
         elif known.num_rows:
             count(ROWS, known.num_rows, step="windowed")
-            ids, entity = (
-                column(known, self._tie_breaker),
-                encode_entities(key_column(known, self._entity), memory.codes),
-            )
-            known = take_rows(known, sort_order(ids, entity, times_us(known)))
-            events = self._events(known, memory, column(known, self._tie_breaker))
+            entity = encode_entities(key_column(known, self._entity), memory.codes)
+            known = take_rows(known, sort_order(self._ids(known), entity, times_us(known)))
+            events = self._events(known, memory, self._ids(known))
             memory.history = self._kernel.extend(memory.history, events)
             self._keep(known, events, memory, log)

@@ -55,8 +55,9 @@ def run(
 ) -> dict[str, Any]:
     """Run the graph; rows, and seconds for building it and for running it."""
     begun = time.perf_counter()
-    workers = profile_of(runner).workers(beam_args, False)
-    shards = shards or workers
+    profile = profile_of(runner)
+    workers = profile.workers(beam_args, False)
+    shards = shards or profile.shards(workers)
     project = load_project(pathlib.Path(__file__).parents[2] / "examples" / "card_fraud")
     length = parse_duration(window) if window else None
     quality = project.quality.model_copy(update={"window": length}) if length else None

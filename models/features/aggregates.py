@@ -87,7 +87,7 @@ class Plan:
 
 @dataclasses.dataclass(eq=False)
 class Seen:
-    """Runs of events, the first with the events `new`, and how many rows of each stand below each edge of these.
+    """Runs of events, the latest last, and how many rows of each stand below each edge of each of the events `new`.
 
     A count or a sum of a window is the difference of two running ones, up to its upper and up to its lower edge.
     """
@@ -103,28 +103,26 @@ class Seen:
     def of(
         plan: Plan,
         new: Run,
-        run: Run,
-        places: Int64,
         history: Sequence[Run],
         passed: int,
         decimals: Mapping[str, int],
+        own: tuple[Run, Int64] | None = None,
     ) -> Seen:
-        """What the windows of `new`, the rows `places` of a run, see of it and of history.
+        """What the windows of `new` see of the run that they are in, and of history.
 
-        Rows of history up to `passed` are in none.
+        That run is `own`, with their rows in it, if they are joined with others. Rows of history up to `passed` are in
+        no window.
         """
+        run, places = own or (new, np.arange(len(new)))
         rows = [rows_below(run, new, plan.edges, run.first - 1, places)]
-        rows += [rows_below(each, new, plan.edges, passed, None) for each in history]
+        rows += [rows_below(run, new, plan.edges, passed, None) for run in history]
         return Seen(new, plan, [run, *history], rows, decimals)
 
-    def gather(self, plan: Plan, places: Int64) -> Seen:
-        """The rows that some of the features read, those of `plan`, of all runs, as one run.
-
-        `places` are those of `new` in the first run.
-        """
-        features, latest = plan.features, self.runs[0]
+    def gather(self, plan: Plan) -> Seen:
+        """The rows that some of the features read, those of `plan`, of all runs, as one run."""
+        features = plan.features
         parts = [self._needed(features, run, rows) for run, rows in zip(self.runs[1:], self.rows[1:], strict=True)]
-        parts = [*parts, (latest, np.arange(len(latest)))]
+        parts = [*parts, (self.new, np.arange(len(self.new)))]
         names = {name for f in features if (name := _value_name(f)) is not None}
         entity, time = (np.concatenate([getattr(run, n)[rows] for run, rows in parts]) for n in ("entity", "time"))
         order = order_by(entity, time)  # stable: of one time, those of earlier calls stand first
@@ -132,7 +130,7 @@ class Seen:
         run = type(self.new)(entity[order], time[order], values)
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        rows = rows_below(run, self.new, plan.edges, run.first - 1, place[-len(latest) :][places])
+        rows = rows_below(run, self.new, plan.edges, run.first - 1, place[-len(self.new) :])
         return Seen(self.new, plan, [run], [rows], self.decimals)
 
     def _needed(self, features: Sequence[RollingFeature], run: Run, rows: Int64) -> tuple[Run, Int64]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.features.aggregates import Edge, Float64, Int64, Plan, Seen, aggregate, rows_below
+from models.order import is_in_place
 from models.project.sections import RollingFeature
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def look_up(
 
 def put_back(columns: list[Int64 | Float64], order: Int64) -> list[Int64 | Float64]:
     """Columns of rows that were taken in `order` in the rows' own one."""
+    if is_in_place(order):
+        return columns
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return [column.take(place) for column in columns]

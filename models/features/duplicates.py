@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 
-from models.batches import column, hash_keys, marks_of
+from models.batches import column, hash_keys, marks_of, take_rows
 from models.features.windows import RollingKernel
 from models.project.sections import RollingFeature
 from models.record import (
-    CONTENT,
     EARLIER,
     INGESTED,
     IS_HISTORY,
@@ -34,8 +35,19 @@ def count_earlier(within_us: int, lateness_us: int = 0) -> RollingKernel:
     return RollingKernel((earlier,), {}, lateness_us)
 
 
-def with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with a hash of each row's content in the high 32 bits, one bit if it is live, and its origin's hash."""
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What orders records of one id and time: made for these alone."""
+
+    batch: pa.RecordBatch
+
+    def take(self, rows: pa.Array) -> pa.Array:
+        """The contents of some of the rows, see `content_of`."""
+        return content_of(take_rows(self.batch, rows))
+
+
+def content_of(batch: pa.RecordBatch) -> pa.Array:
+    """Of each row a hash of its content in the high 32 bits, one bit if it is live, and its origin's hash, int64."""
     content = np.zeros(batch.num_rows, np.uint64)
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
         if name not in (SOURCE, POSITION, MARKS, PUBLISHED, INGESTED, PAYLOAD, PAYLOAD_FORMAT):
@@ -43,5 +55,4 @@ def with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
     origin = hash_keys(column(batch, SOURCE)) + hash_keys(column(batch, POSITION)) * np.uint64(31)
     live = (marks_of(batch) & IS_HISTORY) == 0
     both = (content & np.uint64(0xFFFFFFFF00000000)) | (live * np.uint64(1 << 31)) | (origin >> np.uint64(33))
-    schema = pa.schema([*batch.schema, pa.field(CONTENT, pa.int64())])
-    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(both.view(np.int64))], schema=schema)
+    return pa.array(both.view(np.int64))

@@ -78,23 +78,23 @@ class LabelledKernel(RollingKernel):
 
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
+        if not len(events):
+            return super().advance(history, events)
         columns, after = self._of_events.advance(history, events)
         return self._with_labels(columns, history, events), after
 
-    def features_of(self, history: History, events: Events, asked: int | None = None) -> list[Int64 | Float64]:
+    def features_of(self, history: History, events: Events) -> list[Int64 | Float64]:
         """Features of events where what comes after them does not matter; see `RollingKernel.features_of`."""
-        columns = self._of_events.features_of(history, events, asked)
-        return self._with_labels(columns, history, events.first(len(columns[0])))
+        columns = self._of_events.features_of(history, events)
+        return self._with_labels(columns, history, events) if len(events) else columns
 
     def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
         """Features as of the times of `asked`, which are no events; see `RollingKernel.answer`."""
         columns = self._of_events.answer(history, asked)
-        return self._with_labels(columns, history, asked)
+        return self._with_labels(columns, history, asked) if len(asked) else columns
 
     def _with_labels(self, columns: list[Int64 | Float64], history: History, events: Events) -> list[Int64 | Float64]:
         """The features of events with those over labels in place of the counts of events."""
-        if not len(events):
-            return columns
         at = Run(events.entity, events.time, {})
         passed = self._passed(history) if history.runs else at.first
         runs = dict(zip(self._spans, history.labels, strict=False))

@@ -24,8 +24,9 @@ import pyarrow as pa
 from models.features.aggregates import SQUARE_BITS, Plan, Seen, aggregate, counts_different, needs_order
 from models.features.as_of import look_up, put_back
 from models.features.few import FEW
+from models.features.search import Ordered
 from models.fixed_point import to_units
-from models.order import order_by, sort_order
+from models.order import is_in_place, order_by, sort_order
 from models.project.aggregates import AGGREGATES
 from models.project.sections import RollingFeature
 
@@ -36,47 +37,28 @@ T = TypeVar("T")
 
 # A run is merged into the one before it once that is no longer this many times longer.
 _RUN_RATIO = 8
-# So many rows are looked up at once, for as many edges of windows as that is.
-_AT_ONCE = 1 << 12
-# A search key of (entity, time) has no more bits than this, so that 64 hold it and what is added to it.
-_KEY_BITS = 62
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Events:
-    """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids, and numbers
-    float64[n] by column, NaN where there is none; under `code_name` of a column codes int64[n], -1 where there is none.
+    """Rows of one entity kind: entity codes int64[n], times int64[n] in microseconds, ids as `sort_order` takes
+    them, and numbers float64[n] by column, NaN where there is none; under `code_name` of a column codes int64[n], -1
+    where there is none.
     """
 
     entity: Int64
     time: Int64
-    ids: pa.Array
+    ids: Any  # Ids
     values: dict[str, Float64]
 
     def __len__(self) -> int:
         return len(self.time)
 
-    def first(self, number: int) -> Events:
-        """So many of them."""
-        values = {name: numbers[:number] for name, numbers in self.values.items()}
-        return Events(self.entity[:number], self.time[:number], self.ids.slice(0, number), values)
-
-
-class _Index(NamedTuple):
-    """What a run is searched by: where each entity starts, and the end; the entities; how keys are made of times."""
-
-    starts: Int64
-    entities: Int64
-    tick_bits: int
-    span: int
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class Run(Ordered):
     """At least one event, sorted by (entity, time), with what it takes to look windows up in them."""
 
-    entity: Int64
-    time: Int64
     values: dict[str, Float64]
     _totals: dict[tuple[str, str], Int64] = dataclasses.field(default_factory=dict, repr=False)
     _known: dict[str, Int64 | None] = dataclasses.field(default_factory=dict, repr=False)
@@ -86,94 +68,9 @@ class Run:
     @staticmethod
     def of(events: Events, order: Int64) -> Run:
         """The given rows of `events`, in that order, which sorts them."""
+        if is_in_place(order) and len(order) == len(events):
+            return Run(events.entity, events.time, events.values)
         return Run(events.entity[order], events.time[order], {k: v[order] for k, v in events.values.items()})
-
-    def __len__(self) -> int:
-        return len(self.time)
-
-    @functools.cached_property
-    def first(self) -> int:
-        """The earliest time."""
-        return int(self.time.min())
-
-    @functools.cached_property
-    def last(self) -> int:
-        """The latest time."""
-        return int(self.time.max())
-
-    @functools.cached_property
-    def _index(self) -> _Index:
-        begins = np.ones(len(self) + 1, bool)
-        np.not_equal(self.entity[1:], self.entity[:-1], out=begins[1:-1])
-        starts = begins.nonzero()[0]
-        # A key has no room for so many low bits of a time: none, but for very many entities over a long time.
-        tick_bits = max(0, ((len(starts) - 1) * (self.last - self.first + 1)).bit_length() - _KEY_BITS)
-        return _Index(starts, self.entity[starts[:-1]], tick_bits, ((self.last - self.first) >> tick_bits) + 1)
-
-    @functools.cached_property
-    def _key(self) -> Int64:
-        """One ascending number a row for entity and time, so that one search finds both."""
-        starts, entities, tick_bits, span = self._index
-        key: Int64 = (np.arange(len(entities)) * span).repeat(starts[1:] - starts[:-1])
-        key += (self.time - self.first) >> tick_bits
-        return key
-
-    def rows_until(self, events: Run, ages: Sequence[int | Int64], passed: int) -> Int64:
-        """How many rows stand at or before each event's time less each age, as int64[ages, events].
-
-        An age is one for all events or int64[events]. Rows stand in order, so those of the entities before an event's
-        are counted too. A time before `passed` is taken as `passed`.
-        """
-        place, known = self._places_of(events)
-        starts, span, counts = self._index.starts, self._index.span, np.diff(events._index.starts)
-        start = starts[place].repeat(counts)
-        rows = np.empty((len(ages), len(events)), np.int64)
-        if not known.any():
-            rows[:] = start
-            return rows
-        end, base = starts[place + known].repeat(counts), (place * span).repeat(counts)
-        at_once = max(1, _AT_ONCE // len(events))
-        for some in range(0, len(ages), at_once):
-            found = rows[some : some + at_once]
-            until = np.empty_like(found)
-            for age, times in zip(ages[some : some + at_once], until, strict=True):
-                np.subtract(events.time, age, out=times)
-            np.maximum(until, passed, out=until)
-            inside = (until < self.last) & (until >= self.first)
-            if len(found) == 1 and 2 * np.count_nonzero(inside) < inside.size:  # few are to be searched for
-                found[:] = np.where(until < self.last, start, end)
-                (places,) = inside[0].nonzero()
-                found[0, places] = self._search(until[0, places], base[places], start[places], end[places])
-            else:
-                found[:] = self._search(until, base, start, end)
-        return rows
-
-    def _search(self, until: Int64, base: Int64, start: Int64, end: Int64) -> Int64:
-        """How many rows stand up to each time `until`, of the entity that has the rows from `start` to `end`, and the
-        keys from `base` on.
-        """
-        if len(self._index.entities) == len(self):  # a row each
-            return np.where(self.time[np.minimum(start, len(self) - 1)] <= until, end, start)
-        tick_bits = self._index.tick_bits
-        key = np.minimum(np.maximum(until, self.first - 1), self.last)
-        key -= self.first
-        key >>= tick_bits
-        key += base
-        found = np.minimum(self._key.searchsorted(key, side="right"), end)
-        # Where a key has no room for all of a time, the last rows found may be later than it.
-        while tick_bits and (later := (found > start) & (self.time[found - 1] > until)).any():
-            found -= later
-        return found
-
-    def _places_of(self, events: Run) -> tuple[Int64, Bools]:
-        """Where each entity of `events`, as they follow one another there, stands among the entities here or would,
-        and whether it is here.
-        """
-        mine, theirs = self._index.entities, events._index.entities
-        if events is self:
-            return np.arange(len(mine)), np.ones(len(mine), bool)
-        place = mine.searchsorted(theirs)
-        return place, mine[np.minimum(place, len(mine) - 1)] == theirs
 
     def known_until(self, field: str, rows: Int64) -> Int64:
         """How many of the first `rows` rows have a number in `field`."""
@@ -224,6 +121,10 @@ class Run:
 
     def merge(self, later: Run) -> Run:
         """The rows of both, those of `later` after this run's rows of the same entity and time."""
+        return self.merged(later)[0]
+
+    def merged(self, later: Run) -> tuple[Run, Int64]:
+        """What `merge` gives, and the row there of each row of `later`."""
         there = self.rows_until(later, [0], later.first)[0] + np.arange(len(later))
         here = np.ones(len(self) + len(later), bool)
         here[there] = False
@@ -234,7 +135,7 @@ class Run:
             return merged
 
         values = {name: both(mine, later.values[name]) for name, mine in self.values.items()}
-        return Run(both(self.entity, later.entity), both(self.time, later.time), values)
+        return Run(both(self.entity, later.entity), both(self.time, later.time), values), there
 
     def after(self, time: int) -> Run:
         """The rows later than `time`, of which there must be one."""
@@ -310,27 +211,26 @@ class RollingKernel:
     def advance(self, history: History, events: Events) -> tuple[list[Int64 | Float64], History]:
         """Features of `events` in their order (counts int64[n], others float64[n]), and the next history."""
         if not len(events):
-            return self._none(), history
+            return self._of_none(), history
         order = sort_order(events.ids, events.entity, events.time)
         new = Run.of(events, order)
-        columns = put_back(self._compute(history, new, new, np.arange(len(new))), order)
-        return columns, self._append(history, new)
+        if self._plan_in_order.features or any(run.last >= new.first for run in history.runs):
+            return put_back(self._compute(history, new), order), self._append(history, new)
+        # All of them are later than what was there: joined with it first, they need but one search.
+        joined = join_last(history.runs, new)
+        columns = self._compute(dataclasses.replace(history, runs=joined.before), new, joined)
+        runs = trim(joined, self._oldest_needed(new))
+        return put_back(columns, order), dataclasses.replace(history, runs=runs)
 
-    def features_of(self, history: History, events: Events, asked: int | None = None) -> list[Int64 | Float64]:
-        """Features of the first `asked` of the events, or of all, as `advance` gives them, if all came at once.
+    def features_of(self, history: History, events: Events) -> list[Int64 | Float64]:
+        """Features of `events` as `advance` gives them, where what comes after them does not matter.
 
         History may have events later than these, of which they see nothing, but none of an entity and a time of theirs.
         """
-        number = len(events) if asked is None else asked
-        if not number:
-            return self._none()
+        if not len(events):
+            return self._of_none()
         order = sort_order(events.ids, events.entity, events.time)
-        run = Run.of(events, order)
-        if number == len(events):
-            return put_back(self._compute(history, run, run, np.arange(number)), order)
-        at = (order < number).nonzero()[0]
-        new = Run(run.entity[at], run.time[at], {})
-        return put_back(self._compute(history, run, new, at), order[at])
+        return put_back(self._compute(history, Run.of(events, order)), order)
 
     def answer(self, history: History, asked: Events) -> list[Int64 | Float64]:
         """Features as of the times of `asked`, which are no events: neither their ids nor their values are looked at.
@@ -351,7 +251,7 @@ class RollingKernel:
             return history
         return self._append(history, Run.of(events, order_by(events.entity, events.time)))
 
-    def _none(self) -> list[Int64 | Float64]:
+    def _of_none(self) -> list[Int64 | Float64]:
         """The features of no event."""
         return [np.empty(0, np.int64) if f.is_count else np.empty(0) for f in self.features]
 
@@ -366,12 +266,13 @@ class RollingKernel:
         passed = self._oldest_needed(*history.runs, new)
         return dataclasses.replace(history, runs=append_run(history.runs, new, passed))
 
-    def _compute(self, history: History, run: Run, new: Run, places: Int64) -> list[Int64 | Float64]:
-        """The features of `new`, in its order, which are the rows `places` of a run."""
+    def _compute(self, history: History, new: Run, joined: Joined | None = None) -> list[Int64 | Float64]:
+        """The features of `new`, in its order, which may be `joined` with runs that are in history no more."""
         passed = self._oldest_needed(*history.runs) if history.runs else 0
-        seen = Seen.of(self._plan, new, run, places, history.runs, passed, self.decimals)
+        own = (joined.last, joined.places) if joined else None
+        seen = Seen.of(self._plan, new, history.runs, passed, self.decimals, own)
         plan = self._plan_of_few if len(new) <= FEW else self._plan_in_order
-        together = seen.gather(plan, places) if plan.features else seen
+        together = seen.gather(plan) if plan.features else seen
         return [aggregate(f, together if f.name in plan.places else seen) for f in self.features]
 
     @functools.cached_property
@@ -387,15 +288,33 @@ class RollingKernel:
         return Plan.of([f for f in self._plan_in_order.features if not counts_different(f)])
 
 
+class Joined(NamedTuple):
+    """Runs, oldest first, the last of them with the rows of a new one in the rows `places` int64[n]."""
+
+    before: tuple[Run, ...]
+    last: Run
+    places: Int64
+
+
+def join_last(runs: Sequence[Run], new: Run) -> Joined:
+    """The runs and a new one, which is merged with those that are not much longer."""
+    before, last, places = list(runs), new, np.arange(len(new))
+    while before and len(before[-1]) < _RUN_RATIO * len(last):
+        last, there = before.pop().merged(last)
+        places = there[places]
+    return Joined(tuple(before), last, places)
+
+
+def trim(joined: Joined, passed: int) -> tuple[Run, ...]:
+    """The runs without rows up to the time `passed`, as far as that is cheap."""
+    before = tuple(run for run in joined.before if run.last > passed)
+    is_merged = len(joined.last) > len(joined.places)
+    return (*before, joined.last.after(passed) if is_merged and not before else joined.last)
+
+
 def append_run(runs: tuple[Run, ...], new: Run, passed: int) -> tuple[Run, ...]:
     """The runs with one more, joined where one has become too short; rows up to the time `passed` may be left out."""
-    kept = [run for run in (*runs, new) if run.last > passed]
-    while len(kept) > 1 and len(kept[-2]) < _RUN_RATIO * len(kept[-1]):
-        last = kept.pop()
-        kept[-1] = kept[-1].merge(last)
-        if len(kept) == 1:
-            kept = [kept[0].after(passed)]
-    return tuple(kept)
+    return trim(join_last([run for run in runs if run.last > passed], new), passed)
 
 
 def encode_entities(values: pa.Array, codes: dict[Any, int]) -> Int64:

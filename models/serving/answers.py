@@ -141,9 +141,11 @@ class Answering:
         self, intake: Intake, scoring: Scoring, pasts: Pasts, absorb: bool = False, reason_codes: int = 0
     ) -> Answers:
         """Score the events of a part. With `absorb` the valid ones are added to the past of their entities, too."""
-        intake = self._without_repeated(intake, pasts, absorb)
+        intake, ids = self._without_repeated(intake, pasts)
         events, places, refused = intake.batch, intake.places, dict(intake.refused)
         if not events.num_rows:
+            if absorb and ids is not None:
+                pasts.append(self._past.kinds[IDS], *ids)
             return Answers(events, places, refused)
         if self.project.tables:
             events = self._past.join(events, *pasts.read(self._past.places_of_tables(events)))
@@ -154,22 +156,21 @@ class Answering:
             refused |= {p: Refusal("CheckFeatures", text) for p, text in zip(rows, faults.reasons(), strict=True)}
             featured, places = split_good(featured, faults.bad), places[~faults.bad]
         rows = scoring.score(featured, self.project, reason_codes) if featured.num_rows else featured
-        if absorb:
+        if absorb and ids is not None:
+            pasts.append(self._past.kinds[IDS], *ids)
             self._absorb(events, pasts)
         return Answers(rows, places, refused)
 
-    def _without_repeated(self, intake: Intake, pasts: Pasts, absorb: bool) -> Intake:
-        """The events that are no duplicates of others in the past; with `absorb`, the ids of all are added to it."""
+    def _without_repeated(self, intake: Intake, pasts: Pasts) -> tuple[Intake, tuple[Rows, pa.Array] | None]:
+        """The events that are no duplicates of others in the past, and the ids of all, if there are, by their keys."""
         events, kind, names = intake.batch, self._past.kinds[IDS], self.project.identifying_fields
         if not events.num_rows:
-            return intake
+            return intake, None
         tiles, more = pasts.read(places_of_ids(kind, events))
         content = content_column(events, names, np.zeros(events.num_rows, bool))
         repeated = find_repeated(kind, events, content, [*tiles.values(), *more.values()])
-        if absorb:
-            content = content_column(events, names, repeated) if repeated.any() else content
-            pasts.append(kind, *rows_of_ids(kind, events, content))
-        return refuse_repeated(intake, repeated, self._records)
+        content = content_column(events, names, repeated) if repeated.any() else content
+        return refuse_repeated(intake, repeated, self._records), rows_of_ids(kind, events, content)
 
     def _absorb(self, events: pa.RecordBatch, pasts: Pasts) -> None:
         """Add what the windows of later events need of these."""

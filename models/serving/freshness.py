@@ -27,15 +27,18 @@ NEVER_US = -(1 << 62)
 class State:
     """How far a store goes, in microseconds since 1970 UTC: `as_of_us` as the stream says, None if it has said nothing.
 
-    All events before `whole_us` are there, but for late ones: NEVER_US if that is not known.
+    All events before `whole_us` are there, but for late ones, and those that windows of events before `since_us` need
+    may have been dropped: NEVER_US if that is not known.
     """
 
     as_of_us: int | None = None
     whole_us: int = NEVER_US
+    since_us: int = NEVER_US
 
     def told(self, time_us: int) -> bytes:
         """Members of an answer to an event of a time: how far the stream has come, and if all before it are there."""
-        return b'"as_of":%s,"complete":%s' % (self._as_of, b"true" if time_us < self.whole_us else b"false")
+        is_complete = self.since_us <= time_us < self.whole_us
+        return b'"as_of":%s,"complete":%s' % (self._as_of, b"true" if is_complete else b"false")
 
     @functools.cached_property
     def _as_of(self) -> bytes:

@@ -27,7 +27,8 @@ from models.validate import carry, validate_batch
 _SOURCE = "request"
 _SLICE_US = 1000  # of no meaning here: nothing waits
 _ANY = json.JSONDecoder(parse_int=float)  # whole numbers of any length: only where they end is looked at
-_TAKEN_IN = ("Decode", "Filter", "Validate", DEDUPLICATE)  # steps that refuse an event for itself
+FILTER = "Filter"  # the step that leaves out what `where` does not want
+_TAKEN_IN = ("Decode", FILTER, "Validate", DEDUPLICATE)  # steps that refuse an event for itself
 _SPACE = " \t\r\n"
 TWICE = "twice in one request"
 FILTERED = "left out by the project's `where`"
@@ -126,7 +127,7 @@ def take_in(
     if wanted is not None and not wanted.all():
         left_out = RowFaults(batch.num_rows)
         left_out.add(np.flatnonzero(~wanted), "record", FILTERED)
-        refused |= _refusals("Filter", left_out, places)
+        refused |= _refusals(FILTER, left_out, places)
         batch, places = split_good(batch, ~wanted), places[wanted]
     if batch.num_rows:
         faults = validate_batch(batch, records)

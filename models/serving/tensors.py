@@ -5,8 +5,9 @@ The protocol: https://github.com/kserve/open-inference-protocol, specification/p
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ def read_rows(body: bytes, names: Sequence[str], most: int) -> tuple[Rows, str |
     inputs = request.get("inputs") if isinstance(request, dict) else None
     if not isinstance(inputs, list) or not all(isinstance(tensor, dict) for tensor in inputs) or not inputs:
         raise RequestError("a request has inputs, a list of tensors")
+    if len(inputs) > 2 * len(names) + 1:
+        raise RequestError(f"a request has one tensor of each feature, {len(names)}, not {len(inputs):,}")
     if len(inputs) == 1 and inputs[0].get("name") not in names:
         rows = _read_tensor(inputs[0], most, len(names))
     else:
@@ -106,7 +109,7 @@ def _read_tensor(tensor: Mapping[str, Any], most: int, width: int) -> Rows:
     told = f"tensor {str(name)[:100]!r}"
     if kind not in _NUMBERS:
         raise RequestError(f"{told}: its datatype is one of {', '.join(_NUMBERS)}")
-    if not (isinstance(shape, list) and 1 <= len(shape) <= 2 and all(isinstance(size, float) for size in shape)):
+    if not (isinstance(shape, list) and 1 <= len(shape) <= 2 and all(map(_is_whole, shape))):
         raise RequestError(f"{told}: its shape is one or two whole numbers")
     rows = shape[0]
     if not 1 <= rows <= most:
@@ -115,7 +118,7 @@ def _read_tensor(tensor: Mapping[str, Any], most: int, width: int) -> Rows:
         raise RequestError(f"{told}: its rows have {width} numbers")
     if not isinstance(data, list):
         raise RequestError(f"{told}: its data are a list")
-    values = list(_flat(data))
+    values = _flat(data, int(rows) * width)
     if len(values) != rows * width:
         raise RequestError(f"{told}: {len(values)} numbers are not of the shape {[int(size) for size in shape]}")
     if not all(value is None or isinstance(value, float) for value in values):
@@ -126,12 +129,15 @@ def _read_tensor(tensor: Mapping[str, Any], most: int, width: int) -> Rows:
     return found.reshape(-1, width)
 
 
-def _flat(data: list[Any]) -> Iterator[Any]:
-    for value in data:
-        if isinstance(value, list):
-            yield from _flat(value)
-        else:
-            yield float(value) if isinstance(value, bool) else value
+def _is_whole(size: Any) -> bool:
+    return isinstance(size, float) and size.is_integer()
+
+
+def _flat(data: list[Any], most: int) -> list[Any]:
+    """The values of lists in lists, or of more than `most` some more than that."""
+    while len(data) <= most and any(isinstance(value, list) for value in data):
+        data = list(itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in data))
+    return [float(value) if isinstance(value, bool) else value for value in data[: most + 1]]
 
 
 def _shown(names: Sequence[str]) -> str:

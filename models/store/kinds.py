@@ -96,6 +96,10 @@ class Kind:
         oldest_us = newest_us - lateness_us
         return oldest_us // TIDY_US * TIDY_US if self.is_of_table else self.starts_us(oldest_us).start
 
+    def known_from_us(self, dropped_us: int) -> int:
+        """The first time for which nothing is missing where what has passed was dropped before `dropped_us`."""
+        return dropped_us if self.is_of_table else dropped_us + self.span_us - 1
+
 
 def kinds_of(project: Project) -> dict[str, Kind]:
     """The kinds of tiles that a project's windows and joins read, by their names."""

@@ -116,16 +116,17 @@ class PastFeatures:
         ids = as_stored(column(events, kind.event_id), kind.kinds[0])
         mine = (as_stored(column(events, name), of) for name, of in kind.columns)
         own = values_of(kind, Rows(kind.kinds, times, (ids, *mine)), values_seen)
-        if len(rows) and len(times) and rows.time.max() >= times.min():
-            rows, owner, values = _without(codes.of_rows, times, ids, rows, owner, values)
-        together = Events(
-            np.concatenate([codes.of_rows, owner]),
-            np.concatenate([times, rows.time]),
-            pa.concat_arrays([ids, rows.columns[0]]),
-            {name: np.concatenate([mine, values[name]]) for name, mine in own.items()},
-        )
-        history = self._with_labels(entity, kernel, codes, History(runs), tiles, more)
-        return kernel.features_of(history, together, len(times))
+        asked = Events(codes.of_rows, times, ids, own)
+        if len(rows) and len(times) and rows.time.max() >= times.min() and (found := np.isin(rows.time, times)).any():
+            beside, again = _beside(asked, Events(owner, rows.time, rows.columns[0], {}), np.flatnonzero(found))
+            asked = _with_rows(asked, owner, rows, values, beside)
+            kept = np.ones(len(rows), bool)
+            kept[beside] = kept[again] = False
+            rows, owner = rows.take(np.flatnonzero(kept)), owner[kept]
+            values = {name: numbers[kept] for name, numbers in values.items()}
+        history = History((*runs, *_run_of(owner, rows, values)))
+        history = self._with_labels(entity, kernel, codes, history, tiles, more)
+        return [column[: len(times)] for column in kernel.features_of(history, asked)]
 
     def _large_runs(
         self, kernel: RollingKernel, kind: Kind, large: Sequence[Place], times: Int64, tiles: Tiles, more: Tiles
@@ -199,20 +200,28 @@ def _run_of(owner: Int64, rows: Rows, values: dict[str, Any]) -> tuple[Run, ...]
     return (Run(owner, rows.time, values),) if len(rows) else ()
 
 
-def _without(
-    entity: Int64, times: Int64, ids: pa.Array, rows: Rows, owner: Int64, values: dict[str, Any]
-) -> tuple[Rows, Int64, dict[str, Any]]:
-    """Rows of the past, their owners and values, but for those that are one of some events."""
-    found = np.isin(rows.time, times).nonzero()[0]
-    events = set(zip(entity.tolist(), times.tolist(), ids.to_pylist(), strict=True)) if len(found) else set()
-    past = zip(owner[found].tolist(), rows.time[found].tolist(), _ids_at(rows, found), strict=True)
-    again = [row for row, each in zip(found.tolist(), past, strict=True) if each in events]
-    if not again:
-        return rows, owner, values
-    kept = np.ones(len(rows), bool)
-    kept[again] = False
-    return rows.take(kept.nonzero()[0]), owner[kept], {name: numbers[kept] for name, numbers in values.items()}
+def _beside(asked: Events, past: Events, rows: Int64) -> tuple[list[int], list[int]]:
+    """Of some rows of the past those that have entity and time of an event that is asked for: others, and itself."""
+    ids = zip(asked.entity.tolist(), asked.time.tolist(), asked.ids.to_pylist(), strict=True)
+    events: dict[tuple[int, int], set[Any]] = {}
+    for code, time_us, event_id in ids:
+        events.setdefault((code, time_us), set()).add(event_id)
+    others: list[int] = []
+    again: list[int] = []
+    for row, event_id in zip(rows.tolist(), past.ids.take(pa.array(rows)).to_pylist(), strict=True):
+        at = events.get((int(past.entity[row]), int(past.time[row])))
+        if at is not None:
+            (again if event_id in at else others).append(row)
+    return others, again
 
 
-def _ids_at(rows: Rows, places: Int64) -> list[Any]:
-    return rows.columns[0].take(pa.array(places)).to_pylist() if len(places) else []
+def _with_rows(asked: Events, owner: Int64, rows: Rows, values: Mapping[str, Any], more: Sequence[int]) -> Events:
+    """Events, and behind them some rows of the past."""
+    if not more:
+        return asked
+    return Events(
+        np.concatenate([asked.entity, owner[more]]),
+        np.concatenate([asked.time, rows.time[more]]),
+        pa.concat_arrays([asked.ids, rows.columns[0].take(pa.array(more))]),
+        {name: np.concatenate([mine, values[name][more]]) for name, mine in asked.values.items()},
+    )

@@ -1,7 +1,8 @@
 """Rows that were added to a store and stand in no tile yet: a log of entries, each of many entities' rows of one kind.
 
-An entry is the length of the kind's name uint16, the name in UTF-8, the length of a tile int64 in microseconds, and as
-a tile of models.store.tiles all rows, by key, with the key as a last column of texts. Numbers are little-endian.
+An entry is the length of the kind's name uint16, the name in UTF-8, the length of a tile int64 in microseconds, the
+CRC-32 of all that uint32, and as a tile of models.store.tiles all rows, by key, with the key as a last column of texts.
+Numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import pyarrow as pa
 from models.store.kinds import Int64, Kind, Place, tiles_of
 from models.store.tiles import TEXT, Rows, TileError, decode_tiles, encode_tiles, kinds_in
 
-_NAME, _LENGTH = struct.Struct("<H"), struct.Struct("<q")
+_NAME, _LENGTH, _CRC = struct.Struct("<H"), struct.Struct("<q"), struct.Struct("<I")
 
 
 class Named(NamedTuple):
@@ -45,24 +47,28 @@ def write_entry(kind: Named | Kind, rows: Rows, keys: pa.Array) -> bytes:
     with_keys = Rows(rows.kinds + TEXT, sorted_rows.time, (*sorted_rows.columns, keys.take(pa.array(order))))
     name = kind.name.encode()
     (tile,) = encode_tiles(with_keys, np.zeros(1, np.int64))
-    return _NAME.pack(len(name)) + name + _LENGTH.pack(kind.tile_us) + tile
+    head = _NAME.pack(len(name)) + name + _LENGTH.pack(kind.tile_us)
+    return head + _CRC.pack(zlib.crc32(head)) + tile
 
 
 def read_entry(content: bytes) -> Entry:
     """What `write_entry` wrote; TileError if it is damaged."""
+    damaged = "an entry of a store's log is damaged"
     try:
         (size,) = _NAME.unpack_from(content)
-        name = content[_NAME.size : _NAME.size + size].decode()
-        (tile_us,) = _LENGTH.unpack_from(content, _NAME.size + size)
-    except (struct.error, UnicodeDecodeError):
-        raise TileError("an entry of a store's log is damaged") from None
-    tile = content[_NAME.size + size + _LENGTH.size :]
+        end = _NAME.size + size
+        (tile_us,), (told,) = _LENGTH.unpack_from(content, end), _CRC.unpack_from(content, end + _LENGTH.size)
+    except struct.error:
+        raise TileError(damaged) from None
+    if zlib.crc32(content[: end + _LENGTH.size]) != told:
+        raise TileError(damaged)
+    name, tile = content[_NAME.size : end].decode(), content[end + _LENGTH.size + _CRC.size :]
     kinds = kinds_in(tile)
-    if len(kinds) < 2 or kinds[-1] != TEXT or tile_us <= 0:
-        raise TileError("an entry of a store's log is damaged")
+    if len(kinds) < 2 or kinds[-1] != TEXT:
+        raise TileError(damaged)
     rows, _ = decode_tiles(kinds, [tile])
     if rows.columns[-1].null_count:
-        raise TileError("an entry of a store's log is damaged: it has rows without a key")
+        raise TileError(f"{damaged}: it has rows without a key")
     return Entry(Named(name, tile_us, kinds[:-1]), Rows(kinds[:-1], rows.time, rows.columns[:-1]), rows.columns[-1])
 
 

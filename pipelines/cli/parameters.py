@@ -75,7 +75,7 @@ StoreUri = Annotated[
 TheStore = Annotated[str, typer.Option("--store", help=_STORE_HELP)]
 Shards = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, help="Parts that the work is split into; as many as workers if not given."),
+    typer.Option(min=1, max=1024, help="Parts that the work is split into; as many as suit the workers if not given."),
 ]
 MetricsPort = Annotated[
     int | None,

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from models.batches import as_batch, column, key_column
 from models.codecs import MAX_BLOCK_ROWS
 from models.counts import DEDUPLICATE
-from models.features.duplicates import with_content
+from models.features.duplicates import content_of
 from models.features.row import rolling_kernels
 from models.predictors.bundle import Bundle
 from models.project.declarations import Project
-from models.record import BUNDLE_ID, CONTENT, DECISION, EVENT_TIME, RELEASE, ROLE, UNEXPECTED
-from models.serving.requests import take_in
+from models.record import BUNDLE_ID, DECISION, EVENT_TIME, RELEASE, ROLE, UNEXPECTED, Outcome
+from models.serving.requests import FILTER, take_in
 from pipelines.config import RunSpec
 from pipelines.jobs.parity import Comparison, Proof, compare_counts, compare_tables
 from pipelines.jobs.released import Released
@@ -92,11 +92,16 @@ def check_served(
         refused = [
             (payload, answer["refused"]) for payload, answer in zip(sent, answers, strict=True) if "refused" in answer
         ]
-        told = collections.Counter((p, each["step"], json.dumps(each["reasons"])) for p, each in refused)
+        left_out = sum(each["step"] == FILTER for _, each in refused)
+        others = ((p, each) for p, each in refused if each["step"] != FILTER)
+        told = collections.Counter((p, each["step"], json.dumps(each["reasons"])) for p, each in others)
         reasons = ((each, json.dumps(json.loads(each["reasons"]))) for each in letters)
         expected = collections.Counter((each["payload"], each["step"], text) for each, text in reasons)
         scored = [answer for answer in answers if "refused" not in answer]
         compared = [*_compare(project, rows, scored, released), compare_counts("dead letters", expected, told)]
+        if project.where is not None:
+            both = (collections.Counter({FILTER: n}) for n in (batch.outcomes[Outcome.FILTERED], left_out))
+            compared.append(compare_counts("left out", *both))
         controls = _last_values(project, rows)
         complete = sum(answer["complete"] for answer in scored)
         return Served(batch, tuple(compared), controls, complete)
@@ -119,9 +124,10 @@ def _in_order(payloads: list[bytes], project: Project) -> list[bytes]:
         taken = take_in(payloads[start : start + MAX_BLOCK_ROWS], project.event_type, unique=False)
         places = taken.places + start
         valid[places] = True
-        told = with_content(taken.batch)
-        columns = [column(told, name) for name in (EVENT_TIME, project.event.id, CONTENT)]
-        parts.append(pa.table([*columns, pa.array(places)], names=["time", "id", "content", "place"]))
+        columns = [column(taken.batch, name) for name in (EVENT_TIME, project.event.id)]
+        parts.append(
+            pa.table([*columns, content_of(taken.batch), pa.array(places)], names=["time", "id", "content", "place"])
+        )
     order_by = [(name, "ascending") for name in ("time", "id", "content")]
     order = pa.concat_tables(parts).sort_by(order_by)["place"].to_pylist()
     return [payloads[place] for place in (*order, *np.flatnonzero(~valid).tolist())]

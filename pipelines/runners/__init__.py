@@ -121,6 +121,7 @@ RUNNERS = {
             check=_check_in_process,
             complete=_complete_in_process,
             workers=_workers_in_process,
+            shards=lambda workers: max(1, workers // 2),  # of which others take what comes: it need not be split
             in_order=True,
             ends_here=True,
             ours=True,

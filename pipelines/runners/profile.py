@@ -58,6 +58,11 @@ def one_worker(args: Args, streams: bool) -> int:
     return 1
 
 
+def one_each(workers: int) -> int:
+    """As many shards as workers."""
+    return workers
+
+
 def as_given(args: Args, job: Job) -> list[str]:
     """The options, unchanged."""
     return list(args)
@@ -89,6 +94,7 @@ class Profile:
         make: a pipeline from its name and the options.
         reading: how streams are read.
         workers: how many threads of this process, by the options and for a stream or not, work side by side.
+        shards: into how many parts the work of so many is split unless it is said.
         refuses: options of headrace's by their names, and why they can't be.
         apart: whether its workers, by the options, run in a folder of their own.
         in_order: whether it reads files no further than it is let, so that they are read in the order of event time.
@@ -109,6 +115,7 @@ class Profile:
     make: Callable[[str, Args], Any] = make_by_name
     reading: Reading = Reading.JOURNALED
     workers: Callable[[Args, bool], int] = one_worker
+    shards: Callable[[int], int] = one_each
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     apart: Callable[[Args], bool] = lambda args: False
     in_order: bool = False

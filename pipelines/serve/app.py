@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -69,12 +70,13 @@ def make_app(
 
         return check
 
+    register_url_convertor("key", _Key())
     routes = _Routes(service, counts, siblings or Siblings(), traces.tracer() if traces else None)
     documents = Documents(f"headrace: {project.name}")
     served = []
     for method, path, role, handler, told in (
         ("POST", "/v1/score", "score", routes.score, describe_score(project)),
-        ("GET", "/v1/features/{entity}/{key}", "read", routes.features, None),
+        ("GET", "/v1/features/{entity}/{key:key}", "read", routes.features, None),
         ("GET", "/v2", None, routes.server, None),
         ("GET", "/v2/health/live", None, routes.live, None),
         ("GET", "/v2/health/ready", None, routes.ready, None),
@@ -83,12 +85,21 @@ def make_app(
         ("POST", "/v2/models/{model}/infer", "score", routes.infer, INFER),
         ("GET", "/metrics", "read", routes.metrics, None),
     ):
-        documents.add(method, path, handler, told)
-        answer = _told(handler, path, guard(role) if role else None, counts)
+        shown = path.replace(":key", "")
+        documents.add(method, shown, handler, told)
+        answer = _told(handler, shown, guard(role) if role else None, counts)
         served.append(Route(path, answer, methods=[method], name=handler.__name__))
-    return Starlette(
+    app = Starlette(
         routes=[*served, *documents.routes], lifespan=lifespan, exception_handlers={HTTPException: _say_http}
     )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Key(PathConvertor):
+    """A key of an entity, which may have any character."""
+
+    regex = "(?s:.*)"
 
 
 class _Routes:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from models.errors import HeadraceError
@@ -85,9 +85,11 @@ class Tokens:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body; HttpError if it is too large or too slow."""
+    """The body; HttpError if it is too large, too slow, or not whole."""
     too_large = HttpError(413, f"the body is larger than {MOST_BYTES:,} bytes")
     length = request.headers.get("content-length", "0")
+    if length != "0" and "transfer-encoding" in request.headers:  # of which a proxy may take the other
+        raise HttpError(400, "the body's length is told in two ways", {"Connection": "close"})
     if len(length) > 12 or (length.isdigit() and int(length) > MOST_BYTES):
         raise too_large
     parts, size = [], 0
@@ -98,6 +100,8 @@ async def read_body(request: Request) -> bytes:
                 if size > MOST_BYTES:
                     raise too_large
                 parts.append(part)
+    except ClientDisconnect:
+        raise HttpError(400, "the body ended before it was whole") from None
     except TimeoutError:
         raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     return b"".join(parts)

@@ -30,7 +30,7 @@ from pipelines.serve.models import Models
 from pipelines.serve.publishing import Done, Publishing
 from pipelines.serve.reply import Reply, replies_of
 from pipelines.serve.siblings import Lost
-from pipelines.serve.watched import Watched
+from pipelines.serve.watched import Watched, whole_tiles
 from pipelines.store import Progress, Store, StoreError, go_on
 
 _LOG = logging.getLogger("headrace")
@@ -161,7 +161,10 @@ class Service:
         if self._publishing is not None and self._publishing.waits:
             return
         with self._watched.told():
-            self._store.progress()
+            if self.absorbs:
+                self._store.probe()
+            else:
+                self._store.progress()
         if self.broken is not None:
             _LOG.warning("ready again")
         self.broken = None
@@ -197,7 +200,8 @@ class Service:
         begun_ns = time.time_ns()
         scoring = self.models.current()
         try:
-            answers = self.answering.answer(intake, scoring, self._watched, self.absorbs, reason_codes)
+            with whole_tiles():
+                answers = self.answering.answer(intake, scoring, self._watched, self.absorbs, reason_codes)
         except ModelError as error:
             if reason_codes:  # which models of a release can't give
                 raise RequestError(str(error)) from None
@@ -238,7 +242,8 @@ class Service:
         return Reply(found, outcomes, ids=column(answers.rows, self.project.event.id))
 
     def _features(self, entity: str, key: str, at_us: int) -> bytes:
-        features = self.answering.features_at(entity, key, at_us, self._watched)
+        with whole_tiles():
+            features = self.answering.features_at(entity, key, at_us, self._watched)
         return b'{"features":' + features + b"," + self._state().told(at_us) + b"}"
 
     def _state(self) -> State:
@@ -247,4 +252,6 @@ class Service:
         whole_us = NEVER_US if watermark_us is None else watermark_us
         if self.absorbs:
             whole_us = max(whole_us, self._lost.first_us)
-        return State(watermark_us, whole_us)
+        dropped = self._watched.dropped
+        known = [kind.known_from_us(dropped[kind.name]) for kind in self.answering.kinds if kind.name in dropped]
+        return State(watermark_us, whole_us, max(known, default=NEVER_US))

@@ -1,4 +1,4 @@
-"""An endpoint's store, whose failures are told apart from others."""
+"""An endpoint's store, whose failures are told apart from others, and from damage of a tile."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class Watched:
     def __init__(self, store: Store, failed: Callable[[str], None]) -> None:
         self._store, self._failed = store, failed
         self.watermark_us: int | None = None  # as of what was read last
+        self.dropped: Mapping[str, int] = {}
         self.is_full = False  # its log, which is to be put into tiles
 
     def read(self, places: Sequence[Place]) -> tuple[Mapping[Place, bytes], Mapping[Place, bytes]]:
         """As the store."""
         with self.told():
             found = self._store.look(places)
-        self.watermark_us = found.progress.watermark_us
+        self.watermark_us, self.dropped = found.progress.watermark_us, found.dropped
         return found.tiles, found.more
 
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
@@ -45,6 +46,13 @@ class Watched:
         except StoreError as error:
             self._failed(str(error))
             raise ServiceDown("the store does not answer") from None
-        except TileError as error:
-            _LOG.error("the store holds a damaged tile: %s; `headrace store check` mends it", error)
-            raise ServiceDown("the store holds a damaged tile of this entity") from None
+
+
+@contextlib.contextmanager
+def whole_tiles() -> Any:
+    """ServiceDown for a tile that is damaged: other entities are answered as ever."""
+    try:
+        yield
+    except TileError as error:
+        _LOG.error("the store holds a damaged tile: %s; `headrace store check --mend` puts it right", error)
+        raise ServiceDown("the store holds a damaged tile of this entity") from None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from models.batches import as_int64, column, concat_batches, partition, take_rows
 from models.codecs import encode_json_lines
-from models.order import sort_order
+from models.order import is_in_place, sort_order
 from pipelines.spill import Spill
 
 ROWS_AT_ONCE = 1 << 17  # that a file is encoded in; a row group of Parquet
@@ -40,6 +40,7 @@ def in_order(batch: pa.RecordBatch, first: str, second: str) -> Iterator[pa.Reco
     order = None
     if not (numbers[1:] > numbers[:-1]).all():
         order = sort_order(column(batch, second), numbers)
+        order = None if is_in_place(order) else order
     for start in range(0, batch.num_rows, ROWS_AT_ONCE):
         if order is None:
             yield batch.slice(start, ROWS_AT_ONCE)

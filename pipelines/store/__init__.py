@@ -43,11 +43,15 @@ class Progress:
 
 
 class Look(NamedTuple):
-    """Tiles, rows that may stand in no tile yet, as tiles of the same places, and how far all go at least."""
+    """Tiles, rows that may stand in no tile yet, as tiles of the same places, and how far all go at least.
+
+    `dropped` is by kind the time that tiles started before which were removed, microseconds since 1970 UTC.
+    """
 
     tiles: dict[Place, bytes]
     more: dict[Place, bytes]
     progress: Progress
+    dropped: dict[str, int]
 
 
 class Store(Protocol):
@@ -85,6 +89,9 @@ class Store(Protocol):
 
     def progress(self) -> Progress:
         """How far the tiles go."""
+
+    def probe(self) -> None:
+        """StoreError if nothing can be written now."""
 
     def advance(self, progress: Progress) -> None:
         """Go on as far as that; never back."""
@@ -131,10 +138,10 @@ def open_store(uri: str, feature_set: str, *, create: bool = False, wait_seconds
     if is_embedded(uri):
         from pipelines.store.sqlite import SqliteBackend
 
-        return LoggedStore(SqliteBackend(path_of(uri), feature_set, create, wait_seconds))
+        return LoggedStore(SqliteBackend(path_of(uri), feature_set, create, wait_seconds), create)
     from pipelines.store.redis import RedisBackend
 
-    return LoggedStore(RedisBackend(uri, feature_set, wait_seconds))
+    return LoggedStore(RedisBackend(uri, feature_set, wait_seconds), create)
 
 
 def go_on(store: Store, kinds: Iterable[Kind], progress: Progress, lateness_us: int) -> None:

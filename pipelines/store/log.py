@@ -17,14 +17,14 @@ from models.store.large import LARGE_BYTES
 from models.store.recent import Recent, entry_of, read_entry, tiles_in, write_entry
 from models.store.reference import without_replaced
 from models.store.tiles import Rows, TileError, merge_tiles
-from pipelines.store import Look, Progress
+from pipelines.store import Look, Progress, StoreError
 
 # The log is put into tiles when it has so many entries, or rows.
 MAX_ENTRIES = 256
 MAX_ROWS = 1 << 18
 _MEND = "`headrace store check --mend` puts it right"
 _WATERMARK, _NEWEST, _DROPPED = "watermark", "newest", "dropped "  # marks; of dropped tiles by their kind
-CHANGES = "changes"
+CHANGES, _PROBED = "changes", "probed"
 _MOST_LARGE_BYTES = 256 << 20
 _PART = 64  # of a large tile: fewer bytes are not worth to write all of it anew
 
@@ -43,6 +43,8 @@ class Found(NamedTuple):
 
 class Backend(Protocol):
     """Where tiles, a log and marks of one feature set are. Methods raise StoreError if it does not answer."""
+
+    name: str  # without a secret
 
     def read(self, places: Sequence[Place], after: Any) -> Found:
         """Marks, the log's entries after a number, None for all, and the tiles that are there."""
@@ -78,15 +80,23 @@ class Backend(Protocol):
 class LoggedStore:
     """A `Store` over a backend."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, create: bool = False) -> None:
         self._backend = backend
+        self._has_gone_back = False
+        self._entries = self._rows = 0  # that this process added since the log was last put into tiles
+        self._forget()
+        if create and CHANGES not in backend.marks():
+            backend.raise_marks({CHANGES: 1})
+
+    def _forget(self) -> None:
+        """Know nothing of what is there."""
+        self._marks: dict[str, int] = {}  # as they were last
         self._recent = Recent()
         self._last: Any = None  # entry that was read
         self._settled: Any = None  # entry up to which the log was in tiles
         self._large: dict[Place, bytes] = {}  # tiles, as they were at so many changes
         self._sizes: dict[Place, int] = {}  # bytes of large tiles that were seen
         self._changes: int | None = None
-        self._entries = self._rows = 0  # that this process added since the log was last put into tiles
 
     def read(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The tiles that are there of those named."""
@@ -103,17 +113,20 @@ class LoggedStore:
         added: dict[Place, bytes] = {}
         for _, more in self._recent.tiles(places) if len(self._recent) else ():
             added |= more
-        return Look(found.tiles, added, _progress_of(found.marks))
+        dropped = {name.removeprefix(_DROPPED): us for name, us in found.marks.items() if name.startswith(_DROPPED)}
+        return Look(found.tiles, added, _progress_of(found.marks), dropped)
 
     def _look(self, places: Sequence[Place]) -> Found:
         """What the backend has; large tiles are not read again as long as no tile changes."""
         kept = {place: self._large[place] for place in places if place in self._large} if self._large else {}
         asked = [place for place in places if place not in kept] if kept else places
         found = self._backend.read(asked, self._last)
+        if not self._see(found.marks):
+            return self._look(places)
         for number, content in found.entries:
             self._recent.learn(number, read_entry(content))
             self._last = number
-        if found.settled != self._settled:
+        if found.settled is not None and found.settled != self._settled:
             self._recent.forget(found.settled)
             self._settled = found.settled
         if found.marks.get(CHANGES) != self._changes:
@@ -128,6 +141,21 @@ class LoggedStore:
         self._learn(large)
         return found._replace(tiles=found.tiles | kept) if kept else found
 
+    def _see(self, marks: dict[str, int]) -> bool:
+        """Whether marks are no less than before; else the store has lost what it had, and nothing is known of it."""
+        if any(name not in marks or marks[name] < value for name, value in self._marks.items()):
+            self._has_gone_back = True
+            self._forget()
+            return False
+        self._marks = marks
+        return True
+
+    def _require_whole(self) -> None:
+        """StoreError if the store has lost what it had: what is added to the rest would pass for all."""
+        if self._has_gone_back:
+            mend = "fill it anew, or start the stream again, which has a journal"
+            raise StoreError(f"{self._backend.name}: has less than it had, as a server that keeps nothing: {mend}")
+
     def append(self, kind: Kind, rows: Rows, keys: pa.Array) -> None:
         """Add rows to the log, and now and then the log to the tiles."""
         if self.enter(kind, rows, keys):
@@ -135,6 +163,7 @@ class LoggedStore:
 
     def enter(self, kind: Kind, rows: Rows, keys: pa.Array) -> bool:
         """Add rows to the log; whether it should be put into tiles."""
+        self._require_whole()
         if len(rows):
             self._backend.log(write_entry(kind, rows, keys))
             self._entries, self._rows = self._entries + 1, self._rows + len(rows)
@@ -196,8 +225,16 @@ class LoggedStore:
         """How far the tiles go."""
         return _progress_of(self._backend.marks())
 
+    def probe(self) -> None:
+        """Write a number that says nothing."""
+        self._see(self._backend.marks())
+        self._require_whole()
+        self._backend.raise_marks({_PROBED: self._marks.get(_PROBED, 0) + 1})
+
     def advance(self, progress: Progress) -> None:
         """Go on as far as that."""
+        self._see(self._backend.marks())
+        self._require_whole()
         told = {_WATERMARK: progress.watermark_us, _NEWEST: progress.newest_us}
         self._backend.raise_marks({name: us for name, us in told.items() if us is not None})
 

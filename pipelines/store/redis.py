@@ -38,19 +38,20 @@ for i = 1, #ARGV, 2 do found[#found + 1] = redis.call('HGET', ARGV[i], ARGV[i + 
 return found
 """
 # Of triples (key, SHA-1 of what is there, "" of nothing, tile, "" of none) puts those where it is still so, and gives
-# the places of the others.
+# the places of the others. That a large tile has changed is counted in the same step, which no kill comes between.
 _PUT = """
-local others = {}
-for i = 2, #ARGV, 3 do
+local others, changed, large = {}, false, tonumber(ARGV[3])
+for i = 4, #ARGV, 3 do
   local there = redis.call('HGET', KEYS[1], ARGV[i])
   if (there and redis.sha1hex(there) or '') == ARGV[i + 1] then
+    changed = changed or (there and #there >= large) or #ARGV[i + 2] >= large
     if ARGV[i + 2] == '' then
       redis.call('HDEL', KEYS[1], ARGV[i])
     else
       redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
     end
   else
-    others[#others + 1] = (i - 2) / 3
+    others[#others + 1] = (i - 4) / 3
   end
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -58,6 +59,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 else
   redis.call('ZREM', KEYS[2], ARGV[1])
 end
+if changed then redis.call('HINCRBY', KEYS[3], ARGV[2], 1) end
 return others
 """
 _RAISE = """
@@ -75,7 +77,7 @@ class RedisBackend:
     """A backend in a database of Redis."""
 
     def __init__(self, uri: str, feature_set: str, wait_seconds: float) -> None:
-        self._name = redact(uri)
+        self.name = redact(uri)
         self._prefix = f"headrace:{feature_set}"
         self._log, self._settled, self._marks = (f"{self._prefix}:{part}" for part in ("log", "settled", "marks"))
         self._redis = _connect(uri, wait_seconds)
@@ -90,9 +92,9 @@ class RedisBackend:
             pipe.get(self._settled)
             rounds = self._ask(pipe, places)
             marks, entries, settled, *answers = pipe.execute()
-        found = _tiles_of(rounds, answers)
-        numbered = [(_number(number), entry[b"rows"]) for number, entry in entries]
-        return Found(_marks_of(marks), numbered, _number(settled) if settled else None, found)
+            numbered = [(_number(number), entry[b"rows"]) for number, entry in entries]
+            told = _marks_of(marks), numbered, _number(settled) if settled else None
+        return Found(*told, _tiles_of(rounds, answers))
 
     def log(self, entry: bytes) -> None:
         """An entry of a stream."""
@@ -118,7 +120,7 @@ class RedisBackend:
             united |= dict(zip(left, merged, strict=True))
             both = {place: (before.get(place), tile) for place, tile in zip(left, merged, strict=True)}
             left = {place: left[place] for place in self.replace(both)}
-        raise StoreError(f"{self._name}: others wrote the same tiles {_TRIES} times while they were united")
+        raise StoreError(f"{self.name}: others wrote the same tiles {_TRIES} times while they were united")
 
     def replace(self, tiles: Mapping[Place, tuple[bytes | None, bytes | None]]) -> list[Place]:
         """Put tiles where what is there is as expected, each by itself."""
@@ -129,22 +131,20 @@ class RedisBackend:
         rounds = [(at, all_[n : n + _ROUND]) for at, all_ in by_start.items() for n in range(0, len(all_), _ROUND)]
         with self._told(), self._redis.pipeline(transaction=False) as pipe:
             for (kind, start_us), places in rounds:
-                arguments: list[Any] = [start_us]
+                arguments: list[Any] = [start_us, CHANGES, LARGE_BYTES]
                 for place in places:
                     before, tile = tiles[place]
                     told = "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest()
                     arguments += [place.key, told, tile or b""]
-                pipe.eval(_PUT, 2, self._tiles(kind, start_us), self._starts(kind), *arguments)
-            if any(tile is not None and len(tile) >= LARGE_BYTES for both in tiles.values() for tile in both):
-                pipe.hincrby(self._marks, CHANGES)
-            answers = pipe.execute()[: len(rounds)] if rounds else []
+                pipe.eval(_PUT, 3, self._tiles(kind, start_us), self._starts(kind), self._marks, *arguments)
+            answers = pipe.execute()
         return [places[int(n)] for (_, places), others in zip(rounds, answers, strict=True) for n in others]
 
     def marks(self) -> dict[str, int]:
         """All of them."""
         with self._told():
             told: Any = self._redis.hgetall(self._marks)
-        return _marks_of(told)
+            return _marks_of(told)
 
     def raise_marks(self, marks: Mapping[str, int]) -> None:
         """In one step."""
@@ -156,13 +156,12 @@ class RedisBackend:
         with self._told():
             starts: Any = self._redis.zrangebyscore(self._starts(kind), "-inf", f"({before_us}")
             dropped = 0
-            if starts:
-                self._redis.hincrby(self._marks, CHANGES)
             for start in starts:
                 with self._redis.pipeline(transaction=True) as pipe:
                     pipe.hlen(self._tiles(kind, int(start)))
                     pipe.unlink(self._tiles(kind, int(start)))
                     pipe.zrem(self._starts(kind), start)
+                    pipe.hincrby(self._marks, CHANGES)
                     dropped += pipe.execute()[0]
             return dropped
 
@@ -200,13 +199,16 @@ class RedisBackend:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """StoreError for what the server or the network says."""
+        """StoreError for what the server or the network says, and for keys with what headrace does not write."""
         from redis.exceptions import RedisError
 
         try:
             yield
         except (RedisError, OSError) as error:
-            raise StoreError(f"{self._name}: {redact(str(error))}") from None
+            raise StoreError(f"{self.name}: {redact(str(error))}") from None
+        except (KeyError, ValueError):
+            what = "holds what headrace did not write: remove these keys, and fill it anew"
+            raise StoreError(f"{self.name}: {self._prefix}:* {what}") from None
 
 
 def _tiles_of(rounds: Sequence[Sequence[Place]], answers: Sequence[Any]) -> dict[Place, bytes]:

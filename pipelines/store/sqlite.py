@@ -14,6 +14,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from models.store.kinds import Place
 from models.store.large import LARGE_BYTES
@@ -22,7 +23,7 @@ from pipelines.store import StoreError
 from pipelines.store.log import CHANGES, Found
 
 _APPLICATION = 0x68727374  # "hrst", by which a file is known as a store
-_VERSION = 2
+_VERSION = 3
 _CACHE_KIB = 32 << 10  # of pages, of one connection
 _TABLES = """
 CREATE TABLE IF NOT EXISTS marks (feature_set TEXT, name TEXT, value INTEGER, PRIMARY KEY (feature_set, name))
@@ -40,7 +41,7 @@ class SqliteBackend:
     """A backend in a file."""
 
     def __init__(self, path: str, feature_set: str, create: bool, wait_seconds: float) -> None:
-        self._path, self._feature_set = path, feature_set
+        self.name, self._feature_set = path, feature_set
         self._kinds: dict[str, int] = {}
         self._lock = threading.RLock()
         with self._told():
@@ -74,8 +75,8 @@ class SqliteBackend:
                 for some in (of[at : at + _ROUND] for at in range(0, len(of), _ROUND)):
                     select = _SELECT.format(_holes(len(at_starts)), _holes(len(some)))
                     for key, start, content in execute(select, (number, *at_starts, *some)):
-                        found[Place(kind, key, start)] = content
-        return Found(marks, entries, marks.get(_SETTLED), found)
+                        found[Place(kind, key, start)] = _bytes_of(content)
+        return Found(marks, [(n, _bytes_of(content)) for n, content in entries], marks.get(_SETTLED), found)
 
     def log(self, entry: bytes) -> None:
         """One row more."""
@@ -112,7 +113,10 @@ class SqliteBackend:
         """All of them."""
         with self._told():
             select = "SELECT name, value FROM marks WHERE feature_set = ?"
-            return dict(self._connection.execute(select, (self._feature_set,)).fetchall())
+            marks = dict(self._connection.execute(select, (self._feature_set,)).fetchall())
+            if not all(isinstance(name, str) and isinstance(value, int) for name, value in marks.items()):
+                raise StoreError(f"{self.name}: is damaged: fill a new one")
+            return marks
 
     def raise_marks(self, marks: Mapping[str, int]) -> None:
         """In one transaction."""
@@ -133,7 +137,7 @@ class SqliteBackend:
         with self._told():
             select = "SELECT key, start, content FROM tiles WHERE kind = ? ORDER BY start, key"
             for key, start, content in self._connection.execute(select, (self._number(kind),)):
-                yield Place(kind, key, start), content
+                yield Place(kind, key, start), _bytes_of(content)
 
     def close(self) -> None:
         """Close the file."""
@@ -145,9 +149,9 @@ class SqliteBackend:
         (objects,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         (version,) = execute("PRAGMA user_version").fetchone()
         if objects and application != _APPLICATION:
-            raise StoreError(f"{self._path}: is a database of another program: name another file")
+            raise StoreError(f"{self.name}: is a database of another program: name another file")
         if objects and version != _VERSION:
-            raise StoreError(f"{self._path}: is a store of another version of headrace: fill a new one")
+            raise StoreError(f"{self.name}: is a store of another version of headrace: fill a new one")
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
         execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -177,7 +181,7 @@ class SqliteBackend:
     def _content(self, place: Place) -> bytes | None:
         select = "SELECT content FROM tiles WHERE kind = ? AND start = ? AND key = ?"
         row = self._connection.execute(select, (self._number(place.kind), place.start_us, place.key)).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else _bytes_of(row[0])
 
     def _put(self, tiles: Mapping[Place, bytes | None]) -> None:
         rows = [(self._made(place.kind), place.start_us, place.key, tile) for place, tile in tiles.items()]
@@ -221,11 +225,12 @@ class SqliteBackend:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
                 self._kinds.clear()  # some may have been made just now
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # of a disk that is full it has gone back by itself
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -234,11 +239,16 @@ class SqliteBackend:
             try:
                 yield
             except sqlite3.Error as error:
-                raise StoreError(f"{self._path}: {error}") from None
+                raise StoreError(f"{self.name}: {error}") from None
             except OSError as error:
-                raise StoreError(f"{self._path}: {error.strerror or error}") from None
+                raise StoreError(f"{self.name}: {error.strerror or error}") from None
 
 
 @functools.cache
 def _holes(number: int) -> str:
     return ", ".join("?" * number)
+
+
+def _bytes_of(content: Any) -> bytes:
+    """What stands there; nothing, which is a damaged tile, where it is of another type."""
+    return content if isinstance(content, bytes) else b""

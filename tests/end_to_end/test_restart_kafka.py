@@ -15,6 +15,8 @@ from pipelines.jobs.parity import arrival_order
 from pipelines.sources.payloads import read_payloads
 from tests.kit.kafka import real_kafka
 from tests.kit.kafka_bench import HOUR, Bench
+from tests.kit.published import assert_a_stream_says_the_same
+from tests.kit.services import RealKafka
 from tests.kit.support import card_fraud, run_graph, transaction
 
 pytestmark = [pytest.mark.serial, pytest.mark.usefixtures("haste"), pytest.mark.timeout(600)]
@@ -58,3 +60,7 @@ def test_partitions_without_messages_hold_nothing_back(tmp_path):
         bench.wait(60)
         bench.finish(process)
     assert not any(row["late"] for row in bench.scores.values())
+
+
+def test_what_an_endpoint_publishes_while_the_broker_is_killed_gets_its_scores_from_a_stream(tmp_path, request):
+    assert_a_stream_says_the_same(RealKafka(request), tmp_path)

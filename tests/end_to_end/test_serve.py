@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -88,6 +89,33 @@ def test_answers_after_kills_are_those_without(folder):
                     break
                 answers.append(score(client, event).json())
     assert answers == expected
+
+
+def test_a_store_that_can_t_grow_is_not_ready_until_it_can(folder):
+    """As on a disk that is full: by a limit on the size of files, which an administrator lifts."""
+    events = in_order(make_events(60))
+    with serving(folder, "--model", "1", "--absorb") as (_, client):
+        expected = [score(client, event).json() for event in events]
+    for path in folder.glob("store.db*"):
+        path.unlink()
+    with serving(folder, "--model", "1", "--absorb") as (process, client):
+        found = [score(client, event).json() for event in events[:20]]
+        limit, there = resource.RLIMIT_FSIZE, (folder / "store.db-wal").stat().st_size
+        before = resource.prlimit(process.pid, limit, (there, resource.RLIM_INFINITY))
+        missed = [score(client, event).json() for event in events[20:30]]
+        seen = set()
+        for _ in range(30):  # through some looks at the store
+            seen.add(client.get("/v2/health/ready").status_code)
+            time.sleep(0.1)
+        resource.prlimit(process.pid, limit, before)
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+        again = [score(client, event).json() for event in events[20:]]
+    assert found == expected[:20]
+    assert any(answer.get("fallback") for answer in missed)
+    assert seen == {503}
+    assert "not ready: " in (folder / "serve.log").read_text()
+    for answer, right in zip(again, expected[20:], strict=True):
+        assert {**answer, "complete": True} == {**right, "complete": True}
 
 
 @redis.needs_redis

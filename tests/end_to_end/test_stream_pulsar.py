@@ -21,7 +21,9 @@ from pipelines.sinks.files import WriteFiles
 from pipelines.sources.journal import read_segment_file, segments
 from pipelines.sources.payloads import read_payloads, read_texts
 from pipelines.sources.values import BrokerValues
+from tests.kit.published import assert_a_stream_says_the_same
 from tests.kit.pulsar import needs_pulsar, new_topic
+from tests.kit.services import Pulsar
 from tests.kit.stream_process import context, run_between
 from tests.kit.streams import stream_to_folder
 from tests.kit.support import (
@@ -332,3 +334,8 @@ def test_the_stream_killed_five_times_and_the_broker_once_give_what_batch_gives(
     assert not any(row["late"] for row in scores.values())
     again = run_graph(tmp_path / "again", [f"{tmp_path}/journal/*.journal"])
     assert again.scores.equals(batch)
+
+
+@pytest.mark.usefixtures("pulsar")
+def test_what_an_endpoint_publishes_while_the_broker_is_killed_gets_its_scores_from_a_stream(tmp_path, request):
+    assert_a_stream_says_the_same(Pulsar(request), tmp_path)

@@ -48,8 +48,11 @@ KILLS = int(os.environ.get("HEADRACE_FLINK_KILLS", "1"))  # of a stream that tak
 
 @pytest.fixture(scope="module")
 def flink(tmp_path_factory):
-    with cluster.running(tmp_path_factory.mktemp("flink") / "run", task_managers=2, slots=2) as running:
-        yield running
+    """A cluster whose workers find what tests hand to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parents[2]))
+        with cluster.running(tmp_path_factory.mktemp("flink") / "run", task_managers=2, slots=2) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")

@@ -124,9 +124,8 @@ def test_a_hot_entity_is_read_from_the_end():
     _, history = kernel.advance(history, many)
     one = Events(np.zeros(1, np.int64), np.array([6000]), pa.array([6000]), {"x": np.array([1.0])})
     plan = aggregates.Plan.of((f,))
-    run, places = windows_run(one), np.arange(1)
-    seen = aggregates.Seen.of(plan, run, run, places, history.runs, 0, {})
-    assert len(seen.gather(plan, places).runs[0]) == 4
+    seen = aggregates.Seen.of(plan, windows_run(one), history.runs, 0, {})
+    assert len(seen.gather(plan).runs[0]) == 4
     assert kernel.advance(history, one)[0][0].tolist() == [4997.0]
 
 

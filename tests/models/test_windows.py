@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.features import windows
+from models.features import search
 from models.features.windows import Events, History, RollingKernel, encode_entities
 from models.project.sections import RollingFeature
 from tests.kit.support import brute_force
@@ -166,7 +166,7 @@ def test_a_key_too_short_for_a_time_changes_nothing(declared, first, second, bit
         return [*some, *more]
 
     whole = compute()
-    with mock.patch.object(windows, "_KEY_BITS", bits):
+    with mock.patch.multiple(search, KEY_BITS=bits, find_rows=None):
         assert all(same_bits(a, b) for a, b in zip(whole, compute(), strict=True))
 
 

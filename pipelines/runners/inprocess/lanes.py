@@ -7,6 +7,7 @@ of: so no order depends on which lane was faster.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import itertools
@@ -55,6 +56,56 @@ def lane_here() -> Lane:
 Work = Callable[[Lane], Iterator[None]]
 
 
+class HandOver:
+    """What lanes with work of their own emit: lanes without deliver it beside them, and they themselves once they have
+    done that work.
+    """
+
+    def __init__(self, makers: int) -> None:
+        self._changed = threading.Condition()
+        self._making = makers
+        self._waiting: collections.deque[tuple[tuple[int, ...], Callable[[WindowedValue], None], WindowedValue]]
+        self._waiting = collections.deque()
+        self._numbers = itertools.count()
+        self.call_help: Callable[[], None] = lambda: None  # once there is something for others to do
+
+    def put(self, deliver: Callable[[WindowedValue], None], element: WindowedValue) -> None:
+        """Have an element that the lane at hand has made delivered in its place."""
+        lane = lane_here()
+        with self._changed:
+            number = next(self._numbers)
+            self._waiting.append(((*lane.place, lane.number, number), deliver, element))
+            self._changed.notify()
+        if number == 1:  # of a single one its maker takes care
+            self.call_help()
+
+    def around(self, work: Work) -> Work:
+        """Some work, and then a part in what it and others have made."""
+
+        def both(lane: Lane) -> Iterator[None]:
+            try:
+                yield from work(lane)
+            finally:
+                with self._changed:
+                    self._making -= 1
+                    self._changed.notify_all()
+            yield from self.deliver(lane)
+
+        return both
+
+    def deliver(self, lane: Lane) -> Iterator[None]:
+        """Deliver one element after another, until none is left and none will be made."""
+        while True:
+            with self._changed:
+                while not self._waiting and self._making:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                lane.place, deliver, element = self._waiting.popleft()
+            deliver(element)
+            yield
+
+
 class Lanes:
     """The lanes of a run. The first to have work has it done by the thread that asks, the others by threads of ours."""
 
@@ -63,30 +114,36 @@ class Lanes:
         self._lock = threading.RLock()
         self._pool = concurrent.futures.ThreadPoolExecutor(count, "headrace-lane")  # makes none before it is asked
 
-    def run(self, work: Work, lanes: Sequence[Lane]) -> None:
+    def run(self, work: Work, lanes: Sequence[Lane], handed: HandOver | None = None) -> None:
         """Do the work of these lanes, side by side, and return when all is done.
 
-        What is raised first is raised here, once the others have ended the step that they are at.
+        What they hand over is delivered by the others. What is raised first is raised here, once the others have ended
+        the step that they are at.
         """
         failures: list[BaseException] = []
 
-        def walk(lane: Lane) -> None:
-            with lane.entered():
+        def walk(work: Work, lane: Lane) -> None:
+            with lane.entered(), contextlib.closing(work(lane)) as steps:  # type: ignore[type-var]
                 try:
-                    for _ in work(lane):
+                    for _ in steps:
                         if failures:
                             return
                 except BaseException as error:  # noqa: BLE001  Ctrl-C and SystemExit too: `run` raises it
                     failures.append(error)
 
-        others = [self._pool.submit(walk, lane) for lane in lanes[1:]]
+        others: list[concurrent.futures.Future[None]] = []
+        if handed is not None:
+            helped, idle = handed, [lane for lane in self.all if lane not in lanes]
+            helped.call_help = lambda: others.extend(self._pool.submit(walk, helped.deliver, lane) for lane in idle)
+            work = helped.around(work)
+        others += [self._pool.submit(walk, work, lane) for lane in lanes[1:]]
         for lane in lanes[:1]:
-            walk(lane)
-        try:
-            concurrent.futures.wait(others)
-        except BaseException as error:  # noqa: BLE001  Ctrl-C: the others are to end first
-            failures.append(error)
-            concurrent.futures.wait(others)
+            walk(work, lane)
+        while unfinished := [other for other in others if not other.done()]:
+            try:
+                concurrent.futures.wait(unfinished)
+            except BaseException as error:  # noqa: BLE001  Ctrl-C: the others are to end first
+                failures.append(error)
         if failures:
             raise failures[0]
 

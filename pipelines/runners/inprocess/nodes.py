@@ -15,7 +15,7 @@ from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, PaneInfo, PaneInfoTiming, WindowedValue
 
-from pipelines.runners.inprocess.lanes import Inbox, Lanes
+from pipelines.runners.inprocess.lanes import HandOver, Inbox, Lanes
 from pipelines.runners.inprocess.on_disk import OnDisk
 from pipelines.runners.inprocess.state import MAX_US, Agenda
 from transforms.batches import GatherOnDisk
@@ -41,12 +41,19 @@ def passed(time_us: int, watermark_us: int) -> bool:
 
 
 class Receiver(common.Receiver):
-    """Hands what is emitted on one output to that output's consumers."""
+    """Hands what is emitted on one output to that output's consumers, or over to other lanes that do so."""
 
     def __init__(self, consumers: list[Receive]) -> None:
         self.consumers = consumers
+        self.handed: HandOver | None = None
 
     def receive(self, windowed_value: WindowedValue) -> None:
+        if self.handed is None:
+            self.deliver(windowed_value)
+        else:
+            self.handed.put(self.deliver, windowed_value)
+
+    def deliver(self, windowed_value: WindowedValue) -> None:
         for consume in self.consumers:
             consume(windowed_value)
 

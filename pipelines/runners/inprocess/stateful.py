@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN, WindowedValue
 
-from pipelines.runners.inprocess.lanes import Lane
+from pipelines.runners.inprocess.lanes import HandOver, Lane
 from pipelines.runners.inprocess.nodes import MIN_US, UnsupportedGraph, check_windowing, key_coder, passed
 from pipelines.runners.inprocess.pardo import RunParDo
 from pipelines.runners.inprocess.state import CELLS, State
@@ -65,12 +65,24 @@ class RunStateful(RunParDo):
         self._now_us = round(time.time() * 1_000_000)
         busy = [lane for lane in self._run.lanes.all if self._has_work(lane.number)]
         if busy:
-            self._run.lanes.run(self._work, busy)
+            self._run_lanes(busy)
         if not self._is_global:
             watermark = min(self.input_watermark, self.hold())  # so that a window outlives the timers set in it
             for state in self._states:
                 state.forget(lambda end_us: passed(end_us + self._lateness, watermark))
         return bool(busy)
+
+    def _run_lanes(self, busy: list[Lane]) -> None:
+        """Have lanes do their work, and those that have none what comes of it."""
+        lanes = self._run.lanes
+        handed = HandOver(len(busy)) if len(busy) < len(lanes.all) else None
+        for receiver in self._receivers.values():
+            receiver.handed = handed
+        try:
+            lanes.run(self._work, busy, handed)
+        finally:
+            for receiver in self._receivers.values():
+                receiver.handed = None
 
     def _is_due(self, domain: str, time_us: int) -> bool:
         """Whether a timer's time has come."""

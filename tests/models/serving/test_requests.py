@@ -1,12 +1,15 @@
 """A body's events: split byte for byte, and each held to the contract as if it had come alone."""
 
 import json
+import time
+import timeit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.batches import column
+from models.codecs import is_deep
 from models.serving.requests import RequestError, split_events, take_in
 from tests.kit.declared import declared
 
@@ -87,3 +90,43 @@ def test_events_of_a_list_are_what_each_is_alone():
     }
     for place in (1, 2, 3):
         assert take_in([payloads[place]], RECORDS).refused == {0: taken.refused[place]}
+
+
+WRONG = st.sampled_from(
+    [b"", b"{", b"null", b'{"id":1,"id":1,"at":1}', b'{"id":NaN}', b'"\xff"', b'{"name":"\\ud800"}']
+)
+FIELDS = st.dictionaries(st.sampled_from(["id", "at", "name", "", "__event_time", "\0"]), VALUES, max_size=5)
+RECORDS_OF_ANY_KIND = st.lists(
+    WRONG | st.binary(max_size=30) | FIELDS.map(lambda fields: json.dumps(fields).encode()), min_size=1, max_size=6
+)
+
+
+@settings(deadline=None)
+@given(RECORDS_OF_ANY_KIND)
+def test_whatever_an_event_is_it_is_taken_or_refused_with_reasons(payloads):
+    taken = take_in(payloads, RECORDS)
+    assert sorted([*taken.places.tolist(), *taken.refused]) == list(range(len(payloads)))
+    assert taken.batch.num_rows == len(taken.places)
+    assert all(json.loads(refusal.reasons) for refusal in taken.refused.values())
+    json.dumps([json.loads(refusal.reasons) for refusal in taken.refused.values()], ensure_ascii=False).encode()
+
+
+@settings(deadline=None)
+@given(VALUES, st.integers(0, 120), st.sampled_from(["[", '{"a":', '{"[\\"[{":']))
+def test_depth_is_that_of_objects_and_lists(value, levels, opening):
+    def depth(found):
+        inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    text = opening * levels + json.dumps(value) + ("]" if opening == "[" else "}") * levels
+    assert is_deep(text.encode()) == (levels + depth(value) > 100)
+
+
+def test_a_text_that_has_no_end_is_looked_at_once():
+    """Eight times the bytes are eight times the work; from each quote to the end it would be 64 times."""
+
+    def seconds(quotes):
+        body = b"[" * 101 + b'"' + b'\\"' * quotes
+        return min(timeit.repeat(lambda: is_deep(body), timer=time.process_time, number=3, repeat=3))
+
+    assert seconds(24_000) < 25 * seconds(3_000)

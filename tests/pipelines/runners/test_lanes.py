@@ -328,3 +328,33 @@ def test_a_stream_has_one_worker_unless_told_otherwise(
     assert profile_of("DirectRunner").workers(args, True) == lanes
     pipeline = make_pipeline("DirectRunner", args, Job(streams=True))
     assert pipeline.options.view_as(DirectOptions).direct_num_workers == lanes
+
+
+def together(pair: tuple[int, int]) -> tuple[None, int]:
+    return None, slow_at_first(pair[1])
+
+
+def test_what_a_lane_emits_is_delivered_by_one_without_work_in_the_same_order() -> None:
+    pairs = [(1, value) for value in range(40)]
+    for workers in WORKERS:
+        CALLS.clear()
+        run(
+            lambda p: (
+                p | beam.Create(pairs) | beam.ParDo(Tens()) | beam.Map(together) | beam.GroupByKey() | beam.Map(call)
+            ),
+            workers,
+        )
+        assert [(None, list(range(40)))] == CALLS
+    run(lambda p: p | beam.Create(pairs[:2]) | beam.ParDo(Tens()) | beam.Map(meet), 2)
+    assert len(set(SEEN)) == 2
+
+
+def refuse(pair: tuple[int, int]) -> None:
+    if pair[1] == 7:
+        raise ValueError("seven")
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_what_fails_where_it_was_handed_to_ends_the_run(workers: int) -> None:
+    with pytest.raises(ValueError, match="seven"):
+        run(lambda p: p | beam.Create([(1, n) for n in range(20)]) | beam.ParDo(Tens()) | beam.Map(refuse), workers)

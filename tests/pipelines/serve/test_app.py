@@ -5,6 +5,7 @@ import json
 import random
 import threading
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ NO_FALLBACK = declared(TEXT.replace("fallback: {action: review}\n", ""), SCHEMA)
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     with serving(PROJECT, open_faulty(tmp_path_factory.mktemp("store"), PROJECT)) as client:
-        client.post("/v1/score", content=b"[" + b",".join(as_lines(in_order(make_events(60)))) + b"]")
+        events = [{**event, "id": -1 - event["id"]} for event in make_events(60)]  # no id of those that tests ask for
+        client.post("/v1/score", content=b"[" + b",".join(as_lines(in_order(events))) + b"]")
         yield client
 
 
@@ -127,6 +129,18 @@ def test_what_is_not_there_or_can_t_be_is_told(client, method, path, status):
     reply = client.request(method, path, content=b"{}" if method == "POST" else None)
     assert reply.status_code == status, reply.text
     assert status == 200 or reply.json()["error"]
+
+
+def test_a_key_may_have_any_character(client):
+    for n, key in enumerate(("a/b", "../../etc/passwd", "a\nINFO: b", "?at=never", " ", "%2F", "\0")):
+        assert score(client, {**EVENT, "id": 5000 + n, "card": key}).status_code == 200
+        reply = client.get(
+            f"/v1/features/card/{urllib.parse.quote(key, safe='')}", params={"at": "2018-12-01T12:00:00Z"}
+        )
+        assert reply.json()["features"]["number_M"] == 1, key
+    text = client.get("/metrics").text
+    assert "passwd" not in text
+    assert 'path="/v1/features/{entity}/{key}"' in text
 
 
 def test_a_body_is_bounded_whether_it_says_its_length_or_not(client):

@@ -13,8 +13,8 @@ from pipelines.serve.publishing import Publishing
 from tests.kit import services
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
-from tests.kit.serving import SCHEMA, START, TEXT, assert_same_bits, in_order, make_events
-from tests.kit.streams import DAY, SECOND, stream_to_folder
+from tests.kit.published import assert_a_stream_says_the_same
+from tests.kit.serving import SCHEMA, START, TEXT
 
 pytestmark = pytest.mark.slow
 
@@ -80,20 +80,9 @@ def test_kafka_takes_them_as_well(tmp_path, request):
 
 
 @pytest.mark.serial
-def test_a_stream_of_the_topic_has_the_same_scores(server, tmp_path):
-    large = [
-        {"id": 900 + n, "at": START + 41 * 86_400 + n, "card": "dora", "shop": 1, "amount": 99.0} for n in range(5)
-    ]
-    events = in_order([*make_events(200), *large])  # of which some are refused for their features
-    with publishing(server, tmp_path) as (client, broker):
-        answers = [score(client, event).json() for event in events]
-        scored = [answer for answer in answers if "refused" not in answer]
-        (tmp_path / "run").mkdir()
-        found = stream_to_folder(tmp_path / "run", broker, PROJECT, DAY, 2 * SECOND)
-    assert len(scored) > 150
-    assert_same_bits(scored, found.scores, [*PROJECT.feature_names, "score", "decision"])
-    refused = [a["refused"] for a in answers if a.get("refused", {}).get("step") == "CheckFeatures"]
-    assert found.dead_letters["step"].to_pylist() == ["CheckFeatures"] * len(refused) != []
+def test_a_stream_of_the_topic_has_the_same_scores_though_its_broker_was_down(tmp_path, request):
+    with contextlib.closing(services.Pubsub(request)) as service:
+        assert_a_stream_says_the_same(service, tmp_path)
 
 
 def test_a_broker_that_is_down_gives_the_fallback_decision_and_nothing_is_lost(server, tmp_path):

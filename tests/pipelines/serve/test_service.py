@@ -65,3 +65,20 @@ def test_events_far_ahead_drop_nothing(tmp_path, small_log, lines):
     counts, _ = serve(tmp_path, [*lines[:100], *mixed, *lines[140:]])
     of_anna = [*counts[:100], *counts[100:180:2], *counts[180:]]
     assert of_anna == [min(n + 1, 48) for n in range(300)]
+
+
+def test_an_event_of_a_time_whose_past_was_dropped_is_not_said_to_be_complete(tmp_path, small_log, lines):
+    serve(tmp_path, lines)
+    project = declared(TEXT, SCHEMA)
+    store = open_store(str(tmp_path / "store.db"), project.feature_set)
+    with contextlib.closing(
+        Service(project, OneModel(project), store, True, 10.0, lateness_us=HOUR * SECOND)
+    ) as served:
+        asked = as_lines([{"id": n, "at": START + 600 * n, "card": "anna"} for n in range(20, 300)])
+        answers = [json.loads(answer) for answer in asyncio.run(served.score(asked)).answers]
+    right = [answer["features"]["count_H"] == min(n + 1, 48) for n, answer in enumerate(answers, 20)]
+    complete = [answer["complete"] for answer in answers]
+    assert not all(right)
+    assert complete == sorted(complete)
+    assert sum(complete) >= 7  # an hour's
+    assert all(is_right for is_right, is_complete in zip(right, complete, strict=True) if is_complete)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import socket
 import time
@@ -75,6 +76,43 @@ def test_a_body_that_does_not_come_is_told_so(client, monkeypatch):
         slow.sendall(REQUEST[:-10])
         assert status_of(slow) == 408
     assert client.post("/v1/score", content=BODY).status_code == 200
+
+
+def test_a_body_that_ends_too_early_is_no_fault_of_the_endpoint(client, caplog):
+    with connected(client) as gone:
+        gone.sendall(REQUEST[:-10])
+        gone.shutdown(socket.SHUT_WR)
+        assert ended(gone)
+    counted = 'headrace_http_requests_total{path="/v1/score",status="400"} 1.0'
+    until = time.monotonic() + 30
+    while counted not in client.get("/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert "failed" not in caplog.text
+
+
+def test_a_body_whose_length_is_told_in_two_ways_is_refused(client):
+    both = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(client) as smuggling:
+        smuggling.sendall(both + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n" + REQUEST)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := smuggling.recv(1 << 16):
+                answer += part
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_requests_in_one_piece_are_answered_in_their_order(client):
+    lines = [json.dumps({**EVENT, "id": n}).encode() for n in range(20)]
+    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with connected(client) as pipelined:
+        pipelined.sendall(b"".join(head % len(line) + line for line in lines))
+        pipelined.shutdown(socket.SHUT_WR)
+        answers = b""
+        while part := pipelined.recv(1 << 16):
+            answers += part
+    assert [int(n) for n in re.findall(rb'"event":\{"id":(\d+)', answers)] == list(range(20))
 
 
 def test_a_body_that_is_too_large_is_not_read_to_its_end(client, monkeypatch):

@@ -60,7 +60,7 @@ def server():
 
 def ask_anew(client, event):
     """By a connection of its own, which any worker may take."""
-    with httpx.Client(base_url=client.base_url, timeout=60, trust_env=False) as one:
+    with httpx.Client(base_url=client.base_url, timeout=60, trust_env=False, verify=False) as one:
         return score(one, event).json()
 
 
@@ -113,14 +113,7 @@ def test_workers_agree_through_the_store_and_end_with_their_parent(folder, kind,
     assert len(workers) == 2
     assert sum(asked.values()) == len(EVENTS) + len(rest[::3])
     assert min(asked.values()) > 0
-    kinds = kinds_of(project).values()
-    with contextlib.ExitStack() as stack:
-        stores = [stack.enter_context(contextlib.closing(open_store(u, project.feature_set))) for u in (expected, uri)]
-        progress = stores[0].progress()
-        for store in stores:  # of both what windows still need
-            go_on(store, kinds, progress, DAY)
-        assert len([place for kind in kinds for place, _ in stores[1].scan(kind.name)]) > 50
-    assert digest(uri, project) == digest(expected, project)
+    assert same_stores(project, expected, uri)
 
 
 def test_a_worker_that_dies_is_started_again_and_all_end_politely(folder):
@@ -147,6 +140,72 @@ def test_a_worker_that_dies_is_started_again_and_all_end_politely(folder):
                 assert each.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
         assert process.wait(60) == 0
         assert process.stdout.read() == "all that was taken is answered\n"
+
+
+def test_events_that_all_workers_get_at_once_while_one_is_killed_leave_the_store_of_batch(folder, batch):
+    """Each event comes by several connections at once, until all have an answer."""
+    _, expected = batch
+    project, uri = load_project(folder), str(folder / "store.db")
+    broken = 0
+
+    def ask(event):
+        nonlocal broken
+        while True:
+            try:
+                return ask_anew(client, event)
+            except httpx.TransportError:
+                broken += 1
+
+    with serving(folder, "--model", "1", "--absorb", "--workers", "2", store=uri) as (process, client):
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            workers = workers_of(process)
+            asked = [threads.submit(ask, event) for event in EVENTS for _ in range(3)]
+            for number, worker in zip((80, 240), workers, strict=True):
+                asked[number].result()
+                os.kill(worker, signal.SIGKILL)
+            answers = [each.result() for each in asked]
+        log = (folder / "serve.log").read_text()
+    assert log.count("has ended by SIGKILL") == 2
+    assert broken > 0
+    assert not any("fallback" in answer for answer in answers)
+    assert same_stores(project, expected, uri)
+
+
+def same_stores(project, one, other):
+    """Whether two stores hold the same of what windows still need."""
+    kinds = kinds_of(project).values()
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(contextlib.closing(open_store(u, project.feature_set))) for u in (one, other)]
+        progress = stores[0].progress()
+        for store in stores:
+            go_on(store, kinds, progress, DAY)
+        assert len([place for kind in kinds for place, _ in stores[1].scan(kind.name)]) > 50
+    return digest(one, project) == digest(other, project)
+
+
+@redis.needs_redis
+def test_workers_that_lose_their_redis_say_so_and_come_back_by_themselves(folder, server, batch):
+    """What is answered meanwhile is sent again, and nothing is lost."""
+    _, expected = batch
+    project, uri = load_project(folder), redis.emptied(server)
+    with (
+        serving(folder, "--model", "1", "--absorb", "--workers", "2", store=uri) as (_, client),
+        concurrent.futures.ThreadPoolExecutor(4) as threads,
+    ):
+        asked = [threads.submit(ask_anew, client, event) for event in EVENTS]
+        asked[40].result()
+        server.stop(kill=True)
+        answers = [each.result() for each in asked]
+        missed = [event for event, answer in zip(EVENTS, answers, strict=True) if answer.get("fallback")]
+        wait_for(lambda: ask_anew(client, EVENTS[-1]) and sum(by_worker(client, "headrace_ready").values()) == 0)
+        server.start()
+        wait_for(lambda: by_worker(client, "headrace_ready") == {"0": 1, "1": 1})
+        again = [ask_anew(client, event) for event in missed]
+    assert len(missed) > 20
+    assert {answer["decision"] for answer in answers if answer.get("fallback")} == {"review"}
+    assert all("score" in answer or "refused" in answer for answer in again)
+    assert not any(answer.get("complete") for answer in again)  # what was not absorbed may have been before them
+    assert same_stores(project, expected, uri)
 
 
 def test_what_keeps_a_worker_from_starting_is_said_once(capfd):

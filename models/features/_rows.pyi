@@ -1,0 +1,3 @@
+from typing import Any
+
+def find_rows(entity: Any, time: Any, of: Any, until: Any, found: Any) -> None: ...
