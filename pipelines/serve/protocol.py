@@ -19,7 +19,7 @@ class Patient(HttpToolsProtocol):
 
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
-    _is_in_head = _is_again = False
+    _is_in_head = _is_again = _is_over = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,6 +60,8 @@ class Patient(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """A part of a head, of a body, or of what is not to come any more."""
+        if self._is_over:
+            return
         self._unset_keepalive_if_required()
         left = data
         while left:
@@ -69,7 +71,7 @@ class Patient(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as stopped:
                 left = self._start_again() + left[stopped.args[0] :]
             except httptools.HttpParserError:
-                self.send_400_response("Invalid HTTP request received.")
+                self._refuse()
                 break
         self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
         if self._head_bytes > HEAD_BYTES:
@@ -78,6 +80,31 @@ class Patient(HttpToolsProtocol):
             self._stop_waiting()
         elif self._head is None:
             self._head = self.loop.call_later(HEAD_SECONDS, self._end)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client says no more; whether it may still wait for answers."""
+        self._is_over = self._owes_answers
+        return self._is_over
+
+    def on_response_complete(self) -> None:
+        """An answer is written; behind the last of a connection that is over it is ended."""
+        super().on_response_complete()
+        if self._is_over and self.cycle.response_complete:
+            self.transport.close()
+
+    @property
+    def _owes_answers(self) -> bool:
+        """Whether all requests came to their end, and some are not answered."""
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+
+    def _refuse(self) -> None:
+        """End a connection with what is no request, after the answers to those before it."""
+        if self._owes_answers:
+            self._is_over = True
+        elif self.pipeline:  # to answer the last of several is to answer the first
+            self._end()
+        else:
+            self.send_400_response("Invalid HTTP request received.")
 
     def _start_again(self) -> bytes:
         """A parser that reads on behind a head that asks for another protocol, as if it did not; what it is fed first.

@@ -375,7 +375,8 @@ def test_requests_that_wait_are_scored_at_once_and_one_that_fails_fails_alone(tm
             go.set()
             replies = [each.result() for each in asked]
         alone = [score(client, event) for event in events]
-    assert [reply.status_code for reply in replies] == [503 if n == 7 else 200 for n in range(20)]
+    assert [n for n, reply in enumerate(replies) if reply.json().get("fallback")] == [7]
+    assert all(reply.status_code == 200 for reply in replies)
     assert [reply.content for reply in replies] == [reply.content for reply in alone]
     assert max(looked) > 10
 

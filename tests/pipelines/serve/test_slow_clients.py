@@ -115,6 +115,15 @@ def test_requests_in_one_piece_are_answered_in_their_order(client):
     assert [int(n) for n in re.findall(rb'"event":\{"id":(\d+)', answers)] == list(range(20))
 
 
+def test_what_is_no_request_behind_one_does_not_take_the_place_of_its_answer(client):
+    with connected(client) as pipelined:
+        pipelined.sendall(REQUEST + REQUEST + b"\r\n\0\r\n")
+        answers = b""
+        while part := pipelined.recv(1 << 16):
+            answers += part
+    assert answers.count(b"HTTP/1.1") == answers.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_a_body_that_is_too_large_is_not_read_to_its_end(client, monkeypatch):
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
     with connected(client) as large:
