@@ -63,9 +63,9 @@ def test_an_endpoint_that_forgets_an_event_is_seen(made, monkeypatch):
     folder, _ = made
     score = Service._score
 
-    def forget(self, payloads, *options):
-        self.absorbs = b'"id": 77,' not in payloads[0]
-        return score(self, payloads, *options)
+    def forget(self, intake, *options):
+        self.absorbs = b'"id": 77,' not in intake.payloads[0]
+        return score(self, intake, *options)
 
     monkeypatch.setattr(Service, "_score", forget)
     told = run(folder, "--model", "1")
