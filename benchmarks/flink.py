@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,8 @@ def write_rows(source: pathlib.Path, target: pathlib.Path, rows: int) -> None:
 
 
 def one_run(**options: Any) -> dict[str, Any]:
-    """The graph in a process of its own."""
+    """The graph in a process of its own, into a sink of its own."""
+    shutil.rmtree(options["output"], ignore_errors=True)
     done = subprocess.run([sys.executable, "-c", ONE, json.dumps(options)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"failed: {options}\n{done.stderr[-3000:]}")

@@ -158,7 +158,7 @@ def answer(pipeline: beam.Pipeline, config: GraphConfig, spine: beam.PTransform,
 def fill(pipeline: beam.Pipeline, config: GraphConfig) -> None:
     """The same up to Deduplicate; then all events for a store, which stands in the place of the score."""
     past = read_past(pipeline, config, config.project.identifying_fields)
-    {**past.rows, IDS: past.ids, **past.tables} | "Store" >> config.score
+    {**past.rows, **past.ids, **past.tables} | "Store" >> config.score
     {"dead_letters": past.refused.letters(), "counts": past.counts} | "Write" >> config.sink
     past.refused.check()
 
@@ -169,7 +169,7 @@ class Past(NamedTuple):
     """
 
     rows: dict[str, beam.PCollection]
-    ids: beam.PCollection
+    ids: dict[str, beam.PCollection]
     tables: dict[str, beam.PCollection]
     refused: Refused
     counts: beam.PCollection
@@ -191,7 +191,8 @@ def read_past(pipeline: beam.Pipeline, config: GraphConfig, identified_by: tuple
     read = raw | "Count read" >> CountEvents(Outcome.READ)
     history = unique | "Count history" >> CountEvents(Outcome.HISTORY)
     counts = (read, history, *left_out(checked, config)) | "Counts" >> beam.Flatten()
-    return Past({EVENTS: events, **labels}, deduplicated.ids, tables, refused, counts)
+    ids = {} if identified_by is None else {IDS: deduplicated.ids}
+    return Past({EVENTS: events, **labels}, ids, tables, refused, counts)
 
 
 def left_out(checked: beam.pvalue.DoOutputsTuple, config: GraphConfig, of: str = "") -> list[beam.PCollection]:

@@ -27,7 +27,8 @@ def tree(kind, depth=0):
 def test_the_tree_is_drawn_as_it_is():
     for package in (models, transforms, pipelines):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            source = pathlib.Path(importlib.util.find_spec(module.name).origin).read_text()
+            origin = pathlib.Path(importlib.util.find_spec(module.name).origin)
+            source = origin.read_text() if origin.suffix == ".py" else ""  # what is compiled has no errors of its own
             if re.search(r"(?m)^class \w+\(.*(Error|Exception)\w*\b.*\):", source):
                 importlib.import_module(module.name)
     drawn = re.findall(

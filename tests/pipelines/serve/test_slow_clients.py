@@ -105,10 +105,10 @@ def test_a_body_whose_length_is_told_in_two_ways_is_refused(client):
 
 def test_requests_in_one_piece_are_answered_in_their_order(client):
     lines = [json.dumps({**EVENT, "id": n}).encode() for n in range(20)]
-    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nConnection: %s\r\nContent-Length: %d\r\n\r\n"
+    heads = [head % (b"close" if line is lines[-1] else b"keep-alive", len(line)) for line in lines]
     with connected(client) as pipelined:
-        pipelined.sendall(b"".join(head % len(line) + line for line in lines))
-        pipelined.shutdown(socket.SHUT_WR)
+        pipelined.sendall(b"".join(first + line for first, line in zip(heads, lines, strict=True)))
         answers = b""
         while part := pipelined.recv(1 << 16):
             answers += part
