@@ -115,6 +115,16 @@ def test_requests_in_one_piece_are_answered_in_their_order(client):
     assert [int(n) for n in re.findall(rb'"event":\{"id":(\d+)', answers)] == list(range(20))
 
 
+def test_who_has_said_all_gets_every_answer(client):
+    with connected(client) as pipelined:
+        pipelined.sendall(REQUEST * 5)
+        pipelined.shutdown(socket.SHUT_WR)
+        answers = b""
+        while part := pipelined.recv(1 << 16):
+            answers += part
+    assert answers.count(b"HTTP/1.1") == answers.count(b"HTTP/1.1 200 OK") == 5
+
+
 def test_what_is_no_request_behind_one_does_not_take_the_place_of_its_answer(client):
     with connected(client) as pipelined:
         pipelined.sendall(REQUEST + REQUEST + b"\r\n\0\r\n")
