@@ -162,7 +162,7 @@ def test_a_release_takes_over_without_a_lost_request(folder):
         assert (seen[0], seen[-1]) == (old, new)
         assert sorted(seen, key=[old, new].index) == seen
         assert (reply.json()["release"], reply.json()["role"]) == (1, "champion")
-        assert score(client, {**EVENT, "at": START - 1}).json()["bundle_id"] == old
+        assert score(client, {**EVENT, "id": 2, "at": START - 1}).json()["bundle_id"] == old
         assert client.get("/v2/models/shops").json()["versions"] == [new]
 
 
