@@ -63,13 +63,12 @@ def costs(setting: Setting, rate: float, seconds: float, times: int, say: Say) -
 def swaps(setting: Setting, rate: float, seconds: float, times: int, say: Say) -> None:
     """Latency before `headrace release`, and while what it released takes effect; the versions take turns."""
     rows: list[list[Any]] = []
-    told = ["--registry", f"sqlite:///{setting.folder}/.headrace/registry.db", "--reason", "benchmark"]
-    headrace(setting.folder, "release", str(PROJECT), "1", "--shadow", "none", *told)
+    _release(setting, "1", "--shadow", "none")
     for number in range(times):
         said: list[tuple[int, str]] = []
 
         def release(version: str = str(2 - number % 2), said: list[tuple[int, str]] = said) -> None:
-            said.append((now_us(), headrace(setting.folder, "release", str(PROJECT), version, *told)))
+            said.append((now_us(), _release(setting, version)))
 
         timer = threading.Timer(5 + seconds / 2, release)
         found = measure(setting, rate, seconds, begun=timer.start)
@@ -91,8 +90,7 @@ def swaps(setting: Setting, rate: float, seconds: float, times: int, say: Say) -
 def memory(setting: Setting, rate: float, seconds: float, versions: int, say: Say) -> None:
     """A stream's memory with one champion, and with another one every five seconds, all of them in turn."""
     rows: list[list[Any]] = []
-    told = ["--registry", f"sqlite:///{setting.folder}/.headrace/registry.db", "--reason", "benchmark"]
-    headrace(setting.folder, "release", str(PROJECT), "1", "--shadow", "none", *told)
+    _release(setting, "1", "--shadow", "none")
     for name, number in (("one champion", 0), ("a champion every 5 s", int(seconds / 5))):
         made, ended = [], threading.Event()
 
@@ -100,7 +98,7 @@ def memory(setting: Setting, rate: float, seconds: float, versions: int, say: Sa
             for turn in range(number):
                 if ended.wait(5):
                     return
-                made.append(headrace(setting.folder, "release", str(PROJECT), str(2 + turn % (versions - 1)), *told))
+                made.append(_release(setting, str(2 + turn % (versions - 1))))
 
         thread = threading.Thread(target=release)
         found = measure(setting, rate, seconds, tail=15, begun=thread.start)  # the last ones take effect
@@ -112,6 +110,12 @@ def memory(setting: Setting, rate: float, seconds: float, versions: int, say: Sa
         say(f"{name}: {rows[-1][3]:.0f} MiB at the end, load {os.getloadavg()[0]:.1f}")
     header = ["stream with", "releases", "MiB at the start", "MiB at the end", "peak MiB", "scored again", "missing"]
     print(markdown(header, rows))
+
+
+def _release(setting: Setting, version: str, *more: str) -> str:
+    """Release a version by the command; what it prints."""
+    told = ["--registry", f"sqlite:///{setting.folder}/.headrace/registry.db", "--reason", "benchmark"]
+    return headrace(setting.folder, "release", str(PROJECT), version, *more, *told)
 
 
 def _bundle(setting: Setting, version: int) -> str:

@@ -39,7 +39,7 @@ inside() {
     sh -c 'cd /opt/work/headrace && exec "$@"' - "$@"
 }
 
-inside make setup PYTHON=python3.13
+inside make setup PYTHON=/usr/bin/python3.13
 
 # One bundle, trained here: the same scores, line for line, there.
 if [ -x .venv/bin/headrace ]; then

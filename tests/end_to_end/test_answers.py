@@ -113,7 +113,7 @@ class Stored:
 def test_large_tiles_are_looked_up_by_their_edges_to_the_same_bits(summed, monkeypatch, tmp_path, size, every):
     """Of a store that has some rows in large tiles, some in its log, and by and by in others."""
     project, events, batch = summed
-    for module in ("models.store.large", "pipelines.store.log"):
+    for module in ("models.store.large", "pipelines.store.log", "pipelines.store.sqlite"):
         monkeypatch.setattr(f"{module}.LARGE_BYTES", 400)
     for name, number in (("_BLOCK", 4), ("_MANY", 8)):
         monkeypatch.setattr(f"models.features.few.{name}", number)

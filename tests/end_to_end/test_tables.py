@@ -307,13 +307,18 @@ class Slow(Given):
         super().__init__(payloads, 0, most)
 
 
+def write_tables(folder, shops, limits):
+    """The options that name the files of two tables."""
+    return (
+        f"shops={write_rows(folder / 'shops.jsonl', shops)}",
+        f"limits={write_rows(folder / 'limits.jsonl', limits)}",
+    )
+
+
 @pytest.mark.serial
 def test_parity_with_tables_of_files(tmp_path):
     events, shops, limits = make(3, 500)
-    tables = (
-        f"shops={write_rows(tmp_path / 'shops.jsonl', shops)}",
-        f"limits={write_rows(tmp_path / 'limits.jsonl', limits)}",
-    )
+    tables = write_tables(tmp_path, shops, limits)
     source = write_rows(tmp_path / "events.jsonl", events)
     scorer = tiny_scorer(PROJECT.model.inputs)
     found = check_parity(PROJECT, AnyBundle(), scorer, [source], "1h", 0, 0.1, tables)
@@ -399,10 +404,7 @@ def test_what_is_wrong_with_a_tables_rows_in_a_store_is_named_and_mended(tmp_pat
 
 def test_parity_of_an_endpoint_with_tables(tmp_path):
     events, shops, limits = make(7, 120)
-    tables = (
-        f"shops={write_rows(tmp_path / 'shops.jsonl', shops)}",
-        f"limits={write_rows(tmp_path / 'limits.jsonl', limits)}",
-    )
+    tables = write_tables(tmp_path, shops, limits)
     source = write_rows(tmp_path / "events.jsonl", events)
     found = check_served(PROJECT, AnyBundle(), tiny_scorer(PROJECT.model.inputs), [source], tables)
     assert found.equal, found
