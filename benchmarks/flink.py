@@ -111,7 +111,7 @@ def duration(running: cluster.Cluster) -> tuple[float, float]:
     """Seconds of the cluster's last job, and from its start to the end of the step that names the files."""
     job = max(running.rest("/jobs/overview")["jobs"], key=lambda each: each["start-time"])
     detail = running.rest(f"/jobs/{job['jid']}")
-    first = next(vertex for vertex in detail["vertices"] if "Match" in vertex["name"])
+    first = next(vertex for vertex in detail["vertices"] if "List" in vertex["name"])
     return job["duration"] / 1000, (first["end-time"] - detail["start-time"]) / 1000
 
 

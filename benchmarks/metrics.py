@@ -1,6 +1,6 @@
 """What metrics cost: `headrace run` with all of them counted, shown and scraped, against one that counts none.
 
-    .venv/bin/python benchmarks/metrics.py [--pairs 8] [--rows 300000] [--streamed 60000]
+    .venv/bin/python benchmarks/metrics.py [--pairs 8] [--rows 300000] [--streamed 300000] [--only stream]
 
 Both sides are the command as shipped, over the same files and over the same messages, in a process each, by turns;
 shown is the processor time (user and system, with child processes). The side without has counting taken out. What both
@@ -136,7 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--streamed", type=int, default=60_000)
+    parser.add_argument("--streamed", type=int, default=300_000)
+    parser.add_argument("--only", choices=["batch", "stream"])
     args = parser.parse_args()
     print(
         f"load {os.getloadavg()[0]:.1f} before it\n\n| | rows a processor second, against none counted | least | most |"
@@ -152,6 +153,8 @@ def main() -> None:
             ("batch", lambda counts: batch(counts, folder)),
             ("stream", lambda counts: stream(counts, folder, payloads)),
         ):
+            if args.only not in (None, what):
+                continue
             ratios = []
             for pair in range(args.pairs + 1):
                 found = {counts: measure(counts) for counts in ((True, False) if pair % 2 else (False, True))}

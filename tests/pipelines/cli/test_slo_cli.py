@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from pipelines.serve.metrics import Counts
+from tests.kit import labelled
 from tests.kit.command import HEADRACE
 from tests.kit.serving import SCHEMA, TEXT
 from tests.kit.support import CARD_FRAUD, run_graph, transaction, write_rows
@@ -65,6 +66,22 @@ def test_a_finished_run_keeps_its_objectives_or_not(tmp_path):
     assert code == 1
     assert said.count("MISSED") == 2
     assert "250 %" in said
+
+
+def test_labels_and_figures_of_a_finished_run_are_kept_or_not(tmp_path):
+    events = labelled.make_events()
+    known = write_rows(tmp_path / "labels.jsonl", labelled.make_labels(events))
+    run_graph(tmp_path / "out", [write_rows(tmp_path / "rows.jsonl", events)], labelled.PROJECT, labels=[known])
+    (tmp_path / "schema.pbtxt").write_text(labelled.SCHEMA)
+    told = {}
+    for name, target, at_least in (("kept", 0.05, 0.0), ("missed", 0.999, 1.0)):
+        shutil.copytree(tmp_path, tmp_path / name, ignore=lambda *_: ["kept", "missed", "out"])
+        figure = {"roc_auc": {"at_least": at_least, "target": 0.9}}
+        slo = {"labels": {"within": "1d", "target": target}, "performance": figure}
+        (tmp_path / name / "project.yaml").write_text(labelled.TEXT + f"slo: {json.dumps(slo)}\n")
+        code, told[name] = headrace("slo", tmp_path / name, "--run", tmp_path / "out")
+        assert code == (name == "missed"), told
+    assert told["kept"].count(" met") == told["missed"].count("MISSED") == 2, told
 
 
 def test_an_endpoint_keeps_its_objectives_or_not(tmp_path):
