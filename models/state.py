@@ -113,7 +113,7 @@ def bare(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def values_of(shard: Shard) -> pa.RecordBatch:
     """The small values of a shard that its step put there, as a batch."""
-    said = {name: value for name, value in vars(shard).items() if name not in _OWN}
+    said = {name: value for name, value in shard.values().items() if name not in _OWN}
     return pa.RecordBatch.from_arrays([pa.array([json.dumps(said, sort_keys=True)])], names=["shard"])
 
 

@@ -38,7 +38,11 @@ class Shard:
 
     def to_bytes(self) -> bytes:
         """JSON."""
-        return json.dumps(vars(self)).encode()
+        return json.dumps(self.values()).encode()
+
+    def values(self) -> dict[str, Any]:
+        """The fields by name, as JSON has them."""
+        return vars(self)
 
 
 S = TypeVar("S", bound=Shard)

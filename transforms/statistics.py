@@ -101,7 +101,15 @@ class WatchQuality(beam.PTransform[beam.PCollection[pa.RecordBatch], beam.pvalue
 class _Judged(Shard):
     judged_us: int | None = None  # the end of the last window that was judged
     late: int = 0  # rows that came for windows judged already, since then
-    memory: str = dataclasses.field(default_factory=Memory().to_json)
+    memory: Memory | str = dataclasses.field(default_factory=Memory)  # JSON where it comes of bytes, until it is needed
+
+    def values(self) -> dict[str, Any]:
+        """The fields by name, the memory as JSON."""
+        return {**vars(self), "memory": self.memory if isinstance(self.memory, str) else self.memory.to_json()}
+
+    def recalled(self) -> Memory:
+        """The memory as it is."""
+        return Memory.from_json(self.memory) if isinstance(self.memory, str) else self.memory
 
 
 class _Judge(Step[_Judged]):
@@ -129,9 +137,8 @@ class _Judge(Step[_Judged]):
         if state.judged_us is not None and end_us <= state.judged_us:
             state.late += part.counters["rows"]
             return
-        before = Memory.from_json(state.memory)
-        statistics, verdict, after = self._judge.advance(part, end_us, state.late, before)
-        state.judged_us, state.late, state.memory = end_us, 0, after.to_json()
+        statistics, verdict, state.memory = self._judge.advance(part, end_us, state.late, state.recalled())
+        state.judged_us, state.late = end_us, 0
         count(VERDICTS_TOLD, 1, status=verdict.status)
         if verdict.circuit is not None:
             gauge(CIRCUIT, LEVELS[verdict.circuit.state])

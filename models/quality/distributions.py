@@ -7,8 +7,9 @@ histograms); they are computed here because TFDV takes 0.15 s a window and Tenso
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,16 +36,11 @@ def describe(
     """
     statistics = statistics_pb2.DatasetFeatureStatisticsList()
     dataset = statistics.datasets.add(num_examples=len(next(iter(sample.values()), ())))
-    distributions: dict[str, Distribution] = {}
-    for name, column in sample.items():
-        feature = dataset.features.add()
-        feature.path.step.append(name)
-        if name in texts:
-            distributions[name] = _describe_texts(column, feature)
-        else:
-            cuts = known[name].cuts if name in known else ()
-            distributions[name] = _describe_numbers(column, feature, np.array(cuts, np.float64))
-    return distributions, statistics.SerializeToString(deterministic=True)
+    features = {name: dataset.features.add(path={"step": [name]}) for name in sample}
+    numbers = {name: column for name, column in sample.items() if name not in texts}
+    found = _describe_numbers(numbers, features, known)
+    found |= {name: _describe_texts(sample[name], features[name]) for name in sample if name in texts}
+    return {name: found[name] for name in sample}, statistics.SerializeToString(deterministic=True)
 
 
 def quantile_cuts(values: _Numbers) -> _Numbers:
@@ -56,51 +52,79 @@ def quantile_cuts(values: _Numbers) -> _Numbers:
     return np.asarray(np.unique(np.concatenate([[below], values[places], values[-1:]])))
 
 
-def _describe_numbers(column: pa.Array, feature: Any, cuts: _Numbers) -> Distribution:
-    values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
-    rows = len(values)
-    values = np.sort(values[np.isfinite(values)])
-    feature.type = _NAMED.FLOAT if pa.types.is_floating(column.type) else _NAMED.INT
-    number = feature.num_stats
-    _common(number.common_stats, len(values), rows)
-    if not len(values):
-        return Distribution("number", 0, rows, tuple([0] * (len(cuts) + 1)), tuple(cuts.tolist()))
-    least, largest = float(values[0]), float(values[-1])
-    mean, deviation = float(values.mean()), float(values.std())
-    median = float(values[len(values) // 2])
-    zeros = int(np.searchsorted(values, 0.0, side="right") - np.searchsorted(values, 0.0, side="left"))
-    number.mean, number.std_dev, number.num_zeros = mean, deviation, zeros
-    number.min, number.median, number.max = least, median, largest
-    _histogram(number.histograms.add(), np.linspace(least, largest, BINS + 1) if largest > least else None, values)
-    places = np.round(np.arange(BINS + 1) * (len(values) - 1) / BINS).astype(np.int64)
-    quantiles = number.histograms.add(type=statistics_pb2.Histogram.QUANTILES)
-    for low, high in zip(values[places[:-1]].tolist(), values[places[1:]].tolist(), strict=True):
-        quantiles.buckets.add(low_value=low, high_value=high, sample_count=len(values) / BINS)
-    if not len(cuts):
-        cuts = quantile_cuts(values)
-    edges = np.concatenate([[0], np.searchsorted(values, cuts, side="right"), [len(values)]])
-    return Distribution(
-        kind="number",
-        rows=len(values),
-        missing=rows - len(values),
-        counts=tuple(np.diff(edges).tolist()),
-        cuts=tuple(cuts.tolist()),
-        minimum=least,
-        maximum=largest,
-        mean=mean,
-        deviation=deviation,
-    )
+def _describe_numbers(
+    columns: Mapping[str, pa.Array], features: Mapping[str, Any], known: Mapping[str, Distribution]
+) -> dict[str, Distribution]:
+    """Columns with as many values, without the missing ones, are described as the rows of one matrix."""
+    alike: dict[int, dict[str, _Numbers]] = {}
+    for name, column in columns.items():
+        values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+        values = values[np.isfinite(values)]
+        alike.setdefault(len(values), {})[name] = values
+        features[name].type = _NAMED.FLOAT if pa.types.is_floating(column.type) else _NAMED.INT
+        _common(features[name].num_stats.common_stats, len(values), len(column))
+    distributions: dict[str, Distribution] = {}
+    for size, group in alike.items():
+        cuts = {name: known[name].cuts if name in known else () for name in group}
+        missing = {name: len(columns[name]) - size for name in group}
+        if size:
+            numbers = {name: features[name].num_stats for name in group}
+            distributions |= _describe_alike(np.stack(list(group.values())), numbers, cuts, missing)
+        else:
+            empty = {name: (0,) * (len(cuts[name]) + 1) for name in group}
+            distributions |= {n: Distribution("number", 0, missing[n], empty[n], cuts[n]) for n in group}
+    return distributions
 
 
-def _histogram(histogram: Any, edges: _Numbers | None, values: _Numbers) -> None:
-    """Buckets of equal width; one bucket where all values are equal."""
-    if edges is None:
-        edges, counts = values[:1].repeat(2), np.array([len(values)])
-    else:
-        places = np.searchsorted(values, edges[1:-1], side="left")
-        counts = np.diff(np.concatenate([[0], places, [len(values)]]))
-    for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
-        histogram.buckets.add(low_value=low, high_value=high, sample_count=count)
+def _describe_alike(
+    values: _Numbers, numbers: Mapping[str, Any], cuts: Mapping[str, tuple[float, ...]], missing: Mapping[str, int]
+) -> dict[str, Distribution]:
+    """Of float64[columns, n], all of them finite, which are sorted; the others have the columns' names in its order."""
+    values.sort()
+    size = values.shape[1]
+    steps = (values[:, -1:] - values[:, :1]) / BINS
+    edges = np.arange(BINS + 1.0) * steps + values[:, :1]
+    edges[:, -1] = values[:, -1]
+    places = np.round(np.arange(BINS + 1) * (size - 1) / BINS).astype(np.int64)
+    figures = [values[:, 0], values[:, -1], values.mean(axis=1), values.std(axis=1), values[:, size // 2]]
+    lists = [figure.tolist() for figure in (*figures, np.count_nonzero(values == 0, axis=1), values[:, places])]
+    distributions: dict[str, Distribution] = {}
+    for row, inner, name, least, largest, mean, deviation, median, zeros, quantiles in zip(
+        values, edges, numbers, *lists, strict=True
+    ):
+        number = numbers[name]
+        number.mean, number.std_dev, number.num_zeros = mean, deviation, zeros
+        number.min, number.median, number.max = least, median, largest
+        if largest > least:
+            _histogram(number.histograms.add(), inner.tolist(), _counts(row, inner[1:-1], "left"))
+        else:  # one bucket where all values are equal
+            _histogram(number.histograms.add(), [least, largest], [size])
+        kind = statistics_pb2.Histogram.QUANTILES
+        _histogram(number.histograms.add(type=kind), quantiles, [size / BINS] * BINS)
+        bounds = np.array(cuts[name], np.float64) if cuts[name] else quantile_cuts(row)
+        distributions[name] = Distribution(
+            kind="number",
+            rows=size,
+            missing=missing[name],
+            counts=tuple(_counts(row, bounds, "right")),
+            cuts=tuple(bounds.tolist()),
+            minimum=least,
+            maximum=largest,
+            mean=mean,
+            deviation=deviation,
+        )
+    return distributions
+
+
+def _counts(values: _Numbers, bounds: _Numbers, side: Literal["left", "right"]) -> list[int]:
+    """How many of sorted values are between one bound and the next; those that equal one are on its other side."""
+    return [stop - start for start, stop in itertools.pairwise([0, *values.searchsorted(bounds, side).tolist(), len(values)])]
+
+
+def _histogram(histogram: Any, edges: Sequence[float], counts: Sequence[float]) -> None:
+    add = histogram.buckets.add
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        add(low_value=low, high_value=high, sample_count=count)
 
 
 def _describe_texts(column: pa.Array, feature: Any) -> Distribution:

@@ -299,13 +299,13 @@ def _shares(current: WindowStatistics, reference: WindowStatistics, project: Pro
     """Shares of all rows, not of a sample; a lower null rate or fewer unseen entities are no worry."""
     quality = project.quality
     assert quality is not None
-    chance = _of_counts(chance_of_share, current.rows, reference.rows)
+    chance, said = _of_counts(chance_of_share, current.rows, reference.rows), project.said_columns
 
     def share(counts: dict[str, int], name: str, rows: int) -> float:
         return counts.get(name, 0) / rows
 
     for name in sorted(current.nulls.keys() & reference.nulls.keys()):
-        if name not in project.said_columns:
+        if name not in said:
             rise = share(current.nulls, name, current.rows) - share(reference.nulls, name, reference.rows)
             yield _Comparison(name, "null_rate", "rate", max(rise, 0.0), quality.null_rate, chance)
     for name in sorted(current.decisions.keys() | reference.decisions.keys()):

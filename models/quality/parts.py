@@ -66,17 +66,15 @@ def _parts(batch: pa.RecordBatch, ends: Keys, project: Project, size: int) -> It
     for kind, name in (("decision", DECISION), ("bundle", BUNDLE_ID), ("since", SINCE)):
         if name in batch.schema.names:
             counts |= _value_counts(kind, column(batch, name), starts)
-    bundles = {}
-    if is_estimated(project) and BUNDLE_ID in batch.schema.names:
-        bundles[BUNDLE] = column(batch, BUNDLE_ID)
     ids, times = column(batch, project.event.id), column(batch, project.event.time)
-    hashes = hash_keys(ids)
+    columns = {ID: ids, TIME: times, **watched}
+    if is_estimated(project) and BUNDLE_ID in batch.schema.names:
+        columns[BUNDLE] = column(batch, BUNDLE_ID)
+    seen, hashes = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), hash_keys(ids)
     for place, (start, stop) in enumerate(itertools.pairwise([*starts.tolist(), len(ends)])):
         rows = least(hashes[start:stop], size) + start
-        indices = pa.array(rows)
-        columns = {HASH: pa.array(hashes[rows]), ID: ids.take(indices), TIME: times.take(indices)}
-        columns |= {name: values.take(indices) for name, values in (watched | bundles).items()}
-        sample = pa.RecordBatch.from_arrays([_plain(values) for values in columns.values()], names=list(columns))
+        taken = map(_plain, seen.take(pa.array(rows)).columns)
+        sample = pa.RecordBatch.from_arrays([pa.array(hashes[rows]), *taken], names=[HASH, *columns])
         counters = {name: int(values[place]) for name, values in counts.items()}
         for name in [name for name, number in counters.items() if not number and name.startswith(_SEEN)]:
             del counters[name]  # of other rows of the batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -100,16 +101,19 @@ class WindowJudge:
         assert quality is not None
         reference = self.baseline or memory.previous
         known = reference.distributions if reference else {}
-        texts = text_columns(self.project)
         part = Part(part.counters, settle(part.sample, quality.sample))
         estimates = self._estimate(part.sample)
         start_us = end_us - quality.window
-        statistics = window_statistics(part, start_us, end_us, late, quality.sample, texts, known, estimates)
+        statistics = window_statistics(part, start_us, end_us, late, quality.sample, self._texts, known, estimates)
         if memory.circuit is None:
             memory = dataclasses.replace(memory, circuit=circuit_at(self.noted, start_us))
         since_us = [int(text) for text in _of(part.counters, "since")]
         verdict, after = judge(statistics, memory, self.baseline, self.project, since_us)
         return statistics, verdict, after
+
+    @functools.cached_property
+    def _texts(self) -> frozenset[str]:
+        return text_columns(self.project)
 
     def _estimate(self, sample: pa.RecordBatch) -> Estimates:
         if BUNDLE not in sample.schema.names:
