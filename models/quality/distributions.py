@@ -20,6 +20,8 @@ from models.quality.records import Distribution
 
 BINS = 10
 TOP_VALUES = 100
+# So many values of several columns are described at once: with more, memory grows and no time is saved.
+MATRIX_VALUES = 1 << 16
 
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _NAMED = statistics_pb2.FeatureNameStatistics
@@ -55,73 +57,77 @@ def quantile_cuts(values: _Numbers) -> _Numbers:
 def _describe_numbers(
     columns: Mapping[str, pa.Array], features: Mapping[str, Any], known: Mapping[str, Distribution]
 ) -> dict[str, Distribution]:
-    """Columns with as many values, without the missing ones, are described as the rows of one matrix."""
+    """Columns with as many values, without the missing ones, are described together."""
+    distributions: dict[str, Distribution] = {}
     alike: dict[int, dict[str, _Numbers]] = {}
     for name, column in columns.items():
         values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
         values = values[np.isfinite(values)]
-        alike.setdefault(len(values), {})[name] = values
         features[name].type = _NAMED.FLOAT if pa.types.is_floating(column.type) else _NAMED.INT
         _common(features[name].num_stats.common_stats, len(values), len(column))
-    distributions: dict[str, Distribution] = {}
-    for size, group in alike.items():
-        cuts = {name: known[name].cuts if name in known else () for name in group}
-        missing = {name: len(columns[name]) - size for name in group}
-        if size:
-            numbers = {name: features[name].num_stats for name in group}
-            distributions |= _describe_alike(np.stack(list(group.values())), numbers, cuts, missing)
-        else:
-            empty = {name: (0,) * (len(cuts[name]) + 1) for name in group}
-            distributions |= {n: Distribution("number", 0, missing[n], empty[n], cuts[n]) for n in group}
+        group = alike.setdefault(len(values), {})
+        group[name] = values
+        if (len(group) + 1) * len(values) > MATRIX_VALUES:
+            distributions |= _describe_alike(alike.pop(len(values)), features, known, len(column))
+    for group in alike.values():
+        distributions |= _describe_alike(group, features, known, len(columns[next(iter(group))]))
     return distributions
 
 
 def _describe_alike(
-    values: _Numbers, numbers: Mapping[str, Any], cuts: Mapping[str, tuple[float, ...]], missing: Mapping[str, int]
+    group: Mapping[str, _Numbers], features: Mapping[str, Any], known: Mapping[str, Distribution], rows: int
 ) -> dict[str, Distribution]:
-    """Of float64[columns, n], all of them finite, which are sorted; the others have the columns' names in its order."""
-    values.sort()
+    """Columns of as many finite values each, of a sample of so many rows, as the rows of one matrix."""
+    values = np.stack(list(group.values()))
+    values.sort(axis=1)
     size = values.shape[1]
+    known_cuts = {name: known[name].cuts if name in known else () for name in group}
+    if not size:
+        return {
+            name: Distribution("number", 0, rows, (0,) * (len(cuts) + 1), cuts) for name, cuts in known_cuts.items()
+        }
     steps = (values[:, -1:] - values[:, :1]) / BINS
     edges = np.arange(BINS + 1.0) * steps + values[:, :1]
     edges[:, -1] = values[:, -1]
     places = np.round(np.arange(BINS + 1) * (size - 1) / BINS).astype(np.int64)
-    figures = [values[:, 0], values[:, -1], values.mean(axis=1), values.std(axis=1), values[:, size // 2]]
-    lists = [figure.tolist() for figure in (*figures, np.count_nonzero(values == 0, axis=1), values[:, places])]
+    figures = values.mean(axis=1), values.std(axis=1), np.count_nonzero(values == 0, axis=1), values[:, size // 2]
+    means, deviations, zeros, medians, quantiles = (figure.tolist() for figure in (*figures, values[:, places]))
     distributions: dict[str, Distribution] = {}
-    for row, inner, name, least, largest, mean, deviation, median, zeros, quantiles in zip(
-        values, edges, numbers, *lists, strict=True
-    ):
-        number = numbers[name]
-        number.mean, number.std_dev, number.num_zeros = mean, deviation, zeros
-        number.min, number.median, number.max = least, median, largest
+    for place, (name, cuts) in enumerate(known_cuts.items()):
+        column, number = values[place], features[name].num_stats
+        least, largest = float(column[0]), float(column[-1])
+        number.mean, number.std_dev, number.num_zeros = means[place], deviations[place], zeros[place]
+        number.min, number.median, number.max = least, medians[place], largest
         if largest > least:
-            _histogram(number.histograms.add(), inner.tolist(), _counts(row, inner[1:-1], "left"))
+            counts = _counts(column, edges[place, 1:-1], "left")
+            _histogram(number.histograms.add(), edges[place].tolist(), counts)
         else:  # one bucket where all values are equal
-            _histogram(number.histograms.add(), [least, largest], [size])
+            _histogram(number.histograms.add(), [least, least], [size])
         kind = statistics_pb2.Histogram.QUANTILES
-        _histogram(number.histograms.add(type=kind), quantiles, [size / BINS] * BINS)
-        bounds = np.array(cuts[name], np.float64) if cuts[name] else quantile_cuts(row)
+        _histogram(number.histograms.add(type=kind), quantiles[place], [size / BINS] * BINS)
+        bounds = np.array(cuts, np.float64) if cuts else quantile_cuts(column)
         distributions[name] = Distribution(
             kind="number",
             rows=size,
-            missing=missing[name],
-            counts=tuple(_counts(row, bounds, "right")),
+            missing=rows - size,
+            counts=tuple(_counts(column, bounds, "right")),
             cuts=tuple(bounds.tolist()),
             minimum=least,
             maximum=largest,
-            mean=mean,
-            deviation=deviation,
+            mean=means[place],
+            deviation=deviations[place],
         )
     return distributions
 
 
 def _counts(values: _Numbers, bounds: _Numbers, side: Literal["left", "right"]) -> list[int]:
-    """How many of sorted values are between one bound and the next; those that equal one are on its other side."""
-    return [stop - start for start, stop in itertools.pairwise([0, *values.searchsorted(bounds, side).tolist(), len(values)])]
+    """How many of sorted values are in each bin; `side` is that of the bound where values equal to it are not."""
+    places = values.searchsorted(bounds, side).tolist()
+    return [stop - start for start, stop in itertools.pairwise([0, *places, len(values)])]
 
 
 def _histogram(histogram: Any, edges: Sequence[float], counts: Sequence[float]) -> None:
+    """Buckets between one edge and the next."""
     add = histogram.buckets.add
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         add(low_value=low, high_value=high, sample_count=count)

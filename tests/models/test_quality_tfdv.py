@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
 
-from models.quality import backend
+from models.quality import backend, distributions
 from models.quality.distributions import describe, quantile_cuts
 from models.quality.records import Distribution
 
@@ -185,6 +185,23 @@ def test_cuts_are_quantiles_and_those_known_are_kept():
     known = {"x": Distribution("number", 1, 0, (1, 0), (5.0,))}
     found, _ = describe({"x": pa.array([1.0, 5.0, 5.5, None])}, frozenset(), known)
     assert (found["x"].cuts, found["x"].counts, found["x"].missing) == ((5.0,), (2, 1), 1)
+
+
+@pytest.mark.parametrize("most", [1, 3 * ROWS, 1 << 20])
+def test_a_column_is_described_the_same_whatever_is_beside_it(monkeypatch, most):
+    """Columns are described together, so many of one length at once; each as when it is alone, to the bit."""
+    monkeypatch.setattr(distributions, "MATRIX_VALUES", most)
+    random = np.random.default_rng(1)
+    columns = {f"wide{n}": pa.array(random.lognormal(0, 9, ROWS)) for n in range(5)}
+    columns |= {"zeros": pa.array(random.choice([0.0, -0.0], ROWS)), **sample(), "more": columns["wide0"].slice(1)}
+    columns["more"] = pa.concat_arrays([columns["more"], pa.array([None], pa.float64())])
+    alone = {name: describe({name: values}, frozenset({"name"}), {}) for name, values in columns.items()}
+    together, content = describe(columns, frozenset({"name"}), {})
+    assert list(together.items()) == [(name, found[name]) for name, (found, _) in alone.items()]
+    features = statistics_pb2.DatasetFeatureStatisticsList.FromString(content).datasets[0].features
+    for feature, (_, said) in zip(features, alone.values(), strict=True):
+        (one,) = statistics_pb2.DatasetFeatureStatisticsList.FromString(said).datasets[0].features
+        assert feature.SerializeToString(deterministic=True) == one.SerializeToString(deterministic=True)
 
 
 def test_columns_without_a_value():

@@ -19,6 +19,7 @@ from models.quality.parts import (
 from models.quality.records import Verdict, WindowStatistics
 from models.quality.window_statistics import WindowJudge, read_baseline
 from models.record import BUNDLE_ID, IS_PROVISIONAL, MARKS
+from models.state import take_values, values_of
 from pipelines.runners import DIRECT
 from tests.kit.estimated import calibrated
 from tests.kit.quality_cuts import DAY, cut
@@ -212,8 +213,11 @@ def test_parts_and_what_a_judge_remembers_come_back_from_their_bytes():
     assert (end_of(back), batch_to_part(back).counters) == (end, part.counters)
     assert batch_to_part(back).sample.equals(part.sample)
     _, _, memory = JUDGE.advance(part, end, 0, statistics.Memory())
-    state = statistics._Judged(judged_us=end, late=3, memory=memory.to_json())
-    assert statistics._Judged.from_bytes(state.to_bytes()) == state
-    assert statistics.Memory.from_json(state.memory) == memory
+    state, taken = statistics._Judged(judged_us=end, late=3, memory=memory), statistics._Judged()
+    back = statistics._Judged.from_bytes(state.to_bytes())
+    take_values(taken, values_of(state))
+    for other in (state, back, taken):
+        assert (other.judged_us, other.late, other.recalled()) == (end, 3, memory)
+        assert other.to_bytes() == state.to_bytes()
     for kind in (Verdict, WindowStatistics):
         assert beam.coders.registry.get_coder(kind) == statistics.JsonCoder(kind)
