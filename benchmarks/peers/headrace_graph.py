@@ -8,6 +8,7 @@ by windows of that length.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -98,9 +99,10 @@ def cpu_seconds() -> float:
     """Processor time of this process and of the children that it has, which read Parquet."""
     ticks = 0
     for task in pathlib.Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            fields = pathlib.Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])  # user and system
+        with contextlib.suppress(FileNotFoundError):  # of a thread, or a child, that has ended since
+            for child in (task / "children").read_text().split():
+                fields = pathlib.Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])  # user and system
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
