@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 from serving import peers
 from serving.client import Request, highest_rate, measure
 
-from deploy.kafka.broker import free_ports
 from models.predictors.booster import Scorer
 from models.project.project import load_project
+from pipelines.jobs.children import free_port
 from pipelines.jobs.fitting import load_bundle
 
 HEADRACE = pathlib.Path(sys.executable).with_name("headrace")
@@ -95,7 +95,7 @@ def redis_server(folder: pathlib.Path) -> Iterator[str | None]:
     if program is None:
         yield None
         return
-    (port,) = free_ports(1)
+    port = free_port()
     argv = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
         time.sleep(1)
@@ -146,7 +146,7 @@ def main() -> None:
                 report.add(f"a list of {LIST}, {name}", server, several, LIST, LISTS)
         if (asked.kserve / "inputs").exists():
             (folder / "model.ubj").write_bytes(bundle.model)
-            (port,) = free_ports(1)
+            port = free_port()
             with peers.kserve_server(asked.kserve, folder / "model.ubj", port, asked.workers) as server:
                 requests = [("POST", "/v2/models/model/infer", infer)] * asked.requests
                 report.add("KServe, the model alone", server, requests, rates=RATES)
@@ -161,7 +161,7 @@ def main() -> None:
                 def score(answer: bytes) -> object:
                     return scorer.score(np.array([peers.features_of(answer, project)], np.float32))
 
-                (port,) = free_ports(1)
+                port = free_port()
                 with peers.feast_server(asked.feast, repository, port, asked.workers) as server:
                     report.add(f"Feast, {name}, and the model", server, requests, rates=RATES, more=score)
         names = ("xgboost", "pyarrow", "numpy", "starlette", "uvicorn", "httptools")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pathlib
@@ -13,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from deploy.load.targets import target
 
 Request = tuple[str, str, bytes]
 MOST_MS = 50.0  # of p99, for a rate to count
@@ -88,13 +89,8 @@ def highest_rate(
     vegeta: pathlib.Path, port: int, requests: Sequence[Request], rates: Sequence[int], seconds: int
 ) -> int:
     """The highest of ascending rates, requests a second, that all are answered at with p99 below MOST_MS; 0 of none."""
-    header = {"Content-Type": ["application/json"]}
-    url = f"http://127.0.0.1:{port}"
-    lines = [
-        {"method": method, "url": url + path, "header": header, "body": base64.b64encode(body).decode()}
-        for method, path, body in requests
-    ]
-    targets = "\n".join(map(json.dumps, lines)).encode()
+    lines = [target(method, f"http://127.0.0.1:{port}{path}", body) for method, path, body in requests]
+    targets = "\n".join(lines).encode()
     best = 0
     for rate in rates:
         attack = [vegeta, "attack", "-format", "json", "-rate", str(rate), "-duration", f"{seconds}s", "-timeout", "5s"]

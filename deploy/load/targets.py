@@ -10,11 +10,13 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 
 from models.project.project import load_project
 from pipelines.sources.payloads import read_payloads
 
 TOKEN = "HEADRACE_LOAD_TOKEN"  # names the variable of a bearer token with the role score, where the endpoint wants one
+JSON = {"Content-Type": ["application/json"]}
 
 
 def main() -> None:
@@ -25,14 +27,18 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--events", type=int, default=1, help="so many in a request; more than 1 are a list")
     told = parser.parse_args()
-    header = {"Content-Type": ["application/json"]}
-    if token := os.environ.get(TOKEN):
-        header["Authorization"] = [f"Bearer {token}"]
+    token = os.environ.get(TOKEN)
+    header = {**JSON, "Authorization": [f"Bearer {token}"]} if token else JSON
     payloads = iter(read_payloads(told.source, load_project(told.project).event_type))
     while some := list(itertools.islice(payloads, told.events)):
         body = some[0] if told.events == 1 else b"[" + b",".join(some) + b"]"
-        target = {"method": "POST", "url": f"{told.url}/v1/score", "header": header}
-        sys.stdout.write(json.dumps({**target, "body": base64.b64encode(body).decode()}) + "\n")
+        sys.stdout.write(target("POST", f"{told.url}/v1/score", body, header) + "\n")
+
+
+def target(method: str, url: str, body: bytes, header: Mapping[str, Sequence[str]] = JSON) -> str:
+    """A request as vegeta reads it, one line of JSON."""
+    told = {"method": method, "url": url, "header": header, "body": base64.b64encode(body).decode()}
+    return json.dumps(told)
 
 
 if __name__ == "__main__":

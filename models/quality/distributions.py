@@ -60,17 +60,18 @@ def _describe_numbers(
     """Columns with as many values, without the missing ones, are described together."""
     distributions: dict[str, Distribution] = {}
     alike: dict[int, dict[str, _Numbers]] = {}
+    rows = len(next(iter(columns.values()), ()))
     for name, column in columns.items():
         values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
         values = values[np.isfinite(values)]
         features[name].type = _NAMED.FLOAT if pa.types.is_floating(column.type) else _NAMED.INT
-        _common(features[name].num_stats.common_stats, len(values), len(column))
+        _common(features[name].num_stats.common_stats, len(values), rows)
         group = alike.setdefault(len(values), {})
         group[name] = values
         if (len(group) + 1) * len(values) > MATRIX_VALUES:
-            distributions |= _describe_alike(alike.pop(len(values)), features, known, len(column))
+            distributions |= _describe_alike(alike.pop(len(values)), features, known, rows)
     for group in alike.values():
-        distributions |= _describe_alike(group, features, known, len(columns[next(iter(group))]))
+        distributions |= _describe_alike(group, features, known, rows)
     return distributions
 
 

@@ -48,10 +48,9 @@ class Documents:
 
     def add(self, method: str, path: str, handler: Callable[..., Any], told: Mapping[str, Any] | None) -> None:
         """One more route, and what is said of it beside its handler's docstring."""
-        summary = handler.__doc__
-        more = {"summary": summary, **(told or {})}
+        extra = dict(told or {})
         self._told.add_api_route(
-            path, handler, methods=[method], response_model=None, summary=summary, openapi_extra=more
+            path, handler, methods=[method], response_model=None, summary=handler.__doc__, openapi_extra=extra
         )
 
     @property

@@ -16,7 +16,17 @@ from models.store.large import LargeTiles
 from pipelines.store import open_store
 from tests.kit.declared import declared
 from tests.kit.releases import five_releases
-from tests.kit.serving import SCHEMA, TEXT, PastsInMemory, as_lines, assert_same_bits, in_order, make_events
+from tests.kit.serving import (
+    APART,
+    EVERYONE,
+    SCHEMA,
+    TEXT,
+    PastsInMemory,
+    as_lines,
+    assert_same_bits,
+    in_order,
+    make_events,
+)
 from tests.kit.support import DATA, card_fraud, needs_data, run_graph, tiny_scorer
 
 pytestmark = pytest.mark.slow
@@ -158,11 +168,8 @@ def test_events_one_by_one_or_in_lists_get_the_bits_of_batch(shops, seed):
 @pytest.mark.parametrize("absorb", [True, False])
 def test_requests_that_wait_together_get_the_answers_of_one_after_another(absorb):
     """Whatever they have in common: keys, times, ids, events that are refused."""
-    everyone = (
-        "    - {entity: all, windows: {D: 1d}, features: {everyone: distinct(card)}}\n"  # any two have that in common
-    )
-    assert everyone in TEXT
-    project, random_ = declared(TEXT.replace(everyone, "").replace(", everyone]", "]"), SCHEMA), random.Random(absorb)
+    assert EVERYONE in TEXT
+    project, random_ = declared(APART, SCHEMA), random.Random(absorb)
     events = [{**e, "card": f"c{e['id'] % 30}", "shop": e["shop"] and e["id"] % 40} for e in make_events(500, seed=3)]
     past, asked = events[:200], events[200:]
     asked += [{**event, "amount": 7.0} for event in random_.sample(asked, 40)]  # of ids that others have

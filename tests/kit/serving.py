@@ -54,6 +54,9 @@ decisions:
 fallback: {action: review}
 output: [amount]
 """
+EVERYONE = "    - {entity: all, windows: {D: 1d}, features: {everyone: distinct(card)}}\n"
+# Without what any two events have in common.
+APART = TEXT.replace(EVERYONE, "").replace(", everyone]", "]")
 START = 1_543_622_400
 
 

@@ -23,12 +23,10 @@ from pipelines.serve.watched import Watched
 from pipelines.store import Progress, StoreError
 from tests.kit.declared import declared
 from tests.kit.endpoints import open_faulty, serving
-from tests.kit.serving import SCHEMA, START, TEXT, as_lines, in_order, make_events
+from tests.kit.serving import APART, SCHEMA, START, TEXT, as_lines, in_order, make_events
 from tests.kit.support import tiny_scorer
 
 pytestmark = pytest.mark.slow
-
-EVERYONE = "    - {entity: all, windows: {D: 1d}, features: {everyone: distinct(card)}}\n"
 
 EVENT = {"id": 1, "at": START + 60, "card": "anna", "shop": 1, "amount": 12.5}
 PROJECT = declared(TEXT, SCHEMA)
@@ -357,7 +355,7 @@ def test_more_requests_than_may_wait_are_told_to_come_again(tmp_path, monkeypatc
 
 def test_requests_that_wait_are_scored_at_once_and_one_that_fails_fails_alone(tmp_path, monkeypatch):
     """A tile of one card is damaged."""
-    project = declared(TEXT.replace(EVERYONE, "").replace(", everyone]", "]"), SCHEMA)
+    project = declared(APART, SCHEMA)
     store, go, looked, read = open_faulty(tmp_path, project), threading.Event(), [], Watched.read
     events = [{**EVENT, "id": n, "card": f"c{n}", "shop": n} for n in range(20)]
 
